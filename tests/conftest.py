@@ -1,0 +1,45 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real images (`clothing/`, `imagenet-samples/`), which the project itself does not ship."""
+    folder = Path(os.environ.get("MASKFEAT_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set MASKFEAT_TEST_DATA to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of 90 smooth random JPEGs of 40 to 120 pixels a side."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(90):
+        height, width = rng.integers(40, 121, 2)
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        noise.filter(ImageFilter.GaussianBlur(2)).save(folder / f"{index:03d}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those images in shards of 16."""
+    from shards.build import build
+
+    out = tmp_path_factory.mktemp("shards") / "train"
+    build(images, out, samples_per_shard=16, workers=1)
+    return out
