@@ -1,0 +1,191 @@
+"""Decides whether an image can be trained on, and in which bytes it is stored.
+
+Every image is decoded in full once, strictly, so that no reader meets a damaged one. Bytes are kept where
+every reader agrees on their pixels (8-bit JPEG and PNG); anything else is stored as lossless PNG or, with
+`resize`, as JPEG.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL.Image import Resampling, Transpose
+
+# A closed list: Pillow would also open formats that run other programs (EPS) or lose bits without a word.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+DEFAULT_MAX_PIXELS = 100_000_000
+
+# Our own limit, which comes with a reason, replaces Pillow's.
+Image.MAX_IMAGE_PIXELS = None
+
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+_TIFF_BITS_PER_SAMPLE = 258
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The bytes to store, the suffix that names their format, and the size in pixels after EXIF rotation."""
+
+    data: bytes
+    suffix: Literal["jpg", "png"]
+    height: int
+    width: int
+
+
+class Rejected(Exception):
+    """An image that cannot be used: a short `reason` to count by, and a `detail`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def check_image(data: bytes, max_pixels: int, resize: int | None) -> Checked:
+    """Decodes one image file and returns what to store; see the module for what is kept and what converted.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: an image with more is not decoded.
+        resize: shrink the short side to this many pixels where it is longer, and store every image as JPEG.
+
+    Raises:
+        Rejected: the image is damaged, or has no single 8-bit RGB or grey rendering.
+    """
+    if not data:
+        raise Rejected("empty", "0 bytes")
+    try:
+        # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _check(image, data, max_pixels, resize)
+    except (Rejected, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise Rejected("not an image", f"not a readable {', '.join(FORMATS)} file") from None
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        raise Rejected("corrupt", str(error) or type(error).__name__) from None
+
+
+def thumbnail(data: bytes, side: int) -> bytes:
+    """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        orientation = _orientation(image.info.get("exif", b""))
+        image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
+        image.thumbnail((side, side))
+        pixels = image.convert("RGB")
+    if orientation in _UPRIGHT:
+        pixels = pixels.transpose(_UPRIGHT[orientation])
+    file = io.BytesIO()
+    pixels.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None) -> Checked:
+    if image.width * image.height > max_pixels:
+        raise Rejected("too many pixels", f"{image.width} x {image.height} pixels, more than {max_pixels}")
+    # A phone's MPO is a JPEG with a preview or a second eye behind it; every JPEG reader shows the first.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise Rejected("animated", "more than one frame")
+    if _deeper_than_8_bits(image, data):
+        raise Rejected("16-bit", f"more than 8 bits a channel (mode {image.mode})")
+    if image.format == "PNG":
+        # load() does not compare the checksums of the pixel data, verify() does but spoils its image.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as copy:
+            copy.verify()
+    image.load()
+
+    orientation = _orientation(image.info.get("exif", b""))
+    shrink = resize is not None and min(image.size) > resize
+    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and not shrink:
+        height, width = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+        return Checked(data, "jpg", height, width)
+    if _is_plain_png(image, data) and resize is None:
+        return Checked(data, "png", image.height, image.width)
+
+    pixels = _flatten(image)
+    if orientation in _UPRIGHT:
+        pixels = pixels.transpose(_UPRIGHT[orientation])
+    if resize is None:
+        return Checked(_encode(pixels, "PNG"), "png", pixels.height, pixels.width)
+    pixels = pixels.convert("RGB")
+    if shrink:
+        scale = resize / min(pixels.size)
+        size = (round(pixels.width * scale), round(pixels.height * scale))
+        pixels = pixels.resize(size, Resampling.BICUBIC)
+    return Checked(_encode(pixels, "JPEG"), "jpg", pixels.height, pixels.width)
+
+
+def _deeper_than_8_bits(image: Image.Image, data: bytes) -> bool:
+    """Pillow opens 48-bit colour as 8-bit RGB without a word, so the mode alone does not tell."""
+    if image.format == "PNG":
+        return data[24] > 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return any(bits > 8 for bits in image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ()))
+    return image.mode.startswith(("I", "F"))
+
+
+def _is_plain_png(image: Image.Image, data: bytes) -> bool:
+    """8-bit grey or RGB, without transparency and without EXIF: not every reader would turn a PNG by it."""
+    bits, colour = data[24], data[25]
+    eight_bit = image.format == "PNG" and bits == 8 and colour in (0, 2)
+    return eight_bit and "exif" not in image.info and not image.has_transparency_data
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """The image as grey ("L") or "RGB", which is lossless but for CMYK: inks have only a customary RGB."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if any(rgba.getchannel("A").histogram()[:255]):
+            raise Rejected("transparent", "not fully opaque, so its colours depend on a background")
+        return rgba.convert("RGB")
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode in ("P", "CMYK", "YCbCr"):
+        return image.convert("RGB")
+    raise Rejected("colour space", f"mode {image.mode} has no plain RGB")
+
+
+def _encode(pixels: Image.Image, file_format: Literal["JPEG", "PNG"]) -> bytes:
+    pixels.info = {}  # Pillow would copy colour profiles and comments that describe the original
+    file = io.BytesIO()
+    if file_format == "PNG":
+        pixels.save(file, "PNG", compress_level=6)
+    else:
+        pixels.save(file, "JPEG", quality=95, subsampling=0)
+    return file.getvalue()
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation that EXIF data gives, 1 (upright) to 8.
+
+    Pillow's own reader gives up on a truncated block, of which web images have many, and also believes XMP.
+    DALI does neither, and a disagreement would swap `height` and `width`.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, value = struct.unpack_from(f"{order}H6xH", tiff, entry)
+            if tag == _ORIENTATION_TAG:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1

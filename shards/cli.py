@@ -1,0 +1,216 @@
+"""The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or no way on."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from shards import build as builder
+from shards.check import DEFAULT_MAX_PIXELS
+from shards.files import ShardError
+from shards.index import index_tars
+from shards.manifest import REJECTS, Dataset, Manifest
+from shards.output import duplicates, note, progress, reasons, summarise
+from shards.preview import write_preview
+from shards.verify import verify as find_problems
+
+_PROBLEMS_SHOWN = 50
+_CLASSES_SHOWN = 10
+
+app = typer.Typer(
+    help="Turn images into checked WebDataset shards with a manifest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")]
+Root = Annotated[Path, typer.Argument(metavar="DIR", help="A finished data set.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one a CPU core")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images.")]
+MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
+    out: Out,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images assigned to a shard.")] = 1000,
+    resize: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PX", help="Shrink short sides to PX and store JPEG.", show_default="off"),
+    ] = None,
+    workers: Workers = None,
+    seed: Annotated[int, typer.Option(help="Order of the images over the shards.")] = 0,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_rejects: MaxRejects = 0,
+) -> None:
+    """Check every image in SRC and write those that can be trained on to OUT.
+
+    SRC is a folder (SRC/<class>/**/<image>, or SRC/<image>), a tar of <class>.tar files as ImageNet is published,
+    or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers).
+
+    An interrupted build goes on when the same command is run again; the result is the same, byte for byte.
+    Images that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
+
+    \b
+    Examples:
+      maskfeat-shards build imagenet/train shards/train
+      maskfeat-shards build ILSVRC2012_img_train.tar shards/train-256 --resize 256
+      maskfeat-shards build photos.csv shards/photos --samples-per-shard 5000 --max-rejects 100
+    """
+    begun = time.monotonic()
+    with _resumable(out), progress("build", "images") as report:
+        dataset, finished_before = builder.build(
+            source,
+            out,
+            samples_per_shard=samples_per_shard,
+            resize=resize,
+            workers=workers,
+            seed=seed,
+            max_pixels=max_pixels,
+            progress=report,
+        )
+    if finished_before:
+        print(f"{out}: already built from these images with these options; nothing to do")
+        return
+    summarise(out, dataset, time.monotonic() - begun)
+    _judge(out, dataset, max_rejects)
+
+
+@app.command()
+def index(
+    tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the manifest.")],
+    workers: Workers = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_rejects: MaxRejects = 0,
+) -> None:
+    """Make DIR a data set of WebDataset tars made elsewhere, which stay as they are and where they are.
+
+    Every image is checked as by `build`. Labels come from `.cls`, or from `label` in `.json`. Bad samples and those
+    that would have to be rewritten are left out and listed in DIR/rejects.parquet. An interrupted run goes on when
+    the same command is run again.
+
+    \b
+    Examples:
+      maskfeat-shards index 'imagenet/imagenet-train-{0000..1023}.tar' --out imagenet-index
+      maskfeat-shards index 'laion/*.tar' --out laion
+    """
+    begun = time.monotonic()
+    with _resumable(out), progress("index", "tars") as report:
+        dataset, finished_before = index_tars(tars, out, workers=workers, max_pixels=max_pixels, progress=report)
+    if finished_before:
+        print(f"{out}: already made from these tars; nothing to do")
+        return
+    summarise(out, dataset, time.monotonic() - begun)
+    _judge(out, dataset, max_rejects)
+
+
+@app.command()
+def verify(root: Root, workers: Workers = None) -> None:
+    """Read every byte in DIR and name the shards and images that are not as they were built.
+
+    \b
+    Example:
+      maskfeat-shards verify shards/train
+    """
+    with progress("verify", "images") as report:
+        problems = find_problems(root, workers, report)
+    for problem in problems[:_PROBLEMS_SHOWN]:
+        print(f"{root}/{problem}")
+    if len(problems) > _PROBLEMS_SHOWN:
+        print(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
+    if problems:
+        note(f"{root}: {len(problems):,} problems; copy the files again or build the data set again")
+        raise typer.Exit(1)
+    dataset = Dataset.load(root)
+    print(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
+
+
+@app.command()
+def info(root: Root) -> None:
+    """Describe the data set in DIR.
+
+    \b
+    Example:
+      maskfeat-shards info shards/train
+    """
+    dataset, manifest = Dataset.load(root), Manifest.load(root)
+    short = np.minimum(manifest.height, manifest.width)
+    rows = [
+        ("samples", f"{len(manifest):,}"),
+        ("shards", f"{len(manifest.counts):,}"),
+        ("image bytes", f"{dataset.bytes:,}"),
+        ("mean image", f"{dataset.bytes / len(manifest):,.0f} bytes"),
+        ("short side", f"{short.min()} min, {np.median(short):.0f} median, {short.max()} max"),
+        ("classes", f"{len(dataset.classes):,}"),
+    ]
+    if dataset.classes:
+        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+        for label in np.argsort(-counts, kind="stable")[:_CLASSES_SHOWN]:
+            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
+        if len(counts) > _CLASSES_SHOWN:
+            rows.append(("  ...", f"and {len(counts) - _CLASSES_SHOWN:,} more"))
+    rows += [
+        ("rejects", reasons(root) or "0"),
+        ("ignored files", f"{dataset.ignored:,}"),
+        ("duplicates", duplicates(root)),
+        ("identity", manifest.identity),
+    ]
+    # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+@app.command()
+def preview(
+    root: Root,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")],
+) -> None:
+    """Show the data set in DIR on one page: images of every class, sizes, rejects, duplicates.
+
+    \b
+    Example:
+      maskfeat-shards preview shards/train --out train.html
+    """
+    images = write_preview(root, out)
+    print(f"{out}: {images} images on {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+
+
+def main() -> None:
+    """Runs the command line; errors that users can mend are one line."""
+    try:
+        app()
+    except ShardError as error:
+        note(f"error: {error}")
+        sys.exit(2)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: run the same command again to go on, finished shards in {out} are kept")
+        raise typer.Exit(130) from None
+
+
+def _judge(out: Path, dataset: Dataset, max_rejects: int) -> None:
+    if dataset.rejects > max_rejects:
+        note(
+            f"{out} is complete and usable, but lacks {dataset.rejects:,} images where --max-rejects allows "
+            f"{max_rejects:,}; {out / REJECTS} says which and why"
+        )
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

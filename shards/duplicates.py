@@ -1,0 +1,41 @@
+"""Exact duplicates: images of a data set whose stored bytes are those of an earlier one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.files import ShardError
+from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA
+from shards.reading import read
+
+
+def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
+    """Compares the images whose size and checksum agree; `files` are the shards. Rows are sorted by id."""
+    table = pq.read_table(manifest_path, columns=["shard", "offset", "size", "crc32c"])
+    shard, offset, size, crc32c = (column.to_numpy() for column in table.columns)
+    order = np.lexsort((crc32c, size))  # stable, so ids ascend among equals
+    differs = (np.diff(size[order]) != 0) | (np.diff(crc32c[order]) != 0)
+    edges = np.concatenate([[0], np.flatnonzero(differs) + 1, [len(order)]])
+    found: list[tuple[int, int]] = []
+    for group in np.flatnonzero(np.diff(edges) > 1):
+        firsts: dict[bytes, int] = {}
+        for sample in order[edges[group] : edges[group + 1]].tolist():
+            data = read(files[shard[sample]], int(offset[sample]), int(size[sample]))
+            first = firsts.setdefault(data, sample)
+            if first != sample:
+                found.append((sample, first))
+    found.sort()
+    columns = {"id": [sample for sample, _ in found], "first_id": [first for _, first in found]}
+    return pa.table(columns, DUPLICATES_SCHEMA)
+
+
+def load_duplicates(root: Path) -> list[tuple[int, int]]:
+    """(id, first id) of every duplicate. Raises ShardError without a duplicates.parquet."""
+    path = root / DUPLICATES
+    if not path.is_file():
+        raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
+    table = pq.read_table(path)
+    return list(zip(table["id"].to_pylist(), table["first_id"].to_pylist(), strict=True))

@@ -1,0 +1,90 @@
+"""What a source amounts to: candidate images in an order that does not depend on the machine."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.files import ShardError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_LABEL = 99_999  # of labels given as numbers, which are kept: there is a class for each up to the largest
+
+
+@dataclass(frozen=True, slots=True)  # there may be millions
+class Item:
+    """A candidate image: its position in the listing, its path in the source, its class, and its bytes.
+
+    These are `size` bytes at `offset` of `file`, or without an offset all that `file`, a path or a URL, holds.
+    `size` is 0 for a dangling link and None where only reading tells.
+    """
+
+    index: int
+    path: str
+    label: int | None
+    class_name: str | None
+    file: str
+    offset: int | None
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The candidate images of a source, sorted by the bytes of their path.
+
+    `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
+    tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
+    `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
+    no candidates: hidden ones and those without the suffix of an image.
+    """
+
+    root: Path
+    paths: list[str]
+    sizes: list[int | None]
+    offsets: list[int]
+    labels: list[int]
+    classes: list[str]
+    ignored: int
+
+    def item(self, index: int) -> Item:
+        """One candidate."""
+        path = self.paths[index]
+        label = self.labels[index] if self.labels else None
+        return Item(
+            index=index,
+            path=path,
+            label=label,
+            class_name=None if label is None else printable(self.classes[label]),
+            file=str(self.root) if self.offsets else path if is_url(path) else str(self.root / path),
+            offset=self.offsets[index] if self.offsets else None,
+            size=self.sizes[index],
+        )
+
+
+def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
+    """The labels and the sorted class names of paths whose first folder is the class."""
+    folders = [path.partition("/")[0] for path in paths]
+    classes = sorted(set(folders), key=os.fsencode)
+    index = {name: label for label, name in enumerate(classes)}
+    return [index[folder] for folder in folders], classes
+
+
+def is_candidate(path: str) -> bool:
+    """Whether a file counts as an image: by its suffix, unless it or a folder above it is hidden."""
+    hidden = path.startswith(".") or "/." in path
+    return not hidden and path[path.rfind(".") :].lower() in IMAGE_SUFFIXES
+
+
+def no_images(source: Path, files: int) -> ShardError:
+    """The error for a source that holds only other files."""
+    return ShardError(f"{source}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) among {files} files")
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` names something behind a protocol, as in `https://` or `s3://`."""
+    return "://" in path
+
+
+def printable(path: str) -> str:
+    """`path` as valid Unicode: bytes of a file name that are not UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,224 @@
+"""The formats of the files beside the tars, and the reader `Manifest`; docs/data-format.md describes them.
+
+`dataset.json` is written last: a folder without it is an unfinished build.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.files import ShardError, sha256_of
+
+MANIFEST = "manifest.parquet"
+REJECTS = "rejects.parquet"
+DUPLICATES = "duplicates.parquet"
+DATASET = "dataset.json"
+FORMAT = "maskfeat-shards"
+VERSION = 1
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),  # index into the shard list of dataset.json
+        ("offset", pa.int64()),  # of the image bytes in the tar
+        ("size", pa.int64()),  # of the image bytes
+        ("label", pa.int32()),  # null where there is none
+        ("height", pa.int32()),  # after EXIF rotation, as width
+        ("width", pa.int32()),
+        ("crc32c", pa.uint32()),  # of the image bytes
+        ("path", pa.string()),  # in the source, or the name of a member of a tar made elsewhere
+    ]
+)
+REJECTS_SCHEMA = pa.schema(
+    [("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("size", pa.int64())]
+)
+DUPLICATES_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
+_ROWS_PER_GROUP = 65_536
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar, as dataset.json lists it: name, samples, size of the tar in bytes, its SHA-256.
+
+    `name` is relative to the folder of the data set or, for a tar made elsewhere, an absolute path or a URL.
+    """
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides a build's output besides its source."""
+
+    samples_per_shard: int
+    resize: int | None
+    max_pixels: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The contents of dataset.json. `bytes` counts image bytes only; `fingerprint` is the build's input.
+
+    `options` are None where the tars were made elsewhere.
+    """
+
+    samples: int
+    bytes: int
+    classes: list[str]
+    shards: list[Shard]
+    manifest_sha256: str
+    rejects: int
+    ignored: int
+    options: Options | None
+    fingerprint: str
+
+    def dump(self) -> str:
+        """The text of dataset.json."""
+        return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, root: str | Path) -> "Dataset":
+        """Reads `root`/dataset.json. Raises ShardError for anything but a finished build of this version."""
+        path = Path(root) / DATASET
+        if not path.parent.is_dir():
+            raise ShardError(f"{root}: no such folder")
+        if not path.is_file():
+            raise ShardError(
+                f"{root}: has no {DATASET}, so its build has not finished; run `maskfeat-shards build` again"
+            )
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            if fields.pop("format") != FORMAT:
+                raise ValueError("another format")
+            version = fields.pop("version")
+            if version != VERSION:
+                raise ShardError(f"{path}: has version {version}, not {VERSION}; update maskfeat-pipeline")
+            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
+            fields["options"] = Options(**fields["options"]) if fields["options"] else None
+            return cls(**fields)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ShardError(f"{path}: is not a {FORMAT} description; build the data set again") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Every sample of a data set, in memory: a sample's id is its row number.
+
+    Rows follow the shards and, within a shard, the tar. Columns are arrays of shape (samples,): `shard`
+    indexes `shard_names`, each relative to `root`, an absolute path or a URL; `offset` and `size`, in bytes,
+    frame the image in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
+    rotation; `crc32c` is that of the image bytes. `counts`, of shape (shards,), are the samples of each shard.
+    `identity`, the SHA-256 of manifest.parquet, names the data set.
+    """
+
+    root: Path
+    shard_names: list[str]
+    counts: npt.NDArray[np.int64]
+    shard: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+    width: npt.NDArray[np.int32]
+    crc32c: npt.NDArray[np.uint32]
+    classes: list[str]
+    identity: str
+
+    @classmethod
+    def load(cls, root: str | Path) -> "Manifest":
+        """Reads the manifest of a finished build.
+
+        Raises ShardError when the folder or its dataset.json is missing, of another version, or when
+        manifest.parquet is not the one that the build wrote.
+        """
+        root = Path(root)
+        dataset = Dataset.load(root)
+        path = root / MANIFEST
+        if not path.is_file():
+            raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
+        if sha256_of(path) != dataset.manifest_sha256:
+            raise ShardError(f"{path}: does not match {DATASET}; copy both from one build or build again")
+        numeric = [name for name in MANIFEST_SCHEMA.names if name not in ("key", "path")]
+        table = pq.read_table(path, columns=numeric)
+        return cls(
+            root=root,
+            shard_names=[shard.name for shard in dataset.shards],
+            counts=np.array([shard.samples for shard in dataset.shards], np.int64),
+            shard=table["shard"].to_numpy(),
+            offset=table["offset"].to_numpy(),
+            size=table["size"].to_numpy(),
+            label=table["label"].fill_null(-1).to_numpy(),
+            height=table["height"].to_numpy(),
+            width=table["width"].to_numpy(),
+            crc32c=table["crc32c"].to_numpy(),
+            classes=dataset.classes,
+            identity=dataset.manifest_sha256,
+        )
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def key(self, sample: int) -> str:
+        """The sample's key in its tar, read from disk."""
+        return self.names(sample, sample + 1)[0][0]
+
+    def path(self, sample: int) -> str:
+        """The sample's path in the source it was built from, read from disk."""
+        return self.names(sample, sample + 1)[0][1]
+
+    def names(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """(key, path) of the samples `start` to `stop` - 1, read from disk: slow, meant for messages."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"samples {start} to {stop} of {len(self)}")
+        file = pq.ParquetFile(self.root / MANIFEST)
+        names: list[tuple[str, str]] = []
+        first = 0
+        for group in range(file.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            if first < stop and start < end:
+                table = file.read_row_group(group, columns=["key", "path"])
+                table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
+                names += zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)
+            first = end
+        return names
+
+
+def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
+    """Writes manifest.parquet from each shard's columns (all but `shard`, which is the shard's position)."""
+    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+        waiting: list[pa.Table] = []
+        for position, columns in enumerate(shards):
+            shard = [position] * len(columns["key"])
+            waiting.append(pa.table({**columns, "shard": shard}, MANIFEST_SCHEMA))
+            # A row group per shard would make the footer of a large data set as big as its data.
+            if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+
+
+def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
+    """Writes rejects.parquet, sorted by path."""
+    rows = sorted(rejects, key=lambda reject: str(reject["path"]))
+    pq.write_table(pa.Table.from_pylist(rows, REJECTS_SCHEMA), path, compression="zstd")
+
+
+def count_rejects(root: str | Path) -> Counter[str]:
+    """How many images of the source were rejected, by reason. Raises ShardError without a rejects.parquet."""
+    path = Path(root) / REJECTS
+    if not path.is_file():
+        raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
+    return Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())

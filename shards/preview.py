@@ -1,0 +1,172 @@
+"""One HTML page, with everything in it, that shows what a data set holds."""
+
+import base64
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from shards.check import thumbnail
+from shards.duplicates import load_duplicates
+from shards.files import ShardError, replacing
+from shards.manifest import REJECTS, Dataset, Manifest
+from shards.page import STYLE, histogram
+from shards.reading import read
+from shards.tarfiles import shard_file
+
+_THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
+_IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
+_SIDE = 160  # pixels, twice what is shown, for fine screens
+_EXAMPLES = 5  # of rejects a reason
+_PAIRS = 12  # of duplicates
+
+
+def write_preview(root: Path, out: Path) -> int:
+    """Writes the page on the data set in `root` to the file `out` and returns how many thumbnails it shows.
+
+    Raises ShardError when there is no finished data set, an image to show is damaged, or `out` cannot be written.
+    """
+    dataset, manifest = Dataset.load(root), Manifest.load(root)
+    groups, all_groups = _groups(manifest)
+    name = escape(root.resolve().name)
+    kind = "by class" if dataset.classes else "by shard"
+    if len(groups) < all_groups:
+        kind += f", {len(groups):,} of {all_groups:,}"
+    width = "100%" if all_groups <= _FEW_GROUPS else "330px" if all_groups <= _THUMBNAILS // 2 else "104px"
+    body = [
+        f"<header><h1>{name}</h1>{_facts(dataset, manifest)}</header>",
+        f"<section><h2>Sizes</h2><div class=charts>{_sizes(manifest)}</div></section>",
+        f"<section><h2>Images <small>{kind}</small></h2><div class=groups style='--group: {width}'>",
+        *(_group(manifest, *group) for group in groups),
+        "</div></section>",
+        f"<section><h2>Rejects <small>{dataset.rejects:,}</small></h2>{_rejects(root)}</section>",
+        _duplicates(manifest),
+    ]
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
+        f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>{''.join(body)}</main></html>\n"
+    )
+    try:
+        with replacing(out, out.parent) as scratch:
+            scratch.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ShardError(f"{out}: {error.strerror}; choose another file") from None
+    return page.count("<img ")
+
+
+def _groups(manifest: Manifest) -> tuple[list[tuple[str, int, list[int]]], int]:
+    """(title, samples, ids to show) of classes, or shards where there are none, and how many there are in all.
+
+    Too many are thinned out evenly, as are the samples of each.
+    """
+    if manifest.classes:
+        of, titles = manifest.label, manifest.classes
+    else:
+        of, titles = manifest.shard, manifest.shard_names
+    order = np.argsort(of, kind="stable")
+    edges = np.searchsorted(of[order], np.arange(len(titles) + 1))
+    filled = np.flatnonzero(np.diff(edges))
+    most = _IN_ONE_OF_FEW if len(filled) <= _FEW_GROUPS else _IN_A_GROUP
+    each = max(1, min(most, _THUMBNAILS // len(filled)))
+    groups = []
+    for index in _spread(filled, _THUMBNAILS):
+        members = order[edges[index] : edges[index + 1]]
+        groups.append((titles[index], len(members), _spread(members, each)))
+    return groups, len(filled)
+
+
+def _spread(values: npt.NDArray[np.int64], most: int) -> list[int]:
+    """At most `most` of the values, evenly spaced."""
+    count = min(most, len(values))
+    return [int(values[len(values) * number // count]) for number in range(count)]
+
+
+def _facts(dataset: Dataset, manifest: Manifest) -> str:
+    facts = [
+        ("samples", f"{dataset.samples:,}"),
+        ("shards", f"{len(dataset.shards):,}"),
+        ("image bytes", _bytes(dataset.bytes)),
+        ("mean image", _bytes(dataset.bytes / dataset.samples)),
+    ]
+    if dataset.classes:
+        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+        facts.append(("classes", f"{len(counts):,}"))
+        facts.append(("samples a class", f"{counts.min():,} – {counts.max():,}"))  # noqa: RUF001
+    if dataset.options is not None and dataset.options.resize is not None:
+        facts.append(("short side resized to", f"{dataset.options.resize} px"))
+    facts.append(("ignored files", f"{dataset.ignored:,}"))
+    cells = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for name, value in facts)
+    return f"<dl>{cells}</dl><p class=identity>{dataset.manifest_sha256}</p>"
+
+
+def _bytes(count: float) -> str:
+    power = min(int(np.log10(max(count, 1))) // 3, 5)
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+def _sizes(manifest: Manifest) -> str:
+    short = np.minimum(manifest.height, manifest.width)
+    sides = {2.0**power: f"{2**power}" for power in range(20)}
+    ratios = {1 / 4: "1:4", 1 / 2: "1:2", 1.0: "1:1", 2.0: "2:1", 4.0: "4:1"}
+    median = f"median {np.median(short):.0f}, {short.min():,} to {short.max():,}"
+    return histogram("Short side in pixels", median, short, sides) + histogram(
+        "Width : height", f"{(manifest.width > manifest.height).mean():.0%} landscape", _aspect(manifest), ratios
+    )
+
+
+def _aspect(manifest: Manifest) -> npt.NDArray[np.float64]:
+    return np.clip(manifest.width / manifest.height, 1 / 4, 4)
+
+
+def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> str:
+    caption = f"<figcaption title='{escape(title)}'>{escape(title)} <small>{samples:,}</small></figcaption>"
+    return f"<figure>{caption}<div>{''.join(_image(manifest, sample) for sample in ids)}</div></figure>"
+
+
+def _image(manifest: Manifest, sample: int) -> str:
+    shard = manifest.shard_names[manifest.shard[sample]]
+    path = manifest.path(sample)
+    try:
+        file = shard_file(manifest.root, shard)
+        data = read(file, int(manifest.offset[sample]), int(manifest.size[sample]))
+    except OSError as error:
+        raise ShardError(f"{shard}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`") from None
+    if google_crc32c.value(data) != manifest.crc32c[sample]:
+        raise ShardError(f"{shard}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
+    title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
+    source = base64.b64encode(thumbnail(data, _SIDE)).decode()
+    return f"<img loading=lazy title='{escape(title)}' alt='{escape(path)}' src='data:image/jpeg;base64,{source}'>"
+
+
+def _rejects(root: Path) -> str:
+    if not (root / REJECTS).is_file():
+        raise ShardError(f"{root / REJECTS}: is missing; copy it from the original data set or build it again")
+    by_reason: dict[str, list[str]] = {}
+    table = pq.read_table(root / REJECTS, columns=["path", "reason", "detail"])
+    for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        by_reason.setdefault(reason, []).append(f"<li><code>{escape(path)}</code> {escape(detail)}")
+    if not by_reason:
+        return "<p>None: every image was kept.</p>"
+    rows = ""
+    for reason, examples in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = f"<li>and {len(examples) - _EXAMPLES:,} more" if len(examples) > _EXAMPLES else ""
+        shown = "".join(examples[:_EXAMPLES])
+        rows += f"<tr><th>{escape(reason)}<td class=count>{len(examples):,}<td><ul>{shown}{more}</ul>"
+    return f"<table>{rows}</table>"
+
+
+def _duplicates(manifest: Manifest) -> str:
+    found = load_duplicates(manifest.root)
+    heading = f"<h2>Duplicates <small>{len(found):,}</small></h2>"
+    if not found:
+        return f"<section>{heading}<p>None: no two images have the same bytes.</p></section>"
+    rows = ""
+    for sample, first in found[:_PAIRS]:
+        paths = f"<code>{escape(manifest.path(first))}</code><br><code>{escape(manifest.path(sample))}</code>"
+        rows += f"<div class=pair>{_image(manifest, first)}<p>{paths}</p></div>"
+    more = f"<p>and {len(found) - _PAIRS:,} more</p>" if len(found) > _PAIRS else ""
+    return f"<section>{heading}<div class=pairs>{rows}</div>{more}</section>"

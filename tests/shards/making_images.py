@@ -1,0 +1,64 @@
+"""Small images and folders of them, made in the tests."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def pixels(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
+    """A smooth random picture, (height, width, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def picture(seed: int, height: int = 40, width: int = 56) -> Image.Image:
+    return Image.fromarray(pixels(seed, height, width))
+
+
+def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def make_tree(root: Path, count: int, classes: tuple[str, ...] = ("ant", "bee")) -> Path:
+    """`count` images, every fourth a PNG, the others JPEG, dealt out to class folders, if there are any."""
+    for number in range(count):
+        folder = root / classes[number % len(classes)] if classes else root
+        folder.mkdir(parents=True, exist_ok=True)
+        name, file_format = (f"{number:03d}.png", "PNG") if number % 4 == 3 else (f"{number:03d}.JPG", "JPEG")
+        (folder / name).write_bytes(encoded(picture(number, 40 + number), file_format))
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file below `root`: relative path to bytes."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of plain files."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def make_tar_of_tars(path: Path, root: Path) -> Path:
+    """The class folders of `root` as ImageNet's training images are published."""
+    classes = {}
+    for folder in sorted(root.iterdir(), reverse=True):
+        files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        classes[f"{folder.name}.tar"] = make_tar(path.with_suffix(".inner"), files).read_bytes()
+    path.with_suffix(".inner").unlink()
+    return make_tar(path, classes)

@@ -1,0 +1,151 @@
+import sys
+from pathlib import Path
+
+import pytest
+from making_images import make_tree
+
+from shards.cli import main
+from shards.manifest import Manifest
+
+
+class Shell:
+    """Runs `maskfeat-shards` in this process: (exit status, stdout, stderr)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["maskfeat-shards", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        out, err = self.capsys.readouterr()
+        return int(exit.value.code or 0), out, err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "source", 10, ("ant", "bee", "cat"))
+
+
+def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
+    assert (status, err) == (0, "")
+    assert f"{out}: 10 samples in 3 shards, 0.0 MB, " in text
+    assert f"next: maskfeat-shards verify {out}" in text
+
+    status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
+    assert (status, err) == (0, "")
+    assert "already built" in text
+
+    assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards are as they were built\n", "")
+
+    status, text, err = shell("info", out)
+    assert (status, err) == (0, "")
+    manifest = Manifest.load(out)
+    rows = {name: value for name, _, value in (line.strip().partition("  ") for line in text.splitlines())}
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["samples"] == "10"
+    assert rows["short side"] == "40 min, 44 median, 49 max"
+    assert (rows["classes"], rows["ant"], rows["bee"], rows["cat"]) == ("3", "4", "3", "3")
+    assert rows["mean image"] == f"{manifest.size.mean():,.0f} bytes"
+    assert rows["rejects"] == "0"
+    assert rows["duplicates"] == "0"
+    assert rows["identity"] == manifest.identity
+
+
+def test_duplicates_are_counted_and_named(shell: Shell, source: Path, tmp_path: Path) -> None:
+    (source / "cat" / "copy.jpg").write_bytes((source / "ant" / "000.JPG").read_bytes())
+    status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
+    assert (status, err) == (0, "")
+    (line,) = [line for line in text.splitlines() if line.startswith("duplicates: 1 (")]
+    assert line.endswith(f"see {tmp_path}/out/duplicates.parquet")
+    assert "ant/000.JPG" in line and "cat/copy.jpg" in line
+    assert line.removeprefix("duplicates: ").split(":")[0] in shell("info", tmp_path / "out")[1]
+
+
+def test_index_describes_tars_made_elsewhere(shell: Shell, source: Path, tmp_path: Path) -> None:
+    (source / "ant" / "copy.jpg").write_bytes((source / "ant" / "000.JPG").read_bytes())
+    shell("build", source, tmp_path / "built", "--samples-per-shard", 4, "--workers", 1)
+    out = tmp_path / "out"
+    status, text, err = shell("index", f"{tmp_path}/built/*.tar", "--out", out, "--workers", 1)
+    assert (status, err) == (0, "")
+    assert f"{out}: 11 samples in 3 shards, " in text
+    assert "\nduplicates: 1 (" in text
+    assert shell("index", f"{tmp_path}/built/*.tar", "--out", out)[:2] == (
+        0,
+        f"{out}: already made from these tars; nothing to do\n",
+    )
+    assert shell("verify", out)[0] == 0
+    assert "classes        3\n" in shell("info", out)[1]
+
+
+def test_preview_writes_a_page(shell: Shell, source: Path, tmp_path: Path) -> None:
+    shell("build", source, tmp_path / "out", "--workers", 1)
+    status, text, err = shell("preview", tmp_path / "out", "--out", tmp_path / "page.html")
+    assert (status, err) == (0, "")
+    assert text == f"{tmp_path}/page.html: 10 images on 0.0 MB; open it in a browser\n"
+    assert (tmp_path / "page.html").read_text().endswith("</html>\n")
+
+
+def test_rejects_decide_the_exit_status_but_not_the_data_set(shell: Shell, source: Path, tmp_path: Path) -> None:
+    (source / "ant" / "000.JPG").write_bytes(b"")
+    (source / "bee" / "001.JPG").write_bytes(b"text")
+    status, text, err = shell("build", source, tmp_path / "strict", "--workers", 1)
+    assert status == 1
+    assert "rejected 2 images (1 empty, 1 not an image)" in text or "(1 not an image, 1 empty)" in text
+    assert "is complete and usable, but lacks 2 images" in err
+    assert "rejects.parquet" in err
+    assert shell("verify", tmp_path / "strict")[0] == 0
+
+    assert shell("build", source, tmp_path / "lax", "--workers", 1, "--max-rejects", 2)[::2] == (0, "")
+    assert "1 empty, 1 not an image" in shell("info", tmp_path / "lax")[1]
+
+
+def test_verify_prints_every_problem_and_exits_with_1(shell: Shell, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shell("build", source, out, "--workers", 1)
+    tar = out / "shard-000000.tar"
+    offset = Manifest.load(out).offset[3]
+    data = bytearray(tar.read_bytes())
+    data[offset] ^= 1
+    tar.write_bytes(data)
+    status, text, err = shell("verify", out, "--workers", 2)
+    assert (status, len(text.splitlines())) == (1, 2)
+    assert f"{tar}: sample {Manifest.load(out).key(3)} (" in text
+    assert "2 problems" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "{tmp}/nowhere", "{tmp}/out"], "error: {tmp}/nowhere: no such folder or file\n"),
+        (["verify", "{tmp}/nowhere"], "error: {tmp}/nowhere: no such folder\n"),
+        (["index", "{tmp}/*.tar", "--out", "{tmp}/out"], "error: {tmp}/*.tar: no such tar; correct the path or"),
+        (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so its build has not finished; run"),
+        (["build", "{tmp}"], "Missing argument"),
+        (["build", "{tmp}", "{tmp}/out", "--workers", "0"], "--workers"),
+        (["build", "{tmp}", "{tmp}/out", "--colour"], "--colour"),
+    ],
+)
+def test_what_cannot_go_on_is_status_2_and_no_traceback(
+    shell: Shell, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    status, out, err = shell(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert message.format(tmp=tmp_path) in err
+    assert "Traceback" not in err
+    if message.startswith("error"):
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["build", "index", "verify", "info", "preview"])
+def test_help_has_an_example(shell: Shell, command: str) -> None:
+    status, out, _ = shell(command, "--help")
+    assert status == 0
+    assert f"\n    maskfeat-shards {command} " in out

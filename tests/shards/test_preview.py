@@ -1,0 +1,106 @@
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making_images import decoded, encoded, make_tree, picture
+from PIL import Image
+
+from shards.build import build
+from shards.files import ShardError
+from shards.manifest import Manifest
+from shards.page import histogram
+from shards.preview import write_preview
+
+
+class Page(HTMLParser):
+    """The images of a page by their title, its text, and everything that it would fetch."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.images: dict[str, np.ndarray] = {}
+        self.text, self.fetched = "", []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        kind, _, data = (values.get("src") or "").partition(",")
+        if kind == "data:image/jpeg;base64":
+            self.images[values["title"] or ""] = decoded(base64.b64decode(data))
+        self.fetched += [value for name in ("src", "href") if (value := values.get(name)) and value[:5] != "data:"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_shows_facts_images_rejects_and_duplicates_and_fetches_nothing(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", 10, ("ant", "<b>bee & co"))
+    (source / "ant" / "copy.jpg").write_bytes((source / "ant" / "000.JPG").read_bytes())
+    (source / "ant" / "<i>.jpg").write_bytes(b"text")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    red_left = np.zeros((40, 80, 3), np.uint8)
+    red_left[:, :40, 0] = 255
+    turned = encoded(Image.fromarray(red_left), "JPEG", exif=exif.tobytes(), quality=95)
+    (source / "ant" / "turned.jpg").write_bytes(turned)
+    build(source, tmp_path / "out", workers=1)
+    assert write_preview(tmp_path / "out", tmp_path / "page.html") == 7 + 5 + 1
+    page = Page(tmp_path / "page.html")
+    assert page.fetched == []
+    assert "http" not in (tmp_path / "page.html").read_text()
+    for text in ("<b>bee & co 5", "Rejects 1", "<i>.jpg not a readable", "Duplicates 1", "ant/copy.jpg"):
+        assert text in page.text
+    assert Manifest.load(tmp_path / "out").identity in page.text
+    upright = page.images["ant/turned.jpg, 40 x 80"]
+    assert upright.shape == (80, 40, 3)
+    assert upright[10, 20, 0] > 200 and upright[70, 20, 0] < 50
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".html")] == []
+
+
+def test_many_classes_are_thinned_out_evenly(tmp_path: Path) -> None:
+    image = encoded(picture(0), "JPEG")
+    for number in range(400):
+        folder = tmp_path / "source" / f"{number:03d}"
+        folder.mkdir(parents=True)
+        (folder / "image.jpg").write_bytes(image + b"%d" % number)
+    build(tmp_path / "source", tmp_path / "out", workers=1)
+    assert write_preview(tmp_path / "out", tmp_path / "page.html") == 200
+    assert list(Page(tmp_path / "page.html").images) == [f"{n:03d}/image.jpg, 56 x 40" for n in range(0, 400, 2)]
+
+
+def test_without_classes_the_images_are_shown_by_shard(tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 30, ()), tmp_path / "out", samples_per_shard=4, workers=1)
+    assert write_preview(tmp_path / "out", tmp_path / "page.html") == 30
+    page = Page(tmp_path / "page.html")
+    assert "shard-000007.tar 2" in page.text
+    assert "None: every image was kept." in page.text and "None: no two images" in page.text
+
+
+def test_a_histogram_counts_every_value_once() -> None:
+    values = np.array([64] * 5 + [100] * 2 + [256])
+    chart = histogram("title", "note", values, {64: "64", 128: "128", 1024: "1024"})
+    bars = re.findall(r"height=([\d.]+)><title>([\d.]+) to ([\d.]+): (\d+)<", chart)
+    assert [(float(height), int(count)) for height, _, _, count in bars] == [(130.0, 5), (52.0, 2), (26.0, 1)]
+    assert all(
+        float(low) <= value <= float(high) for value, (_, low, high, _) in zip((64, 100, 256), bars, strict=True)
+    )
+    assert re.findall(r">(\d+)</text>", chart) == ["64", "128"]
+    assert "<title>1 to 1.02: 7<" in histogram("all alike", "", np.full(7, 1), {})
+
+
+def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
+    with pytest.raises(ShardError, match=r"nowhere/page\.html: No such file or directory; choose another"):
+        write_preview(tmp_path / "out", tmp_path / "nowhere" / "page.html")
+    tar = tmp_path / "out" / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[Manifest.load(tmp_path / "out").offset[0] + 5] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar: ant/000\.JPG is damaged; run `maskfeat-shards verify"):
+        write_preview(tmp_path / "out", tmp_path / "page.html")
+    tar.unlink()
+    with pytest.raises(ShardError, match=r"shard-000000\.tar: No such file or directory; run"):
+        write_preview(tmp_path / "out", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
