@@ -1,0 +1,178 @@
+"""Reader, decoder and loader on real shards: right bytes, pixels and order, whatever the batch and the rank."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import Data
+from pipeline.data.augment import centre_crops
+from pipeline.data.decode import Decoder
+from pipeline.data.loader import Batch, Loader, training_requests, validation_requests
+from pipeline.data.plan import Plan
+from pipeline.data.reader import DataError, Reader
+from shards.manifest import Manifest
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def manifest(shards: Path) -> Manifest:
+    return Manifest.load(shards)
+
+
+def settings(shards: Path, **changes: object) -> Data:
+    return Data.model_validate({"shards": shards, "image_size": 32, "decode_threads": 1, **changes})
+
+
+def training_batches(
+    shards: Path, manifest: Manifest, micro_batch: int, steps: int, rank: int, ranks: int
+) -> list[Batch]:
+    data = settings(shards)
+    plan = Plan(manifest.counts, seed=3, lanes=4, block=32)
+    requests = training_requests(
+        plan, manifest, data, first_step=0, batch_size=24, micro_batch=micro_batch, rank=rank, world_size=ranks
+    )
+    taken = (next(requests) for _ in range(steps * 24 // ranks // micro_batch))
+    return list(Loader(manifest, data, micro_batch, CPU).batches(taken))
+
+
+def by_sample(batches: list[Batch]) -> dict[tuple[int, int], tuple[torch.Tensor, int]]:
+    """(step, id) -> pixels and mask key."""
+    return {
+        (batch.request.step, int(sample)): (image, int(key))
+        for batch in batches
+        for sample, image, key in zip(batch.request.ids, batch.images, batch.mask_keys, strict=True)
+    }
+
+
+def test_reader_returns_the_source_files(manifest: Manifest, images: Path) -> None:
+    encoded = Reader(manifest, threads=3).submit(np.arange(len(manifest))).result()
+    for sample, data in enumerate(encoded):
+        assert data.tobytes() == (images / manifest.path(sample)).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_shard_is_one_error_that_names_sample_and_remedy(shards: Path, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    manifest = Manifest.load(copy)
+    shard = copy / manifest.shard_names[0]
+    if damage == "flip":
+        data = bytearray(shard.read_bytes())
+        data[int(manifest.offset[3]) + 20] ^= 1
+        shard.write_bytes(data)
+    elif damage == "truncate":
+        shard.write_bytes(shard.read_bytes()[: int(manifest.offset[3]) + 20])
+    else:
+        shard.unlink()
+    with pytest.raises(DataError) as error:
+        Reader(manifest).read(3)
+    for part in (str(shard), manifest.path(3), f"maskfeat-shards verify {copy}"):
+        assert part in str(error.value)
+
+
+def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest) -> None:
+    """Many threads on few shards: no descriptor is closed under a reader's hands."""
+    reader = Reader(manifest, threads=8)
+    for _ in range(20):
+        futures = [reader.submit(np.arange(start, len(manifest), 8)) for start in range(8)]
+        assert sum(len(future.result()) for future in futures) == len(manifest)
+
+
+def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path) -> None:
+    """Against Pillow's crop and bicubic resize: the same picture within JPEG decoders' and filters' rounding."""
+    ids = np.arange(8)
+    encoded = [Reader(manifest).read(int(sample)) for sample in ids]
+    boxes = centre_crops(manifest.height[ids], manifest.width[ids])
+    flips = (ids % 2).astype(np.int32)
+    decoder = Decoder(8, 32, None, threads=1)
+    decoder.feed(encoded, boxes, flips)
+    pixels = decoder.take()
+    assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for sample, (top, left, height, width), flip, ours in zip(ids, boxes, flips, pixels, strict=True):
+        image = Image.open(images / manifest.path(int(sample))).convert("RGB")
+        image = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
+        theirs = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image).astype(float)
+        assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).mean() < 1.0
+
+
+def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
+    from shards.build import build
+
+    source = tmp_path / "source"
+    source.mkdir()
+    pixels = np.zeros((40, 80, 3), dtype=np.uint8)
+    pixels[:, 40:] = 255  # turned by 90 degrees clockwise: dark above, bright below
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(source / "turned.jpg", quality=95, exif=exif)
+    build(source, tmp_path / "out", workers=1)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.height[0], manifest.width[0]) == (80, 40)
+    decoder = Decoder(1, 16, None, threads=1)
+    decoder.feed([Reader(manifest).read(0)], np.array([[0, 0, 80, 40]], dtype=np.int32), np.zeros(1, dtype=np.int32))
+    image = decoder.take()[0].float().mean(0)
+    assert image[:6].max() < 20 and image[-6:].min() > 235
+
+
+def test_an_undecodable_image_is_an_error_and_the_next_batch_is_unharmed(manifest: Manifest) -> None:
+    ids = np.arange(4)
+    encoded = [Reader(manifest).read(int(sample)) for sample in ids]
+    boxes, flips = centre_crops(manifest.height[ids], manifest.width[ids]), np.zeros(4, dtype=np.int32)
+    decoder = Decoder(4, 32, None, threads=1)
+    decoder.feed(encoded, boxes, flips)
+    expected = decoder.take()
+    decoder.feed([encoded[0][:100], *encoded[1:]], boxes, flips)
+    decoder.feed(encoded, boxes, flips)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decoder.take()
+    assert torch.equal(decoder.take(), expected)
+
+
+def test_kept_batches_are_not_overwritten(manifest: Manifest, shards: Path) -> None:
+    """Outputs are DALI's own memory, not copies: it must not be used again while torch holds it."""
+    kept = training_batches(shards, manifest, micro_batch=12, steps=6, rank=0, ranks=1)
+    again = training_batches(shards, manifest, micro_batch=12, steps=6, rank=0, ranks=1)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(kept, again, strict=True))
+    assert len({batch.images.data_ptr() for batch in kept}) == len(kept)
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(2, 12), (2, 3), (4, 6), (8, 3), (3, 8), (1, 2)])
+def test_pixels_do_not_depend_on_ranks_and_micro_batches(
+    shards: Path, manifest: Manifest, ranks: int, micro_batch: int
+) -> None:
+    alone = by_sample(training_batches(shards, manifest, micro_batch=24, steps=8, rank=0, ranks=1))
+    parts = [by_sample(training_batches(shards, manifest, micro_batch, 8, rank, ranks)) for rank in range(ranks)]
+    together = {key: value for part in parts for key, value in part.items()}
+    assert together.keys() == alone.keys()
+    for key, (image, mask_key) in alone.items():
+        assert torch.equal(together[key][0], image)
+        assert together[key][1] == mask_key
+
+
+def test_a_rank_takes_its_contiguous_part_of_the_plan(shards: Path, manifest: Manifest) -> None:
+    plan = Plan(manifest.counts, seed=3, lanes=4, block=32)
+    for rank in range(4):
+        for batch in training_batches(shards, manifest, micro_batch=6, steps=5, rank=rank, ranks=4):
+            whole = plan.batch(batch.request.step, 24)
+            np.testing.assert_array_equal(batch.request.ids, whole[rank * 6 : rank * 6 + 6])
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch", "samples"), [(1, 16, 90), (2, 16, 90), (3, 7, 50), (2, 8, 5)])
+def test_validation_counts_every_sample_once(manifest: Manifest, ranks: int, micro_batch: int, samples: int) -> None:
+    per_rank = [
+        list(
+            validation_requests(manifest, samples=samples, micro_batch=micro_batch, rank=rank, world_size=ranks, seed=0)
+        )
+        for rank in range(ranks)
+    ]
+    assert len({len(requests) for requests in per_rank}) == 1
+    requests = [request for part in per_rank for request in part]
+    assert {len(request.ids) for request in requests} == {micro_batch}
+    counted = np.concatenate([request.ids[request.weights > 0] for request in requests])
+    np.testing.assert_array_equal(np.sort(counted), np.arange(samples))
