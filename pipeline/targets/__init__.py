@@ -1,0 +1,1 @@
+"""What the model has to predict (HOG) and where (masks)."""

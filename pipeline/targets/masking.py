@@ -1,0 +1,84 @@
+"""Block-wise masks: which patches the model does not see and has to describe.
+
+Algorithm: Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, algorithm 1, with the settings
+of MaskFeat: 40% of a 14x14 grid in blocks of at least 15 patches and aspect ratios in [0.3, 1/0.3]. Two
+differences from the published codes: blocks may touch every border, and every mask covers exactly the same
+number of patches, so that shapes are static. Where the published loop gives up (ten placements in a row refused;
+3 masks in 10, by half a patch on average), the mask grows at its edges until it is full.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.random import derive, uniform
+
+MIN_ASPECT = 0.3
+MIN_BLOCK = 15 / 196  # of the grid
+PATIENCE = 10  # refused placements in a row before a mask is finished off
+TRIES = 32  # placements in all; the published loop needs more for fewer than 1 mask in 1,000
+
+_FILL = TRIES * 4  # the stream of randomness after those of the placements
+
+
+def masked_patches(grid: tuple[int, int], ratio: float = 0.4) -> int:
+    """Patches in every mask: `ratio` of the grid, rounded down; 78 for 14x14 at 0.4."""
+    return int(grid[0] * grid[1] * ratio)
+
+
+def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0.4) -> Tensor:
+    """One mask for every key, on the device of the keys and without a loop over the batch.
+
+    Args:
+        keys: int64 (B,); equal keys give equal masks, whatever the batch around them.
+        grid: rows and columns of patches.
+        ratio: share of masked patches.
+
+    Returns:
+        bool (B, rows, columns), True where masked, exactly `masked_patches(grid, ratio)` in each.
+
+    Raises:
+        ValueError: the ratio leaves nothing to mask or nothing to see.
+    """
+    rows, columns = grid
+    target = masked_patches(grid, ratio)
+    if not 0 < target < rows * columns:
+        raise ValueError(f"masking {ratio:g} of a {rows}x{columns} grid leaves nothing to predict or nothing to see")
+    smallest = max(1, round(rows * columns * MIN_BLOCK))
+    y = torch.arange(rows, device=keys.device)
+    x = torch.arange(columns, device=keys.device)
+
+    mask = torch.zeros(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
+    missing = torch.full_like(keys, target)
+    refused = torch.zeros_like(keys)
+    draws = uniform(derive(keys[:, None], torch.arange(TRIES * 4, device=keys.device))).double()
+    for size, shape, down, across in draws.reshape(-1, TRIES, 4).permute(1, 2, 0):
+        area = smallest + size * (missing - smallest)
+        aspect = torch.exp((2 * shape - 1) * math.log(MIN_ASPECT))
+        height = torch.sqrt(area * aspect).round().long()
+        width = torch.sqrt(area / aspect).round().long()
+        top = (down * (rows - height + 1)).long()
+        left = (across * (columns - width + 1)).long()
+        in_rows = (y >= top[:, None]) & (y < (top + height)[:, None])
+        in_columns = (x >= left[:, None]) & (x < (left + width)[:, None])
+        block = in_rows[:, :, None] & in_columns[:, None, :]
+
+        new = (block & ~mask).sum((1, 2))
+        accepted = (height < rows) & (width < columns) & (new > 0) & (new <= missing) & (refused < PATIENCE)
+        mask |= block & accepted[:, None, None]
+        missing = missing - new * accepted
+        refused = torch.where(accepted, 0, refused + 1)
+    return _fill(mask, missing, keys)
+
+
+def _fill(mask: Tensor, missing: Tensor, keys: Tensor) -> Tensor:
+    """Add `missing` (B,) patches to each mask (B, rows, columns): those with most masked neighbours, ties at random."""
+    beside = F.pad(mask.float(), (1, 1, 1, 1))
+    neighbours = beside[:, 2:, 1:-1] + beside[:, :-2, 1:-1] + beside[:, 1:-1, 2:] + beside[:, 1:-1, :-2]
+    places = torch.arange(neighbours[0].numel(), device=keys.device)
+    tie = uniform(derive(derive(keys, _FILL)[:, None], places))
+    score = (neighbours.flatten(1) + tie).masked_fill(mask.flatten(1), -1.0)
+    rank = score.argsort(dim=1, descending=True).argsort(dim=1)
+    return mask | (rank < missing[:, None]).reshape(mask.shape)

@@ -1,0 +1,70 @@
+"""From decoded pixels to what is compared: normalised images, masks, targets at masked patches, and the loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.targets.hog import hog_target
+from pipeline.targets.masking import block_masks, masked_patches
+
+# The statistics of ImageNet's training images that practically all vision transformers are trained with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+Target = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one micro-batch of B images asks of the model.
+
+    Attributes:
+        images: normalised, (B, 3, H, W) in the model's dtype.
+        mask: bool (B, rows, columns), equally many True in each.
+        masked: patches that `mask` covers in all.
+        targets: float32 (masked, numbers a patch), in the order of `MaskFeat.forward`.
+    """
+
+    images: Tensor
+    mask: Tensor
+    masked: int
+    targets: Tensor
+
+
+class Objective:
+    """Makes examples, always the same from the same pixels and mask keys.
+
+    Args:
+        grid: rows and columns of patches.
+        patch: side of a patch in pixels.
+        ratio: share of masked patches.
+        dtype: of the images that the model takes.
+        compile: let torch compile the target.
+    """
+
+    def __init__(self, grid: tuple[int, int], patch: int, ratio: float, dtype: torch.dtype, compile: bool) -> None:
+        self.grid, self.patch, self.ratio, self.dtype = grid, patch, ratio, dtype
+        self.masked = masked_patches(grid, ratio)
+        self._target: Target = torch.compile(hog_target, dynamic=False) if compile else hog_target
+
+    def example(self, images: Tensor, mask_keys: Tensor) -> Example:
+        """From uint8 (B, 3, H, W) and int64 (B,) keys, on their device, without waiting for it."""
+        mask = block_masks(mask_keys, self.grid, self.ratio)
+        masked = self.masked * len(images)
+        index = torch.nonzero_static(mask.flatten(), size=masked)[:, 0]
+        targets = self._target(images, self.patch).flatten(0, 1)[index]
+        return Example(normalise(images, self.dtype), mask, masked, targets)
+
+
+def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 (B, 3, H, W) -> (images / 255 - mean) / std in `dtype`, computed in float32."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1) * 255
+    return ((images.float() - mean) / std).to(dtype)
+
+
+def squared_errors(predictions: Tensor, targets: Tensor, images: int) -> Tensor:
+    """Mean squared error of each image over its masked patches: float32 (images,). Equally many patches in each."""
+    return (predictions.float() - targets).square().reshape(images, -1).mean(1)
