@@ -1,0 +1,42 @@
+"""An encoder in timm's folder layout, which `timm.create_model("local-dir:FOLDER")` and the Hugging Face hub read."""
+
+from pathlib import Path
+from typing import Any
+
+from timm.models import VisionTransformer, save_for_hf
+
+
+def export_timm(
+    encoder: VisionTransformer,
+    folder: Path,
+    *,
+    image_size: int,
+    options: dict[str, Any],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> None:
+    """Write model.safetensors and config.json.
+
+    Args:
+        encoder: as `model.maskfeat.build_encoder` made it; its features are its patch tokens after the LayerNorm.
+        folder: created if it is not there.
+        image_size: side in pixels.
+        options: what the encoder was built with besides its name and image size.
+        mean, std: of the images' normalisation, per channel, of values in [0, 1].
+    """
+    save_for_hf(
+        encoder,
+        str(folder),
+        safe_serialization=True,
+        model_config={
+            "num_classes": 0,
+            "global_pool": "avg",
+            "input_size": [3, image_size, image_size],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": mean,
+            "std": std,
+        },
+        model_args={"img_size": image_size, "global_pool": "avg", "fc_norm": False, **options},
+    )

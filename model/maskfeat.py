@@ -1,0 +1,131 @@
+"""MaskFeat around a timm vision transformer.
+
+Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022. Masked patch
+embeddings are replaced by one learned token, the whole sequence is encoded, and a linear head describes what was
+under the masked patches.
+"""
+
+import math
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+PositionInit = Literal["random", "sincos"]
+
+
+def build_encoder(name: str, image_size: int, **options: Any) -> VisionTransformer:
+    """A timm vision transformer without a head, whose pooled feature is the mean of its patch tokens.
+
+    The final LayerNorm sits before the pooling, since it is trained by MaskFeat; the class token is kept, as in the
+    published weights, though no loss reaches its output.
+
+    Args:
+        name: any timm model that is a `VisionTransformer`.
+        image_size: side in pixels.
+        options: passed on to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
+
+    Raises:
+        ValueError: no such model, or it is no plain vision transformer.
+    """
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*patch*")[:5]
+        raise ValueError(f"timm has no model {name!r}; near it: {', '.join(near) or 'see timm.list_models()'}")
+    try:
+        encoder = timm.create_model(
+            name, img_size=image_size, num_classes=0, global_pool="avg", fc_norm=False, **options
+        )
+    except TypeError as error:
+        raise ValueError(f"{name!r} is no plain vision transformer, or takes no such option: {error}") from error
+    if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
+        raise ValueError(f"{name!r} is no plain vision transformer: choose one like vit_base_patch16_224")
+    return encoder
+
+
+class MaskFeat(nn.Module):
+    """Predicts `target_width` numbers for every masked patch.
+
+    Args:
+        encoder: a timm VisionTransformer; its weights are initialised anew.
+        target_width: numbers that describe a patch; 108 for HOG of 16-pixel patches.
+        position_init: "random" as in the paper, or "sincos", a 2-D sine-cosine table as a learnable start, with which
+            small models on short schedules leave the mean predictor's plateau much sooner.
+
+    Attributes:
+        grid: rows and columns of patches.
+        patch: side of a patch in pixels.
+    """
+
+    def __init__(
+        self, encoder: VisionTransformer, target_width: int = 108, position_init: PositionInit = "random"
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.grid: tuple[int, int] = encoder.patch_embed.grid_size
+        self.patch: int = encoder.patch_embed.patch_size[0]
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
+        self.head = nn.Linear(encoder.embed_dim, target_width)
+        self._initialise(position_init)
+
+    def forward(self, images: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
+        """Predictions for the masked patches.
+
+        Args:
+            images: normalised floats (B, 3, H, W).
+            mask: bool (B, rows, columns), True where the model must not see.
+            masked: how many patches `mask` covers in all. Given, shapes are static and the device is not waited for.
+
+        Returns:
+            (masked, target_width), row-major within an image, image by image.
+        """
+        encoder = self.encoder
+        x = encoder.patch_embed(images)  # (B, patches, width)
+        x = torch.where(mask.flatten(1)[..., None], self.mask_token.to(x.dtype), x)
+        x = encoder._pos_embed(x)
+        x = encoder.norm(encoder.blocks(encoder.norm_pre(encoder.patch_drop(x))))
+        x = x[:, encoder.num_prefix_tokens :].flatten(0, 1)
+        predictions: Tensor = self.head(x[masked_index(mask, masked)])
+        return predictions
+
+    def _initialise(self, position_init: PositionInit) -> None:
+        """Truncated normals of 0.02 for weights and tokens, zeros for biases, as in the published code's encoder."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        encoder = self.encoder
+        tokens = [self.mask_token, encoder.cls_token, encoder.reg_token, encoder.pos_embed]
+        for token in tokens:
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        if position_init == "sincos":
+            table = sincos_positions(self.grid, encoder.embed_dim)
+            with torch.no_grad():
+                encoder.pos_embed[0, -len(table) :] = table
+
+
+def masked_index(mask: Tensor, masked: int | None = None) -> Tensor:
+    """Where a mask (B, rows, columns) is True in the flattened (B * rows * columns): int64 (masked,), ascending."""
+    if masked is None:
+        return mask.flatten().nonzero()[:, 0]
+    return torch.nonzero_static(mask.flatten(), size=masked)[:, 0]
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """2-D sine-cosine position embedding, float32 (rows * columns, width).
+
+    The first half of the width encodes the column, the second the row, each as sines then cosines of frequencies
+    10000^(-i / (width/4)), as in the code of He et al., "Masked Autoencoders Are Scalable Vision Learners".
+
+    Raises:
+        ValueError: the width is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {width}")
+    frequency = torch.exp(torch.arange(width // 4) * (-math.log(10_000) / (width // 4)))
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = torch.stack([x.flatten(), y.flatten()])[..., None] * frequency  # (2, patches, width / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(1, 0, 2).flatten(1)
