@@ -24,19 +24,20 @@ def export_timm(
         options: what the encoder was built with besides its name and image size.
         mean, std: of the images' normalisation, per channel, of values in [0, 1].
     """
+    kept = ("architecture", "first_conv", "classifier")  # the rest describes timm's own weights of that name
+    encoder.pretrained_cfg = {key: encoder.pretrained_cfg[key] for key in kept} | {
+        "tag": "maskfeat",
+        "num_classes": 0,
+        "input_size": (3, image_size, image_size),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "mean": mean,
+        "std": std,
+    }
     save_for_hf(
         encoder,
         str(folder),
         safe_serialization=True,
-        model_config={
-            "num_classes": 0,
-            "global_pool": "avg",
-            "input_size": [3, image_size, image_size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "mean": mean,
-            "std": std,
-        },
-        model_args={"img_size": image_size, "global_pool": "avg", "fc_norm": False, **options},
+        model_args={"img_size": image_size, "num_classes": 0, "global_pool": "avg", "fc_norm": False, **options},
     )

@@ -59,7 +59,10 @@ class MaskFeat(nn.Module):
     """
 
     def __init__(
-        self, encoder: VisionTransformer, target_width: int = 108, position_init: PositionInit = "random"
+        self,
+        encoder: VisionTransformer,
+        target_width: int = 108,
+        position_init: PositionInit = "random",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -90,7 +93,7 @@ class MaskFeat(nn.Module):
         return predictions
 
     def _initialise(self, position_init: PositionInit) -> None:
-        """Truncated normals of 0.02 for weights and tokens, zeros for biases, as in the published code's encoder."""
+        """Truncated normals of 0.02 for weights and tokens, as in the published code; zeros for biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)

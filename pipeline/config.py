@@ -1,0 +1,214 @@
+"""A recipe: every setting of a pre-training run, typed and checked before anything starts.
+
+Each setting has its default here and nowhere else; DeepSpeed's own configuration is made from it (train/engine.py).
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.targets.hog import CELL
+
+RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class ConfigError(ValueError):
+    """A recipe or an override is wrong. The message names the key and the remedy."""
+
+
+class Section(BaseModel):
+    """Settings that refuse keys they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Run(Section):
+    """Where a run lives and what it reports when. `*_every` count steps."""
+
+    dir: Path
+    seed: int = 0
+    max_steps: int | None = Field(None, ge=1)  # ends early, without changing the schedule
+    log_every: int = Field(20, ge=1)
+    eval_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+    keep: int = Field(3, ge=1)  # newest checkpoints kept
+    trace_samples: bool = False  # write the sample ids of every batch to samples-rank{r}.jsonl
+
+
+class Data(Section):
+    """What is read, in which order, and how it is cropped."""
+
+    shards: Path  # a folder that `maskfeat-shards build` wrote
+    validation: Path | None = None  # another such folder
+    validation_samples: int = Field(4096, ge=1)  # of these, the first so many
+    image_size: int = Field(224, gt=0)
+    crop_scale: Range = (0.5, 1.0)  # of the image's area
+    crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
+    flip: bool = True
+    lanes: int = Field(64, ge=1)
+    block: int = Field(8192, ge=1)
+    read_threads: int = Field(4, ge=1)
+    decode_threads: int = Field(4, ge=1)
+    hw_decoder_load: Literal[0, 1] = 0  # share of the GPU's JPEG hardware; anything between is not reproducible
+
+
+class Mask(Section):
+    """Which patches are hidden."""
+
+    ratio: Share = 0.4
+
+
+class Model(Section):
+    """The encoder: a timm vision transformer."""
+
+    name: str = "vit_base_patch16_224"
+    position_init: Literal["random", "sincos"] = "random"
+    options: dict[str, int | float | bool] = {}  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
+
+
+class Optim(Section):
+    """AdamW under a linear warm-up and a cosine."""
+
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(gt=0)  # images a step over all ranks and accumulation
+    lr: float = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
+    warmup_lr: float = Field(1e-6, ge=0)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_epochs: float = Field(30, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: float = Field(0.05, ge=0)
+    clip: float = Field(0.02, gt=0)  # L2 norm of the gradient
+
+
+class Engine(Section):
+    """How a step is computed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    micro_batch: int | None = Field(None, ge=1)  # images a rank computes at once; None: all of its share
+    compile: Literal["none", "target", "all"] = "all"  # torch.compile: nothing, the HOG target, or the model too
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    run: Run
+    data: Data
+    mask: Mask = Mask()
+    model: Model = Model()
+    optim: Optim
+    engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.optim.warmup_epochs >= self.optim.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of optim.epochs={self.optim.epochs:g}"
+            )
+        if self.data.image_size % CELL:
+            raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self.data, key)
+            if low > high:
+                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
+        if self.data.crop_scale[1] > 1:
+            raise ValueError(f"data.crop_scale={list(self.data.crop_scale)} asks for more than the whole image")
+        return self
+
+    def micro_batch(self, world_size: int) -> int:
+        """Images a rank computes at once.
+
+        Raises:
+            ConfigError: the batch cannot be shared out evenly.
+        """
+        share, rest = divmod(self.optim.batch_size, world_size)
+        if rest:
+            raise ConfigError(
+                f"optim.batch_size={self.optim.batch_size} cannot be shared out evenly to {world_size} ranks"
+            )
+        micro = self.engine.micro_batch or share
+        if share % micro:
+            raise ConfigError(
+                f"engine.micro_batch={micro} does not divide the {share} images that each of {world_size} ranks "
+                f"takes of optim.batch_size={self.optim.batch_size}"
+            )
+        return micro
+
+    def to_yaml(self) -> str:
+        """The recipe with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides, check the whole.
+
+    Args:
+        recipe: the name of a file in scripts/recipes, or the path of a YAML file.
+        overrides: "section.key=value" with a YAML value; the last one wins. `run.dir` is runs/RECIPE unless given.
+
+    Raises:
+        ConfigError: no such recipe, no YAML, an unknown key, a wrong value or an impossible combination.
+    """
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError:
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"no recipe {recipe!r}: give one of {known}, or the path of a .yaml file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds no settings")
+    for override in overrides:
+        _apply(settings, override)
+    settings.setdefault("run", {}).setdefault("dir", f"runs/{path.stem}")
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not (equals and dot and name):
+        raise ConfigError(f"{override!r} is no override: write section.key=value, e.g. optim.epochs=100")
+    if key not in _keys():
+        raise ConfigError(_unknown(key))
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: {value!r} is no YAML value") from None
+    settings.setdefault(section, {})[name] = parsed
+
+
+def _keys() -> Iterator[str]:
+    for section, field in Recipe.model_fields.items():
+        annotation = field.annotation
+        assert isinstance(annotation, type) and issubclass(annotation, Section)
+        yield from (f"{section}.{name}" for name in annotation.model_fields)
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, list(_keys()), n=3) or [
+        k for k in _keys() if k.startswith(key.split(".")[0] + ".")
+    ]
+    return f"unknown key {key}" + (f": did you mean {' or '.join(near)}?" if near else "")
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return _unknown(key)
+    if problem["type"] == "missing":
+        return f"{key} is missing: set it in the recipe or give {key}=VALUE"
+    if not key:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -1,0 +1,155 @@
+"""DeepSpeed, configured from a recipe, behind the few calls of a training step.
+
+Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
+- One of its optimizers runs a step at construction to create Adam's moments, which decays the weights once and makes
+  the first update too small. The learning rate is therefore 0 until then, and step counts start over afterwards.
+- ZeRO 1 and 2 link moments to parameters after the first group's first step, when those of the other groups do not
+  exist yet: the moments are made and linked here, before any step.
+- At stage 0 in fp16 it unscales gradients of a loss that it has not scaled: there the loss is scaled here.
+- At stage 0 in fp32 it clips without telling the norm: there the gradient is clipped here.
+- Under bf16 it accumulates gradients in bf16 unless told otherwise, and cannot be told at stage 0.
+"""
+
+import logging
+from typing import Any, cast
+
+import deepspeed
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+from pipeline.config import Optim, Recipe
+from pipeline.train.world import World
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a recipe."""
+    micro = recipe.micro_batch(world_size)
+    stage, precision = recipe.engine.zero_stage, recipe.engine.precision
+    config: dict[str, Any] = {
+        "train_batch_size": recipe.optim.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": recipe.optim.batch_size // (micro * world_size),
+        "zero_optimization": {"stage": stage},
+        "steps_per_print": None,
+    }
+    if not _clips_itself(recipe):
+        config["gradient_clipping"] = recipe.optim.clip
+    if precision != "fp32":
+        config[precision] = {"enabled": True}
+        if stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups as in the paper's code: vectors and biases are not decayed, all else is, tokens included."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: float) -> CosineLRScheduler:
+    """Linear warm-up, then half a cosine; `step_update(step)` sets the rate of any step without those before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = optim.lr * optim.batch_size / 256
+    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=total_steps(optim, steps_per_epoch) - warmup,
+        lr_min=optim.min_lr,
+        warmup_t=warmup,
+        warmup_lr_init=optim.warmup_lr,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def total_steps(optim: Optim, steps_per_epoch: float) -> int:
+    """Steps of the whole schedule; at least one after the warm-up."""
+    return max(round(optim.epochs * steps_per_epoch), round(optim.warmup_epochs * steps_per_epoch) + 1)
+
+
+class Engine:
+    """A model under DeepSpeed.
+
+    Args:
+        model: on any device, in fp32.
+        recipe: decides stage, precision, optimizer and schedule.
+        world: the processes.
+        steps_per_epoch: not necessarily whole.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, world: World, steps_per_epoch: float) -> None:
+        self.dtype = DTYPES[recipe.engine.precision]
+        self.stage = recipe.engine.zero_stage
+        self._clip = recipe.optim.clip if _clips_itself(recipe) else None
+        self._grad_norm: Tensor | None = None
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(model, recipe.optim.weight_decay),
+            lr=0.0,
+            betas=recipe.optim.betas,
+            fused=world.gpu is not None,
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=deepspeed_config(recipe, world.size)
+        )
+        unscaled = self.stage == 0 and self.dtype == torch.float16
+        self._scaler = self.deepspeed.optimizer.loss_scale_config if unscaled else None
+        self._loss_scale = 1.0
+        self._create_moments()
+        self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
+
+    def predict(self, images: Tensor, mask: Tensor, masked: int) -> Tensor:
+        """`MaskFeat.forward`; every rank has to call it together."""
+        return cast(Tensor, self.deepspeed(images, mask, masked))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients; DeepSpeed averages over micro-batches and ranks."""
+        if self._scaler:
+            self._loss_scale = self._scaler.cur_scale
+        self.deepspeed.backward(loss * self._loss_scale)
+
+    def update(self) -> None:
+        """Update the weights, if this micro-batch is the last of its step."""
+        if self._clip is not None and self.deepspeed.is_gradient_accumulation_boundary():
+            self._grad_norm = nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), self._clip)
+        self.deepspeed.step()
+
+    def grad_norm(self) -> float:
+        """L2 norm of the last step's gradient before clipping. Waits for the device."""
+        norm = self.deepspeed.get_global_grad_norm() if self._clip is None else self._grad_norm
+        return float("nan") if norm is None else float(norm) / self._loss_scale
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the step under way."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def adam_states(self) -> list[dict[str, Tensor]]:
+        """Adam's own entries, one a tensor it updates: `step`, `exp_avg` and `exp_avg_sq`."""
+        return list(self.optimizer.state.values())
+
+    def _create_moments(self) -> None:
+        inner = self.deepspeed.optimizer
+        if self.stage == 3:  # it puts these into the parameter groups only for the time of a step
+            updated = inner.fp32_partitioned_groups_flat
+        else:
+            updated = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        self.optimizer.state.clear()
+        for tensor in updated:
+            step = torch.zeros((), dtype=torch.float32, device=tensor.device)
+            self.optimizer.state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in MOMENTS}
+        if self.stage in (1, 2):
+            inner._lazy_init_hp_params_optimizer_state()
+
+
+def _clips_itself(recipe: Recipe) -> bool:
+    return recipe.engine.zero_stage == 0 and recipe.engine.precision == "fp32"

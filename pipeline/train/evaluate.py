@@ -1,0 +1,99 @@
+"""Validation: the model's loss, the losses of two predictors that learn nothing, and the picture."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Recipe
+from pipeline.data.loader import Batch, Loader, Request, validation_requests
+from pipeline.targets.objective import Objective, squared_errors
+from pipeline.train.engine import Engine
+from pipeline.train.picture import Picture, draw
+from pipeline.train.world import World
+from shards.manifest import Manifest
+
+PICTURED = 4  # validation images in the picture
+
+
+class Validation:
+    """The validation images of a run, always the same crops under the same masks. All ranks call everything together.
+
+    Args:
+        shards: their folder, as `maskfeat-shards build` wrote it.
+        recipe, world, micro_batch, objective: those of the run.
+    """
+
+    def __init__(self, shards: Path, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
+        self._manifest = Manifest.load(shards)
+        self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
+        self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
+        (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
+
+    def loss(self, engine: Engine) -> float:
+        """Mean squared error of the model over the images of all ranks, each counted once."""
+        total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
+        engine.deepspeed.eval()
+        with torch.no_grad():
+            for batch in self._batches():
+                example = self._objective.example(batch.images, batch.mask_keys)
+                predictions = engine.predict(example.images, example.mask, example.masked)
+                errors = squared_errors(predictions, example.targets, len(batch.images))
+                total += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
+        engine.deepspeed.train()
+        loss, images = self._world.sum(total).tolist()
+        return float(loss / images)
+
+    def constant_losses(self, mean: Tensor) -> tuple[float, float]:
+        """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere."""
+        total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
+        for batch in self._batches():
+            targets = self._objective.example(batch.images, batch.mask_keys).targets
+            zero, constant = (
+                (squared_errors(guess.expand_as(targets), targets, len(batch.images)) * batch.weights).sum()
+                for guess in (torch.zeros_like(mean), mean)
+            )
+            total += torch.stack([zero, constant, batch.weights.sum()])
+        zero_loss, mean_loss, images = self._world.sum(total).tolist()
+        return float(zero_loss / images), float(mean_loss / images)
+
+    def picture(self, engine: Engine) -> Picture:
+        """What the model makes of the first validation images (on rank 0; the others draw their own)."""
+        batch = self._pictured
+        example = self._objective.example(batch.images, batch.mask_keys)
+        engine.deepspeed.eval()
+        with torch.no_grad():
+            predictions = engine.predict(example.images, example.mask, example.masked)
+        engine.deepspeed.train()
+        shown = min(PICTURED, len(batch.images))
+        return draw(
+            batch.images[:shown],
+            example.mask[:shown],
+            predictions[: shown * self._objective.masked],
+            self._objective.patch,
+        )
+
+    def _requests(self) -> Iterator[Request]:
+        return validation_requests(
+            self._manifest,
+            samples=self._recipe.data.validation_samples,
+            micro_batch=self._micro_batch,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            seed=self._recipe.run.seed,
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        return self._loader.batches(self._requests())
+
+
+def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:
+    """Mean target of the masked patches over the batches of all ranks: float32 (numbers a patch,)."""
+    total, patches = torch.zeros((), device=world.device), 0
+    for batch in batches:
+        targets = objective.example(batch.images, batch.mask_keys).targets
+        total = total + targets.double().sum(0)
+        patches += len(targets)
+    return (world.sum(total) / (patches * world.size)).float()

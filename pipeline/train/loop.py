@@ -1,0 +1,273 @@
+"""Pre-training, from the start or from the newest checkpoint, to the end."""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from pipeline.build import build_model
+from pipeline.config import Recipe
+from pipeline.data.loader import Loader, Request, training_requests
+from pipeline.data.plan import PLAN_VERSION, Plan
+from pipeline.targets.objective import Objective, squared_errors
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Checkpoint, CheckpointError, Facts
+from pipeline.train.engine import DTYPES, Engine, total_steps
+from pipeline.train.evaluate import Validation, mean_target
+from pipeline.train.monitor import Metrics, Monitor, keep_lines
+from pipeline.train.state import capture, counters, restore
+from pipeline.train.world import World
+from shards.manifest import Manifest
+
+MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
+
+
+class TrainingError(Exception):
+    """Training cannot go on. The message says why and what to do."""
+
+
+class Pretraining:
+    """One life of a run: from building or resuming it to its end. All ranks do everything together.
+
+    Raises:
+        ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
+    """
+
+    def __init__(self, recipe: Recipe, world: World) -> None:
+        torch.manual_seed(recipe.run.seed)
+        self.recipe, self.world = recipe, world
+        self.micro_batch = recipe.micro_batch(world.size)
+        self.micro_batches = recipe.optim.batch_size // (self.micro_batch * world.size)
+
+        # Data and targets
+        model = build_model(recipe)
+        self.train = Manifest.load(recipe.data.shards)
+        self.plan = Plan(self.train.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
+        self.loader = Loader(self.train, recipe.data, self.micro_batch, world.device)
+        self.objective = Objective(
+            model.grid, model.patch, recipe.mask.ratio, DTYPES[recipe.engine.precision], recipe.engine.compile != "none"
+        )
+        self.validation = None
+        if recipe.data.validation:
+            self.validation = Validation(recipe.data.validation, recipe, world, self.micro_batch, self.objective)
+
+        # Model, from the newest checkpoint if there is one
+        self.identity = identity(recipe, self.train)
+        resumed = self._find_checkpoint()
+        if resumed:
+            model.load_state_dict(resumed.weights())
+        if recipe.engine.compile == "all":
+            model.compile(dynamic=False)
+        steps_per_epoch = self.plan.samples / recipe.optim.batch_size
+        scheduled = total_steps(recipe.optim, steps_per_epoch)
+        self.start = resumed.facts.step if resumed else 0
+        self.end = min(scheduled, recipe.run.max_steps or scheduled)
+        parameters = sum(parameter.numel() for parameter in model.parameters())  # before ZeRO 3 takes them apart
+        self.engine = Engine(model, recipe, world, steps_per_epoch)
+        if resumed:
+            restore(self.engine, resumed)
+
+        # What a person watches
+        self.monitor: Monitor | None = None
+        if world.rank == 0:
+            recipe.run.dir.mkdir(parents=True, exist_ok=True)
+            (recipe.run.dir / "config.yaml").write_text(recipe.to_yaml())
+            self.monitor = Monitor(recipe.run.dir, recipe.model_dump(mode="json"), self.start, self.end)
+            self.monitor.say(
+                f"{parameters / 1e6:.1f}M parameters, {self.plan.samples:,} images, "
+                f"{world.size} ranks x {self.micro_batches} x {self.micro_batch} images a step, "
+                f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
+            )
+            self.monitor.say(
+                f"steps {self.start} to {self.end} of a schedule of {scheduled}"
+                if self.start < self.end
+                else f"nothing to do: {recipe.run.dir} has reached step {self.start}"
+            )
+
+    def run(self) -> None:
+        """Train to the end, reporting, validating and saving on the way."""
+        engine, settings = self.engine, self.recipe.run
+        if self.start < self.end and self.validation:
+            self._measure_baselines()
+        trace = self._open_trace()
+
+        batches = self.loader.batches(self._requests(self.start))
+        loss_sum = torch.zeros((), device=self.world.device)
+        clock = _Clock()
+        for step in range(self.start, self.end):
+            engine.schedule.step_update(step)
+            ids: list[int] = []
+            for _ in range(self.micro_batches):
+                with clock.waiting():
+                    batch = next(batches)
+                example = self.objective.example(batch.images, batch.mask_keys)
+                predictions = engine.predict(example.images, example.mask, example.masked)
+                loss = squared_errors(predictions, example.targets, len(batch.images)).mean()
+                engine.backward(loss)
+                engine.update()
+                loss_sum += loss.detach() / self.micro_batches
+                ids += batch.request.ids.tolist()
+            clock.steps += 1
+            if trace:
+                trace.write(json.dumps({"step": step, "ids": ids}) + "\n")
+
+            # On most steps that is all, and nothing above waits for the device
+            done = step + 1
+            if self.monitor:
+                self.monitor.advance(done)
+            validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
+            if validate or done == self.end or done % settings.log_every == 0:
+                metrics = self._metrics(done, loss_sum, clock)
+                if validate:
+                    metrics["val_loss"] = self._validate(done)
+                if self.monitor:
+                    self.monitor.log(done, metrics)
+                loss_sum.zero_()
+                clock = _Clock()
+            if done == self.end or done % settings.save_every == 0:
+                with clock.stopped():
+                    self._save(done)
+        if self.monitor:
+            self.monitor.close()
+
+    def _requests(self, first_step: int) -> Iterator[Request]:
+        return training_requests(
+            self.plan,
+            self.train,
+            self.recipe.data,
+            first_step=first_step,
+            batch_size=self.recipe.optim.batch_size,
+            micro_batch=self.micro_batch,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def _metrics(self, done: int, loss_sum: Tensor, clock: "_Clock") -> Metrics:
+        """The numbers of the steps since the last log; loss and data wait are means over the ranks."""
+        means = torch.stack([loss_sum / clock.steps, loss_sum.new_tensor(clock.wait / clock.elapsed)])
+        loss, data_wait = (self.world.sum(means) / self.world.size).tolist()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {done}: start again with a lower optim.lr, or go on from the last "
+                f"checkpoint in {self.recipe.run.dir} with engine.precision=fp32"
+            )
+        return {
+            "loss": loss,
+            "grad_norm": self.engine.grad_norm(),
+            "lr": self.engine.learning_rate,
+            "images_per_second": clock.steps * self.recipe.optim.batch_size / clock.elapsed,
+            "data_wait": data_wait,
+            "skipped_steps": self.engine.deepspeed.skipped_steps,
+            "memory_gib": _peak_memory(self.world.device) / 2**30,
+        }
+
+    def _validate(self, done: int) -> float:
+        assert self.validation
+        loss = self.validation.loss(self.engine)
+        picture = self.validation.picture(self.engine)
+        if self.monitor:
+            self.monitor.picture(done, picture)
+        return loss
+
+    def _measure_baselines(self) -> None:
+        """Before the first step: the untrained model's validation loss and the losses of constant predictions."""
+        assert self.validation
+        path = self.recipe.run.dir / "baselines.json"
+        if self.world.from_first(path.exists()):
+            return
+        if self.monitor:
+            self.monitor.say("measuring the losses of predicting zero and of predicting the mean target ...")
+        batches = self.loader.batches(islice(self._requests(0), MEAN_BATCHES))
+        zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
+        losses = {"untrained": self._validate(0), "zero": zero, "mean": mean}
+        if self.monitor:
+            path.write_text(json.dumps(losses) + "\n")
+            self.monitor.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        """The newest valid checkpoint, chosen and checked by rank 0 for all."""
+        found: Checkpoint | None = None
+        problem = None
+        if self.world.rank == 0:
+            try:
+                found = checkpoint.newest(self.recipe.run.dir / "checkpoints", report=print)
+                if found:
+                    checkpoint.check_identity(found, self.identity)
+            except CheckpointError as error:
+                problem = str(error)
+        found, problem = self.world.from_first((found, problem))
+        if problem:
+            raise CheckpointError(problem)
+        return found
+
+    def _save(self, done: int) -> None:
+        checkpoint.save(
+            self.recipe.run.dir / "checkpoints",
+            self.world,
+            capture(self.engine, self.world),
+            Facts(done, counters(self.engine), self.identity, self.recipe.model_dump(mode="json")),
+            keep=self.recipe.run.keep,
+        )
+
+    def _open_trace(self) -> TextIO | None:
+        if not self.recipe.run.trace_samples:
+            return None
+        path = self.recipe.run.dir / f"samples-rank{self.world.rank}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep_lines(path, self.start - 1)
+        return path.open("a", buffering=1)
+
+
+def identity(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
+    settings = recipe.model_dump(mode="json")
+    free = {"shards", "validation", "validation_samples", "read_threads", "decode_threads"}
+    return {
+        "run.seed": recipe.run.seed,
+        "data.shards (manifest)": manifest.identity,
+        "plan version": PLAN_VERSION,
+    } | {
+        f"{section}.{key}": value
+        for section in ("data", "mask", "model", "optim")
+        for key, value in settings[section].items()
+        if key not in free
+    }
+
+
+class _Clock:
+    """Time since the last log, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.wait = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - begin
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

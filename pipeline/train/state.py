@@ -1,0 +1,117 @@
+"""Every parameter's fp32 weight and Adam moments, whole, whatever ZeRO stage and number of ranks holds the pieces.
+
+DeepSpeed's own checkpoints bind a run to its stage and world size. Its `safe_get_full_*` / `safe_set_full_*` do
+not, but do nothing at stage 0, which is filled in here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.engine import MOMENTS, Engine
+from pipeline.train.world import World
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def named_parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
+    """The trained parameters by the model's own names, in one order on all ranks."""
+    return [(name, p) for name, p in engine.deepspeed.module.named_parameters() if p.requires_grad]
+
+
+def capture(engine: Engine, world: World) -> dict[str, Tensor]:
+    """This rank's share of all states, on the CPU: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
+
+    At stages 1 to 3 each is put together by a collective, so all ranks see all of them go by and keep every n-th.
+    """
+    share: dict[str, Tensor] = {}
+    for index, (name, state) in enumerate(_full_states(engine)):
+        if index % world.size == world.rank:
+            share |= {f"{part}/{name}": value.float().cpu().contiguous() for part, value in state.items()}
+    return share
+
+
+def restore(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Set masters, moments and counters of an engine whose model held `checkpoint.weights()` when it was built.
+
+    All ranks call this together.
+    """
+    masters = _stage_0_masters(engine)
+    with checkpoint.tensors() as tensors, torch.no_grad():
+        for name, parameter in named_parameters(engine):
+            weight = tensors[f"weight/{name}"].to(parameter.device)
+            moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS}
+            if masters is not None:
+                master = masters[parameter]
+                master.copy_(weight)
+                for key, moment in moments.items():
+                    engine.optimizer.state[master][key].copy_(moment)
+            else:
+                safe_set_full_fp32_param(parameter, weight)
+                for key, moment in moments.items():
+                    safe_set_full_optimizer_state(parameter, moment, key)
+    _set_counters(engine, checkpoint.facts.step, checkpoint.facts.counters)
+
+
+def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    masters = _stage_0_masters(engine)
+    for name, parameter in named_parameters(engine):
+        if masters is not None:
+            master = masters[parameter]
+            moments = engine.optimizer.state[master]
+            yield name, {"weight": master.detach()} | {key: moments[key] for key in MOMENTS}
+        else:
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            yield name, {"weight": safe_get_full_fp32_param(parameter)} | moments
+
+
+def counters(engine: Engine) -> dict[str, Any]:
+    """What else decides the next step: Adam's step count, skipped steps, the loss scaler. JSON."""
+    adam_step = int(engine.adam_states()[0]["step"])
+    return {
+        "adam_step": adam_step,
+        "skipped_steps": engine.deepspeed.skipped_steps,
+        "scaler": _scaler_fields(engine),
+    }
+
+
+def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:
+    for state in engine.adam_states():
+        state["step"].fill_(saved["adam_step"])
+    engine.deepspeed.skipped_steps = saved["skipped_steps"]
+    engine.deepspeed.global_steps = step
+    scaler = _scaler(engine)
+    for field in _scaler_fields(engine):
+        setattr(scaler, field, saved["scaler"][field])
+
+
+def _stage_0_masters(engine: Engine) -> dict[nn.Parameter, Tensor] | None:
+    """The fp32 tensor that Adam updates for each parameter at stage 0: a copy under fp16 and bf16, else itself."""
+    if engine.stage:
+        return None
+    optimizer = engine.deepspeed.optimizer
+    if engine.dtype == torch.float32:
+        return {parameter: parameter for _, parameter in named_parameters(engine)}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {low: master for lows, masters in pairs for low, master in zip(lows, masters, strict=True)}
+
+
+def _scaler(engine: Engine) -> Any:
+    optimizer = engine.deepspeed.optimizer
+    return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+
+
+def _scaler_fields(engine: Engine) -> dict[str, Any]:
+    if engine.dtype != torch.float16:
+        return {}
+    scaler = _scaler(engine)
+    return {field: getattr(scaler, field) for field in _SCALER_FIELDS if hasattr(scaler, field)}

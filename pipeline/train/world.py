@@ -1,0 +1,75 @@
+"""The processes of a run: who am I, on which device, and the few exchanges the loop needs."""
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import deepspeed
+import torch
+from deepspeed import comm
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, `local_rank` on its node, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def gpu(self) -> int | None:
+        """The CUDA device number, None on a CPU."""
+        return self.device.index if self.device.type == "cuda" else None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over the ranks, in place."""
+        comm.all_reduce(values)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """What rank 0 passed, on every rank; must be picklable."""
+        box = [value]
+        comm.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """What every rank passed, in rank order, on every rank; must be picklable."""
+        values: list[Value | None] = [None] * self.size
+        comm.all_gather_object(values, value)
+        return cast(list[Value], values)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        comm.barrier()
+
+
+def join() -> World:
+    """Join the processes that the launcher started; without a launcher, be a world of one."""
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cuda":
+        accelerator.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    deepspeed.init_distributed(verbose=False)
+    return World(comm.get_rank(), comm.get_world_size(), local_rank, device)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,72 @@
+"""Make the demo's images: crops of the photographs that scikit-image and scikit-learn ship.
+
+    python scripts/demo_data.py OUT [--train 4000] [--validation 512]
+
+Writes OUT/train/<photograph>/*.jpg and OUT/validation/<photograph>/*.jpg. Both are overlapping crops of the same nine
+photographs, shrunk, of varying size and shape, in other places: validation shows that a model has learned these
+scenes, not that it has learned to see.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+from rich.progress import track
+from sklearn.datasets import load_sample_image
+
+SHORT_SIDE = 192  # of the photographs, in pixels: the less there is to learn, the sooner it shows
+SIDES = (112, 176)  # of the crops, in pixels, from and to
+
+
+def photographs() -> dict[str, np.ndarray]:
+    """Nine natural colour photographs: name to uint8 (height, width, 3)."""
+    left, right, _ = skimage.data.stereo_motorcycle()
+    return {
+        "astronaut": skimage.data.astronaut(),
+        "cat": skimage.data.chelsea(),
+        "china": load_sample_image("china.jpg"),
+        "coffee": skimage.data.coffee(),
+        "flower": load_sample_image("flower.jpg"),
+        "motorcycle-left": left,
+        "motorcycle-right": right,
+        "retina": skimage.data.retina(),
+        "rocket": skimage.data.rocket(),
+    }
+
+
+def shrink(photograph: np.ndarray) -> np.ndarray:
+    """The photograph with a short side of `SHORT_SIDE` pixels."""
+    height, width, _ = photograph.shape
+    scale = SHORT_SIDE / min(height, width)
+    return np.asarray(Image.fromarray(photograph).resize((round(width * scale), round(height * scale))))
+
+
+def main() -> None:
+    """Write both folders anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train", type=int, default=4000, help="crops in all")
+    parser.add_argument("--validation", type=int, default=512, help="crops in all")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.out, ignore_errors=True)
+    images = {name: shrink(photograph) for name, photograph in photographs().items()}
+    names = sorted(images)
+    for split, crops in (("train", arguments.train), ("validation", arguments.validation)):
+        rng = np.random.default_rng([0, len(split)])
+        for name in names:
+            (arguments.out / split / name).mkdir(parents=True)
+        for index in track(range(crops), f"{crops} {split} crops of {len(names)} photographs"):
+            name = names[index % len(names)]
+            photograph = images[name]
+            height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)
+            top = rng.integers(photograph.shape[0] - height + 1)
+            left = rng.integers(photograph.shape[1] - width + 1)
+            crop = Image.fromarray(photograph[top : top + height, left : left + width])
+            crop.save(arguments.out / split / name / f"{index:05d}.jpg", quality=92)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Pre-train a vision transformer with MaskFeat.
+
+    deepspeed scripts/pretrain.py RECIPE [section.key=value ...]
+
+RECIPE is a name in scripts/recipes (demo, vit_base_300e, vit_base_1600e, vit_large_1600e) or the path of a YAML file.
+Started again with the same run.dir, a run resumes from its newest checkpoint.
+
+Examples, each on one line:
+
+    deepspeed scripts/pretrain.py vit_base_300e data.shards=/data/train data.validation=/data/val run.dir=/runs/base
+
+    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/pretrain.py demo data.shards=shards/train
+
+    deepspeed --hostfile hosts scripts/pretrain.py vit_large_1600e data.shards=/data/train engine.zero_stage=2
+"""
+
+import argparse
+import sys
+
+from pipeline.config import ConfigError, load_recipe
+from pipeline.data.reader import DataError
+from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.loop import Pretraining, TrainingError
+from pipeline.train.world import join
+from shards.files import ShardError
+
+
+def main() -> int:
+    """Exit status 0 when the run is complete, 1 when it could not go on, 2 when it was not understood."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="name in scripts/recipes, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    world = join()
+    try:
+        Pretraining(recipe, world).run()
+    except (ConfigError, ShardError, CheckpointError, DataError, TrainingError) as error:
+        # Most such errors meet all ranks alike; one line is enough.
+        if world.rank == 0 or isinstance(error, DataError):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

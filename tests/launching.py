@@ -1,0 +1,95 @@
+"""Small real runs for the tests: a recipe that takes seconds, in this process or through the deepspeed launcher."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe, load_recipe
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+SMALL = (
+    "data.image_size=32",
+    "data.decode_threads=1",
+    "data.read_threads=1",
+    "data.lanes=4",
+    "model.options={embed_dim: 32, depth: 2, num_heads: 1}",
+    "optim.batch_size=16",
+    "optim.epochs=20",
+    "engine.compile=none",
+    "run.log_every=1",
+    "run.eval_every=1000",
+    "run.save_every=1000",
+)
+
+
+def small_recipe(shards: Path, run: Path, *overrides: str) -> Recipe:
+    """The demo's recipe, shrunk."""
+    return load_recipe("demo", [*SMALL, f"data.shards={shards}", f"run.dir={run}", *overrides])
+
+
+def pretrain(shards: Path, run: Path, *overrides: str) -> None:
+    """Train in this process, a world of one."""
+    from pipeline.train.loop import Pretraining
+    from pipeline.train.world import join
+
+    Pretraining(small_recipe(shards, run, *overrides), join()).run()
+
+
+def launch(
+    shards: Path, run: Path, *overrides: str, ranks: int = 2, expect: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Train as a user does: `deepspeed scripts/pretrain.py`, with real processes."""
+    done = subprocess.run(**command(shards, run, *overrides, ranks=ranks), capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def launch_and_kill(shards: Path, run: Path, *overrides: str, when: Path) -> None:
+    """Start the same, and SIGKILL all its processes at once as soon as the path `when` exists."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(**command(shards, run, *overrides), start_new_session=True, stdout=quiet, stderr=quiet)
+    deadline = time.monotonic() + 120
+    while not when.exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def command(shards: Path, run: Path, *overrides: str, ranks: int = 2) -> dict[str, Any]:
+    """Arguments of `subprocess.run` for a launched run."""
+    binaries = Path(sys.executable).parent
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"
+    launcher = [str(binaries / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", *overrides]
+    return {"args": [*launcher, "scripts/pretrain.py", "demo", *settings], "cwd": CHECKOUT, "env": environment}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What the run logged, one dictionary a step."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Training loss by step."""
+    return {line["step"]: line["loss"] for line in metrics(run)}
+
+
+def trace(run: Path, rank: int = 0) -> dict[int, list[int]]:
+    """Sample ids of this rank by step, as `run.trace_samples=true` wrote them."""
+    lines = (run / f"samples-rank{rank}.jsonl").read_text().splitlines()
+    return {line["step"]: line["ids"] for line in map(json.loads, lines)}

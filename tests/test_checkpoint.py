@@ -1,0 +1,85 @@
+"""Checkpoints: damage of any file is found, the one before is taken, and nothing ever starts over in silence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from launching import losses, pretrain
+
+from pipeline.train.checkpoint import CheckpointError, newest, read
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps with checkpoints at 2, 4 and 6."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    pretrain(shards, run, "run.max_steps=6", "run.save_every=2")
+    return run
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run" / "checkpoints"
+
+
+DAMAGE = {
+    "flipped": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "emptied": lambda file: file.write_bytes(b""),
+    "deleted": lambda file: file.unlink(),
+    "older": lambda file: file.write_bytes((file.parents[1] / "step-00000002" / file.name).read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGE))
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "state.json", "files.json"])
+def test_a_damaged_file_is_reported_and_the_checkpoint_before_is_taken(
+    run: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    checkpoints = copy_of(run, tmp_path)
+    DAMAGE[damage](checkpoints / "step-00000006" / name)
+    said: list[str] = []
+    found = newest(checkpoints, said.append)
+    assert found is not None and found.facts.step == 4
+    assert len(said) == 1 and "step-00000006" in said[0]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_still_ends_the_same(shards: Path, run: Path, tmp_path: Path) -> None:
+    checkpoints = copy_of(run, tmp_path)
+    DAMAGE["flipped"](checkpoints / "step-00000006" / "part-00000.safetensors")
+    pretrain(shards, checkpoints.parent, "run.max_steps=6", "run.save_every=2")
+    assert losses(checkpoints.parent) == losses(run)
+    ends = [read(folder / "step-00000006").weights() for folder in (checkpoints, run / "checkpoints")]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(bool((ends[0][name] == ends[1][name]).all()) for name in ends[0])
+
+
+def test_no_valid_checkpoint_is_a_refusal_and_none_at_all_a_start(shards: Path, run: Path, tmp_path: Path) -> None:
+    assert newest(tmp_path / "nothing", print) is None
+    checkpoints = copy_of(run, tmp_path)
+    for folder in checkpoints.glob("step-*"):
+        (folder / "files.json").unlink()
+    with pytest.raises(CheckpointError, match="none of its 3 checkpoints is valid"):
+        pretrain(shards, checkpoints.parent, "run.max_steps=6")
+
+
+def test_a_half_written_checkpoint_is_not_seen_and_is_written_over(shards: Path, run: Path, tmp_path: Path) -> None:
+    checkpoints = copy_of(run, tmp_path)
+    (checkpoints / "step-00000006").rename(checkpoints / ".step-00000006")
+    (checkpoints / ".step-00000006" / "files.json").unlink()
+    pretrain(shards, checkpoints.parent, "run.max_steps=6", "run.save_every=2")
+    assert losses(checkpoints.parent) == losses(run)
+    assert sorted(folder.name for folder in checkpoints.iterdir()) == [f"step-0000000{step}" for step in (2, 4, 6)]
+
+
+def test_a_newer_format_is_not_guessed_at(run: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path) / "step-00000006"
+    state = json.loads((folder / "state.json").read_text()) | {"version": 99}
+    (folder / "state.json").write_text(json.dumps(state))
+    files = json.loads((folder / "files.json").read_text())
+    from pipeline.train.checkpoint import _digest
+
+    (folder / "files.json").write_text(json.dumps(files | {"state.json": _digest(folder / "state.json")}))
+    with pytest.raises(CheckpointError, match="newer version"):
+        read(folder)

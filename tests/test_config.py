@@ -1,0 +1,107 @@
+"""Recipes: what is wrong is said in one line that names the key."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from pipeline.config import RECIPES, ConfigError, Recipe, load_recipe
+
+SHARDS = "data.shards=/data/train"
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_is_valid(recipe: str) -> None:
+    assert load_recipe(recipe, [SHARDS]).run.dir == Path("runs") / recipe
+
+
+def test_published_hyperparameters() -> None:
+    """Epochs, and the learning rate that linear scaling gives, from the paper's and mmselfsup's published recipes."""
+    for name, epochs, model in (
+        ("vit_base_300e", 300, "vit_base_patch16_224"),
+        ("vit_base_1600e", 1600, "vit_base_patch16_224"),
+        ("vit_large_1600e", 1600, "vit_large_patch16_224"),
+    ):
+        recipe = load_recipe(name, [SHARDS])
+        optim = recipe.optim
+        assert (recipe.model.name, optim.epochs, optim.batch_size) == (model, epochs, 2048)
+        assert optim.lr * optim.batch_size / 256 == pytest.approx(1.6e-3)
+        assert (optim.warmup_epochs, optim.warmup_lr, optim.min_lr) == (30, 1e-6, 1e-6)
+        assert (optim.betas, optim.weight_decay, optim.clip) == ((0.9, 0.999), 0.05, 0.02)
+        assert (recipe.data.crop_scale, recipe.mask.ratio) == ((0.5, 1.0), 0.4)
+
+
+def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
+    recipe = load_recipe("demo", [SHARDS, "optim.lr=1e-3", "optim.lr=2e-3", "data.crop_scale=[0.2, 0.9]", "run.dir=/r"])
+    assert (recipe.optim.lr, recipe.data.crop_scale, recipe.run.dir) == (2e-3, (0.2, 0.9), Path("/r"))
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "data.shards is missing"),
+        ([SHARDS, "optim.epoch=3"], "unknown key optim.epoch: did you mean optim.epochs"),
+        ([SHARDS, "otpim.epochs=3"], "did you mean optim.epochs"),
+        ([SHARDS, "optim.epochs=many"], "optim.epochs='many'"),
+        ([SHARDS, "engine.zero_stage=4"], "engine.zero_stage=4"),
+        ([SHARDS, "engine.precision=fp8"], "engine.precision='fp8'"),
+        ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
+        ([SHARDS, "data.image_size=100"], "no multiple of the 8-pixel HOG cell"),
+        ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "upside down"),
+        ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
+        ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),
+        ([SHARDS, "epochs=3"], "is no override"),
+        ([SHARDS, "optim.lr"], "is no override"),
+        ([SHARDS, "optim.lr=[1"], "is no YAML value"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe("demo", overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'vit_huge'.*demo, vit_base_1600e"):
+        load_recipe("vit_huge")
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {epochs: 1, batch_size: 8, warmup_epochs: 0, weight_dacay: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"optim\.weight_dacay: did you mean optim\.weight_decay"):
+        load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
+
+
+@pytest.mark.parametrize(
+    ("override", "ranks", "expected"),
+    [("engine.micro_batch=8", 2, 8), ("engine.micro_batch=null", 4, 16), ("engine.micro_batch=64", 1, 64)],
+)
+def test_micro_batches_divide_the_batch(override: str, ranks: int, expected: int) -> None:
+    assert load_recipe("demo", [SHARDS, override]).micro_batch(ranks) == expected
+
+
+@pytest.mark.parametrize(("override", "ranks"), [("engine.micro_batch=5", 2), ("engine.micro_batch=null", 3)])
+def test_uneven_batches_are_refused(override: str, ranks: int) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.batch_size=64"):
+        load_recipe("demo", [SHARDS, override]).micro_batch(ranks)
+
+
+def test_the_documentation_lists_every_setting_with_its_default() -> None:
+    text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \|", text, re.MULTILINE))
+    required = {key.split(".")[1]: 1 for key, default in documented.items() if default == "required"}
+    for section, field in Recipe.model_fields.items():
+        settings = field.annotation
+        assert settings is not None and issubclass(settings, BaseModel)
+        own = {key: value for key, value in required.items() if key in settings.model_fields}
+        written = {name: yaml.safe_load(documented.pop(f"{section}.{name}")) for name in settings.model_fields}
+        as_documented, default = settings.model_validate(written | own), settings.model_validate(own)
+        for name in settings.model_fields:
+            a, b = getattr(as_documented, name), getattr(default, name)
+            assert a == (pytest.approx(b, rel=1e-3) if isinstance(b, float | tuple) else b), f"{section}.{name}"
+    assert not documented

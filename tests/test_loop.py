@@ -1,0 +1,117 @@
+"""Training in this process: resumed equals undisturbed at every ZeRO stage and precision, and what a run leaves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from launching import losses, metrics, pretrain, small_recipe, trace
+from PIL import Image
+
+from pipeline.config import ConfigError
+from pipeline.data.plan import Plan
+from pipeline.train.checkpoint import CheckpointError
+from shards.manifest import Manifest
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resumed_equals_undisturbed_bit_for_bit(shards: Path, tmp_path: Path, stage: int, precision: str) -> None:
+    settings = [f"engine.zero_stage={stage}", f"engine.precision={precision}", "engine.micro_batch=8"]
+    pretrain(shards, tmp_path / "whole", *settings, "run.max_steps=6")
+    pretrain(shards, tmp_path / "parts", *settings, "run.max_steps=3")
+    pretrain(shards, tmp_path / "parts", *settings, "run.max_steps=6")
+    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert [line["step"] for line in parts] == [1, 2, 3, 4, 5, 6]
+    for key in ("loss", "grad_norm", "lr", "skipped_steps"):
+        assert [line[key] for line in parts] == [line[key] for line in whole], key
+
+
+def test_stages_and_precisions_agree_on_the_way(shards: Path, tmp_path: Path) -> None:
+    """fp32 within 1e-5 at every stage; 16 bits within their rounding: all start alike and take equal steps."""
+    runs = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        for stage in (0, 1, 2, 3):
+            run = tmp_path / f"{precision}-{stage}"
+            pretrain(shards, run, f"engine.zero_stage={stage}", f"engine.precision={precision}", "run.max_steps=8")
+            runs[precision, stage] = np.array(list(losses(run).values()))
+    reference = runs["fp32", 1]
+    assert reference[0] - reference[-1] > 0.005  # it learns, so the comparison means something
+    for (precision, stage), values in runs.items():
+        tolerance = 1e-5 if precision == "fp32" else 1e-3
+        np.testing.assert_allclose(values, reference, atol=tolerance, err_msg=f"{precision}, stage {stage}")
+
+
+def test_accumulation_changes_nothing_but_rounding(shards: Path, tmp_path: Path) -> None:
+    for micro_batch in (16, 4):
+        run = tmp_path / str(micro_batch)
+        pretrain(shards, run, f"engine.micro_batch={micro_batch}", "run.max_steps=6", "run.trace_samples=true")
+    a, b = (tmp_path / name for name in ("16", "4"))
+    assert trace(a) == trace(b)
+    np.testing.assert_allclose(list(losses(a).values()), list(losses(b).values()), atol=1e-6)
+
+
+def test_the_trace_is_the_plan_over_all_lives_of_a_run(shards: Path, tmp_path: Path) -> None:
+    for steps in (3, 7):
+        pretrain(shards, tmp_path / "run", "run.trace_samples=true", f"run.max_steps={steps}")
+    recipe = small_recipe(shards, tmp_path / "run")
+    plan = Plan(Manifest.load(shards).counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
+    assert trace(tmp_path / "run") == {step: plan.batch(step, 16).tolist() for step in range(7)}
+
+
+def test_what_a_run_leaves(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(
+        shards,
+        run,
+        f"data.validation={shards}",
+        "run.max_steps=6",
+        "run.eval_every=4",
+        "run.save_every=2",
+        "run.keep=2",
+    )
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        assert {"loss", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gib"} <= line.keys()
+        assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1
+    assert [line["step"] for line in lines if "val_loss" in line] == [4, 6]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["optim"]["weight_decay"] == 0.05
+
+    baselines = json.loads((run / "baselines.json").read_text())
+    assert baselines["mean"] < baselines["zero"] == pytest.approx(1 / 9, rel=0.02)
+    assert baselines["untrained"] > lines[-1]["val_loss"]
+    pictures = sorted((run / "pictures").glob("*.png"))
+    assert [path.stem for path in pictures] == ["step-00000000", "step-00000004", "step-00000006"]
+    picture = np.asarray(Image.open(pictures[0]))
+    assert picture.shape[1] == 4 * 32 * 3 + 3 * 6  # four panels of 32 pixels, drawn three times as large
+    assert picture.std() > 30
+
+
+def test_a_finished_run_is_left_alone(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(shards, tmp_path / "run", "run.max_steps=2")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    pretrain(shards, tmp_path / "run", "run.max_steps=2")
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_in_the_same_folder_is_refused(shards: Path, tmp_path: Path) -> None:
+    pretrain(shards, tmp_path / "run", "run.max_steps=2")
+    with pytest.raises(CheckpointError, match=r"belongs to another run \(optim\.lr was .*, now .*\): set these back"):
+        pretrain(shards, tmp_path / "run", "optim.lr=1e-4")
+
+
+def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model: "):
+        pretrain(shards, tmp_path / "run", "model.options={depht: 2}")
+    with pytest.raises(ConfigError, match=r"model: .*whole 8-pixel HOG cells"):
+        pretrain(
+            shards,
+            tmp_path / "run",
+            "model.name=vit_base_patch14_reg4_dinov2",
+            "data.image_size=56",
+            "model.options={depth: 1}",
+        )
