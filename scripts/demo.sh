@@ -27,11 +27,16 @@ if [ "$gpus" = 0 ]; then
   export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   processes=2
 fi
+options=()
+if ! command -v "${CXX:-g++}" >/dev/null; then
+  echo "no C++ compiler: the HOG target is not compiled, which takes about a minute more"
+  options+=(engine.compile=none)
+fi
 if [ -e "$demo/weights/model.safetensors" ]; then
   echo "reusing $demo/run"
 else
   deepspeed --quiet --num_gpus "$processes" scripts/pretrain.py demo run.dir="$demo/run" \
-    data.shards="$demo/shards/train" data.validation="$demo/shards/validation"
+    data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
 fi
 
 step "export"

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.build import build_model
-from pipeline.config import Recipe
+from pipeline.config import ConfigError, Recipe
 from pipeline.data.loader import Loader, Request, training_requests
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.targets.objective import Objective, squared_errors
@@ -41,6 +43,10 @@ class Pretraining:
     """
 
     def __init__(self, recipe: Recipe, world: World) -> None:
+        if recipe.engine.compile != "none" and world.gpu is None and not _has_cpp_compiler():
+            raise ConfigError(
+                "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
+            )
         torch.manual_seed(recipe.run.seed)
         self.recipe, self.world = recipe, world
         self.micro_batch = recipe.micro_batch(world.size)
@@ -239,6 +245,10 @@ def identity(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
         for key, value in settings[section].items()
         if key not in free
     }
+
+
+def _has_cpp_compiler() -> bool:
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 class _Clock:

@@ -1,9 +1,10 @@
 """The processes of a run: who am I, on which device, and the few exchanges the loop needs."""
 
+import importlib
 import os
 import socket
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import deepspeed
 import torch
@@ -63,6 +64,9 @@ def join() -> World:
         device = torch.device("cuda", local_rank)
     else:
         device = torch.device("cpu")
+        # DeepSpeed would compile a C++ extension that only inference uses
+        backend: Any = importlib.import_module("deepspeed.comm.torch")
+        backend.build_shm_op = lambda: None
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     deepspeed.init_distributed(verbose=False)
