@@ -104,7 +104,7 @@ class Recipe(Section):
     mask: Mask = Mask()
     model: Model = Model()
     optim: Optim
-    engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
+    engine: Engine = Engine()
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

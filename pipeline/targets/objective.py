@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -60,9 +61,15 @@ class Objective:
 
 def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 (B, 3, H, W) -> (images / 255 - mean) / std in `dtype`, computed in float32."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1) * 255
+    mean, std = _statistics(images.device)
     return ((images.float() - mean) / std).to(dtype)
+
+
+@cache  # copied to the device once, not at every step
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """MEAN and STD of values in 0..255, float32 (3, 1, 1) each."""
+    mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1) * 255
+    return mean, std
 
 
 def squared_errors(predictions: Tensor, targets: Tensor, images: int) -> Tensor:
