@@ -3,13 +3,22 @@
 from model.maskfeat import MaskFeat, build_encoder
 from pipeline.config import ConfigError, Recipe
 from pipeline.targets.hog import target_width
+from pipeline.targets.masking import masked_patches
 
 
 def build_model(recipe: Recipe) -> MaskFeat:
     """The untrained model of a recipe. Raises ConfigError for one that cannot be."""
     try:
         encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
-        width = target_width(encoder.patch_embed.patch_size[0])
-        return MaskFeat(encoder, width, recipe.model.position_init)
+        model = MaskFeat(encoder, target_width(encoder.patch_embed.patch_size[0]), recipe.model.position_init)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"model: {error}") from error
+    rows, columns = model.grid
+    if (rows * model.patch, columns * model.patch) != (recipe.data.image_size,) * 2:
+        raise ConfigError(
+            f"data.image_size={recipe.data.image_size} is no multiple of the {model.patch}-pixel patch of "
+            f"{recipe.model.name}"
+        )
+    if not 0 < masked_patches(model.grid, recipe.mask.ratio) < rows * columns:
+        raise ConfigError(f"mask.ratio={recipe.mask.ratio:g} leaves nothing to predict of a {rows}x{columns} grid")
+    return model

@@ -26,14 +26,14 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """Settings that refuse keys they do not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Run(Section):
     """Where a run lives and what it reports when. `*_every` count steps."""
 
     dir: Path
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**62)
     max_steps: int | None = Field(None, ge=1)  # ends early, without changing the schedule
     log_every: int = Field(20, ge=1)
     eval_every: int = Field(1000, ge=1)
@@ -166,6 +166,10 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings")
+    settings = {section: {} if keys is None else keys for section, keys in settings.items()}
+    for section, keys in settings.items():
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{path}: {section} is no section of settings but {keys!r}")
     for override in overrides:
         _apply(settings, override)
     settings.setdefault("run", {}).setdefault("dir", f"runs/{path.stem}")

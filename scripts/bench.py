@@ -56,7 +56,7 @@ def loader(arguments: argparse.Namespace) -> dict[str, float]:
         ]
     )
     shards = [str(manifest.root / name) for name in manifest.shard_names]
-    peer = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None, workersplitter=None, repeat=True)
+    peer = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None, workersplitter=None).repeat()
     peer = peer.shuffle(100).decode("pilrgb").to_tuple("jpg;png").map_tuple(transform).batched(batch)
     theirs = iter(DataLoader(peer, batch_size=None, num_workers=arguments.threads, prefetch_factor=4))
 

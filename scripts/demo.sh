@@ -21,9 +21,9 @@ maskfeat-shards build "$demo/images/train" "$demo/shards/train" --samples-per-sh
 maskfeat-shards build "$demo/images/validation" "$demo/shards/validation"
 
 step "pre-training"
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-processes=$gpus
-if [ "$gpus" = 0 ]; then
+processes=$(python -c 'import torch; print(torch.cuda.device_count())')
+while ((processes > 1 && 64 % processes)); do ((processes--)); done # a batch of 64 is shared out evenly
+if [ "$processes" = 0 ]; then
   export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
   processes=2
 fi

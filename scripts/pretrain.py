@@ -15,6 +15,7 @@ Examples, each on one line:
 """
 
 import argparse
+import os
 import sys
 
 from pipeline.config import ConfigError, load_recipe
@@ -35,14 +36,15 @@ def main() -> int:
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         return 2
     world = join()
     try:
         Pretraining(recipe, world).run()
     except (ConfigError, ShardError, CheckpointError, DataError, TrainingError) as error:
-        # Most such errors meet all ranks alike; one line is enough.
-        if world.rank == 0 or isinstance(error, DataError):
+        # Most such errors meet all ranks of a node alike: one line is enough.
+        if world.local_rank == 0 or isinstance(error, DataError):
             print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

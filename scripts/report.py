@@ -34,7 +34,7 @@ def main() -> int:
         for name, value in (
             ("predicting zero", baselines["zero"]),
             ("predicting the training set's mean target", baselines["mean"]),
-            ("model, before training", baselines["untrained"]),
+            *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
             (f"model, after {validated[-1]['step']} steps", loss),
         ):
             table.add_row(name, f"{value:.4f}", f"{value / baselines['mean'] - 1:+.1%}")

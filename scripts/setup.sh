@@ -1,9 +1,8 @@
 # Sourced by demo.sh and test.sh: makes .venv in the checkout with the pinned, tested versions, once, and activates it.
-# Needs Python >= 3.11 with pip, a C compiler and about 8 GB of disk; MASKFEAT_DALI=cuda12 is for a driver of CUDA 12.
+# Needs Python >= 3.11 with pip and about 8 GB of disk. The pinned versions are those of CUDA 13.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
-dali=${MASKFEAT_DALI:-cuda13}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
   echo "error: $python is no Python >= 3.11: install one, or name it with PYTHON=..." >&2
@@ -11,14 +10,14 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 
 # What is installed is known by what it was installed from.
-wanted=$(cat pyproject.toml constraints.txt <(echo "$dali") | sha256sum | cut -c1-64)
+wanted=$(cat pyproject.toml constraints.txt | sha256sum | cut -c1-64)
 if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then
   echo "reusing .venv: it holds the pinned versions"
 else
   echo "installing the pinned versions into .venv (one to five minutes, some 5 GB) ..."
   begin=$SECONDS
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$dali,dev]"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cuda13,dev]"
   echo "$wanted" >.venv/installed
   echo "installed in $((SECONDS - begin)) s"
 fi

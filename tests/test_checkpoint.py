@@ -55,6 +55,24 @@ def test_a_run_whose_newest_checkpoint_is_damaged_still_ends_the_same(shards: Pa
     assert all(bool((ends[0][name] == ends[1][name]).all()) for name in ends[0])
 
 
+def test_the_checkpoint_just_written_is_never_pruned_for_a_damaged_later_one(
+    shards: Path, run: Path, tmp_path: Path
+) -> None:
+    checkpoints = copy_of(run, tmp_path)
+    DAMAGE["flipped"](checkpoints / "step-00000006" / "part-00000.safetensors")
+    pretrain(shards, checkpoints.parent, "run.max_steps=5", "run.save_every=100", "run.keep=1")
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000005"]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"state.json": 3}'])
+def test_nonsense_in_its_files_is_a_damaged_checkpoint(run: Path, tmp_path: Path, text: str) -> None:
+    checkpoints = copy_of(run, tmp_path)
+    (checkpoints / "step-00000006" / "files.json").write_text(text)
+    (checkpoints / "step-00000006" / "state.json").write_text("[]")
+    found = newest(checkpoints, lambda said: None)
+    assert found is not None and found.facts.step == 4
+
+
 def test_no_valid_checkpoint_is_a_refusal_and_none_at_all_a_start(shards: Path, run: Path, tmp_path: Path) -> None:
     assert newest(tmp_path / "nothing", print) is None
     checkpoints = copy_of(run, tmp_path)
@@ -81,5 +99,5 @@ def test_a_newer_format_is_not_guessed_at(run: Path, tmp_path: Path) -> None:
     from pipeline.train.checkpoint import _digest
 
     (folder / "files.json").write_text(json.dumps(files | {"state.json": _digest(folder / "state.json")}))
-    with pytest.raises(CheckpointError, match="newer version"):
+    with pytest.raises(CheckpointError, match="format version 99"):
         read(folder)

@@ -71,6 +71,20 @@ def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
         load_recipe("vit_huge")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("data: 3", "data is no section"), ("- 1", "holds no settings"), ("{", "is no YAML")]
+)
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
+
+
+def test_empty_sections_are_defaults(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run:\noptim: {epochs: 40, batch_size: 8}\n")
+    assert load_recipe(str(tmp_path / "mine.yaml"), [SHARDS]).run.seed == 0
+
+
 def test_an_unknown_key_in_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("optim: {epochs: 1, batch_size: 8, warmup_epochs: 0, weight_dacay: 0.1}\n")
     with pytest.raises(ConfigError, match=r"optim\.weight_dacay: did you mean optim\.weight_decay"):

@@ -75,12 +75,15 @@ def test_a_damaged_shard_is_one_error_that_names_sample_and_remedy(shards: Path,
         assert part in str(error.value)
 
 
-def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest) -> None:
-    """Many threads on few shards: no descriptor is closed under a reader's hands."""
+def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many threads, six shards, room for two: no descriptor is closed under a reader's hands, and none is left."""
+    monkeypatch.setattr("pipeline.data.reader._OPEN_SHARDS", 2)
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     reader = Reader(manifest, threads=8)
     for _ in range(20):
         futures = [reader.submit(np.arange(start, len(manifest), 8)) for start in range(8)]
         assert sum(len(future.result()) for future in futures) == len(manifest)
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before + 2
 
 
 def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path) -> None:

@@ -67,6 +67,8 @@ def test_a_checkpoint_resumes_at_another_stage_and_world_size(
 def test_mistakes_end_every_process_with_one_line(shards: Path, tmp_path: Path) -> None:
     done = launch(shards, tmp_path / "run", "optim.epoch=3", expect=2)
     assert "error: unknown key optim.epoch: did you mean optim.epochs" in done.stderr
+    assert done.stderr.count("error: ") == 1
     done = launch(tmp_path / "nowhere", tmp_path / "run", expect=1)
     assert f"error: {tmp_path / 'nowhere'}: no such folder" in done.stderr
+    assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr

@@ -28,6 +28,28 @@ def test_resumed_equals_undisturbed_bit_for_bit(shards: Path, tmp_path: Path, st
         assert [line[key] for line in parts] == [line[key] for line in whole], key
 
 
+def test_logs_do_not_depend_on_where_a_run_was_interrupted(shards: Path, tmp_path: Path) -> None:
+    """Saves between log steps, and a model that draws random numbers of its own."""
+    settings = ["run.log_every=4", "run.save_every=3"]
+    settings.append("model.options={embed_dim: 32, depth: 2, num_heads: 1, drop_path_rate: 0.3}")
+    pretrain(shards, tmp_path / "whole", *settings, "run.max_steps=7")
+    for steps in (3, 7):
+        pretrain(shards, tmp_path / "parts", *settings, f"run.max_steps={steps}")
+    assert [line["step"] for line in metrics(tmp_path / "parts")] == [3, 4, 6, 7]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("saved", "resumed"), [("fp16 0", "fp16 1"), ("fp16 3", "fp16 0"), ("bf16 1", "fp16 1")])
+def test_a_run_resumes_at_another_stage_or_precision(shards: Path, tmp_path: Path, saved: str, resumed: str) -> None:
+    for run, lives in {"whole": [(6, resumed)], "parts": [(3, saved), (6, resumed)]}.items():
+        for steps, life in lives:
+            precision, stage = life.split()
+            settings = [f"engine.precision={precision}", f"engine.zero_stage={stage}", f"run.max_steps={steps}"]
+            pretrain(shards, tmp_path / run, *settings)
+    whole, parts = (list(losses(tmp_path / run).values()) for run in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, atol=1e-3)
+
+
 def test_stages_and_precisions_agree_on_the_way(shards: Path, tmp_path: Path) -> None:
     """fp32 within 1e-5 at every stage; 16 bits within their rounding: all start alike and take equal steps."""
     runs = {}
@@ -107,6 +129,10 @@ def test_another_run_in_the_same_folder_is_refused(shards: Path, tmp_path: Path)
 def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model: "):
         pretrain(shards, tmp_path / "run", "model.options={depht: 2}")
+    with pytest.raises(ConfigError, match=r"data\.image_size=40 is no multiple of the 16-pixel patch"):
+        pretrain(shards, tmp_path / "run", "data.image_size=40")
+    with pytest.raises(ConfigError, match=r"mask\.ratio=0\.1 leaves nothing to predict of a 2x2 grid"):
+        pretrain(shards, tmp_path / "run", "mask.ratio=0.1")
     with pytest.raises(ConfigError, match=r"model: .*whole 8-pixel HOG cells"):
         pretrain(
             shards,

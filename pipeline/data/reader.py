@@ -64,10 +64,6 @@ class Reader:
             raise DataError(f"{shard}: sample {sample} does not match its checksum; {self._remedy(sample)}")
         return np.frombuffer(data, dtype=np.uint8)
 
-    def close(self) -> None:
-        """Stop reading."""
-        self._pool.shutdown(cancel_futures=True)
-
     def _remedy(self, sample: int) -> str:
         manifest = self._manifest
         return (

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -105,8 +105,16 @@ def save(folder: Path, world: "World", tensors: Mapping[str, Tensor], facts: Fac
         partial.mkdir(parents=True)
     world.barrier()
     part = partial / f"part-{world.rank:05d}.safetensors"
-    save_file(dict(tensors), part)
-    files = dict(world.gather((part.name, _seal(part))))
+    problem = None
+    try:
+        save_file(dict(tensors), part)
+        sealed = _seal(part)
+    except (OSError, SafetensorError) as error:
+        problem, sealed = f"{part}: {error}", {}
+    written = world.gather((part.name, sealed, problem))
+    if problems := [problem for _, _, problem in written if problem]:
+        raise CheckpointError(f"{problems[0]}: make room or mend it and start again; the checkpoint before is intact")
+    files = {name: sealed for name, sealed, _ in written}
 
     if world.rank == 0:
         state = partial / "state.json"
@@ -117,8 +125,10 @@ def save(folder: Path, world: "World", tensors: Mapping[str, Tensor], facts: Fac
         shutil.rmtree(final, ignore_errors=True)  # an invalid one that was passed over
         partial.rename(final)
         _fsync(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        others = sorted(folder.glob("step-*"))
+        later = [other for other in others if other > final]  # damaged: they were passed over
+        for other in others[: -keep - len(later)] + later:
+            shutil.rmtree(other)
     world.barrier()
     return final
 
@@ -172,11 +182,12 @@ def read(folder: Path) -> Checkpoint:
             if _digest(folder / name) != seal:
                 raise CheckpointError(f"{folder / name} is not what was written")
         state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    if state.pop("version") != VERSION:
-        raise CheckpointError(f"{folder} was written by a newer version of this program")
-    return Checkpoint(folder, Facts(**state))
+        version = state.pop("version")
+        if version != VERSION:
+            raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
+        return Checkpoint(folder, Facts(**state))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: {error!r}") from error
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Validation:
 
     def __init__(self, shards: Path, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
         self._manifest = Manifest.load(shards)
+        self.identity = self._manifest.identity
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
         self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
         (self._pictured,) = self._loader.batches(islice(self._requests(), 1))

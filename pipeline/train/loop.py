@@ -5,9 +5,7 @@ import math
 import os
 import resource
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TextIO
 
@@ -18,12 +16,13 @@ from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.loader import Loader, Request, training_requests
 from pipeline.data.plan import PLAN_VERSION, Plan
+from pipeline.random import mix_int
 from pipeline.targets.objective import Objective, squared_errors
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint, CheckpointError, Facts
 from pipeline.train.engine import DTYPES, Engine, total_steps
 from pipeline.train.evaluate import Validation, mean_target
-from pipeline.train.monitor import Metrics, Monitor, keep_lines
+from pipeline.train.monitor import Clock, Metrics, Monitor, keep_lines
 from pipeline.train.state import capture, counters, restore
 from pipeline.train.world import World
 from shards.manifest import Manifest
@@ -99,18 +98,27 @@ class Pretraining:
 
     def run(self) -> None:
         """Train to the end, reporting, validating and saving on the way."""
+        try:
+            self._train()
+        finally:
+            if self.monitor:
+                self.monitor.close()
+
+    def _train(self) -> None:
         engine, settings = self.engine, self.recipe.run
-        if self.start < self.end and self.validation:
-            self._measure_baselines()
+        baselines = self._baselines() if self.start < self.end and self.validation else {}
         trace = self._open_trace()
 
         batches = self.loader.batches(self._requests(self.start))
         loss_sum = torch.zeros((), device=self.world.device)
-        clock = _Clock()
+        clock = Clock()
         for step in range(self.start, self.end):
             engine.schedule.step_update(step)
             ids: list[int] = []
-            for _ in range(self.micro_batches):
+            for micro_batch in range(self.micro_batches):
+                # Drop path, where a recipe has it, draws from torch's generator: here, too, no state is saved
+                counter = (step * self.micro_batches + micro_batch) * self.world.size + self.world.rank
+                torch.manual_seed(mix_int(mix_int(settings.seed) + counter))
                 with clock.waiting():
                     batch = next(batches)
                 example = self.objective.example(batch.images, batch.mask_keys)
@@ -129,19 +137,19 @@ class Pretraining:
             if self.monitor:
                 self.monitor.advance(done)
             validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
-            if validate or done == self.end or done % settings.log_every == 0:
+            save = done == self.end or done % settings.save_every == 0
+            if validate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
                 metrics = self._metrics(done, loss_sum, clock)
                 if validate:
                     metrics["val_loss"] = self._validate(done)
                 if self.monitor:
                     self.monitor.log(done, metrics)
+                    self.monitor.levels(done, baselines if validate else {})
                 loss_sum.zero_()
-                clock = _Clock()
-            if done == self.end or done % settings.save_every == 0:
+                clock = Clock()
+            if save:
                 with clock.stopped():
                     self._save(done)
-        if self.monitor:
-            self.monitor.close()
 
     def _requests(self, first_step: int) -> Iterator[Request]:
         return training_requests(
@@ -155,7 +163,7 @@ class Pretraining:
             world_size=self.world.size,
         )
 
-    def _metrics(self, done: int, loss_sum: Tensor, clock: "_Clock") -> Metrics:
+    def _metrics(self, done: int, loss_sum: Tensor, clock: Clock) -> Metrics:
         """The numbers of the steps since the last log; loss and data wait are means over the ranks."""
         means = torch.stack([loss_sum / clock.steps, loss_sum.new_tensor(clock.wait / clock.elapsed)])
         loss, data_wait = (self.world.sum(means) / self.world.size).tolist()
@@ -182,20 +190,28 @@ class Pretraining:
             self.monitor.picture(done, picture)
         return loss
 
-    def _measure_baselines(self) -> None:
-        """Before the first step: the untrained model's validation loss and the losses of constant predictions."""
+    def _baselines(self) -> Metrics:
+        """Validation losses of constant predictions and, if it is still there, of the untrained model."""
         assert self.validation
         path = self.recipe.run.dir / "baselines.json"
-        if self.world.from_first(path.exists()):
-            return
+        of = {"validation": self.validation.identity, "samples": self.recipe.data.validation_samples}
+        known = self.world.from_first(json.loads(path.read_text()) if path.exists() else {})
+        if known.get("of") != of:
+            if self.monitor:
+                self.monitor.say("measuring the losses of predicting zero and of predicting the mean target ...")
+            batches = self.loader.batches(islice(self._requests(0), MEAN_BATCHES))
+            zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
+            known = {"of": of, "zero": zero, "mean": mean}
+            if not self.start:
+                known["untrained"] = self._validate(0)
+            if self.monitor:
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(known) + "\n")
+                partial.rename(path)
+        losses = {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
         if self.monitor:
-            self.monitor.say("measuring the losses of predicting zero and of predicting the mean target ...")
-        batches = self.loader.batches(islice(self._requests(0), MEAN_BATCHES))
-        zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
-        losses = {"untrained": self._validate(0), "zero": zero, "mean": mean}
-        if self.monitor:
-            path.write_text(json.dumps(losses) + "\n")
             self.monitor.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+        return {name: losses[name] for name in ("zero", "mean")}
 
     def _find_checkpoint(self) -> Checkpoint | None:
         """The newest valid checkpoint, chosen and checked by rank 0 for all."""
@@ -214,6 +230,8 @@ class Pretraining:
         return found
 
     def _save(self, done: int) -> None:
+        if self.monitor:
+            self.monitor.flush()
         checkpoint.save(
             self.recipe.run.dir / "checkpoints",
             self.world,
@@ -225,10 +243,12 @@ class Pretraining:
     def _open_trace(self) -> TextIO | None:
         if not self.recipe.run.trace_samples:
             return None
-        path = self.recipe.run.dir / f"samples-rank{self.world.rank}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        keep_lines(path, self.start - 1)
-        return path.open("a", buffering=1)
+        folder = self.recipe.run.dir
+        if self.world.rank == 0:  # for ranks that this life no longer has, too
+            for path in folder.glob("samples-rank*.jsonl"):
+                keep_lines(path, self.start - 1)
+        self.world.barrier()
+        return (folder / f"samples-rank{self.world.rank}.jsonl").open("a", buffering=1)
 
 
 def identity(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
@@ -249,31 +269,6 @@ def identity(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
 
 def _has_cpp_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-class _Clock:
-    """Time since the last log, and how much of it was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.wait = 0.0
-        self._begin = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self._begin
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.wait += time.perf_counter() - begin
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._begin += time.perf_counter() - begin
 
 
 def _peak_memory(device: torch.device) -> int:

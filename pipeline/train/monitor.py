@@ -1,6 +1,10 @@
 """What a person watches: a progress line, metrics.jsonl, TensorBoard, pictures. Rank 0 only."""
 
 import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ class Monitor:
         self._console = Console()
         keep_lines(folder / "metrics.jsonl", step)
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,7 +59,8 @@ class Monitor:
 
     def log(self, step: int, metrics: Metrics) -> None:
         """The numbers of a step, everywhere."""
-        self._metrics.write(json.dumps({"step": step} | metrics) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        self._metrics.write(json.dumps({"step": step} | finite) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         text = _line(metrics)
@@ -70,6 +75,15 @@ class Monitor:
         Image.fromarray(picture).save(path)
         self._board.add_image("reconstruction", picture, step, dataformats="HWC")
         return path
+
+    def levels(self, step: int, losses: Metrics) -> None:
+        """Losses of constant predictors, beside which the validation loss has to be read."""
+        for name, value in losses.items():
+            self._board.add_scalar(f"baseline/{name}", value, step)
+
+    def flush(self) -> None:
+        """Bring everything said so far to disk, as a checkpoint of this step is about to be."""
+        self._board.flush()
 
     def close(self) -> None:
         """Flush everything."""
@@ -87,6 +101,34 @@ class Monitor:
             for key, value in settings.items()
         }
         self._board.add_hparams(flat, {}, run_name=".")
+
+
+class Clock:
+    """Time since the last log, and how much of it was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.wait = 0.0
+        self._begin = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds, without those stopped."""
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - begin
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
 
 
 def _line(metrics: Metrics) -> str:

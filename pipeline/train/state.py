@@ -90,7 +90,8 @@ def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:
     engine.deepspeed.skipped_steps = saved["skipped_steps"]
     engine.deepspeed.global_steps = step
     scaler = _scaler(engine)
-    for field in _scaler_fields(engine):
+    # Another stage's scaler may lack a field, and one of another precision all: those start as new.
+    for field in _scaler_fields(engine).keys() & saved["scaler"].keys():
         setattr(scaler, field, saved["scaler"][field])
 
 

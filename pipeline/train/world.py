@@ -68,7 +68,8 @@ def join() -> World:
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")  # torchrun's or DeepSpeed's
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks)))
     deepspeed.init_distributed(verbose=False)
     return World(comm.get_rank(), comm.get_world_size(), local_rank, device)
 
