@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.targets.masking import block_masks
 from shards.manifest import Manifest
 
 ROUNDS = 5
+LOADED = 40  # batches of 32 images a round
 
 
 def loader(arguments: argparse.Namespace) -> dict[str, float]:
@@ -41,13 +43,9 @@ def loader(arguments: argparse.Namespace) -> dict[str, float]:
     from torchvision.transforms import v2
 
     manifest, batch, size = Manifest.load(arguments.shards), 32, arguments.size
-    batches = max(4, min(32, len(manifest) // batch))
     data = Data(shards=arguments.shards, image_size=size, decode_threads=arguments.threads, lanes=1)
     plan = Plan(manifest.counts, lanes=1, block=len(manifest))
-    ours = Loader(manifest, data, batch, torch.device("cpu")).batches(
-        training_requests(plan, manifest, data, first_step=0, batch_size=batch, micro_batch=batch, rank=0, world_size=1)
-    )
-
+    own = Loader(manifest, data, batch, torch.device("cpu"))
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(size, (0.5, 1.0), antialias=True, interpolation=v2.InterpolationMode.BICUBIC),
@@ -58,12 +56,26 @@ def loader(arguments: argparse.Namespace) -> dict[str, float]:
     shards = [str(manifest.root / name) for name in manifest.shard_names]
     peer = wds.WebDataset(shards, shardshuffle=False, nodesplitter=None, workersplitter=None).repeat()
     peer = peer.shuffle(100).decode("pilrgb").to_tuple("jpg;png").map_tuple(transform).batched(batch)
-    theirs = iter(DataLoader(peer, batch_size=None, num_workers=arguments.threads, prefetch_factor=4))
 
-    def drain(batches_of: Iterator[Any]) -> Callable[[], int]:
-        return lambda: sum(batch for _ in range(batches) if next(batches_of) is not None)
+    def ours() -> Iterator[Any]:
+        requests = training_requests(
+            plan, manifest, data, first_step=0, batch_size=batch, micro_batch=batch, rank=0, world_size=1
+        )
+        return own.batches(islice(requests, LOADED + 1))
 
-    return race({"this loader": drain(ours), "webdataset + Pillow + torchvision": drain(theirs)})
+    def theirs() -> Iterator[Any]:
+        return iter(DataLoader(peer, batch_size=None, num_workers=arguments.threads, prefetch_factor=2))
+
+    rates: dict[str, list[float]] = {"this loader": [], "webdataset + Pillow + torchvision": []}
+    for _ in range(ROUNDS):
+        for name, start in zip(rates, (ours, theirs), strict=True):  # each alone, from its own start
+            batches = start()
+            next(batches)
+            begin = time.perf_counter()
+            images = sum(batch for _ in islice(batches, LOADED))
+            rates[name].append(images / (time.perf_counter() - begin))
+            del batches
+    return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def hog(arguments: argparse.Namespace) -> dict[str, float]:
