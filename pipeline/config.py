@@ -118,6 +118,10 @@ class Recipe(Section):
             low, high = getattr(self.data, key)
             if low > high:
                 raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
+        if self.engine.zero_stage == 3 and self.engine.compile == "all":
+            raise ValueError(
+                "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: set it to target"
+            )
         if self.data.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.data.crop_scale)} asks for more than the whole image")
         return self

@@ -48,6 +48,7 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "otpim.epochs=3"], "did you mean optim.epochs"),
         ([SHARDS, "optim.epochs=many"], "optim.epochs='many'"),
         ([SHARDS, "engine.zero_stage=4"], "engine.zero_stage=4"),
+        ([SHARDS, "engine.zero_stage=3", "engine.compile=all"], "engine.compile=all fails under engine.zero_stage=3"),
         ([SHARDS, "engine.precision=fp8"], "engine.precision='fp8'"),
         ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
         ([SHARDS, "data.image_size=100"], "no multiple of the 8-pixel HOG cell"),
