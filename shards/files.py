@@ -23,12 +23,12 @@ def replacing(path: Path, staging: Path) -> Iterator[Path]:
         yield scratch
         if not scratch.exists():
             return
-        _fsync(scratch)
+        fsync(scratch)
         scratch.replace(path)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def sha256_of(path: Path) -> str:
@@ -37,7 +37,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

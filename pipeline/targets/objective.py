@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from model.maskfeat import masked_index
 from pipeline.targets.hog import hog_target
 from pipeline.targets.masking import block_masks, masked_patches
 
@@ -54,8 +55,7 @@ class Objective:
         """From uint8 (B, 3, H, W) and int64 (B,) keys, on their device, without waiting for it."""
         mask = block_masks(mask_keys, self.grid, self.ratio)
         masked = self.masked * len(images)
-        index = torch.nonzero_static(mask.flatten(), size=masked)[:, 0]
-        targets = self._target(images, self.patch).flatten(0, 1)[index]
+        targets = self._target(images, self.patch).flatten(0, 1)[masked_index(mask, masked)]
         return Example(normalise(images, self.dtype), mask, masked, targets)
 
 

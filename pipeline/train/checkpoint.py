@@ -9,9 +9,7 @@ A folder is written under another name and renamed. On start the newest valid on
 and passed over; where there are some and none is valid, the run refuses to start afresh.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -23,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from shards.files import fsync, sha256_of
 
 if TYPE_CHECKING:
     from pipeline.train.world import World  # loads DeepSpeed, which reading a checkpoint does not need
@@ -124,7 +124,7 @@ def save(folder: Path, world: "World", tensors: Mapping[str, Tensor], facts: Fac
         _seal(partial / "files.json")
         shutil.rmtree(final, ignore_errors=True)  # an invalid one that was passed over
         partial.rename(final)
-        _fsync(folder)
+        fsync(folder)
         others = sorted(folder.glob("step-*"))
         later = [other for other in others if other > final]  # damaged: they were passed over
         for other in others[: -keep - len(later)] + later:
@@ -192,18 +192,9 @@ def read(folder: Path) -> Checkpoint:
 
 def _seal(path: Path) -> dict[str, Any]:
     """Make a file durable; its size and SHA-256."""
-    _fsync(path)
+    fsync(path)
     return _digest(path)
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
