@@ -44,7 +44,7 @@ def as_local(file: str, scratch: Path) -> Iterator[Path]:
 
 def why_unsupported(url: str) -> str | None:
     """Why no URL of this protocol can be read, for lack of a package for instance; None if it can."""
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     try:
         url_to_fs(url)
