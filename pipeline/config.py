@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.data.plan import BLOCK, LANES
 from pipeline.targets.hog import CELL
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -45,16 +46,25 @@ class Run(Section):
 class Data(Section):
     """What is read, in which order, and how it is cropped."""
 
-    shards: Path  # a folder that `maskfeat-shards build` wrote
-    validation: Path | None = None  # another such folder
+    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
+    shards: str  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
+    validation: str | None = None  # another such folder or URL
     validation_samples: int = Field(4096, ge=1)  # of these, the first so many
+    stream_samples: int | None = Field(None, ge=1)  # for mode=stream, how many samples count as an epoch
+    stream_buffer: int = Field(2048, ge=1)  # for mode=stream, images that a rank shuffles among themselves
+    cache: Path | None = None  # folder in which a node keeps remote shards; None: only range requests
+    cache_size: ByteSize | None = None  # "500GB" for instance; None: what the disk has, but for 5%
+    deadline: float = Field(300, gt=0)  # seconds until a request of remote storage is given up, with all its retries
+    bad_in_a_row: int = Field(100, ge=1)  # bad samples in a row on a rank end the run, and so does ...
+    bad_share: float = Field(0.01, ge=0, le=1)  # ... this share of bad ones, once there were more than so many
     image_size: int = Field(224, gt=0)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
     flip: bool = True
-    lanes: int = Field(64, ge=1)
-    block: int = Field(8192, ge=1)
+    lanes: int = Field(LANES, ge=1)
+    block: int = Field(BLOCK, ge=1)
     read_threads: int = Field(4, ge=1)
+    requests: int = Field(64, ge=1)  # range requests under way at once, where shards are remote
     decode_threads: int = Field(4, ge=1)
     hw_decoder_load: Literal[0, 1] = 0  # share of the GPU's JPEG hardware; anything between is not reproducible
 
@@ -122,6 +132,8 @@ class Recipe(Section):
             raise ValueError(
                 "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: set it to target"
             )
+        if self.data.mode == "stream" and self.data.stream_samples is None:
+            raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
         if self.data.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.data.crop_scale)} asks for more than the whole image")
         return self

@@ -8,13 +8,15 @@ Source: the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
 generators", OOPSLA 2014), variant 13 of D. Stafford's constants.
 """
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Array = TypeVar("Array", NDArray[Any], torch.Tensor)
+if TYPE_CHECKING:  # planning needs no torch
+    import torch
+
+Array = TypeVar("Array", NDArray[Any], "torch.Tensor")
 
 # The unsigned constants written as the int64 of the same bits.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)

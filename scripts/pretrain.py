@@ -19,7 +19,7 @@ import os
 import sys
 
 from pipeline.config import ConfigError, load_recipe
-from pipeline.data.reader import DataError
+from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.loop import Pretraining, TrainingError
 from pipeline.train.world import join

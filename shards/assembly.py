@@ -1,28 +1,31 @@
 """A data set in the making: what may be in its folder, and how the records of its shards become one.
 
 Work in progress lives in OUT/.build: `build.json` names the input, `<shard>.json` is the record of a finished
-shard, and scratch files wait there until they are complete. dataset.json comes last.
+shard, and scratch files wait there until they are complete; those of an OUT behind a URL wait among the temporary
+files of the machine, until they are uploaded. dataset.json comes last.
 """
 
 import fcntl
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from shards import manifest
 from shards.duplicates import find_duplicates
-from shards.files import ShardError, replacing, sha256_of
+from shards.files import ShardError, sha256_of
+from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
-from shards.tarfiles import shard_file
+from shards.storage import delete, join, listing, read, replacing
 
 STAGING = ".build"
+_BEGUN = "build"
 _REMEDY = "choose another folder or delete this one"
 
 
@@ -39,40 +42,52 @@ class Record:
 
     def dump(self) -> str:
         """As JSON, which `load` reads."""
-        return json.dumps(asdict(self))
+        shard = asdict(self.shard) if self.shard else None
+        return json.dumps({"shard": shard, "rows": self.rows, "rejects": self.rejects})
 
     @classmethod
-    def load(cls, path: Path) -> "Record":
-        """The inverse of `dump`, from a file."""
-        fields = json.loads(path.read_text())
+    def load(cls, file: str) -> "Record":
+        """The inverse of `dump`, from a file or URL."""
+        fields = json.loads(read(file))
         shard = Shard(**fields["shard"]) if fields["shard"] else None
         return cls(shard, fields["rows"], fields["rejects"])
 
 
-def is_finished(out: Path, fingerprint: str) -> bool:
+def record_file(out: str, name: str) -> str:
+    """Where a file of the work in progress in `out` lies."""
+    return join(out, f"{STAGING}/{name}.json")
+
+
+def finished_records(out: str) -> set[str]:
+    """The names of the records in `out`."""
+    return {name.removesuffix(".json") for name in listing(join(out, STAGING))}
+
+
+def is_finished(out: str, fingerprint: str) -> bool:
     """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
-    if (out / manifest.DATASET).exists():
+    if manifest.DATASET in listing(out):
         if Dataset.load(out).fingerprint != fingerprint:
             raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
-        shutil.rmtree(out / STAGING, ignore_errors=True)  # a kill may have left it
+        delete(join(out, STAGING))  # a kill may have left it
         return True
-    started = out / STAGING / "build.json"
-    if started.exists() and json.loads(started.read_text())["fingerprint"] != fingerprint:
+    if _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
         raise ShardError(f"{out}: holds an unfinished build of other images or options; {_REMEDY}")
     return False
 
 
-def refuse_other_files(out: Path, files: Iterable[Path]) -> None:
-    """Raises ShardError when any of the files exists, unless work that would have written it has begun in `out`."""
-    if (out / STAGING / "build.json").exists():
-        return
-    for file in files:
-        if file.name != STAGING and file.exists():
-            raise ShardError(f"{out}: holds other files ({file.name}); choose another folder or move them away")
+def refuse_other_files(out: str, names: Iterable[str]) -> None:
+    """Raises ShardError when `out` has a file of these names, unless work that would write it has begun there."""
+    others = listing(out).keys() & set(names)
+    if others and not _has_begun(out):
+        raise ShardError(f"{out}: holds other files ({min(others)}); choose another folder or move them away")
+
+
+def _has_begun(out: str) -> bool:
+    return _BEGUN in finished_records(out)
 
 
 @contextmanager
-def explained(out: Path, remaining: Callable[[], str]) -> Iterator[None]:
+def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
     """Turns what may stop the writing of `out` into a ShardError that tells how to go on and what remains."""
     try:
         yield
@@ -89,32 +104,42 @@ def explained(out: Path, remaining: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def writing(out: Path, fingerprint: str) -> Iterator[Path]:
-    """Yields the folder for work in progress, which no other process uses then, and removes it at the end."""
-    staging = out / STAGING
-    staging.mkdir(parents=True, exist_ok=True)
-    with _alone(staging):
-        write(staging / "build.json", json.dumps({"fingerprint": fingerprint}), staging)
-        yield staging
-    shutil.rmtree(staging)
+def scratch_folder(out: str) -> Iterator[Path]:
+    """Yields a folder for files in the making: one on the disk of `out` or, for a URL, a temporary one."""
+    if is_url(out):
+        with TemporaryDirectory(prefix="maskfeat-shards-") as folder:
+            yield Path(folder)
+    else:
+        yield Path(out) / STAGING
 
 
 @contextmanager
-def _alone(staging: Path) -> Iterator[None]:
+def writing(out: str, fingerprint: str) -> Iterator[None]:
+    """Marks `out` as a build under way, which no other process may join on disks that know locks, until the end."""
+    with scratch_folder(out) as staging:
+        staging.mkdir(parents=True, exist_ok=True)
+        with _alone(out, staging):
+            write(record_file(out, _BEGUN), json.dumps({"fingerprint": fingerprint}), staging)
+            yield
+    delete(join(out, STAGING))
+
+
+@contextmanager
+def _alone(out: str, staging: Path) -> Iterator[None]:
     """Keeps a second build, started while this one runs, from writing the same scratch files."""
     with (staging / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardError(f"{staging.parent}: another build is writing it; let it end") from None
+            raise ShardError(f"{out}: another build is writing it; let it end") from None
         except OSError:
             pass  # some network file systems have no locks
         yield
 
 
 def finish(
-    out: Path,
-    records: list[Path],
+    out: str,
+    records: Sequence[str],
     *,
     source: object,
     classes: list[str] | None,
@@ -125,23 +150,22 @@ def finish(
     """Writes the manifest, the rejects, the duplicates, then dataset.json, which makes `out` a data set.
 
     Args:
-        out: the folder, in a `writing` block.
-        records: a file for each shard, in the order of the shards.
+        out: a folder or URL, in a `writing` block.
+        records: their names, in the order of the shards.
         source: how to name the source in messages.
         classes: their names, or None to number them up to the largest label.
         ignored: files of the source that were no candidates.
         options: of a build.
         fingerprint: of the source and the options.
     """
-    staging = out / STAGING
     shards: list[Shard] = []
     rejects: list[dict[str, Any]] = []
     image_bytes, largest_label = 0, -1
 
     def rows() -> Iterator[dict[str, list[Any]]]:
         nonlocal image_bytes, largest_label
-        for path in records:  # one record at a time: together they are the largest thing in the build
-            record = Record.load(path)
+        for name in records:  # one at a time: together they are the largest thing in the build
+            record = Record.load(record_file(out, name))
             rejects.extend(record.rejects)
             if record.shard is not None:
                 shards.append(record.shard)
@@ -149,36 +173,38 @@ def finish(
                 largest_label = max(largest_label, *(-1 if label is None else label for label in record.rows["label"]))
                 yield record.rows
 
-    with replacing(out / manifest.MANIFEST, staging) as scratch:
-        manifest.write_manifest(scratch, rows())
-        if not shards:
-            first = ""
-            if rejects:
-                first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
-            raise ShardError(
-                f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
-            )
-    with replacing(out / manifest.REJECTS, staging) as scratch:
-        manifest.write_rejects(scratch, rejects)
-    with replacing(out / manifest.DUPLICATES, staging) as scratch:
-        files = [shard_file(out, shard.name) for shard in shards]
-        pq.write_table(find_duplicates(out / manifest.MANIFEST, files), scratch, compression="zstd")
-    dataset = Dataset(
-        samples=sum(shard.samples for shard in shards),
-        bytes=image_bytes,
-        classes=[str(label) for label in range(largest_label + 1)] if classes is None else classes,
-        shards=shards,
-        manifest_sha256=sha256_of(out / manifest.MANIFEST),
-        rejects=len(rejects),
-        ignored=ignored,
-        options=options,
-        fingerprint=fingerprint,
-    )
-    write(out / manifest.DATASET, dataset.dump(), staging)
+    with scratch_folder(out) as staging:
+        with replacing(join(out, manifest.MANIFEST), staging) as table:
+            manifest.write_manifest(table, rows())
+            if not shards:
+                first = ""
+                if rejects:
+                    first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
+                raise ShardError(
+                    f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                )
+            identity = sha256_of(table)
+            duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
+        with replacing(join(out, manifest.REJECTS), staging) as table:
+            manifest.write_rejects(table, rejects)
+        with replacing(join(out, manifest.DUPLICATES), staging) as table:
+            pq.write_table(duplicates, table, compression="zstd")
+        dataset = Dataset(
+            samples=sum(shard.samples for shard in shards),
+            bytes=image_bytes,
+            classes=[str(label) for label in range(largest_label + 1)] if classes is None else classes,
+            shards=shards,
+            manifest_sha256=identity,
+            rejects=len(rejects),
+            ignored=ignored,
+            options=options,
+            fingerprint=fingerprint,
+        )
+        write(join(out, manifest.DATASET), dataset.dump(), staging)
     return dataset
 
 
-def write(path: Path, text: str, staging: Path) -> None:
+def write(file: str, text: str, staging: Path) -> None:
     """Writes a text file, complete or not at all."""
-    with replacing(path, staging) as scratch:
+    with replacing(file, staging) as scratch:
         scratch.write_text(text)

@@ -15,13 +15,27 @@ from functools import partial
 from pathlib import Path
 
 from shards import manifest
-from shards.assembly import STAGING, Record, explained, finish, is_finished, refuse_other_files, write, writing
-from shards.check import DEFAULT_MAX_PIXELS
+from shards.assembly import (
+    Record,
+    explained,
+    finish,
+    finished_records,
+    is_finished,
+    record_file,
+    refuse_other_files,
+    scratch_folder,
+    write,
+    writing,
+)
+from shards.check import DEFAULT_MAX_PIXELS, Check
+from shards.engines import Engine, run
 from shards.files import ShardError, sha256_of
-from shards.listing import Item, Listing, printable
+from shards.listing import Item, Listing, is_url, printable
 from shards.manifest import Dataset, Options
 from shards.source import list_source
-from shards.workers import available_cpus, run
+from shards.storage import join, size_of
+from shards.storage import listing as files_in
+from shards.tarfiles import idx_name
 from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -29,35 +43,39 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to be: the images assigned to it and where its tar and its record go."""
+    """One shard to be: its name, which its record has too, the images assigned to it, and whether it has a record."""
 
-    tar_path: Path
-    record_path: Path
+    name: str
     items: list[Item]
+    recorded: bool
 
 
 def build(
     source: Path,
-    out: Path,
+    out: str | Path,
     *,
     samples_per_shard: int = 1000,
     resize: int | None = None,
     workers: int | None = None,
     seed: int = 0,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    check: Check = "decode",
+    engine: Engine = run,
     progress: Progress = lambda done, total: None,
 ) -> tuple[Dataset, bool]:
     """Builds `out` from the images in `source`, or finishes an interrupted build of the same input.
 
     Args:
         source: what `list_source` lists: a folder, a tar of class tars, or a table of paths and URLs.
-        out: folder to create. It may hold this very build, unfinished or finished.
+        out: folder, or URL of an object store, to create. It may hold this very build, unfinished or finished.
         samples_per_shard: images assigned to a shard; rejected ones leave it smaller.
         resize: shrink the short side to this many pixels, see `check_image`.
         workers: processes, by default one a CPU core; 1 works in this process. A script that asks for more
-            needs the usual `if __name__ == "__main__"` guard.
+            needs the usual `if __name__ == "__main__"` guard. Of `run_on_ray`, the shards under way.
         seed: order of the images over the shards.
         max_pixels: larger images are rejected.
+        check: how closely images are looked at, see `check_image`.
+        engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
         progress: called after every shard.
 
     Returns:
@@ -66,34 +84,37 @@ def build(
     Raises:
         ShardError: the source or `out` cannot be used, or writing failed; then a re-run goes on from there.
     """
-    workers = available_cpus() if workers is None else workers
-    options = Options(samples_per_shard, resize, max_pixels, seed)
-    if min(samples_per_shard, workers, max_pixels, 1 if resize is None else resize) < 1:
+    source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
+    options = Options(samples_per_shard, resize, max_pixels, seed, check)
+    if min(samples_per_shard, max_pixels, 1 if workers is None else workers, 1 if resize is None else resize) < 1:
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be 1 or more")
-    if _overlap(source.resolve(), out.resolve()):
+    if not is_url(out) and _overlap(source.resolve(), Path(out).resolve()):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
     listing = list_source(source)
     fingerprint = _fingerprint(listing, options)
-    jobs = _assign(listing, options, out)
+    unwritten = sum(size or 0 for size in listing.sizes)
 
     def remaining() -> str:
-        return f"{_unwritten(jobs) / 1e6:,.1f} MB of images are still to be written"
+        return f"{unwritten / 1e6:,.1f} MB of images are still to be written"
 
     with explained(out, remaining):
         if is_finished(out, fingerprint):
             return Dataset.load(out), True
-        refuse_other_files(out, out.iterdir() if out.exists() else ())
-        with writing(out, fingerprint) as staging:
-            # Only a copy of known size can be held against the free space.
-            if resize is None and _unwritten(jobs) > shutil.disk_usage(out).free:
+        refuse_other_files(out, files_in(out))
+        with writing(out, fingerprint):
+            jobs = _assign(listing, options, finished_records(out))
+            unwritten = sum(_bytes(job.items) for job in jobs if not job.recorded)
+            # Only a copy of known size, to a disk, can be held against the free space.
+            if resize is None and not is_url(out) and unwritten > shutil.disk_usage(out).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             done = 0
-            for images in run(partial(_write_or_keep, options, staging), jobs, workers):
+            for images, written in engine(partial(_write_or_keep, out, options), jobs, workers):
                 done += images
+                unwritten -= written
                 progress(done, len(listing.paths))
             dataset = finish(
                 out,
-                [job.record_path for job in jobs],
+                [job.name for job in jobs],
                 source=source,
                 classes=[printable(name) for name in listing.classes],
                 ignored=listing.ignored,
@@ -116,7 +137,7 @@ def _fingerprint(listing: Listing, options: Options) -> str:
     return digest.hexdigest()
 
 
-def _assign(listing: Listing, options: Options, out: Path) -> list[_Job]:
+def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job]:
     """Shuffles the listing, keyed by the seed, and cuts it into shards."""
 
     def rank(index: int) -> bytes:
@@ -128,29 +149,33 @@ def _assign(listing: Listing, options: Options, out: Path) -> list[_Job]:
     for number, start in enumerate(range(0, len(order), options.samples_per_shard)):
         name = f"shard-{number:06d}"
         items = [listing.item(index) for index in order[start : start + options.samples_per_shard]]
-        jobs.append(_Job(out / f"{name}.tar", out / STAGING / f"{name}.json", items))
+        jobs.append(_Job(name, items, name in recorded))
     return jobs
 
 
-def _unwritten(jobs: list[_Job]) -> int:
-    """Bytes of the images whose shard has no record yet, as far as they are known."""
-    return sum(item.size or 0 for job in jobs if not job.record_path.exists() for item in job.items)
+def _bytes(items: list[Item]) -> int:
+    """Bytes of images, as far as they are known."""
+    return sum(item.size or 0 for item in items)
 
 
-def _write_or_keep(options: Options, staging: Path, job: _Job) -> int:
-    """Leaves a finished shard of a former run as it is, writes any other; returns its number of images."""
-    if not _is_kept(job):
-        record = write_shard(job.tar_path, job.items, options, staging)
-        write(job.record_path, record.dump(), staging)
-    return len(job.items)
+def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:
+    """Leaves a finished shard of a former run as it is, writes any other.
+
+    Returns its number of images, and how many bytes of images have their record now that had none.
+    """
+    if not (job.recorded and _is_intact(out, job.name)):
+        with scratch_folder(out) as staging:
+            record = write_shard(out, f"{job.name}.tar", job.items, options, staging)
+            write(record_file(out, job.name), record.dump(), staging)
+    return len(job.items), 0 if job.recorded else _bytes(job.items)
 
 
-def _is_kept(job: _Job) -> bool:
-    if not job.record_path.exists():
-        return False
-    shard = Record.load(job.record_path).shard
+def _is_intact(out: str, name: str) -> bool:
+    """Whether the files of a recorded shard are what was written. A store has them complete or not at all."""
+    shard = Record.load(record_file(out, name)).shard
     if shard is None:
         return True
-    if not job.tar_path.is_file() or not job.tar_path.with_suffix(".idx").is_file():
+    tar = join(out, shard.name)
+    if size_of(tar) != shard.bytes or size_of(join(out, idx_name(shard.name))) is None:
         return False
-    return job.tar_path.stat().st_size == shard.bytes and sha256_of(job.tar_path) == shard.sha256
+    return is_url(out) or sha256_of(Path(tar)) == shard.sha256

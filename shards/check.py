@@ -2,7 +2,8 @@
 
 Every image is decoded in full once, strictly, so that no reader meets a damaged one. Bytes are kept where
 every reader agrees on their pixels (8-bit JPEG and PNG); anything else is stored as lossless PNG or, with
-`resize`, as JPEG.
+`resize`, as JPEG. With the check `header`, the pixels of images whose bytes are kept are not looked at, so damaged
+ones remain, and so do PNGs whose EXIF follows their pixels.
 """
 
 import io
@@ -17,6 +18,8 @@ from PIL.Image import Resampling, Transpose
 # A closed list: Pillow would also open formats that run other programs (EPS) or lose bits without a word.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 DEFAULT_MAX_PIXELS = 100_000_000
+
+Check = Literal["decode", "header"]
 
 # Our own limit, which comes with a reason, replaces Pillow's.
 Image.MAX_IMAGE_PIXELS = None
@@ -53,13 +56,14 @@ class Rejected(Exception):
         self.detail = detail
 
 
-def check_image(data: bytes, max_pixels: int, resize: int | None) -> Checked:
-    """Decodes one image file and returns what to store; see the module for what is kept and what converted.
+def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check = "decode") -> Checked:
+    """Checks one image file and returns what to store; see the module for what is kept and what converted.
 
     Args:
         data: the file's bytes.
         max_pixels: an image with more is not decoded.
         resize: shrink the short side to this many pixels where it is longer, and store every image as JPEG.
+        check: `decode` all of it, or only its `header` where the bytes can be kept.
 
     Raises:
         Rejected: the image is damaged, or has no single 8-bit RGB or grey rendering.
@@ -69,7 +73,7 @@ def check_image(data: bytes, max_pixels: int, resize: int | None) -> Checked:
     try:
         # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _check(image, data, max_pixels, resize)
+            return _check(image, data, max_pixels, resize, check)
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -92,7 +96,7 @@ def thumbnail(data: bytes, side: int) -> bytes:
     return file.getvalue()
 
 
-def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None) -> Checked:
+def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None, check: Check) -> Checked:
     if image.width * image.height > max_pixels:
         raise Rejected("too many pixels", f"{image.width} x {image.height} pixels, more than {max_pixels}")
     # A phone's MPO is a JPEG with a preview or a second eye behind it; every JPEG reader shows the first.
@@ -100,11 +104,12 @@ def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None)
         raise Rejected("animated", "more than one frame")
     if _deeper_than_8_bits(image, data):
         raise Rejected("16-bit", f"more than 8 bits a channel (mode {image.mode})")
-    if image.format == "PNG":
-        # load() does not compare the checksums of the pixel data, verify() does but spoils its image.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as copy:
-            copy.verify()
-    image.load()
+    if check == "decode":
+        if image.format == "PNG":
+            # load() does not compare the checksums of the pixel data, verify() does but spoils its image.
+            with Image.open(io.BytesIO(data), formats=FORMATS) as copy:
+                copy.verify()
+        image.load()
 
     orientation = _orientation(image.info.get("exif", b""))
     shrink = resize is not None and min(image.size) > resize

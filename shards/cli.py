@@ -4,19 +4,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
 
 from shards import build as builder
-from shards.check import DEFAULT_MAX_PIXELS
+from shards.check import DEFAULT_MAX_PIXELS, Check
+from shards.engines import run, run_on_ray
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import REJECTS, Dataset, Manifest
 from shards.output import duplicates, note, progress, reasons, summarise
 from shards.preview import write_preview
+from shards.storage import join
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
@@ -30,9 +33,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")]
-Root = Annotated[Path, typer.Argument(metavar="DIR", help="A finished data set.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store URL to create.")]
+Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one a CPU core")]
+Engine = Literal["local", "ray"]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
 
@@ -49,12 +53,23 @@ def build(
     workers: Workers = None,
     seed: Annotated[int, typer.Option(help="Order of the images over the shards.")] = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    check: Annotated[Check, typer.Option(help="Decode every image, or trust its header.")] = "decode",
+    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
+    ] = None,
     max_rejects: MaxRejects = 0,
 ) -> None:
     """Check every image in SRC and write those that can be trained on to OUT.
 
     SRC is a folder (SRC/<class>/**/<image>, or SRC/<image>), a tar of <class>.tar files as ImageNet is published,
     or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers).
+
+    OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
+    store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
+
+    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
+    node, by a shared file system for instance. The result is the same, byte for byte.
 
     An interrupted build goes on when the same command is run again; the result is the same, byte for byte.
     Images that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
@@ -64,6 +79,7 @@ def build(
       maskfeat-shards build imagenet/train shards/train
       maskfeat-shards build ILSVRC2012_img_train.tar shards/train-256 --resize 256
       maskfeat-shards build photos.csv shards/photos --samples-per-shard 5000 --max-rejects 100
+      maskfeat-shards build /mnt/photos s3://bucket/photos --engine ray --ray-address auto
     """
     begun = time.monotonic()
     with _resumable(out), progress("build", "images") as report:
@@ -75,6 +91,8 @@ def build(
             workers=workers,
             seed=seed,
             max_pixels=max_pixels,
+            check=check,
+            engine=partial(run_on_ray, address=ray_address) if engine == "ray" else run,
             progress=report,
         )
     if finished_before:
@@ -87,7 +105,7 @@ def build(
 @app.command()
 def index(
     tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the manifest.")],
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL for the manifest.")],
     workers: Workers = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     max_rejects: MaxRejects = 0,
@@ -195,7 +213,7 @@ def main() -> None:
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[None]:
+def _resumable(out: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -203,11 +221,11 @@ def _resumable(out: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _judge(out: Path, dataset: Dataset, max_rejects: int) -> None:
+def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
     if dataset.rejects > max_rejects:
         note(
             f"{out} is complete and usable, but lacks {dataset.rejects:,} images where --max-rejects allows "
-            f"{max_rejects:,}; {out / REJECTS} says which and why"
+            f"{max_rejects:,}; {join(out, REJECTS)} says which and why"
         )
         raise typer.Exit(1)
 

@@ -7,9 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.files import ShardError
-from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA
-from shards.reading import read
+from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA, local_copy
+from shards.storage import read
 
 
 def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
@@ -32,10 +31,8 @@ def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
     return pa.table(columns, DUPLICATES_SCHEMA)
 
 
-def load_duplicates(root: Path) -> list[tuple[int, int]]:
+def load_duplicates(root: str | Path) -> list[tuple[int, int]]:
     """(id, first id) of every duplicate. Raises ShardError without a duplicates.parquet."""
-    path = root / DUPLICATES
-    if not path.is_file():
-        raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
-    table = pq.read_table(path)
+    with local_copy(root, DUPLICATES) as path:
+        table = pq.read_table(path)
     return list(zip(table["id"].to_pylist(), table["first_id"].to_pylist(), strict=True))

@@ -18,14 +18,25 @@ import braceexpand
 import google_crc32c
 
 from shards import manifest
-from shards.assembly import STAGING, Record, explained, finish, is_finished, refuse_other_files, write, writing
+from shards.assembly import (
+    Record,
+    explained,
+    finish,
+    finished_records,
+    is_finished,
+    record_file,
+    refuse_other_files,
+    scratch_folder,
+    write,
+    writing,
+)
 from shards.check import DEFAULT_MAX_PIXELS, Checked, Rejected, check_image
-from shards.files import ShardError, replacing, sha256_of
+from shards.engines import run
+from shards.files import ShardError, sha256_of
 from shards.listing import MAX_LABEL, is_url, printable
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
-from shards.reading import as_local, read, why_unsupported
-from shards.tarfiles import Sample, dali_index, idx_path, samples_of, shard_file
-from shards.workers import available_cpus, run
+from shards.storage import as_local, join, read, replacing, size_of, why_unsupported
+from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
 _MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
@@ -33,16 +44,16 @@ _MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
 
 @dataclass(frozen=True)
 class _Job:
-    """A tar, by its name in the data set `root`, and where its record goes."""
+    """A tar, by its name in the data set, the name of its record, and whether it has that already."""
 
-    root: Path
     name: str
-    record_path: Path
+    record: str
+    recorded: bool
 
 
 def index_tars(
     urls: Sequence[str],
-    out: Path,
+    out: str | Path,
     *,
     workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -53,7 +64,7 @@ def index_tars(
     Args:
         urls: paths, or URLs that fsspec knows, of tars, in the order of the data set. Braces as in `{000..099}`
             stand for several of them, and so do `*`, `?` and `[]` in paths.
-        out: folder for the manifest; it may hold the tars, which are then named relative to it.
+        out: folder or URL for the manifest; a folder may hold the tars, which are then named relative to it.
         workers: processes, see `build`.
         max_pixels: larger images are rejected.
         progress: called with (tars done, tars in all) after every tar.
@@ -64,29 +75,32 @@ def index_tars(
     Raises:
         ShardError: a tar or `out` cannot be used, or writing failed; then a re-run goes on from there.
     """
-    workers = available_cpus() if workers is None else workers
-    if min(workers, max_pixels) < 1:
+    if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
-    names = [_name(path, out.resolve()) for path in _expand(urls)]
-    sizes = [None if is_url(name) else (out / name).stat().st_size for name in names]
+    out = str(out)
+    names = [_name(path, out) for path in _expand(urls)]
+    sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    jobs = [_Job(out, name, out / STAGING / f"tar-{number:06d}.json") for number, name in enumerate(names)]
+    done = 0
 
     def remaining() -> str:
-        return f"{sum(not job.record_path.exists() for job in jobs):,} tars are still to be read"
+        return f"{len(names) - done:,} tars are still to be read"
 
     with explained(out, remaining):
         if is_finished(out, fingerprint):
             return Dataset.load(out), True
-        written = [out / manifest.MANIFEST, out / manifest.REJECTS, out / manifest.DUPLICATES]
-        refuse_other_files(out, [*written, *(idx_path(out, name) for name in names)])
-        with writing(out, fingerprint) as staging:
-            for done, _ in enumerate(run(partial(_index_or_keep, max_pixels, staging), jobs, workers), 1):
+        written = [manifest.MANIFEST, manifest.REJECTS, manifest.DUPLICATES]
+        refuse_other_files(out, [*written, *map(idx_name, names)])
+        with writing(out, fingerprint):
+            recorded = finished_records(out)
+            records = [f"tar-{number:06d}" for number in range(len(names))]
+            jobs = [_Job(name, record, record in recorded) for name, record in zip(names, records, strict=True)]
+            for done, _ in enumerate(run(partial(_index_or_keep, out, max_pixels), jobs, workers), 1):
                 progress(done, len(jobs))
             dataset = finish(
                 out,
-                [job.record_path for job in jobs],
+                records,
                 source=", ".join(urls[:3]),
                 classes=None,
                 ignored=0,
@@ -120,37 +134,41 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(tars))
 
 
-def _name(tar: str, root: Path) -> str:
-    """How the data set in `root` names a tar."""
+def _name(tar: str, out: str) -> str:
+    """How the data set in `out` names a tar."""
     if is_url(tar):
         return tar
     path = Path(tar).parent.resolve() / Path(tar).name
-    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+    if is_url(out) or not path.is_relative_to(Path(out).resolve()):
+        return str(path)
+    return str(path.relative_to(Path(out).resolve()))
 
 
-def _index_or_keep(max_pixels: int, staging: Path, job: _Job) -> None:
-    if job.record_path.exists():
-        shard = Record.load(job.record_path).shard
-        if shard is None or idx_path(job.root, shard.name).is_file():
+def _index_or_keep(out: str, max_pixels: int, job: _Job) -> None:
+    if job.recorded:
+        shard = Record.load(record_file(out, job.record)).shard
+        if shard is None or size_of(join(out, idx_name(shard.name))) is not None:
             return
-    write(job.record_path, _index(job, max_pixels, staging).dump(), staging)
+    with scratch_folder(out) as staging:
+        record = _index(out, job.name, max_pixels, staging)
+        write(record_file(out, job.record), record.dump(), staging)
 
 
-def _index(job: _Job, max_pixels: int, staging: Path) -> Record:
+def _index(out: str, name: str, max_pixels: int, staging: Path) -> Record:
     """Checks the samples of one tar and writes the `.idx` of those that pass."""
     rows: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names if name != "shard"}
     rejects: list[dict[str, Any]] = []
     kept: list[Sample] = []
-    with as_local(shard_file(job.root, job.name), staging) as tar:
+    with as_local(join(out, name), staging) as tar:
         for sample in samples_of(tar):
             try:
                 extension, image, label = _check(tar, sample, max_pixels)
             except Rejected as error:
-                path = printable(f"{job.name}/{sample.key}")
+                path = printable(f"{name}/{sample.key}")
                 rejects.append({"path": path, "reason": error.reason, "detail": printable(error.detail), "size": None})
                 continue
             kept.append(sample)
-            offset, size, name = sample.members[extension]
+            offset, size, member = sample.members[extension]
             rows["key"].append(printable(sample.key))
             rows["offset"].append(offset)
             rows["size"].append(size)
@@ -158,11 +176,11 @@ def _index(job: _Job, max_pixels: int, staging: Path) -> Record:
             rows["height"].append(image.height)
             rows["width"].append(image.width)
             rows["crc32c"].append(google_crc32c.value(image.data))
-            rows["path"].append(printable(name))
+            rows["path"].append(printable(member))
         if not kept:
             return Record(None, rows, rejects)
-        shard = Shard(job.name, len(kept), tar.stat().st_size, sha256_of(tar))
-    with replacing(idx_path(job.root, job.name), staging) as scratch:
+        shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar))
+    with replacing(join(out, idx_name(name)), staging) as scratch:
         scratch.write_text(dali_index(kept), "utf-8", "surrogateescape")
     return Record(shard, rows, rejects)
 

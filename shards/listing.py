@@ -1,6 +1,7 @@
 """What a source amounts to: candidate images in an order that does not depend on the machine."""
 
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Listing:
             path=path,
             label=label,
             class_name=None if label is None else printable(self.classes[label]),
-            file=str(self.root) if self.offsets else path if is_url(path) else str(self.root / path),
+            file=str(self.root) if self.offsets else path if is_url(path) else posixpath.join(str(self.root), path),
             offset=self.offsets[index] if self.offsets else None,
             size=self.sizes[index],
         )

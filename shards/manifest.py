@@ -3,9 +3,11 @@
 `dataset.json` is written last: a folder without it is an unfinished build.
 """
 
+import errno
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.check import Check
 from shards.files import ShardError, sha256_of
+from shards.listing import is_url
+from shards.storage import as_local, join, opened, printable_url, read
 
 MANIFEST = "manifest.parquet"
 REJECTS = "rejects.parquet"
@@ -65,6 +70,7 @@ class Options:
     resize: int | None
     max_pixels: int
     seed: int
+    check: Check
 
 
 @dataclass(frozen=True)
@@ -90,16 +96,24 @@ class Dataset:
 
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":
-        """Reads `root`/dataset.json. Raises ShardError for anything but a finished build of this version."""
-        path = Path(root) / DATASET
-        if not path.parent.is_dir():
+        """Reads dataset.json in `root`, a folder or a URL.
+
+        Raises ShardError for anything but a finished build of this version.
+        """
+        if not is_url(str(root)) and not Path(root).is_dir():
             raise ShardError(f"{root}: no such folder")
-        if not path.is_file():
-            raise ShardError(
-                f"{root}: has no {DATASET}, so its build has not finished; run `maskfeat-shards build` again"
-            )
+        path = join(root, DATASET)
         try:
-            fields: dict[str, Any] = json.loads(path.read_text())
+            text = read(path)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise _unreadable(path, error) from None
+            raise ShardError(
+                f"{printable_url(str(root))}: has no {DATASET}, so its build has not finished; "
+                "run `maskfeat-shards build` again"
+            ) from None
+        try:
+            fields: dict[str, Any] = json.loads(text)
             if fields.pop("format") != FORMAT:
                 raise ValueError("another format")
             version = fields.pop("version")
@@ -119,12 +133,13 @@ class Manifest:
     Rows follow the shards and, within a shard, the tar. Columns are arrays of shape (samples,): `shard`
     indexes `shard_names`, each relative to `root`, an absolute path or a URL; `offset` and `size`, in bytes,
     frame the image in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
-    rotation; `crc32c` is that of the image bytes. `counts`, of shape (shards,), are the samples of each shard.
-    `identity`, the SHA-256 of manifest.parquet, names the data set.
+    rotation; `crc32c` is that of the image bytes. `counts` and `shard_bytes`, of shape (shards,), are the samples
+    and the bytes of each shard's tar. `identity`, the SHA-256 of manifest.parquet, names the data set.
     """
 
-    root: Path
+    root: str
     shard_names: list[str]
+    shard_bytes: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
@@ -138,23 +153,23 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
-        """Reads the manifest of a finished build.
+        """Reads the manifest of a finished build from a folder or a URL.
 
         Raises ShardError when the folder or its dataset.json is missing, of another version, or when
         manifest.parquet is not the one that the build wrote.
         """
-        root = Path(root)
         dataset = Dataset.load(root)
-        path = root / MANIFEST
-        if not path.is_file():
-            raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
-        if sha256_of(path) != dataset.manifest_sha256:
-            raise ShardError(f"{path}: does not match {DATASET}; copy both from one build or build again")
         numeric = [name for name in MANIFEST_SCHEMA.names if name not in ("key", "path")]
-        table = pq.read_table(path, columns=numeric)
+        with local_copy(root, MANIFEST) as path:
+            if sha256_of(path) != dataset.manifest_sha256:
+                raise ShardError(
+                    f"{join(root, MANIFEST)}: does not match {DATASET}; copy both from one build or build again"
+                )
+            table = pq.read_table(path, columns=numeric)
         return cls(
-            root=root,
+            root=str(root),
             shard_names=[shard.name for shard in dataset.shards],
+            shard_bytes=np.array([shard.bytes for shard in dataset.shards], np.int64),
             counts=np.array([shard.samples for shard in dataset.shards], np.int64),
             shard=table["shard"].to_numpy(),
             offset=table["offset"].to_numpy(),
@@ -170,6 +185,10 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.size)
 
+    def shard_location(self, shard: int) -> str:
+        """The path or URL of a shard, given its position."""
+        return join(self.root, self.shard_names[shard])
+
     def key(self, sample: int) -> str:
         """The sample's key in its tar, read from disk."""
         return self.names(sample, sample + 1)[0][0]
@@ -182,17 +201,35 @@ class Manifest:
         """(key, path) of the samples `start` to `stop` - 1, read from disk: slow, meant for messages."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
-        file = pq.ParquetFile(self.root / MANIFEST)
         names: list[tuple[str, str]] = []
         first = 0
-        for group in range(file.num_row_groups):
-            end = first + file.metadata.row_group(group).num_rows
-            if first < stop and start < end:
-                table = file.read_row_group(group, columns=["key", "path"])
-                table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
-                names += zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)
-            first = end
+        with opened(join(self.root, MANIFEST)) as raw, pq.ParquetFile(raw) as file:
+            for group in range(file.num_row_groups):
+                end = first + file.metadata.row_group(group).num_rows
+                if first < stop and start < end:
+                    table = file.read_row_group(group, columns=["key", "path"])
+                    table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
+                    names += zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)
+                first = end
         return names
+
+
+@contextmanager
+def local_copy(root: str | Path, name: str) -> Iterator[Path]:
+    """Yields a path of one of a data set's own files. Raises ShardError where it is missing or cannot be read."""
+    file = join(root, name)
+    try:
+        with as_local(file) as path:
+            path.stat()  # Arrow's error for a missing file has no number
+            yield path
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: str, error: OSError) -> ShardError:
+    if error.errno == errno.ENOENT:
+        return ShardError(f"{printable_url(file)}: is missing; copy it from the original data set or build it again")
+    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; mend it and try again")
 
 
 def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
@@ -218,7 +255,5 @@ def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
 
 def count_rejects(root: str | Path) -> Counter[str]:
     """How many images of the source were rejected, by reason. Raises ShardError without a rejects.parquet."""
-    path = Path(root) / REJECTS
-    if not path.is_file():
-        raise ShardError(f"{path}: is missing; copy it from the original data set or build it again")
-    return Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+    with local_copy(root, REJECTS) as path:
+        return Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())

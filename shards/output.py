@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shards.duplicates import load_duplicates
 from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest, count_rejects
+from shards.storage import join
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
@@ -21,12 +22,12 @@ def note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def reasons(root: Path) -> str:
+def reasons(root: str | Path) -> str:
     """How many images were rejected for which reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in count_rejects(root).most_common())
 
 
-def duplicates(root: Path) -> str:
+def duplicates(root: str | Path) -> str:
     """How many images have the bytes of an earlier one, and the first of them."""
     found = load_duplicates(root)
     if not found:
@@ -36,7 +37,7 @@ def duplicates(root: Path) -> str:
     return f"{len(found):,} ({', '.join(pairs)}{', ...' if len(found) > len(pairs) else ''})"
 
 
-def summarise(out: Path, dataset: Dataset, seconds: float) -> None:
+def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
     print(
@@ -46,9 +47,9 @@ def summarise(out: Path, dataset: Dataset, seconds: float) -> None:
     if dataset.ignored:
         print(f"ignored {dataset.ignored:,} files: hidden ones and those without the suffix of an image")
     if dataset.rejects:
-        print(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {out / REJECTS}")
+        print(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out):
-        print(f"duplicates: {duplicates(out)}: see {out / DUPLICATES}")
+        print(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
     print(f"next: maskfeat-shards verify {out}")
 
 

@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
-from shards.files import ShardError, replacing
-from shards.manifest import REJECTS, Dataset, Manifest
+from shards.files import ShardError
+from shards.manifest import REJECTS, Dataset, Manifest, local_copy
 from shards.page import STYLE, histogram
-from shards.reading import read
-from shards.tarfiles import shard_file
+from shards.storage import read, replacing
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
@@ -25,14 +24,14 @@ _EXAMPLES = 5  # of rejects a reason
 _PAIRS = 12  # of duplicates
 
 
-def write_preview(root: Path, out: Path) -> int:
+def write_preview(root: str | Path, out: Path) -> int:
     """Writes the page on the data set in `root` to the file `out` and returns how many thumbnails it shows.
 
     Raises ShardError when there is no finished data set, an image to show is damaged, or `out` cannot be written.
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
-    name = escape(root.resolve().name)
+    name = escape(Path(root).resolve().name)
     kind = "by class" if dataset.classes else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
@@ -131,7 +130,7 @@ def _image(manifest: Manifest, sample: int) -> str:
     shard = manifest.shard_names[manifest.shard[sample]]
     path = manifest.path(sample)
     try:
-        file = shard_file(manifest.root, shard)
+        file = manifest.shard_location(manifest.shard[sample])
         data = read(file, int(manifest.offset[sample]), int(manifest.size[sample]))
     except OSError as error:
         raise ShardError(f"{shard}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`") from None
@@ -142,11 +141,10 @@ def _image(manifest: Manifest, sample: int) -> str:
     return f"<img loading=lazy title='{escape(title)}' alt='{escape(path)}' src='data:image/jpeg;base64,{source}'>"
 
 
-def _rejects(root: Path) -> str:
-    if not (root / REJECTS).is_file():
-        raise ShardError(f"{root / REJECTS}: is missing; copy it from the original data set or build it again")
+def _rejects(root: str | Path) -> str:
     by_reason: dict[str, list[str]] = {}
-    table = pq.read_table(root / REJECTS, columns=["path", "reason", "detail"])
+    with local_copy(root, REJECTS) as file:
+        table = pq.read_table(file, columns=["path", "reason", "detail"])
     for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
         by_reason.setdefault(reason, []).append(f"<li><code>{escape(path)}</code> {escape(detail)}")
     if not by_reason:

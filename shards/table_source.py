@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from shards.files import ShardError
 from shards.listing import MAX_LABEL, Listing, is_url
-from shards.reading import why_unsupported
+from shards.storage import why_unsupported
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 

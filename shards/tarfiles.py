@@ -9,7 +9,6 @@ from typing import NamedTuple
 import google_crc32c
 
 from shards.files import ShardError
-from shards.listing import is_url
 
 # extension -> (offset of the data in the tar, size, member name), in the order of the tar
 Members = dict[str, tuple[int, int, str]]
@@ -62,20 +61,15 @@ def why_unsafe(member: tarfile.TarInfo) -> str | None:
     return None
 
 
-def shard_file(root: Path, name: str) -> str:
-    """The path or URL of a shard of the data set in `root`."""
-    return name if is_url(name) else str(root / name)
-
-
-def idx_path(root: Path, shard_name: str) -> Path:
-    """Where the `.idx` of a shard lies in the folder `root` of the data set.
+def idx_name(shard_name: str) -> str:
+    """The name of a shard's `.idx` in its data set.
 
     A checksum of the name tells tars of other folders apart, which may have the same file name.
     """
     stem = PurePosixPath(shard_name).stem
     if "/" in shard_name:
-        return root / f"{stem}-{google_crc32c.value(os.fsencode(shard_name)):08x}.idx"
-    return root / f"{stem}.idx"
+        return f"{stem}-{google_crc32c.value(os.fsencode(shard_name)):08x}.idx"
+    return f"{stem}.idx"
 
 
 def dali_index(samples: Iterable[Sample]) -> str:

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 
 import google_crc32c
 import numpy as np
 
+from shards.engines import available_cpus
 from shards.files import ShardError, sha256_of
 from shards.manifest import DATASET, Dataset, Manifest, Shard, count_rejects
-from shards.reading import as_local
-from shards.tarfiles import dali_index, idx_path, samples_of, shard_file
-from shards.workers import available_cpus
+from shards.storage import as_local, join, listing, read
+from shards.tarfiles import dali_index, idx_name, samples_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +27,13 @@ class Problem:
 
 
 def verify(
-    root: Path, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+    root: str | Path, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Problem]:
-    """Reads every byte of the data set in `root` and returns all that is wrong with it.
+    """Reads every byte of the data set in `root`, a folder or a URL, and returns all that is wrong with it.
 
-    `workers` threads share the work, by default one a CPU core. `progress` gets (samples done, samples in
-    all) after every shard. Raises ShardError when there is no manifest to compare with.
+    `workers` threads share the work, by default one a CPU core, each with at most one shard of a URL among its
+    temporary files. `progress` gets (samples done, samples in all) after every shard. Raises ShardError when there
+    is no manifest to compare with.
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     problems = _descriptions(dataset, manifest)
@@ -45,7 +45,7 @@ def verify(
             problems += found
             progress(stop, len(manifest))
     known = set(manifest.shard_names)
-    strays = sorted(path.name for path in root.glob("*.tar") if path.name not in known)
+    strays = sorted(name for name in listing(str(root)) if name.endswith(".tar") and name not in known)
     return problems + [Problem(name, "is not part of the data set; move it away") for name in strays]
 
 
@@ -68,17 +68,17 @@ def _descriptions(dataset: Dataset, manifest: Manifest) -> list[Problem]:
 
 def _check(manifest: Manifest, shard: Shard, start: int, stop: int) -> list[Problem]:
     """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
-    idx = idx_path(manifest.root, shard.name)
+    idx = idx_name(shard.name)
     try:
-        with as_local(shard_file(manifest.root, shard.name), Path(gettempdir())) as tar_path:
+        with as_local(join(manifest.root, shard.name)) as tar_path:
             if tar_path.stat().st_size != shard.bytes or sha256_of(tar_path) != shard.sha256:
                 return _damage(manifest, shard, tar_path, start, stop)
             # A tar made elsewhere may hold samples that are not part of the data set.
             known = set(manifest.offset[start:stop].tolist())
             samples = [sample for sample in samples_of(tar_path) if not known.isdisjoint(sample.offsets())]
-        if idx.read_text("utf-8", "surrogateescape") == dali_index(samples):
+        if read(join(manifest.root, idx)).decode("utf-8", "surrogateescape") == dali_index(samples):
             return []
-        return [Problem(idx.name, f"does not describe {shard.name}; build the data set again")]
+        return [Problem(idx, f"does not describe {shard.name}; build the data set again")]
     except OSError as error:
         return [Problem(Path(error.filename or shard.name).name, f"cannot be read: {error.strerror}")]
 

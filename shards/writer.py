@@ -12,57 +12,53 @@ import google_crc32c
 
 from shards.assembly import Record
 from shards.check import Checked, Rejected, check_image
-from shards.files import replacing, sha256_of
 from shards.listing import Item, is_url, printable
 from shards.manifest import MANIFEST_SCHEMA, Options, Shard
-from shards.reading import read
-from shards.tarfiles import dali_index, idx_path, samples_of
+from shards.storage import join, read, replacing
+from shards.tarfiles import Sample, dali_index, idx_name
+from shards.tarwriter import TarWriter
 
 _URLS_AT_ONCE = 16
+_DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have many dead links
 
 
-def write_shard(tar_path: Path, items: Iterable[Item], options: Options, staging: Path) -> Record:
-    """Checks `items`, in order, and writes those that pass to `tar_path`, with its `.idx` beside it.
+def write_shard(out: str, name: str, items: Iterable[Item], options: Options, staging: Path) -> Record:
+    """Checks `items`, in order, and writes those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
     A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or `{key}.png`, and
     `{key}.json`. The same items give the same bytes. Files appear complete or not at all; `staging` holds
     them until then. Raises OSError when they cannot be written; an unreadable image is a reject.
     """
-    # Importing webdataset loads torch where that is installed: only processes that write pay for it.
-    from webdataset import TarWriter
-
-    rows: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names if name != "shard"}
+    rows: dict[str, list[Any]] = {column: [] for column in MANIFEST_SCHEMA.names if column != "shard"}
     rejects: list[dict[str, Any]] = []
-    with replacing(tar_path, staging) as scratch:
-        with scratch.open("wb") as file, TarWriter(file, mtime=0, user="", group="", mode=0o644) as tar:
+    samples: list[Sample] = []
+    with replacing(join(out, name), staging) as scratch:
+        with TarWriter(scratch) as tar:
             for item, read_item in _read_ahead(items):
                 path = printable(item.path)
                 try:
-                    image = check_image(_bytes(read_item), options.max_pixels, options.resize)
+                    image = check_image(_bytes(read_item), options.max_pixels, options.resize, options.check)
                 except Rejected as error:
                     reject = {"path": path, "reason": error.reason, "detail": error.detail, "size": item.size}
                     rejects.append(reject)
                     continue
-                members = _members(item, path, image)
-                tar.write(members)
-                rows["key"].append(members["__key__"])
+                sample = _write(tar, item, path, image)
+                samples.append(sample)
+                rows["key"].append(sample.key)
+                rows["offset"].append(sample.members[image.suffix][0])
                 rows["size"].append(len(image.data))
                 rows["label"].append(item.label)
                 rows["height"].append(image.height)
                 rows["width"].append(image.width)
                 rows["crc32c"].append(google_crc32c.value(image.data))
                 rows["path"].append(path)
-        if not rows["key"]:
+            sha256 = tar.finish()
+        if not samples:
             scratch.unlink()
             return Record(None, rows, rejects)
-        samples = samples_of(scratch)
-        for sample in samples:
-            offset, _, _ = sample.members["jpg"] if "jpg" in sample.members else sample.members["png"]
-            rows["offset"].append(offset)
-        shard = Shard(tar_path.name, len(samples), scratch.stat().st_size, sha256_of(scratch))
-    with replacing(idx_path(tar_path.parent, tar_path.name), staging) as scratch:
+    with replacing(join(out, idx_name(name)), staging) as scratch:
         scratch.write_text(dali_index(samples))
-    return Record(shard, rows, rejects)
+    return Record(Shard(name, len(samples), tar.size, sha256), rows, rejects)
 
 
 def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], bytes]]]:
@@ -70,7 +66,7 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], byte
     waiting: deque[tuple[Item, Callable[[], bytes]]] = deque()
     with ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
         for item in items:
-            read_item = partial(read, item.file, item.offset, item.size)
+            read_item = partial(read, item.file, item.offset, item.size, deadline=_DEADLINE)
             waiting.append((item, pool.submit(read_item).result if is_url(item.file) else read_item))
             if len(waiting) > _URLS_AT_ONCE:
                 yield waiting.popleft()
@@ -84,12 +80,17 @@ def _bytes(read_item: Callable[[], bytes]) -> bytes:
         raise Rejected("unreadable", error.strerror or type(error).__name__) from None
 
 
-def _members(item: Item, path: str, image: Checked) -> dict[str, Any]:
-    """What webdataset writes for one image. Keys number the listing: safe in a tar and in DALI's index."""
-    facts: dict[str, Any] = {"path": path, "height": image.height, "width": image.width}
+def _write(tar: TarWriter, item: Item, path: str, image: Checked) -> Sample:
+    """Adds the members of one image. Keys number the listing: safe in a tar and in DALI's index."""
+    facts = {"height": image.height, "path": path, "width": image.width}
     if item.class_name is not None:
-        facts["class"] = item.class_name
-    sample: dict[str, Any] = {"__key__": f"{item.index:09d}", image.suffix: image.data}
+        facts = {"class": item.class_name} | facts
+    contents = {image.suffix: image.data, "json": json.dumps(facts).encode("ascii")}
     if item.label is not None:
-        sample["cls"] = str(item.label).encode("ascii")
-    return sample | {"json": json.dumps(facts, sort_keys=True).encode("ascii")}
+        contents["cls"] = b"%d" % item.label
+    key = f"{item.index:09d}"
+    members = {}
+    for extension, data in sorted(contents.items()):
+        member = f"{key}.{extension}"
+        members[extension] = (tar.add(member, data), len(data), member)
+    return Sample(key, members, None)

@@ -29,12 +29,12 @@ SMALL = (
 )
 
 
-def small_recipe(shards: Path, run: Path, *overrides: str) -> Recipe:
+def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
     """The demo's recipe, shrunk."""
     return load_recipe("demo", [*SMALL, f"data.shards={shards}", f"run.dir={run}", *overrides])
 
 
-def pretrain(shards: Path, run: Path, *overrides: str) -> None:
+def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
     from pipeline.train.loop import Pretraining
     from pipeline.train.world import join
@@ -43,7 +43,7 @@ def pretrain(shards: Path, run: Path, *overrides: str) -> None:
 
 
 def launch(
-    shards: Path, run: Path, *overrides: str, ranks: int = 2, expect: int = 0
+    shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0
 ) -> subprocess.CompletedProcess[str]:
     """Train as a user does: `deepspeed scripts/pretrain.py`, with real processes."""
     done = subprocess.run(**command(shards, run, *overrides, ranks=ranks), capture_output=True, text=True, timeout=300)
@@ -51,7 +51,7 @@ def launch(
     return done
 
 
-def launch_and_kill(shards: Path, run: Path, *overrides: str, when: Path) -> None:
+def launch_and_kill(shards: Path | str, run: Path, *overrides: str, when: Path) -> None:
     """Start the same, and SIGKILL all its processes at once as soon as the path `when` exists."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(**command(shards, run, *overrides), start_new_session=True, stdout=quiet, stderr=quiet)
@@ -63,7 +63,7 @@ def launch_and_kill(shards: Path, run: Path, *overrides: str, when: Path) -> Non
     process.wait()
 
 
-def command(shards: Path, run: Path, *overrides: str, ranks: int = 2) -> dict[str, Any]:
+def command(shards: Path | str, run: Path, *overrides: str, ranks: int = 2) -> dict[str, Any]:
     """Arguments of `subprocess.run` for a launched run."""
     binaries = Path(sys.executable).parent
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

@@ -1,6 +1,7 @@
 """Reader, decoder and loader on real shards: right bytes, pixels and order, whatever the batch and the rank."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.data.augment import centre_crops
-from pipeline.data.decode import Decoder
-from pipeline.data.loader import Batch, Loader, training_requests, validation_requests
+from pipeline.data.batch import Batch
+from pipeline.data.decode import CpuDecoder, Crops
+from pipeline.data.errors import DataError
+from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
-from pipeline.data.reader import DataError, Reader
+from pipeline.data.quarantine import BadSample, Budget
+from pipeline.data.reader import Encoded, Reader
+from pipeline.data.request import training_requests, validation_requests
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")
@@ -25,7 +30,7 @@ def manifest(shards: Path) -> Manifest:
 
 
 def settings(shards: Path, **changes: object) -> Data:
-    return Data.model_validate({"shards": shards, "image_size": 32, "decode_threads": 1, **changes})
+    return Data.model_validate({"shards": str(shards), "image_size": 32, "decode_threads": 1, **changes})
 
 
 def training_batches(
@@ -40,6 +45,13 @@ def training_batches(
     return list(Loader(manifest, data, micro_batch, CPU).batches(taken))
 
 
+def encoded(manifest: Manifest, ids: Iterable[int]) -> list[Encoded]:
+    """The images of these samples, all of them good."""
+    samples = Reader(manifest).submit(np.array(ids)).result()
+    assert not any(isinstance(sample, str) for sample in samples), samples
+    return samples
+
+
 def by_sample(batches: list[Batch]) -> dict[tuple[int, int], tuple[torch.Tensor, int]]:
     """(step, id) -> pixels and mask key."""
     return {
@@ -50,29 +62,44 @@ def by_sample(batches: list[Batch]) -> dict[tuple[int, int], tuple[torch.Tensor,
 
 
 def test_reader_returns_the_source_files(manifest: Manifest, images: Path) -> None:
-    encoded = Reader(manifest, threads=3).submit(np.arange(len(manifest))).result()
-    for sample, data in enumerate(encoded):
+    for sample, data in enumerate(encoded(manifest, range(len(manifest)))):
         assert data.tobytes() == (images / manifest.path(sample)).read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_shard_is_one_error_that_names_sample_and_remedy(shards: Path, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("flip", "does not match its checksum"),
+        ("truncate", "ends inside the sample"),
+        ("remove", "No such file"),
+        ("replace", "does not match its checksum"),
+    ],
+)
+def test_samples_of_a_damaged_shard_say_why_and_the_others_are_unharmed(
+    shards: Path, tmp_path: Path, damage: str, reason: str
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     manifest = Manifest.load(copy)
+    good = encoded(manifest, range(len(manifest)))
     shard = copy / manifest.shard_names[0]
+    start = int(manifest.offset[3])
+    data = bytearray(shard.read_bytes())
     if damage == "flip":
-        data = bytearray(shard.read_bytes())
-        data[int(manifest.offset[3]) + 20] ^= 1
-        shard.write_bytes(data)
+        data[start + 20] ^= 1
     elif damage == "truncate":
-        shard.write_bytes(shard.read_bytes()[: int(manifest.offset[3]) + 20])
-    else:
-        shard.unlink()
-    with pytest.raises(DataError) as error:
-        Reader(manifest).read(3)
-    for part in (str(shard), manifest.path(3), f"maskfeat-shards verify {copy}"):
-        assert part in str(error.value)
+        del data[start + 20 :]
+    elif damage == "replace":
+        data = bytearray((copy / manifest.shard_names[1]).read_bytes())
+    shard.unlink()
+    if damage != "remove":
+        shard.write_bytes(data)
+    hurt = {"flip": {3}, "truncate": set(range(3, 16))}.get(damage, set(range(16)))
+    for sample, read in enumerate(Reader(manifest).submit(np.arange(len(manifest))).result()):
+        if sample in hurt:
+            assert isinstance(read, str) and str(shard) in read and reason in read
+        else:
+            assert not isinstance(read, str) and read.tobytes() == good[sample].tobytes()
 
 
 def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,14 +116,14 @@ def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest, monkey
 def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path) -> None:
     """Against Pillow's crop and bicubic resize: the same picture within JPEG decoders' and filters' rounding."""
     ids = np.arange(8)
-    encoded = [Reader(manifest).read(int(sample)) for sample in ids]
     boxes = centre_crops(manifest.height[ids], manifest.width[ids])
     flips = (ids % 2).astype(np.int32)
-    decoder = Decoder(8, 32, None, threads=1)
-    decoder.feed(encoded, boxes, flips)
-    pixels = decoder.take()
+    decoder = CpuDecoder(8, 32, threads=1)
+    decoder.feed(Crops(encoded(manifest, ids), boxes, flips))
+    decoded = decoder.take()
+    pixels = decoded.images
     assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), torch.uint8)
-    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    assert not decoded.problems
     for sample, (top, left, height, width), flip, ours in zip(ids, boxes, flips, pixels, strict=True):
         image = Image.open(images / manifest.path(int(sample))).convert("RGB")
         image = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
@@ -117,24 +144,56 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
     build(source, tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
     assert (manifest.height[0], manifest.width[0]) == (80, 40)
-    decoder = Decoder(1, 16, None, threads=1)
-    decoder.feed([Reader(manifest).read(0)], np.array([[0, 0, 80, 40]], dtype=np.int32), np.zeros(1, dtype=np.int32))
-    image = decoder.take()[0].float().mean(0)
+    decoder = CpuDecoder(1, 16, threads=1)
+    boxes, flips = np.array([[0, 0, 80, 40]], dtype=np.int32), np.zeros(1, dtype=np.int32)
+    decoder.feed(Crops(encoded(manifest, [0]), boxes, flips))
+    image = decoder.take().images[0].float().mean(0)
     assert image[:6].max() < 20 and image[-6:].min() > 235
 
 
-def test_an_undecodable_image_is_an_error_and_the_next_batch_is_unharmed(manifest: Manifest) -> None:
-    ids = np.arange(4)
-    encoded = [Reader(manifest).read(int(sample)) for sample in ids]
-    boxes, flips = centre_crops(manifest.height[ids], manifest.width[ids]), np.zeros(4, dtype=np.int32)
-    decoder = Decoder(4, 32, None, threads=1)
-    decoder.feed(encoded, boxes, flips)
-    expected = decoder.take()
-    decoder.feed([encoded[0][:100], *encoded[1:]], boxes, flips)
-    decoder.feed(encoded, boxes, flips)
-    with pytest.raises(DataError, match="cannot be decoded"):
-        decoder.take()
-    assert torch.equal(decoder.take(), expected)
+@pytest.mark.parametrize("bad", ["header", "body", "unread", "box"])
+def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(manifest: Manifest, bad: str) -> None:
+    ids = np.arange(6)
+    images: list[Encoded | None] = list(encoded(manifest, ids))
+    boxes, flips = centre_crops(manifest.height[ids], manifest.width[ids]), (ids % 2).astype(np.int32)
+    decoder = CpuDecoder(6, 32, threads=1)
+    decoder.feed(Crops(images, boxes, flips))
+    expected = decoder.take().images.clone()
+
+    hurt, hurt_boxes = list(images), boxes.copy()
+    assert images[4] is not None
+    if bad == "box":
+        hurt_boxes[4] = (0, 0, 1000, 1000)
+    else:
+        hurt[4] = {"header": images[4][5:], "body": images[4][: len(images[4]) // 2], "unread": None}[bad]
+    decoder.feed(Crops(hurt, hurt_boxes, flips))
+    decoder.feed(Crops(images, boxes, flips))
+    decoded = decoder.take()
+    assert decoded.problems.keys() == (set() if bad == "unread" else {4})
+    assert (decoded.images[4] == 0).all()
+    others = [0, 1, 2, 3, 5]
+    assert torch.equal(decoded.images[others], expected[others])
+    assert torch.equal(decoder.take().images, expected)
+
+
+def test_the_budget_for_bad_samples() -> None:
+    def sample(step: int) -> BadSample:
+        return BadSample(step, 7, "it is torn")
+
+    in_a_row = Budget(3, 1.0, "mend it")
+    in_a_row.spend([sample(0), sample(0), None, sample(0), sample(0)])
+    with pytest.raises(DataError, match="the last 3 in a row; at step 9 sample 7: it is torn; mend it"):
+        in_a_row.spend([sample(9)])
+
+    share = Budget(10, 0.1, "mend it")
+    for step in range(10):
+        share.spend([sample(step), None])  # half are bad, but only ten
+    with pytest.raises(DataError, match="11 of 21 samples are bad"):
+        share.spend([sample(10)])
+    patient = Budget(10, 0.1, "mend it")
+    patient.spend([None] * 1000)
+    for step in range(100):
+        patient.spend([sample(step), None])  # never more than a tenth of all seen
 
 
 def test_kept_batches_are_not_overwritten(manifest: Manifest, shards: Path) -> None:

@@ -1,19 +1,19 @@
 """Which sample is used when: a pure function of (seed, position), with no state to save and none to lose.
 
-A run visits positions p = 0, 1, 2, ... Position p belongs to epoch p // N and to lane p % lanes. For each epoch
-the shards are permuted and their samples laid in a line; the line is cut into one contiguous stretch a lane;
-within blocks of a lane the samples are permuted by a keyed bijection. So
+A run visits positions p = 0, 1, 2, ... Position p belongs to epoch p // N and to lane p % lanes. The shards are
+dealt to the lanes once; for each epoch they are permuted within their lanes and their samples laid in a line, which is
+cut into one contiguous stretch a lane; within blocks of a lane the samples are permuted by a keyed bijection. Blocks of
+different lanes are staggered, so that a node turns to new shards a few at a time. So
 
 - every epoch visits every sample exactly once, for ragged shards and any batch size: a batch may straddle two
   epochs, nothing is padded, dropped or repeated;
 - batch `step` is a slice of positions, in the order of the lanes: it does not depend on ranks or workers, and a
-  rank that takes a contiguous part of every batch reads a contiguous group of lanes, hence few shards;
+  rank that takes a contiguous part of every batch reads a contiguous group of lanes, hence few shards, and the same
+  ones in every epoch;
 - any step opens at once, in memory proportional to the number of shards.
 
 The order is part of a run's identity: whoever changes what `ids` returns raises `PLAN_VERSION`.
 """
-
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +22,13 @@ from pipeline.random import derive, mix
 
 Int64s = NDArray[np.int64]
 
-PLAN_VERSION = 1
-_SHARDS, _BLOCKS = 1, 2  # the streams of randomness drawn from one epoch's key
+PLAN_VERSION = 2
+LANES, BLOCK = 64, 8192
+_SHARDS, _BLOCKS = 1, 2  # the streams of randomness drawn from one epoch's key ...
+_DEAL = -1  # ... and the one drawn from the seed, beside those of the epochs
+_HASH_BITS = 40  # of a shard's place in its lane; the others tell the lane
+_PART = 1 << 16  # shards hashed at once: with a million of them the temporaries would outweigh the plan
+_GOLDEN = 648056  # the golden ratio less one, times 2**20
 _ROUNDS = 6  # even, so that the two halves of an odd width return to their places
 
 
@@ -35,13 +40,13 @@ class Plan:
         seed: another seed is another order.
         lanes: contiguous stretches an epoch is cut into. More lanes mean that a rank touches fewer shards;
             one lane with `block >= sum(counts)` is a true permutation of everything.
-        block: samples of a lane that are permuted among themselves.
+        block: samples of a lane that are permuted among themselves; a lane's first block is shorter.
 
     Raises:
         ValueError: no samples, or lanes or block below one.
     """
 
-    def __init__(self, counts: ArrayLike, seed: int = 0, lanes: int = 64, block: int = 8192) -> None:
+    def __init__(self, counts: ArrayLike, seed: int = 0, lanes: int = LANES, block: int = BLOCK) -> None:
         self.counts: Int64s = np.asarray(counts, dtype=np.int64)
         if self.counts.ndim != 1 or (self.counts < 0).any() or self.counts.sum() == 0:
             raise ValueError("a plan needs the sample counts of its shards: one or more, none negative, not all zero")
@@ -50,7 +55,8 @@ class Plan:
         self.seed, self.lanes, self.block = seed, lanes, block
         self.samples = int(self.counts.sum())
         self._first_id: Int64s = np.cumsum(self.counts) - self.counts
-        self._epoch_layout = lru_cache(maxsize=2)(self._lay_out)  # two: a batch may straddle an epoch's end
+        self._dealt = self._deal()
+        self._lines: dict[int, tuple[NDArray[np.int32], Int64s]] = {}
 
     def batch(self, step: int, batch_size: int) -> Int64s:
         """Sample ids of the whole global batch `step`, (batch_size,) int64; rank r of W takes the r-th of W parts."""
@@ -74,40 +80,86 @@ class Plan:
             ids[here] = self._ids_of_epoch(epoch, positions[here])
         return ids
 
-    def _ids_of_epoch(self, epoch: int, positions: Int64s) -> Int64s:
-        key, order, starts = self._epoch_layout(epoch)
-        # Positions of this epoch before the first one of the lane, then of each lane: lane(p) = p % lanes holds
-        # across epochs, so every batch of a multiple of `lanes` draws equally from every lane.
-        begin, end = epoch * self.samples, (epoch + 1) * self.samples
-        lane = positions % self.lanes
-        in_lane = _count_congruent(positions, lane, self.lanes) - _count_congruent(begin, lane, self.lanes)
-        lane_size = _count_congruent(end, lane, self.lanes) - _count_congruent(begin, lane, self.lanes)
-        lane_start = _before_lane(end, lane, self.lanes) - _before_lane(begin, lane, self.lanes)
+    def line(self, epoch: int) -> tuple[NDArray[np.int32], Int64s]:
+        """An epoch's shards that have samples, in the order in which its line has them, and where each begins there.
 
-        block = in_lane // self.block
-        block_size = np.minimum(self.block, lane_size - block * self.block)
-        keys = derive(derive(np.full_like(lane, key), lane), block)
-        line = lane_start + block * self.block + _permute(in_lane - block * self.block, block_size, keys)
+        Both are of shape (shards with samples,), int32 and int64. Two neighbouring epochs are kept, since a batch may
+        straddle an epoch's end.
+        """
+        line = self._lines.get(epoch)
+        if line is None:
+            # Room is made before the new line is laid, not after: a line of a million shards takes 12 MB.
+            self._lines = {kept: line for kept, line in self._lines.items() if abs(kept - epoch) == 1}
+            line = self._lines[epoch] = self._lay_out(epoch)
+        return line
+
+    def stretch(self, epoch: int, lane: Int64s) -> tuple[Int64s, Int64s, Int64s]:
+        """What every lane has of an epoch; three int64 arrays of the shape of `lane`.
+
+        The first position of its stretch, of which the next one is `lanes` further; the place in the epoch's line
+        where the stretch begins; and its samples. Lane(p) = p % lanes holds across epochs, so that every batch of a
+        multiple of `lanes` draws equally from every lane.
+        """
+        begin, end = epoch * self.samples, (epoch + 1) * self.samples
+        first = begin + (lane - begin) % self.lanes
+        start = _before_lane(end, lane, self.lanes) - _before_lane(begin, lane, self.lanes)
+        return first, start, (end - first + self.lanes - 1) // self.lanes
+
+    def block_around(self, lane: Int64s, lane_size: Int64s, in_lane: Int64s) -> tuple[Int64s, Int64s]:
+        """The block of a lane around its `in_lane`-th sample of an epoch: where in the stretch it begins and ends.
+
+        All arrays are int64 of one shape; `lane_size` is what `stretch` gives.
+        """
+        # Multiples of the golden ratio, taken modulo one, spread neighbouring lanes evenly (Weyl's sequence).
+        lead = np.where(self.block < lane_size, lane * _GOLDEN % 2**20 * self.block >> 20, 0)
+        begin = (in_lane + lead) // self.block * self.block - lead
+        return np.maximum(begin, 0), np.minimum(begin + self.block, lane_size)
+
+    def _ids_of_epoch(self, epoch: int, positions: Int64s) -> Int64s:
+        order, starts = self.line(epoch)
+        lane = positions % self.lanes
+        first, lane_start, lane_size = self.stretch(epoch, lane)
+        in_lane = (positions - first) // self.lanes
+
+        begin, end = self.block_around(lane, lane_size, in_lane)
+        keys = derive(derive(derive(self._epoch_key(epoch), _BLOCKS), lane), begin)
+        line = lane_start + begin + _permute(in_lane - begin, end - begin, keys)
 
         place = np.searchsorted(starts, line, side="right") - 1
         shard = order[place]
         return self._first_id[shard] + line - starts[place]
 
-    def _lay_out(self, epoch: int) -> tuple[int, Int64s, Int64s]:
-        """The key of an epoch's blocks, its order of the shards, and where in its line each of these starts."""
-        epoch_key = derive(np.array([self.seed], dtype=np.int64), epoch)
-        shards = np.flatnonzero(self.counts)
-        order = shards[np.argsort(derive(derive(epoch_key, _SHARDS), shards), kind="stable")]
-        counts = self.counts[order]
-        return int(derive(epoch_key, _BLOCKS)[0]), order, np.cumsum(counts) - counts
+    def _lay_out(self, epoch: int) -> tuple[NDArray[np.int32], Int64s]:
+        """Shards keep the lane that they were dealt to, and move within it."""
+        keys = self._dealt.astype(np.int64)
+        begin, key = 0, derive(self._epoch_key(epoch), _SHARDS)
+        for part in range(0, len(keys), _PART):
+            here = slice(part, part + _PART)
+            ends = begin + np.cumsum(self.counts[self._dealt[here]])
+            lane = (ends - 1) * self.lanes // self.samples
+            keys[here] = lane << _HASH_BITS | derive(key, keys[here]) & (1 << _HASH_BITS) - 1
+            begin = int(ends[-1])
+        places = np.argsort(keys, kind="stable")
+        del keys
+        order = self._dealt[places]
+        del places
+        starts = np.cumsum(self.counts[order])
+        starts -= self.counts[order]
+        return order, starts
+
+    def _deal(self) -> NDArray[np.int32]:
+        """The shards that have samples, in an order of their own; their lanes follow from it."""
+        key, keys = derive(np.array([self.seed], dtype=np.int64), _DEAL), np.arange(len(self.counts), dtype=np.int64)
+        for part in range(0, len(keys), _PART):
+            keys[part : part + _PART] = derive(key, keys[part : part + _PART])
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        return order[self.counts[order] > 0]
+
+    def _epoch_key(self, epoch: int) -> Int64s:
+        return derive(np.array([self.seed], dtype=np.int64), epoch)
 
 
-def _count_congruent(end: Int64s | int, lane: Int64s, lanes: int) -> Int64s:
-    """How many of the positions 0 .. end-1 lie in `lane`."""
-    return (end - lane + lanes - 1) // lanes
-
-
-def _before_lane(end: Int64s | int, lane: Int64s, lanes: int) -> Int64s:
+def _before_lane(end: int, lane: Int64s, lanes: int) -> Int64s:
     """How many of the positions 0 .. end-1 lie in lanes before `lane`."""
     return end // lanes * lane + np.minimum(end % lanes, lane)
 

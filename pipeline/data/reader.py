@@ -1,74 +1,160 @@
-"""Encoded images by sample id, read from the shards at the offsets the manifest gives and checked on the way."""
+"""Encoded images by sample id, read from the shards at the offsets the manifest gives and checked on the way.
+
+A sample of a remote shard comes from the node's cache if the shard is there, and otherwise by a range request of its
+own: nobody ever waits for a whole shard, so the first batch comes at once and a cache cannot hold up a run.
+"""
 
 import os
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong
+from contextlib import suppress
 from functools import lru_cache
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.cache import NodeCache
+from pipeline.data.errors import DataError
 from shards.listing import is_url
 from shards.manifest import Manifest
+from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read
 
 Encoded = NDArray[np.uint8]
+Sample = Encoded | str  # the bytes of an image, or why it cannot be had
 
+TIMEOUT = 600  # seconds a batch may take, beyond the deadline of its requests
 _OPEN_SHARDS = 256  # descriptors kept a process; the usual limit for all files is 1,024
+_PIECE = 8  # samples that a thread reads one after the other
 
 
-class DataError(Exception):
-    """A sample cannot be had. The message names the shard, the sample and what to do."""
+class Reading:
+    """Samples on their way."""
+
+    def __init__(self, pieces: list["Future[list[Sample]]"], timeout: float) -> None:
+        self._pieces, self._timeout = pieces, timeout
+
+    def result(self) -> list[Sample]:
+        """Wait for them: for each the encoded image, uint8 (bytes,), or the reason why it cannot be had.
+
+        Raises:
+            DataError: the storage is out of reach, or hangs.
+        """
+        try:
+            return [sample for piece in self._pieces for sample in piece.result(self._timeout)]
+        except TookTooLong:
+            raise DataError(
+                f"reading a batch took more than {self._timeout:g} s: the storage hangs; mend it and start again"
+            ) from None
 
 
 class Reader:
     """Reads samples with a pool of threads.
 
     Args:
-        manifest: a data set on a local or mounted disk.
-        threads: reads under way at once.
-
-    Raises:
-        DataError: a shard is somewhere else.
+        manifest: a data set, its shards on disks or behind URLs.
+        threads: reads from disks under way at once.
+        requests: the same of remote storage.
+        deadline: seconds until such a request is given up, with all its retries.
+        cache: where the node keeps remote shards.
     """
 
-    def __init__(self, manifest: Manifest, threads: int = 4) -> None:
-        for name in manifest.shard_names:
-            if is_url(name):
-                raise DataError(
-                    f"{name}: training reads shards from disks; copy this data set to one and index it there"
-                )
-        self._manifest = manifest
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    def __init__(
+        self,
+        manifest: Manifest,
+        threads: int = 4,
+        requests: int = 64,
+        deadline: float = DEADLINE,
+        cache: NodeCache | None = None,
+    ) -> None:
+        self._manifest, self._cache, self._deadline = manifest, cache, deadline
+        self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
+        self._remote = any(map(is_url, self._locations))
+        self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
         self._open = lru_cache(_OPEN_SHARDS)(_OpenFile)
+        self._traffic = Traffic()
+        self._cached = _Counter()
 
-    def submit(self, ids: NDArray[np.int64]) -> "Future[list[Encoded]]":
-        """Start reading samples; the result is their encoded bytes, uint8 (size,) each, in the order of `ids`.
-
-        The future raises:
-            DataError: a shard is missing or short, or a sample's bytes do not match their checksum.
-        """
-        return self._pool.submit(lambda: [self.read(int(sample)) for sample in ids])
-
-    def read(self, sample: int) -> Encoded:
-        """The encoded image of one sample, uint8 (size,), read now. Raises DataError as `submit` does."""
-        manifest = self._manifest
-        size = int(manifest.size[sample])
-        shard = manifest.root / manifest.shard_names[manifest.shard[sample]]
-        try:
-            data = self._open(str(shard)).read(size, int(manifest.offset[sample]))
-        except OSError as error:
-            raise DataError(f"{shard}: {error.strerror or error}; {self._remedy(sample)}") from error
-        if len(data) != size:
-            raise DataError(f"{shard}: ends inside sample {sample}; {self._remedy(sample)}")
-        if google_crc32c.value(data) != manifest.crc32c[sample]:
-            raise DataError(f"{shard}: sample {sample} does not match its checksum; {self._remedy(sample)}")
-        return np.frombuffer(data, dtype=np.uint8)
-
-    def _remedy(self, sample: int) -> str:
-        manifest = self._manifest
-        return (
-            f"it holds {manifest.path(sample)}: run `maskfeat-shards verify {manifest.root}` and restore what it names"
+    def submit(self, ids: NDArray[np.int64]) -> Reading:
+        """Start reading samples, in the order of `ids`."""
+        piece = 1 if self._remote else _PIECE
+        starts = range(0, len(ids), piece)
+        return Reading(
+            [self._pool.submit(self._read, ids[start : start + piece]) for start in starts], self._deadline + TIMEOUT
         )
+
+    def counters(self) -> dict[str, float]:
+        """What was asked of remote storage so far, and how many samples the cache had; empty for local shards."""
+        return self._traffic.snapshot() | {"samples_from_cache": self._cached.value} if self._remote else {}
+
+    def _read(self, ids: NDArray[np.int64]) -> list[Sample]:
+        manifest = self._manifest
+        columns = (manifest.shard, manifest.offset, manifest.size, manifest.crc32c)
+        samples = []
+        for shard, *place in zip(*(column[ids].tolist() for column in columns), strict=True):
+            url = is_url(self._locations[shard])
+            samples.append(self._from_url(shard, *place) if url else self._from_disk(shard, *place))
+        return samples
+
+    def _from_disk(self, shard: int, offset: int, size: int, crc32c: int) -> Sample:
+        location = self._locations[shard]
+        try:
+            return _checked(self._open(location).read(size, offset), size, crc32c, location)
+        except OSError as error:
+            return f"{location}: {error.strerror or error}"
+
+    def _from_url(self, shard: int, offset: int, size: int, crc32c: int) -> Sample:
+        torn = False
+        path = self._cache.path(shard) if self._cache else None
+        if path:
+            # Not kept open: an evicted shard has to give its room back
+            with suppress(OSError):  # evicted a moment ago
+                sample = _checked(_OpenFile(str(path)).read(size, offset), size, crc32c, str(path))
+                if not isinstance(sample, str):
+                    self._cached.add(1)
+                    return sample
+                torn = True
+        sample = self._requested(self._locations[shard], offset, size, crc32c)
+        if self._cache and torn and not isinstance(sample, str):  # or else the shard is torn at its source
+            self._cache.discard(shard)
+        return sample
+
+    def _requested(self, url: str, offset: int, size: int, crc32c: int) -> Sample:
+        location = printable_url(url)
+        try:
+            for _ in range(2):  # bits may have flipped on the way
+                data = read(url, offset, size, traffic=self._traffic, deadline=self._deadline)
+                sample = _checked(data, size, crc32c, location)
+                if not isinstance(sample, str):
+                    break
+            return sample
+        except StorageError as error:
+            if not error.transient:
+                return f"{location}: {error.strerror}"
+            raise DataError(
+                f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
+                "and the run goes on from its last checkpoint"
+            ) from error
+
+
+def _checked(data: bytes, size: int, crc32c: int, location: str) -> Sample:
+    if len(data) != size:
+        return f"{location}: ends inside the sample"
+    if google_crc32c.value(data) != crc32c:
+        return f"{location}: the sample does not match its checksum"
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+class _Counter:
+    """A number that threads may add to."""
+
+    def __init__(self) -> None:
+        self.value, self._lock = 0, threading.Lock()
+
+    def add(self, more: int) -> None:
+        with self._lock:
+            self.value += more
 
 
 class _OpenFile:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Recipe
-from pipeline.data.loader import Batch, Loader, Request, validation_requests
+from pipeline.data.batch import Batch
+from pipeline.data.loader import Loader
+from pipeline.data.request import Request, validation_requests
 from pipeline.targets.objective import Objective, squared_errors
 from pipeline.train.engine import Engine
 from pipeline.train.picture import Picture, draw
@@ -22,11 +23,11 @@ class Validation:
     """The validation images of a run, always the same crops under the same masks. All ranks call everything together.
 
     Args:
-        shards: their folder, as `maskfeat-shards build` wrote it.
+        shards: their folder or URL, as `maskfeat-shards build` wrote it.
         recipe, world, micro_batch, objective: those of the run.
     """
 
-    def __init__(self, shards: Path, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
+    def __init__(self, shards: str, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)

@@ -5,8 +5,8 @@ import math
 import os
 import resource
 import shutil
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import asdict
+from itertools import chain
 from typing import Any, TextIO
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe
-from pipeline.data.loader import Loader, Request, training_requests
-from pipeline.data.plan import PLAN_VERSION, Plan
+from pipeline.data.exact import ExactData
+from pipeline.data.quarantine import BadSample
+from pipeline.data.stream import StreamData
 from pipeline.random import mix_int
 from pipeline.targets.objective import Objective, squared_errors
 from pipeline.train import checkpoint
@@ -25,9 +26,23 @@ from pipeline.train.evaluate import Validation, mean_target
 from pipeline.train.monitor import Clock, Metrics, Monitor, keep_lines
 from pipeline.train.state import capture, counters, restore
 from pipeline.train.world import World
-from shards.manifest import Manifest
 
 MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
+
+# Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
+FREE = {
+    "shards",
+    "validation",
+    "validation_samples",
+    "cache",
+    "cache_size",
+    "deadline",
+    "bad_in_a_row",
+    "bad_share",
+    "read_threads",
+    "requests",
+    "decode_threads",
+}
 
 
 class TrainingError(Exception):
@@ -53,9 +68,8 @@ class Pretraining:
 
         # Data and targets
         model = build_model(recipe)
-        self.train = Manifest.load(recipe.data.shards)
-        self.plan = Plan(self.train.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
-        self.loader = Loader(self.train, recipe.data, self.micro_batch, world.device)
+        self.data = _training_data(recipe, world, self.micro_batch)
+        self.bad: list[BadSample] = []  # since the last log
         self.objective = Objective(
             model.grid, model.patch, recipe.mask.ratio, DTYPES[recipe.engine.precision], recipe.engine.compile != "none"
         )
@@ -64,13 +78,13 @@ class Pretraining:
             self.validation = Validation(recipe.data.validation, recipe, world, self.micro_batch, self.objective)
 
         # Model, from the newest checkpoint if there is one
-        self.identity = identity(recipe, self.train)
+        self.identity = identity(recipe, self.data.identity)
         resumed = self._find_checkpoint()
         if resumed:
             model.load_state_dict(resumed.weights())
         if recipe.engine.compile == "all":
             model.compile(dynamic=False)
-        steps_per_epoch = self.plan.samples / recipe.optim.batch_size
+        steps_per_epoch = self.data.samples / recipe.optim.batch_size
         scheduled = total_steps(recipe.optim, steps_per_epoch)
         self.start = resumed.facts.step if resumed else 0
         self.end = min(scheduled, recipe.run.max_steps or scheduled)
@@ -86,10 +100,12 @@ class Pretraining:
             (recipe.run.dir / "config.yaml").write_text(recipe.to_yaml())
             self.monitor = Monitor(recipe.run.dir, recipe.model_dump(mode="json"), self.start, self.end)
             self.monitor.say(
-                f"{parameters / 1e6:.1f}M parameters, {self.plan.samples:,} images, "
+                f"{parameters / 1e6:.1f}M parameters, {self.data.samples:,} images, "
                 f"{world.size} ranks x {self.micro_batches} x {self.micro_batch} images a step, "
                 f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
             )
+            for note in self.data.notes:
+                self.monitor.say(f"note: {note}")
             self.monitor.say(
                 f"steps {self.start} to {self.end} of a schedule of {scheduled}"
                 if self.start < self.end
@@ -109,8 +125,8 @@ class Pretraining:
         baselines = self._baselines() if self.start < self.end and self.validation else {}
         trace = self._open_trace()
 
-        batches = self.loader.batches(self._requests(self.start))
-        loss_sum = torch.zeros((), device=self.world.device)
+        batches = self.data.batches(self.start, (self.end - self.start) * self.micro_batches)
+        losses = torch.zeros(2, device=self.world.device)  # their sum over images, and how many images that were
         clock = Clock()
         for step in range(self.start, self.end):
             engine.schedule.step_update(step)
@@ -123,11 +139,13 @@ class Pretraining:
                     batch = next(batches)
                 example = self.objective.example(batch.images, batch.mask_keys)
                 predictions = engine.predict(example.images, example.mask, example.masked)
-                loss = squared_errors(predictions, example.targets, len(batch.images)).mean()
-                engine.backward(loss)
+                # A bad sample's weight is 0, and its slot still counts: so the gradients of the others stay the same
+                errors = squared_errors(predictions, example.targets, len(batch.images)) * batch.weights
+                engine.backward(errors.mean())
                 engine.update()
-                loss_sum += loss.detach() / self.micro_batches
+                losses += torch.stack([errors.detach().sum(), batch.weights.sum()])
                 ids += batch.request.ids.tolist()
+                self.bad += batch.bad
             clock.steps += 1
             if trace:
                 trace.write(json.dumps({"step": step, "ids": ids}) + "\n")
@@ -139,35 +157,28 @@ class Pretraining:
             validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
             save = done == self.end or done % settings.save_every == 0
             if validate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
-                metrics = self._metrics(done, loss_sum, clock)
+                metrics = self._metrics(done, losses, clock)
                 if validate:
                     metrics["val_loss"] = self._validate(done)
                 if self.monitor:
                     self.monitor.log(done, metrics)
                     self.monitor.levels(done, baselines if validate else {})
-                loss_sum.zero_()
+                losses.zero_()
                 clock = Clock()
             if save:
                 with clock.stopped():
                     self._save(done)
 
-    def _requests(self, first_step: int) -> Iterator[Request]:
-        return training_requests(
-            self.plan,
-            self.train,
-            self.recipe.data,
-            first_step=first_step,
-            batch_size=self.recipe.optim.batch_size,
-            micro_batch=self.micro_batch,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-
-    def _metrics(self, done: int, loss_sum: Tensor, clock: Clock) -> Metrics:
-        """The numbers of the steps since the last log; loss and data wait are means over the ranks."""
-        means = torch.stack([loss_sum / clock.steps, loss_sum.new_tensor(clock.wait / clock.elapsed)])
-        loss, data_wait = (self.world.sum(means) / self.world.size).tolist()
-        if not math.isfinite(loss):
+    def _metrics(self, done: int, losses: Tensor, clock: Clock) -> Metrics:
+        """The numbers of the steps since the last log, over all ranks."""
+        counters = self.data.counters()
+        numbers = [clock.wait / clock.elapsed, len(self.bad), *counters.values()]
+        sums = torch.cat([losses, losses.new_tensor(numbers)]).double()
+        loss_sum, images, data_wait, bad, *counts = self.world.sum(sums).tolist()
+        if bad:
+            self._log_bad_samples()
+        loss = loss_sum / images if images else math.nan  # none at all where every sample was bad
+        if images and not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {done}: start again with a lower optim.lr, or go on from the last "
                 f"checkpoint in {self.recipe.run.dir} with engine.precision=fp32"
@@ -177,10 +188,18 @@ class Pretraining:
             "grad_norm": self.engine.grad_norm(),
             "lr": self.engine.learning_rate,
             "images_per_second": clock.steps * self.recipe.optim.batch_size / clock.elapsed,
-            "data_wait": data_wait,
+            "data_wait": data_wait / self.world.size,
+            "bad_samples": bad,
             "skipped_steps": self.engine.deepspeed.skipped_steps,
             "memory_gib": _peak_memory(self.world.device) / 2**30,
-        }
+        } | {f"data/{name}": count for name, count in zip(counters, counts, strict=True)}
+
+    def _log_bad_samples(self) -> None:
+        """Write those of all ranks to quarantine.jsonl."""
+        bad = sorted(chain(*self.world.gather(self.bad)), key=lambda sample: (sample.step, sample.id))
+        if self.monitor:
+            self.monitor.quarantine([asdict(sample) | self.data.names(sample.id) for sample in bad])
+        self.bad.clear()
 
     def _validate(self, done: int) -> float:
         assert self.validation
@@ -199,7 +218,7 @@ class Pretraining:
         if known.get("of") != of:
             if self.monitor:
                 self.monitor.say("measuring the losses of predicting zero and of predicting the mean target ...")
-            batches = self.loader.batches(islice(self._requests(0), MEAN_BATCHES))
+            batches = self.data.batches(0, MEAN_BATCHES)
             zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
             known = {"of": of, "zero": zero, "mean": mean}
             if not self.start:
@@ -251,20 +270,33 @@ class Pretraining:
         return (folder / f"samples-rank{self.world.rank}.jsonl").open("a", buffering=1)
 
 
-def identity(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
     """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
     settings = recipe.model_dump(mode="json")
-    free = {"shards", "validation", "validation_samples", "read_threads", "decode_threads"}
-    return {
-        "run.seed": recipe.run.seed,
-        "data.shards (manifest)": manifest.identity,
-        "plan version": PLAN_VERSION,
-    } | {
-        f"{section}.{key}": value
-        for section in ("data", "mask", "model", "optim")
-        for key, value in settings[section].items()
-        if key not in free
-    }
+    return (
+        {"run.seed": recipe.run.seed}
+        | data
+        | {
+            f"{section}.{key}": value
+            for section in ("data", "mask", "model", "optim")
+            for key, value in settings[section].items()
+            if key not in FREE
+        }
+    )
+
+
+def _training_data(recipe: Recipe, world: World, micro_batch: int) -> ExactData | StreamData:
+    if recipe.data.mode == "stream":
+        return StreamData(recipe, micro_batch, world.device, rank=world.rank, world_size=world.size)
+    return ExactData(
+        recipe,
+        micro_batch,
+        world.device,
+        rank=world.rank,
+        world_size=world.size,
+        local_rank=world.local_rank,
+        local_size=world.local_size,
+    )
 
 
 def _has_cpp_compiler() -> bool:

@@ -34,6 +34,7 @@ class Monitor:
         self._total = total
         self._console = Console()
         keep_lines(folder / "metrics.jsonl", step)
+        keep_lines(folder / "quarantine.jsonl", step - 1)  # of steps that were run, not those done
         self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._progress = Progress(
@@ -68,13 +69,20 @@ class Monitor:
         if self._progress.disable:
             self.say(f"step {step}/{self._total}  {text}")
 
-    def picture(self, step: int, picture: NDArray[np.uint8]) -> Path:
-        """Keep a sheet in pictures/ and show it in TensorBoard; returns its path."""
+    def quarantine(self, bad: list[dict[str, Any]]) -> None:
+        """Bad samples, by step."""
+        path = self._folder / "quarantine.jsonl"
+        with path.open("a") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in bad)
+        first = bad[0]
+        self.say(f"left out {len(bad)} bad samples, see {path}; the first: sample {first['id']}, {first['reason']}")
+
+    def picture(self, step: int, picture: NDArray[np.uint8]) -> None:
+        """Keep a sheet in pictures/ and show it in TensorBoard."""
         path = self._folder / "pictures" / f"step-{step:08d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(path)
         self._board.add_image("reconstruction", picture, step, dataformats="HWC")
-        return path
 
     def levels(self, step: int, losses: Metrics) -> None:
         """Losses of constant predictors, beside which the validation loss has to be read."""

@@ -17,11 +17,12 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, `local_rank` on its node, and its device."""
+    """This process among all: `rank` of `size`, `local_rank` of `local_size` on its node, and its device."""
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
     device: torch.device
 
     @property
@@ -58,6 +59,7 @@ def join() -> World:
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
     local_rank = int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1"))  # torchrun or DeepSpeed
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
         accelerator.set_device(local_rank)
@@ -68,10 +70,9 @@ def join() -> World:
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
-            ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1")  # torchrun's or DeepSpeed's
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks)))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     deepspeed.init_distributed(verbose=False)
-    return World(comm.get_rank(), comm.get_world_size(), local_rank, device)
+    return World(comm.get_rank(), comm.get_world_size(), local_rank, local_size, device)
 
 
 def _free_port() -> int:

@@ -40,14 +40,16 @@ def test_every_column_of_the_manifest_is_true_of_the_tars(source: Path, tmp_path
     assert dataset.bytes == manifest.size.sum()
 
     listing = sorted(str(path.relative_to(source)) for path in source.rglob("*.*"))
-    rows = [(name, key, parts) for name in manifest.shard_names for key, parts, _ in samples_of(manifest.root / name)]
+    rows = [
+        (name, key, parts) for name in manifest.shard_names for key, parts, _ in samples_of(tmp_path / "out" / name)
+    ]
     for sample, (name, key, parts) in enumerate(rows):
         path, label, number = manifest.path(sample), manifest.label[sample], int(manifest.key(sample))
         assert (manifest.shard_names[manifest.shard[sample]], manifest.key(sample)) == (name, key)
         assert listing[number] == path
         suffix = "png" if path.endswith("png") else "jpg"
         assert set(parts) == {"cls", suffix, "json"}
-        tar = (manifest.root / name).read_bytes()
+        tar = (tmp_path / "out" / name).read_bytes()
 
         def body(ext: str, parts: dict = parts, tar: bytes = tar) -> bytes:
             offset, size, _ = parts[ext]
@@ -151,6 +153,22 @@ def test_resize_and_max_pixels_reach_the_images(tmp_path: Path) -> None:
     assert (len(manifest), dataset.rejects) == (8, 1)
     assert set(np.minimum(manifest.height, manifest.width)) == {20}
     assert all("jpg" in parts for _, parts, _ in samples_of(tmp_path / "out" / "shard-000000.tar"))
+
+
+def test_a_check_of_headers_makes_the_same_shards_and_lets_damaged_pixels_pass(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "full", samples_per_shard=9, workers=1)
+    quick, _ = build(source, tmp_path / "quick", samples_per_shard=9, workers=1, check="header")
+    assert quick.options is not None
+    assert quick.options.check == "header"
+    full, quick_files = contents(tmp_path / "full"), contents(tmp_path / "quick")
+    assert {name for name in full if full[name] != quick_files[name]} == {"dataset.json"}
+    pixels_cut_off = (source / "ant" / "002.JPG").read_bytes()[:-100]
+    spoil(source)
+    (source / "ant" / "002.JPG").write_bytes(pixels_cut_off)
+    assert build(source, tmp_path / "decoded", workers=1)[0].rejects == 4
+    dataset, _ = build(source, tmp_path / "headers", workers=1, check="header")
+    assert dataset.rejects == 3
+    assert "ant/002.JPG" in [path for _, path in Manifest.load(tmp_path / "headers").names(0, dataset.samples)]
 
 
 def test_a_finished_build_is_left_alone(source: Path, tmp_path: Path) -> None:

@@ -226,3 +226,25 @@ def test_resize_leaves_small_jpegs_alone_and_makes_jpegs_of_the_rest() -> None:
         assert (checked.suffix, checked.height, checked.width) == ("jpg", 40, 56)
         expected = encoded(Image.open(io.BytesIO(small)).convert("RGB"), "JPEG", quality=95, subsampling=0)
         assert checked.data == expected
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_check_of_the_header_keeps_what_the_full_one_keeps(orientation: int) -> None:
+    for data in (encoded(RGB, "JPEG", exif=oriented(orientation)), encoded(GREY, "JPEG"), mpo(), PNG):
+        assert check_image(data, LIMIT, None, "header") == check_image(data, LIMIT, None)
+    for data in (encoded(RGB, "BMP"), encoded(RGB.convert("P"), "PNG"), encoded(RGB, "JPEG", quality=50)):
+        assert check_image(data, LIMIT, 20, "header") == check_image(data, LIMIT, 20)
+
+
+def test_a_check_of_the_header_misses_damaged_pixels_and_nothing_else() -> None:
+    for data in (JPEG[:-100], PNG[:-100]):
+        assert rejection(data).reason == "corrupt"
+        assert check_image(data, LIMIT, None, "header").data == data
+    transparent = RGB.convert("RGBA")
+    transparent.putalpha(7)
+    deep = encoded(Image.fromarray(np.full((40, 56), 40_000, np.uint16)), "PNG")
+    frames = encoded(RGB, "GIF", save_all=True, append_images=[picture(1)])
+    cases = [b"", b"text", encoded(transparent, "PNG"), deep, frames, encoded(RGB, "BMP")[:-100]]
+    for data in cases:
+        assert rejection(data, check="header").reason == rejection(data).reason
+    assert rejection(JPEG, check="header", max_pixels=2_239).reason == "too many pixels"

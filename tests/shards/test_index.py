@@ -66,7 +66,7 @@ def test_the_manifest_is_true_of_tars_that_stay_where_and_as_they_are(tars: Path
     seeds = [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert manifest.names(0, 9) == [(f"n0144_{seed}", f"n0144_{seed}.jpg") for seed in seeds]
     for sample, seed in enumerate(seeds):
-        tar = (manifest.root / manifest.shard_names[manifest.shard[sample]]).read_bytes()
+        tar = Path(manifest.shard_location(manifest.shard[sample])).read_bytes()
         data = tar[manifest.offset[sample] : manifest.offset[sample] + manifest.size[sample]]
         assert data == jpeg(seed)
         assert manifest.crc32c[sample] == google_crc32c.value(data)

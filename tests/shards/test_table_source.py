@@ -1,7 +1,4 @@
-import functools
 import threading
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making_images import contents, make_tree
+from servers import http_server
 
 from shards.build import build
 from shards.files import ShardError
 from shards.manifest import Manifest
-from shards.reading import read
 from shards.source import list_source
-
-NO_PAUSES = (0.0, 0.0, 0.0)
+from shards.storage import read
 
 
 def table(path: Path, text: str) -> Path:
@@ -114,10 +110,7 @@ def test_labels_are_part_of_what_is_built(tmp_path: Path) -> None:
         build(tmp_path / "list.csv", tmp_path / "out", workers=1)
 
 
-def test_urls_are_read_through_fsspec_and_unreachable_ones_rejected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shards.reading._PAUSES", NO_PAUSES)
+def test_urls_are_read_through_fsspec_and_unreachable_ones_rejected(tmp_path: Path) -> None:
     images = make_tree(tmp_path / "images", 5, ())
     memory = fsspec.filesystem("memory")
     for path in images.iterdir():
@@ -136,38 +129,6 @@ def test_urls_are_read_through_fsspec_and_unreachable_ones_rejected(
     assert read("memory://set/000.JPG", 3, 5) == (images / "000.JPG").read_bytes()[3:8]
 
 
-def test_a_url_that_fails_is_tried_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    answers: list[Any] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
-    memory = fsspec.filesystem("memory")
-
-    def answer(path: str, **kwargs: Any) -> bytes:
-        outcome = answers.pop(0)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return bytes(outcome)
-
-    class StatusError(Exception):
-        def __init__(self, status: int) -> None:
-            super().__init__(f"status {status}")
-            self.status = status
-
-    monkeypatch.setattr(memory, "cat_file", answer)
-    answers[:] = [TimeoutError("slow"), StatusError(503), StatusError(429), b"here"]
-    assert read("memory://a") == b"here"
-    assert pauses == [0.5, 2.0, 8.0]
-    answers[:] = [StatusError(503)] * 5
-    with pytest.raises(OSError, match="status 503"):
-        read("memory://a")
-    assert len(answers) == 1
-    for refusal in (StatusError(403), FileNotFoundError()):
-        answers[:] = [refusal, b"late"]
-        with pytest.raises(OSError, match=r"status 403|not found"):
-            read("memory://a")
-        assert len(answers) == 1
-
-
 def test_urls_are_read_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_tree(tmp_path / "images", 16, ())
     all_at_once = threading.Barrier(16, timeout=20)
@@ -182,29 +143,18 @@ def test_urls_are_read_several_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert (dataset.samples, dataset.rejects) == (16, 0)
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
-    threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}"
-    served.shutdown()
-
-
-def test_images_behind_http_give_the_bytes_of_the_same_images_on_disk(server: str, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
+def test_images_behind_http_give_the_bytes_of_the_same_images_on_disk(tmp_path: Path) -> None:
     images = make_tree(tmp_path / "images", 6)
     paths = sorted(str(path.relative_to(tmp_path)) for path in images.rglob("*.*"))
-    rows = [f"{server}/{path},{Path(path).parent}" for path in [*paths, "images/ant/gone.jpg"]]
-    source = table(tmp_path / "list.csv", "\n".join(["path,label", *rows]))
-    for workers in (1, 2):
-        build(source, tmp_path / str(workers), samples_per_shard=3, workers=workers)
+    with http_server(tmp_path) as server:
+        rows = [f"{server.url}/{path},{Path(path).parent}" for path in [*paths, "images/ant/gone.jpg"]]
+        source = table(tmp_path / "list.csv", "\n".join(["path,label", *rows]))
+        for workers in (1, 2):
+            server.fail(503, times=2)
+            server.reset(times=2)
+            build(source, tmp_path / str(workers), samples_per_shard=3, workers=workers)
+        assert len(server.requests) == 2 * (7 + 4)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     manifest = Manifest.load(tmp_path / "1")
-    assert sorted(manifest.path(sample) for sample in range(6)) == [f"{server}/{path}" for path in paths]
+    assert sorted(manifest.path(sample) for sample in range(6)) == [f"{server.url}/{path}" for path in paths]
     assert sorted(manifest.size) == sorted((tmp_path / path).stat().st_size for path in paths)
-    with pytest.raises(OSError, match=r"\d{3,} bytes came instead of 10"):  # as http.server does
-        read(f"{server}/{paths[0]}", 5, 10)

@@ -7,8 +7,8 @@ from making_images import contents, make_tar, make_tar_of_tars, make_tree
 
 from shards.build import build
 from shards.files import ShardError
-from shards.reading import read
 from shards.source import list_source
+from shards.storage import read
 
 
 @pytest.fixture

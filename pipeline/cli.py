@@ -1,0 +1,184 @@
+"""The command `maskfeat-shards`: the commands of `shards`, and `plan`, which knows how a run reads."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Annotated
+
+import numpy as np
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from pipeline.data.plan import BLOCK, LANES, Int64s, Plan
+from pipeline.data.simulate import Fleet, Forecast, forecast
+from shards.cli import app, main
+from shards.manifest import Dataset
+from shards.output import note
+
+__all__ = ["main"]
+
+# What is tried where a cache is too small: lanes, blocks or shards of these fractions, up to so many shards.
+_FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
+_MOST_SHARDS = 4_000_000
+Candidate = tuple[str, Plan, Int64s]  # what to change, the plan with it, the bytes of its shards
+
+
+def _bytes(text: str) -> int:
+    """Bytes of "500GB" or "1.5TiB"; bytes a second of "25Gbit" or "3GB/s"."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text.removesuffix("/s")))
+    except ValidationError:
+        raise typer.BadParameter(f"{text!r} is no size such as 500GB, 1.5TiB, 25Gbit or 3GB/s") from None
+
+
+def _number(text: str) -> int:
+    """A whole number, of which "10e9" is one too."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if number < 1 or not number.is_integer():
+        raise typer.BadParameter(f"{text!r} is no whole number above 0 such as 1281167 or 10e9")
+    return int(number)
+
+
+@app.command()
+def plan(
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images of a global batch.")],
+    cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
+    root: Annotated[str | None, typer.Argument(metavar="[DIR]", help="A finished data set, or its URL.")] = None,
+    samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its images,")] = None,
+    size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
+    shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
+    lanes: Annotated[int, typer.Option(min=1, help="As data.lanes of the recipe.")] = LANES,
+    block: Annotated[int, typer.Option(min=1, help="As data.block of the recipe.")] = BLOCK,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to simulate.")] = 3,
+    bandwidth: Annotated[
+        int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
+    ] = "10Gbit",  # type: ignore[assignment]  # typer parses defaults too
+    images_per_second: Annotated[
+        float | None, typer.Option(min=1, help="Speed of training on all nodes.", show_default="unknown")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
+) -> None:
+    """Simulate what a run on many machines asks of storage and of the machines' caches.
+
+    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead.
+    Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
+
+    \b
+    Examples:
+      maskfeat-shards plan shards/train --nodes 8 --batch 4096 --cache 500GB --bandwidth 25Gbit
+      maskfeat-shards plan --samples 10e9 --bytes 1PB --shards 1e6 --nodes 512 --batch 65536 --lanes 4096 --cache 8TB
+    """
+    if batch % (nodes * ranks_per_node):
+        raise typer.BadParameter(
+            f"--batch {batch} cannot be shared out evenly to {nodes} nodes of {ranks_per_node} ranks; "
+            "change it, --nodes or --ranks-per-node"
+        )
+    counts, shard_bytes = _data_set(root, samples, size, shards)
+    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), Plan(counts, lanes=lanes, block=block)
+    found = forecast(order, shard_bytes, fleet, epochs)
+    total = int(shard_bytes.sum())
+    if as_json:
+        data_set = {"samples": order.samples, "shards": len(counts), "bytes": total}
+        settings = asdict(fleet) | {"lanes": lanes, "block": block, "bandwidth": bandwidth}
+        print(json.dumps(data_set | settings | asdict(found), indent=1))
+    else:
+        rows = [
+            ("data set", f"{order.samples:,} images in {len(counts):,} shards, {_text(total)}"),
+            ("run", f"{nodes:,} nodes of {ranks_per_node} ranks, {order.samples / batch:,.1f} batches an epoch"),
+            ("order", f"{lanes:,} lanes, blocks of {block:,} images"),
+            ("simulated", f"{found.nodes_simulated:,} of {nodes:,} nodes"),
+            *_outlook(found, total, bandwidth),
+        ]
+        if images_per_second and found.most_node_reads:
+            epoch = order.samples / images_per_second
+            rate = max(found.most_node_reads) / epoch
+            share = f"{_text(rate)}/s, {rate / bandwidth:.0%} of what it can"
+            rows.append(("training", f"takes {_time(epoch)} an epoch, in which a node reads {share}"))
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"{name:<{width}}  {value}")
+    if lanes % nodes or batch % lanes:
+        note(
+            "nodes share lanes and read each other's shards: make --lanes a multiple of --nodes, and --batch of --lanes"
+        )
+    if cache < found.smallest_cache:
+        note(f"a cache of {_text(cache)} is too small: it takes {_text(found.smallest_cache)}")
+        for change, need in _remedies(order, shard_bytes, fleet):
+            note(f"or {change}, with which it takes {_text(need)}")
+        raise typer.Exit(1)
+
+
+def _data_set(root: str | None, samples: int | None, size: int | None, shards: int | None) -> tuple[Int64s, Int64s]:
+    """Samples and bytes of every shard, two of (shards,), of the data set in `root` or of an even one."""
+    imagined = (samples, size, shards)
+    if root is not None and not any(imagined):
+        found = Dataset.load(root).shards
+        return np.array([shard.samples for shard in found]), np.array([shard.bytes for shard in found])
+    if root is not None or samples is None or size is None or shards is None:
+        raise typer.BadParameter("give either DIR or all of --samples, --bytes and --shards")
+    if shards > samples:
+        raise typer.BadParameter(f"{samples:,} images cannot fill {shards:,} shards; lower --shards")
+    return _shared_out(samples, shards), _shared_out(size, shards)
+
+
+def _shared_out(total: int, shards: int) -> Int64s:
+    """`total` in `shards` parts that differ by one at most, (shards,)."""
+    return total // shards + (np.arange(shards) < total % shards).astype(np.int64)
+
+
+def _outlook(found: Forecast, data_set_bytes: int, bandwidth: int) -> Iterator[tuple[str, str]]:
+    need = _text(found.smallest_cache)
+    yield "in use", f"at most {found.shards_in_use:,} shards at one step on a node; {need} is the smallest cache"
+    ranges = f"{_time(found.first_batch / bandwidth)} by ranges ({_text(found.first_batch)} a node)"
+    whole = f"{_time(found.first_batch_shards / bandwidth)} by whole shards ({_text(found.first_batch_shards)})"
+    yield "first batch", f"after {ranges}, {whole}"
+    for epoch, egress in enumerate(found.egress):
+        most = found.most_node_reads[epoch]
+        yield (
+            f"epoch {epoch + 1}",
+            f"a node reads {_text(found.node_reads[epoch])}, at most {_text(most)} in {_time(most / bandwidth)}; "
+            f"{found.hit_rate[epoch]:.0%} from caches; in all {_text(egress)}, {egress / data_set_bytes:.2f} data sets",
+        )
+
+
+def _remedies(order: Plan, shard_bytes: Int64s, fleet: Fleet) -> Iterator[tuple[str, int]]:
+    """The least changes that let a node's working set fit into its cache, and what it is then, in bytes."""
+
+    def smaller_blocks(n: int) -> Candidate | None:
+        plan = Plan(order.counts, lanes=order.lanes, block=max(order.block // n, 1))
+        return f"--block {plan.block}", plan, shard_bytes
+
+    def fewer_lanes(n: int) -> Candidate | None:
+        plan = Plan(order.counts, lanes=max(order.lanes // n, 1), block=order.block)
+        return (f"--lanes {plan.lanes}", plan, shard_bytes) if plan.lanes >= fleet.nodes else None
+
+    def smaller_shards(n: int) -> Candidate | None:
+        if n * len(order.counts) > _MOST_SHARDS or n > order.counts.max():
+            return None
+        plan = Plan(np.repeat(order.counts // n, n), lanes=order.lanes, block=order.block)
+        return f"shards of {plan.counts.max()} images", plan, np.repeat(shard_bytes // n, n)
+
+    for change in (smaller_blocks, fewer_lanes, smaller_shards):
+        for n in _FRACTIONS:
+            if (candidate := change(n)) is None:
+                break
+            text, plan, sizes = candidate
+            need = forecast(plan, sizes, replace(fleet, cache=0), epochs=1).smallest_cache
+            if need <= fleet.cache:
+                yield text, need
+                break
+
+
+def _text(size: float) -> str:
+    return ByteSize(size).human_readable(decimal=True, separator=" ")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1e3:,.0f} ms"
+    return f"{seconds:,.0f} s" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

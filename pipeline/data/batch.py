@@ -1,0 +1,78 @@
+"""Encoded samples -> batches on the device, with the bad samples taken out of the loss."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Data
+from pipeline.data.decode import Crops, decoder_for
+from pipeline.data.quarantine import BadSample, Budget
+from pipeline.data.reader import Sample
+from pipeline.data.request import Request
+
+DEPTH = 2  # batches being decoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of one rank on its device."""
+
+    request: Request
+    images: Tensor  # uint8 (n, 3, size, size), black where the sample is bad; see `Decoded` for its memory
+    mask_keys: Tensor  # int64 (n,)
+    weights: Tensor  # float32 (n,): 0 for what must not count, padding and bad samples
+    bad: list[BadSample]
+
+
+class Batcher:
+    """Decodes what was read, in order.
+
+    Args:
+        data: crop size, threads, and how many bad samples to put up with.
+        micro_batch: images in a batch.
+        device: where batches go.
+        remedy: what to do about bad samples.
+    """
+
+    def __init__(self, data: Data, micro_batch: int, device: torch.device, remedy: str) -> None:
+        self._device = device
+        self._decoder = decoder_for(device, micro_batch, data.image_size, data.decode_threads, data.hw_decoder_load)
+        self._budget = Budget(data.bad_in_a_row, data.bad_share, remedy)
+
+    def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
+        """A batch for each request and what was read for it, in order.
+
+        Raises:
+            DataError: too many samples were bad.
+        """
+        read = iter(read)
+        decoding: deque[tuple[Request, dict[int, str]]] = deque()
+        while True:
+            for request, samples in islice(read, DEPTH - len(decoding)):
+                unread = {place: why for place, why in enumerate(samples) if isinstance(why, str)}
+                encoded = [None if isinstance(sample, str) else sample for sample in samples]
+                self._decoder.feed(Crops(encoded, request.boxes, request.flips))
+                decoding.append((request, unread))
+            if not decoding:
+                return
+            request, unread = decoding.popleft()
+            decoded = self._decoder.take()
+            problems = unread | decoded.problems
+            bad = [
+                BadSample(request.step, int(request.ids[place]), problems[place]) if place in problems else None
+                for place in range(len(request.ids))
+            ]
+            self._budget.spend(bad)
+            weights = request.weights.copy()
+            weights[list(problems)] = 0
+            yield Batch(
+                request,
+                decoded.images,
+                torch.from_numpy(request.mask_keys).to(self._device, non_blocking=True),
+                torch.from_numpy(weights).to(self._device, non_blocking=True),
+                [sample for sample in bad if sample],
+            )

@@ -1,0 +1,99 @@
+"""Training batches of a data set with a manifest: every sample once an epoch, exactly, whatever happens."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import torch
+
+from pipeline.config import Recipe
+from pipeline.data.batch import Batch
+from pipeline.data.cache import NodeCache
+from pipeline.data.loader import Loader
+from pipeline.data.plan import PLAN_VERSION, Plan
+from pipeline.data.request import training_requests
+from pipeline.data.schedule import Schedule
+from shards.listing import is_url
+from shards.manifest import Manifest
+
+_NAMES = 65_536  # rows of the manifest read at once to name a sample: a row group
+
+
+class ExactData:
+    """One rank's part of the batches of a run.
+
+    Args:
+        recipe: of the run.
+        micro_batch: images in a batch of a rank.
+        device: where batches go.
+        rank, world_size: this rank and how many there are.
+        local_rank, local_size: the same among the ranks of this node, which share its cache.
+
+    Raises:
+        ShardError: no such data set.
+        DataError: the cache is too small.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        micro_batch: int,
+        device: torch.device,
+        *,
+        rank: int,
+        world_size: int,
+        local_rank: int,
+        local_size: int,
+    ) -> None:
+        data = recipe.data
+        self._data, self._micro_batch, self._batch_size = data, micro_batch, recipe.optim.batch_size
+        self._rank, self._world_size = rank, world_size
+        self._manifest = Manifest.load(data.shards)
+        self._plan = self._new_plan(recipe)
+        self.samples = self._plan.samples
+        self.identity: dict[str, Any] = {
+            "data.shards (manifest)": self._manifest.identity,
+            "plan version": PLAN_VERSION,
+        }
+        remote = any(map(is_url, map(self._manifest.shard_location, range(len(self._manifest.counts)))))
+        cache = None
+        if data.cache and remote:
+            plan = self._new_plan(recipe)  # the cache has threads of its own, and plans remember epochs
+            schedule = Schedule(plan, self._batch_size, rank - local_rank, local_size, world_size)
+            cache = NodeCache(self._manifest, data.cache, data.cache_size, schedule)
+        no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
+        self.notes = [no_cache] if remote and not cache else []
+        self._names = lru_cache(maxsize=4)(self._read_names)
+        self._loader = Loader(self._manifest, data, micro_batch, device, cache)
+
+    def _new_plan(self, recipe: Recipe) -> Plan:
+        return Plan(self._manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
+
+    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
+        """So many of this rank's micro-batches, from the first of a step on. Raises DataError as `Loader.batches`."""
+        requests = training_requests(
+            self._plan,
+            self._manifest,
+            self._data,
+            first_step=first_step,
+            batch_size=self._batch_size,
+            micro_batch=self._micro_batch,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        return self._loader.batches(islice(requests, micro_batches))
+
+    def counters(self) -> dict[str, float]:
+        """See `Loader.counters`."""
+        return self._loader.counters()
+
+    def names(self, sample: int) -> dict[str, str]:
+        """What a person looks for when a sample is bad: its key, its path in the source, and its shard."""
+        chunk, row = divmod(sample, _NAMES)
+        key, path = self._names(chunk)[row]
+        return {"key": key, "path": path, "shard": self._manifest.shard_names[self._manifest.shard[sample]]}
+
+    def _read_names(self, chunk: int) -> list[tuple[str, str]]:
+        first = chunk * _NAMES
+        return self._manifest.names(first, min(first + _NAMES, len(self._manifest)))

@@ -1,0 +1,131 @@
+"""Which shards a node reads when: the plan seen shard by shard, for whoever fetches ahead and makes room.
+
+A lane walks its stretch of an epoch's line block by block, so a shard is in use from the first step of the first
+block that it reaches into to the last step of the last one. Nothing is computed sample by sample.
+"""
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+
+from pipeline.data.plan import Int64s, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Uses:
+    """The steps in which a node reads its shards, sorted by first step and then by shard; int64 arrays of (n,).
+
+    Row i: `shard[i]` is read between the steps `first_step[i]` and `last_step[i]`, both included. A shard that lies
+    in two lanes has a row for each where these are apart in time; at any step a shard has one row at most.
+    """
+
+    shard: Int64s
+    first_step: Int64s
+    last_step: Int64s
+
+
+class Schedule:
+    """The use of shards by the ranks `first_rank` .. `first_rank + ranks - 1` of a run, in other words by a node.
+
+    Nothing is read outside the uses. They are wider than what is read by the permutation within blocks, hence by
+    less than a block's steps at either end, and where ranks of several nodes share a lane, which happens unless
+    `lanes` is a multiple of the nodes and `batch_size` of `lanes`: each node then counts all of that lane.
+
+    Args:
+        plan: the order of the samples.
+        batch_size: samples of a global batch.
+        first_rank: the node's first rank.
+        ranks: ranks of the node.
+        world_size: ranks of the run.
+
+    Raises:
+        ValueError: these are no ranks of the run, or no sample of a batch is theirs.
+    """
+
+    def __init__(self, plan: Plan, batch_size: int, first_rank: int, ranks: int, world_size: int) -> None:
+        if ranks < 1 or first_rank < 0 or first_rank + ranks > world_size:
+            raise ValueError(f"{ranks} ranks from {first_rank} on are no ranks of a run of {world_size}")
+        self.plan, self.batch_size = plan, batch_size
+        begin, end = first_rank * batch_size // world_size, (first_rank + ranks) * batch_size // world_size
+        if begin == end:
+            raise ValueError(f"a batch of {batch_size} has nothing for ranks {first_rank} to {first_rank + ranks - 1}")
+        self.part = slice(begin, end)  # of every global batch
+        self.lanes = _lanes(plan.lanes, batch_size, begin, end)
+
+    def uses(self, epoch: int) -> Uses:
+        """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
+        order, starts = self.plan.line(epoch)
+        first, start, size = self.plan.stretch(epoch, self.lanes)
+        has = size > 0
+        first, start, size = first[has], start[has], size[has]
+        # A row for every shard of every lane.
+        begin = np.searchsorted(starts, start, side="right") - 1
+        shards = np.searchsorted(starts, start + size - 1, side="right") - begin
+        lane = np.repeat(np.arange(len(size)), shards)
+        place = np.arange(len(lane)) + np.repeat(begin - (np.cumsum(shards) - shards), shards)
+        # Its blocks, and the steps of the first position of the first and of the last position of the last.
+        lanes, sizes = self.lanes[has][lane], size[lane]
+        first_sample = np.maximum(starts[place] - start[lane], 0)
+        last_sample = np.minimum(starts[place] + self.plan.counts[order[place]] - start[lane], sizes) - 1
+        first_in_lane, _ = self.plan.block_around(lanes, sizes, first_sample)
+        _, after_last = self.plan.block_around(lanes, sizes, last_sample)
+        return _merged(
+            order[place].astype(np.int64),
+            (first[lane] + first_in_lane * self.plan.lanes) // self.batch_size,
+            (first[lane] + (after_last - 1) * self.plan.lanes) // self.batch_size,
+        )
+
+    def working_set(self, epoch: int, shard_bytes: Int64s, ahead: int = 0) -> tuple[int, int]:
+        """The most bytes, and the most shards, that are in use at one step of an epoch.
+
+        Shards of the epoch after it count where they are used, or fetched, before this one ends.
+
+        Args:
+            epoch: the epoch.
+            shard_bytes: the size of every shard, (shards,) int64.
+            ahead: a shard counts from so many steps before its first use.
+        """
+        this, after = self.uses(epoch), self.uses(epoch + 1)
+        soon = after.first_step - ahead <= (epoch + 1) * self.plan.samples // self.batch_size
+        used = _merged(
+            np.concatenate([this.shard, after.shard[soon]]),
+            np.concatenate([this.first_step, after.first_step[soon]]) - ahead,
+            np.concatenate([this.last_step, after.last_step[soon]]),
+        )
+        size = shard_bytes[used.shard]
+        return _peak(used, size), _peak(used, np.ones_like(size))
+
+
+def _lanes(lanes: int, batch_size: int, begin: int, end: int) -> Int64s:
+    """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,)."""
+    whole, rest = divmod(batch_size, lanes)
+    lane = np.arange(lanes, dtype=np.int64)
+    used = np.zeros(lanes, dtype=bool)
+    for step in range(lanes // gcd(lanes, batch_size)):  # later batches start in the same lanes again
+        samples = whole + ((lane - step * batch_size) % lanes < rest)
+        before = np.cumsum(samples) - samples
+        used |= np.maximum(before, begin) < np.minimum(before + samples, end)
+    return np.flatnonzero(used)
+
+
+def _merged(shard: Int64s, first_step: Int64s, last_step: Int64s) -> Uses:
+    """Uses of a shard that overlap or follow on each other become one."""
+    order = np.lexsort((first_step, shard))
+    shard, first_step, last_step = shard[order], first_step[order], last_step[order]
+    # Moving every shard to a time of its own makes the running maximum start afresh with each.
+    offset = shard * (last_step.max(initial=0) - first_step.min(initial=0) + 2)
+    until = np.maximum.accumulate(last_step + offset)
+    until_before = np.append(np.iinfo(np.int64).min, until)[:-1]
+    opens = np.flatnonzero(first_step + offset > until_before + 1)
+    closes = np.append(opens, len(shard))[1:] - 1
+    shard, first_step, last_step = shard[opens], first_step[opens], (until - offset)[closes]
+    order = np.lexsort((shard, first_step))
+    return Uses(shard[order], first_step[order], last_step[order])
+
+
+def _peak(uses: Uses, weight: Int64s) -> int:
+    """The largest sum of the weights (n,) of the uses that hold at one step."""
+    steps = np.concatenate([uses.first_step, uses.last_step + 1])
+    change = np.concatenate([weight, -weight])
+    return int(np.cumsum(change[np.lexsort((change, steps))]).max())

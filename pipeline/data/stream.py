@@ -1,0 +1,197 @@
+"""Training batches straight from tars that nobody indexed, as far as webdataset opens them.
+
+Weaker than a data set with a manifest: an epoch is a number of samples, not every sample once; a resumed run goes on
+with other samples than an undisturbed one; pixels depend on the number of ranks. `maskfeat-shards index` makes the
+same tars a data set without rewriting them.
+
+Ranks never end, so none waits for another at an uneven end: each goes round its own tars for ever.
+"""
+
+import io
+import logging
+import queue
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from webdataset.filters import shuffle
+from webdataset.gopen import gopen
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pipeline.config import Recipe
+from pipeline.data.augment import sample_keys
+from pipeline.data.batch import Batch, Batcher
+from pipeline.data.errors import DataError
+from pipeline.data.reader import TIMEOUT, Sample
+from pipeline.data.request import Request, training_request
+from pipeline.random import mix_int
+from shards.check import DEFAULT_MAX_PIXELS, FORMATS
+from shards.index import IMAGE_EXTENSIONS
+from shards.listing import is_url
+from shards.storage import opened, printable_url
+
+_BUFFERED = 8 * 2**20  # bytes of a tar requested at once
+_QUEUED = 64  # samples read ahead of the shuffle buffer
+_ORIENTATION, _TURNED = 0x0112, 5  # EXIF's tag, and the first of its values that exchange height and width
+
+Sized = tuple[bytes, int, int]  # an encoded image, its height and width
+Arriving = queue.Queue[Sized | None]
+
+_log = logging.getLogger(__name__)
+
+
+class StreamData:
+    """One rank's batches. The arguments are those of `ExactData`.
+
+    Raises:
+        DataError: the URLs cannot be expanded to any tar.
+    """
+
+    def __init__(self, recipe: Recipe, micro_batch: int, device: torch.device, *, rank: int, world_size: int) -> None:
+        self._data, self._seed = recipe.data, recipe.run.seed
+        self._micro_batch, self._batch_size = micro_batch, recipe.optim.batch_size
+        self._rank, self._world_size = rank, world_size
+        assert recipe.data.stream_samples
+        self.samples = recipe.data.stream_samples
+        self.identity: dict[str, Any] = {"data.shards (URLs)": recipe.data.shards}
+        tars = expand_urls(recipe.data.shards)
+        shared = len(tars) < world_size
+        self._tars = tars if shared else tars[rank::world_size]
+        self.notes = [
+            f"streaming {len(tars)} tars that nobody indexed: epochs are not exact, and a resumed run does not see the "
+            "samples that an undisturbed one would; `maskfeat-shards index` makes them a data set with both",
+        ]
+        if shared:
+            self.notes.append(f"fewer tars than the {world_size} ranks: each rank reads all of them, in its own order")
+        self._batcher = Batcher(recipe.data, micro_batch, device, "find them with `maskfeat-shards index`")
+        self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
+        self._last_error = ""
+
+    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
+        """So many of this rank's micro-batches, numbered from the first of a step on.
+
+        Raises:
+            DataError: the tars gave nothing for long, none of them gives an image, or too many images are bad.
+        """
+        return self._batcher.batches(islice(self._requests(first_step), micro_batches))
+
+    def counters(self) -> dict[str, float]:
+        """Tars opened and failed, and samples without a usable image, so far, in this process."""
+        return dict(self._counters)
+
+    def names(self, sample: int) -> dict[str, str]:
+        """Nothing: what was streamed has no number to look up."""
+        return {}
+
+    def _requests(self, first_step: int) -> Iterator[tuple[Request, list[Sample]]]:
+        buffer = self._data.stream_buffer
+        generator = random.Random(mix_int(mix_int(self._seed + first_step) + self._rank))
+        images = shuffle(buffer, initial=buffer // 4, rng=generator)(self._images(generator))
+        share = self._batch_size // self._world_size
+        for step in count(first_step):
+            first = step * self._batch_size + self._rank * share
+            for start in range(first, first + share, self._micro_batch):
+                ids = np.arange(start, start + self._micro_batch, dtype=np.int64)
+                encoded, heights, widths = zip(*islice(images, self._micro_batch), strict=True)
+                keys = sample_keys(self._seed, np.zeros_like(ids), ids)
+                sizes = np.array([heights, widths], dtype=np.int32)
+                request = training_request(step, ids, keys, sizes[0], sizes[1], self._data)
+                yield request, [np.frombuffer(image, np.uint8) for image in encoded]
+
+    def _images(self, generator: random.Random) -> Iterator[Sized]:
+        """What the workers read, as it comes; they end with this generator."""
+        workers = min(self._data.read_threads, len(self._tars))
+        arriving: Arriving = queue.Queue(_QUEUED)
+        ended = threading.Event()
+        for worker in range(workers):
+            arguments = (self._tars[worker::workers], random.Random(generator.random()), arriving, ended)
+            threading.Thread(target=self._work, args=arguments, daemon=True, name=f"stream-{worker}").start()
+        try:
+            while True:
+                try:
+                    image = arriving.get(timeout=TIMEOUT)
+                except queue.Empty:
+                    raise DataError(f"no image came for {TIMEOUT} s: the storage of the tars hangs") from None
+                if image is not None:
+                    yield image
+                    continue
+                workers -= 1
+                if not workers:
+                    raise DataError(f"no tar gave an image; the last error: {self._last_error}")
+        finally:
+            ended.set()
+
+    def _work(self, tars: list[str], generator: random.Random, arriving: Arriving, ended: threading.Event) -> None:
+        """Deliver the images of tars round and round, in another order each time, or None and end if they have none."""
+
+        def deliver(image: Sized | None) -> None:
+            while not ended.is_set():
+                with suppress(queue.Full):
+                    arriving.put(image, timeout=1)
+                    return
+
+        while not ended.is_set():
+            images = 0
+            for image in self._images_of(generator.sample(tars, len(tars))):
+                images += 1
+                deliver(image)
+                if ended.is_set():
+                    return
+            if not images:
+                deliver(None)
+                return
+
+    def _images_of(self, tars: list[str]) -> Iterator[Sized]:
+        samples = group_by_keys(tar_file_expander(self._opened(tars), handler=self._failed), handler=self._failed)
+        for sample in samples:
+            images = [data for extension, data in sample.items() if extension in IMAGE_EXTENSIONS]
+            size = _size(images[0]) if len(images) == 1 else None
+            if size:
+                yield images[0], *size
+            else:
+                self._count("skipped_samples")
+
+    def _opened(self, tars: list[str]) -> Iterator[dict[str, Any]]:
+        for tar in tars:
+            self._count("tars")
+            try:
+                # webdataset opens URLs by other programs, without retries
+                stream = io.BufferedReader(opened(tar), _BUFFERED) if is_url(tar) else gopen(tar)
+            except Exception as error:
+                self._failed(error)
+                continue
+            with stream:
+                yield {"url": printable_url(tar), "stream": stream}
+
+    def _failed(self, error: Exception) -> bool:
+        """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
+        self._count("tar_errors")
+        # webdataset adds the stream and the URL to the arguments of what it caught
+        text = f"{error.args[-1]}: {error.args[0]}" if len(error.args) > 2 else str(error)
+        self._last_error = printable_url(text)
+        _log.warning("tar left out: %s", self._last_error)
+        return True
+
+    def _count(self, name: str) -> None:
+        with self._counting:
+            self._counters[name] += 1
+
+
+def _size(image: bytes) -> tuple[int, int] | None:
+    """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
+    try:
+        with Image.open(io.BytesIO(image), formats=FORMATS) as header:
+            width, height = header.size
+            turned = header.getexif().get(_ORIENTATION, 1) >= _TURNED
+    except Exception:  # Pillow raises nearly every type on damaged input
+        return None
+    if width * height > DEFAULT_MAX_PIXELS:
+        return None
+    return (width, height) if turned else (height, width)

@@ -1,0 +1,219 @@
+"""Bytes from and to files and URLs. A request to a URL is repeated while it may yet succeed, see shards.remote."""
+
+import errno
+import io
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.files import fsync
+from shards.listing import is_url
+from shards.remote import DEADLINE, StorageError, Traffic, locate, printable_url, request
+
+__all__ = [
+    "DEADLINE",
+    "StorageError",
+    "Traffic",
+    "as_local",
+    "delete",
+    "download",
+    "join",
+    "listing",
+    "opened",
+    "printable_url",
+    "read",
+    "replacing",
+    "size_of",
+    "upload",
+    "why_unsupported",
+]
+
+_CHUNK = 8 * 2**20  # bytes a request of a download
+_SLOWEST = 1e6  # bytes a second that an upload reaches at least
+
+
+def join(root: str | Path, name: str) -> str:
+    """The path or URL of what `root`, a folder or a URL, calls `name`: that itself if it is a URL or absolute."""
+    return name if is_url(name) else posixpath.join(str(root), name)
+
+
+def read(
+    file: str,
+    offset: int | None = None,
+    size: int | None = None,
+    *,
+    traffic: Traffic | None = None,
+    deadline: float = DEADLINE,
+) -> bytes:
+    """All of a file or URL, or the `size` bytes at `offset`.
+
+    `deadline` is how many seconds after the first attempt at a URL no other is made; `traffic` counts the attempts.
+    Raises OSError for a file that cannot be read, StorageError for a URL, and where other than `size` bytes came.
+    """
+    if offset is None or size is None:
+        if is_url(file):
+            return bytes(request(file, "cat_file", traffic, deadline))
+        with io.FileIO(file) as whole:
+            return whole.readall()
+    if not is_url(file):
+        with io.FileIO(file) as part:
+            data = os.pread(part.fileno(), size, offset)
+    elif size:
+        data = request(file, "cat_file", traffic, deadline, start=offset, end=offset + size)
+    else:
+        data = b""  # HTTP has no empty ranges
+    if len(data) != size:
+        why = ", since its server ignores ranges; use one that does not" if len(data) > size else ""
+        raise StorageError(errno.EIO, f"{len(data)} bytes came instead of {size}{why}", printable_url(file))
+    return data
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    traffic: Traffic | None = None,
+    deadline: float = DEADLINE,
+) -> None:
+    """Copies a URL to the file `path`, a range at a time, so that a failure repeats one range and memory stays small.
+
+    The deadline counts for every range anew. Raises StorageError, also when the URL has not `size` bytes, and OSError
+    when the file cannot be written; a part of the file may then be left.
+    """
+    with path.open("wb") as file, opened(url, traffic=traffic, deadline=deadline) as source:
+        if size is not None and source.seek(0, os.SEEK_END) != size:
+            raise StorageError(errno.EIO, f"has {source.tell()} bytes instead of {size}", printable_url(url))
+        source.seek(0)
+        shutil.copyfileobj(source, file, _CHUNK)
+
+
+def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADLINE) -> io.RawIOBase:
+    """A file or URL to read from, without a buffer: what is read of a URL comes in ranges. Raises as `read`."""
+    if not is_url(file):
+        return Path(file).open("rb", buffering=0)
+    size = request(file, "info", traffic, deadline)["size"]
+    if size is None:
+        raise StorageError(errno.EIO, "its server does not tell its size; use one that does", printable_url(file))
+    return _Remote(file, int(size), traffic, deadline)
+
+
+@contextmanager
+def as_local(file: str, scratch: Path | None = None) -> Iterator[Path]:
+    """Yields a path of the same bytes: `file` itself or, of a URL, a copy in a folder for scratch files for the while.
+
+    Raises StorageError as `download` does.
+    """
+    if not is_url(file):
+        yield Path(file)
+        return
+    with tempfile.NamedTemporaryFile(dir=scratch) as copy:
+        download(file, Path(copy.name))
+        yield Path(copy.name)
+
+
+def upload(path: Path, url: str, *, deadline: float = DEADLINE) -> None:
+    """Copies a file to a URL, where it appears complete or not at all. Raises StorageError."""
+    request(url, "put_file", None, deadline, str(path), extra=path.stat().st_size / _SLOWEST)
+
+
+@contextmanager
+def replacing(file: str | Path, staging: Path) -> Iterator[Path]:
+    """Yields a scratch path in `staging`; what the block writes there becomes `file`, durably, or not at all.
+
+    `file` is a URL, or on the file system of `staging`. Nothing of the scratch file is left when the block fails; a
+    block that leaves no scratch file publishes nothing. Raises OSError, for a URL StorageError.
+    """
+    scratch = staging / f"{PurePosixPath(file).name}.tmp"
+    try:
+        yield scratch
+        if not scratch.exists():
+            return
+        if is_url(str(file)):
+            upload(scratch, str(file))
+            scratch.unlink()
+            return
+        fsync(scratch)
+        scratch.replace(file)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+    fsync(Path(file).parent)
+
+
+def size_of(file: str) -> int | None:
+    """Bytes of a file or URL, None where there is no such file. Raises OSError, for a URL StorageError."""
+    try:
+        return int(request(file, "info", None, DEADLINE)["size"]) if is_url(file) else Path(file).stat().st_size
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+
+
+def listing(folder: str) -> dict[str, int]:
+    """Names and sizes in bytes of the files right in a folder or below a URL; empty where there is none.
+
+    Raises OSError, for a URL StorageError.
+    """
+    if not is_url(folder):
+        files = Path(folder).iterdir() if Path(folder).is_dir() else ()
+        return {file.name: file.stat().st_size for file in files if file.is_file()}
+    try:
+        locate(folder)[0].invalidate_cache()
+        found = request(folder, "ls", None, DEADLINE, detail=True)
+    except StorageError as error:
+        if error.errno == errno.ENOENT:
+            return {}
+        raise
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
+
+
+def delete(folder: str) -> None:
+    """Deletes a folder, or all below a URL, if there is any. Raises OSError, for a URL StorageError."""
+    try:
+        if is_url(folder):
+            request(folder, "rm", None, DEADLINE, recursive=True)
+        else:
+            shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def why_unsupported(url: str) -> str | None:
+    """Why no URL like this can be read, for lack of a package for instance; None if it can."""
+    try:
+        locate(url)
+    except StorageError as error:
+        return error.strerror
+    return None
+
+
+class _Remote(io.RawIOBase):
+    """A URL as a file."""
+
+    def __init__(self, url: str, size: int, traffic: Traffic | None, deadline: float) -> None:
+        self._url, self._size, self._traffic, self._deadline = url, size, traffic, deadline
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._at))
+        buffer[:size] = read(self._url, self._at, size, traffic=self._traffic, deadline=self._deadline)
+        self._at += size
+        return size

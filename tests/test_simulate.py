@@ -1,0 +1,167 @@
+"""What `maskfeat-shards plan` foretells, against slow and obvious computations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.plan import Plan
+from pipeline.data.schedule import Schedule
+from pipeline.data.simulate import Fleet, forecast
+from shards.manifest import Dataset, Shard
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from pipeline.cli import main; sys.argv[0] = 'maskfeat-shards'; main()"
+    command = [sys.executable, "-c", code, "plan", *map(str, arguments)]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+
+
+def reads_step_by_step(schedule: Schedule, shard_bytes: list[int], cache: int, epochs: int) -> list[int]:
+    """A cache that looks at every step which shards it needs, and gives up the one needed last again."""
+    uses = [schedule.uses(epoch) for epoch in range(epochs + 1)]
+    needed: dict[int, dict[int, int]] = {}  # step -> shard -> epoch
+    for epoch, use in enumerate(uses):
+        for shard, first, last in zip(use.shard, use.first_step, use.last_step, strict=True):
+            for step in range(int(first), int(last) + 1):
+                needed.setdefault(step, {}).setdefault(int(shard), epoch)
+    held: set[int] = set()
+    reads = [0] * (epochs + 1)
+    for step in range((epochs * schedule.plan.samples - 1) // schedule.batch_size + 1):
+        for shard in needed.get(step, {}).keys() - held:
+            reads[needed[step][shard]] += shard_bytes[shard]
+            held.add(shard)
+        idle = held - needed.get(step, {}).keys()
+        while sum(shard_bytes[shard] for shard in held) > cache:
+            next_use = {
+                shard: min((later for later in needed if later > step and shard in needed[later]), default=10**9)
+                for shard in idle
+            }
+            gone = max(idle, key=lambda shard: next_use[shard])
+            idle.remove(gone)
+            held.remove(gone)
+    return reads[:epochs]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 20), min_size=4, max_size=16),
+    lanes=st.sampled_from([2, 4, 6, 8]),
+    block=st.integers(1, 12),
+    seed=st.integers(0, 2**62),
+    spare=st.integers(0, 10),
+)
+def test_a_cache_reads_what_one_that_looks_at_every_step_reads(
+    counts: list[int], lanes: int, block: int, seed: int, spare: int
+) -> None:
+    """For shards of one size, where every choice of the shard needed last reads equally much."""
+    plan, sizes = Plan(counts, seed, lanes, block), np.full(len(counts), 7)
+    smallest = forecast(plan, sizes, Fleet(2, 1, 2 * lanes, 0), epochs=3).smallest_cache
+    cache = smallest + 7 * spare
+    found = forecast(plan, sizes, Fleet(2, 1, 2 * lanes, cache), epochs=3)
+    nodes = [reads_step_by_step(Schedule(plan, 2 * lanes, node, 1, 2), sizes.tolist(), cache, 3) for node in range(2)]
+    assert found.egress == np.sum(nodes, axis=0).tolist()
+    assert found.most_node_reads == np.max(nodes, axis=0).tolist()
+    used = [
+        [sizes[Schedule(plan, 2 * lanes, node, 1, 2).uses(epoch).shard].sum() for node in range(2)]
+        for epoch in range(3)
+    ]
+    np.testing.assert_allclose(found.hit_rate, 1 - np.sum(nodes, axis=0) / np.sum(used, axis=1), atol=1e-12)
+
+
+def test_a_cache_of_everything_reads_every_shard_once_and_a_smaller_one_more() -> None:
+    plan = Plan([100] * 64, seed=1, lanes=8, block=64)
+    sizes = np.random.default_rng(0).integers(10, 1000, 64)
+    everything = forecast(plan, sizes, Fleet(1, 4, 64, int(sizes.sum())), epochs=3)
+    assert everything.egress == [sizes.sum(), 0, 0]
+    assert everything.hit_rate[1:] == [1, 1]
+    smaller = forecast(plan, sizes, Fleet(1, 4, 64, everything.smallest_cache), epochs=3)
+    assert min(smaller.egress[1:]) > 0
+
+
+def test_the_first_batch_costs_its_samples_or_their_shards() -> None:
+    counts, sizes = [10, 20, 30, 40], np.array([1000, 4000, 9000, 16000])
+    plan = Plan(counts, seed=5, lanes=4, block=16)
+    found = forecast(plan, sizes, Fleet(2, 1, 8, 10**6), epochs=1)
+    shard_of = np.repeat(np.arange(4), counts)
+    parts = [shard_of[part] for part in plan.batch(0, 8).reshape(2, 4)]
+    assert found.first_batch == pytest.approx(
+        max(sum(sizes[shard] / counts[shard] for shard in part) for part in parts)
+    )
+    assert found.first_batch_shards == max(sum(sizes[shard] for shard in set(part)) for part in parts)
+
+
+def test_a_real_data_set_needs_only_its_description(tmp_path: Path) -> None:
+    shards = [Shard(f"shard-{shard:06}.tar", 100 + shard, 10_000 + shard, "") for shard in range(40)]
+    samples = sum(shard.samples for shard in shards)
+    (tmp_path / "dataset.json").write_text(Dataset(samples, 1, [], shards, "", 0, 0, None, "").dump())
+    done = run(tmp_path, "--nodes", "2", "--batch", "64", "--cache", "1MB", "--lanes", "4", "--block", "50", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = Plan([shard.samples for shard in shards], lanes=4, block=50)
+    expected = forecast(plan, np.array([shard.bytes for shard in shards]), Fleet(2, 8, 64, 10**6), epochs=3)
+    found = json.loads(done.stdout)
+    assert found["egress"] == expected.egress
+    assert (found["samples"], found["shards"], found["bytes"]) == (samples, 40, sum(shard.bytes for shard in shards))
+
+
+def test_an_imagined_data_set_is_planned_and_printed() -> None:
+    imagined = ("--samples", "1e6", "--bytes", "100GB", "--shards", "1e3", "--nodes", "4", "--batch", "1024")
+    done = run(*imagined, "--cache", "1TB", "--bandwidth", "8Gbit", "--images-per-second", "1000")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert lines["data set"].strip() == "1,000,000 images in 1,000 shards, 100.0 GB"
+    assert "26 ms by ranges (25.6 MB a node)" in lines["first batch"]  # 256 images of 100 kB at 1 GB/s
+    assert "takes 1,000 s an epoch" in lines["training"]
+
+
+def test_a_cache_that_is_too_small_is_told_what_would_do() -> None:
+    imagined = ("--samples", "1e6", "--bytes", "100GB", "--shards", "1e4", "--nodes", "4", "--batch", "1024")
+    done = run(*imagined, "--cache", "4GB", "--json")
+    assert done.returncode == 1
+    needs = json.loads(done.stdout)["smallest_cache"]
+    assert needs > 4e9
+    too_small, *remedies = done.stderr.splitlines()
+    assert too_small.startswith("a cache of 4.0 GB is too small")
+    assert [remedy.split()[1] for remedy in remedies] == ["--block", "--lanes"]
+    for remedy in remedies:
+        assert run(*imagined, "--cache", "4GB", *remedy.removesuffix(",").split(",")[0].split()[1:]).returncode == 0
+
+
+def test_nodes_that_share_lanes_are_told_so() -> None:
+    imagined = ("--samples", "1e5", "--bytes", "10GB", "--shards", "100", "--batch", "1024", "--cache", "1TB", "--json")
+    apart, shared = run(*imagined, "--nodes", "8", "--lanes", "8"), run(*imagined, "--nodes", "8", "--lanes", "4")
+    assert "share lanes" in shared.stderr and not apart.stderr
+    assert json.loads(apart.stdout)["egress"][0] < 1.2e10 < 1.9e10 < json.loads(shared.stdout)["egress"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--nodes", "2", "--batch", "64", "--cache", "1GB"), "give either DIR or all of"),
+        (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "1GB"), "nowhere: no such folder"),
+        (("nowhere", "--nodes", "2", "--batch", "60", "--cache", "1GB"), "cannot be shared out evenly"),
+        (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "big"), "'big' is no size"),
+        (
+            ("--samples", "5", "--bytes", "1", "--shards", "9", "--nodes", "1", "--batch", "8", "--cache", "1"),
+            "cannot fill",
+        ),
+        (("--samples", "0.5", "--nodes", "1", "--batch", "8", "--cache", "1"), "no whole number"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, pipeline.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

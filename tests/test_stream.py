@@ -1,0 +1,134 @@
+"""Training straight from tars without a manifest: shared out, shuffled, endless, and clear about what is wrong."""
+
+import io
+import itertools
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import ConfigError
+from pipeline.data.batch import Batch
+from pipeline.data.errors import DataError
+from pipeline.data.stream import StreamData
+from tests.launching import launch, losses, small_recipe
+from tests.servers import http_server
+
+PER_TAR = 6
+
+
+def grey(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (48, 40), (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, images: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in images.items():
+            for suffix, content in ((".png", data), (".cls", b"0")):
+                member = tarfile.TarInfo(name + suffix)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight tars of six images, each image of a grey of its own: 2 * its number."""
+    folder = tmp_path_factory.mktemp("tars")
+    for tar in range(8):
+        numbers = range(tar * PER_TAR, (tar + 1) * PER_TAR)
+        write_tar(folder / f"{tar}.tar", {f"image{number:03d}": grey(2 * number) for number in numbers})
+    return folder
+
+
+def stream(urls: str, rank: int = 0, world_size: int = 1, **data: object) -> StreamData:
+    overrides = ["data.mode=stream", "data.stream_samples=48", "data.read_threads=2", "data.stream_buffer=8"]
+    overrides += [f"data.{key}={value}" for key, value in data.items()]
+    recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
+    return StreamData(recipe, 8, torch.device("cpu"), rank=rank, world_size=world_size)
+
+
+def numbers(batches: Iterator[Batch]) -> list[int]:
+    """Which images these are, from their grey."""
+    return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.images]
+
+
+def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:
+    urls = str(tars / "{0..7}.tar")
+    seen = [Counter(numbers(stream(urls, rank, 2).batches(0, 30))) for rank in (0, 1)]
+    for rank in (0, 1):
+        own = {tar * PER_TAR + place for tar in range(rank, 8, 2) for place in range(PER_TAR)}
+        assert seen[rank].keys() == own
+        assert min(seen[rank].values()) >= 4  # ten times on average, but one thread may be ahead of the other
+
+
+def test_the_order_is_shuffled_and_follows_the_seed_and_the_step(tars: Path) -> None:
+    urls = str(tars / "{0..7}.tar")
+    order = numbers(stream(urls).batches(0, 6))
+    assert order != sorted(order)
+    assert len(set(order[:24])) > 12
+
+
+def test_ids_number_the_slots_of_global_batches(tars: Path) -> None:
+    recipe_batch, micro = 16, 8
+    for rank in (0, 1):
+        batches = list(stream(str(tars / "{0..7}.tar"), rank, 2).batches(3, 2))
+        for step, batch in enumerate(batches, 3):
+            assert batch.request.step == step
+            first = step * recipe_batch + rank * micro
+            assert batch.request.ids.tolist() == list(range(first, first + micro))
+            assert batch.weights.all()
+
+
+def test_pipes_and_http_and_joined_lists(tars: Path) -> None:
+    with http_server(tars) as server:
+        urls = f"pipe:cat {tars}/0.tar::{server.url}/1.tar::{tars}/2.tar"
+        data = stream(urls)
+        assert set(numbers(data.batches(0, 10))) == set(range(18))
+        assert data.counters()["tar_errors"] == 0
+
+
+def test_damage_costs_a_tar_or_a_sample_and_is_counted(tars: Path, tmp_path: Path) -> None:
+    whole = (tars / "0.tar").read_bytes()
+    (tmp_path / "torn.tar").write_bytes(whole[: 4 * 1024 + 512 + 20])  # in the data of the fifth member
+    (tmp_path / "text.tar").write_text("this is no tar")
+    file = io.BytesIO()
+    Image.effect_noise((60, 60), 80).convert("RGB").save(file, "JPEG")
+    torn = file.getvalue()[: len(file.getvalue()) // 2]
+    write_tar(tmp_path / "bad.tar", {"a": grey(20), "b": torn, "c": b"no image", "d": grey(40)})
+    urls = "::".join([f"{tmp_path}/{name}.tar" for name in ("torn", "text", "bad", "missing")] + [f"{tars}/1.tar"])
+    data = stream(urls, bad_share=0.9)
+    batches = list(itertools.islice(data.batches(0, 20), 20))
+    good = {number for batch in batches for number, w in zip(numbers(iter([batch])), batch.weights, strict=True) if w}
+    assert {10, 20} | set(range(6, 12)) <= good <= {20} | set(range(12))
+    assert any(batch.bad for batch in batches)  # the torn JPEG has its header, so only decoding tells
+    counters = data.counters()
+    assert counters["tar_errors"] >= 3 and counters["skipped_samples"] >= 1
+
+
+def test_nothing_to_train_on_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_text("this is no tar")
+    with pytest.raises(DataError, match=r"no tar gave an image; the last error: .*text\.tar"):
+        next(stream(str(tmp_path / "text.tar")).batches(0, 1))
+
+
+def test_the_length_of_an_epoch_has_to_be_given() -> None:
+    with pytest.raises(ConfigError, match=r"data\.stream_samples"):
+        small_recipe(Path("x"), Path("y"), "data.mode=stream")
+
+
+@pytest.mark.slow
+def test_a_launched_run_says_what_it_does_not_promise(tars: Path, tmp_path: Path) -> None:
+    """One tar for two ranks: neither ends early, neither waits for ever."""
+    options = ["data.mode=stream", "data.stream_samples=48", "data.stream_buffer=8", "run.max_steps=8"]
+    done = launch(tars / "0.tar", tmp_path / "run", *options)
+    assert "epochs are not exact" in done.stdout and "fewer tars than the 2 ranks" in done.stdout
+    assert sorted(losses(tmp_path / "run")) == list(range(1, 9))
+    assert np.isfinite(list(losses(tmp_path / "run").values())).all()
