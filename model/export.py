@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import VisionTransformer, save_for_hf
+from torch import nn
 
 
 def export_timm(
@@ -18,7 +19,8 @@ def export_timm(
     """Write model.safetensors and config.json.
 
     Args:
-        encoder: as `model.maskfeat.build_encoder` made it; its features are its patch tokens after the LayerNorm.
+        encoder: as `model.maskfeat.build_encoder` made it, whose features are its patch tokens after the LayerNorm; or
+            a classifier, as `model.convert.classifier` gives it.
         folder: created if it is not there.
         image_size: side in pixels.
         options: what the encoder was built with besides its name and image size.
@@ -27,7 +29,7 @@ def export_timm(
     kept = ("architecture", "first_conv", "classifier")  # the rest describes timm's own weights of that name
     encoder.pretrained_cfg = {key: encoder.pretrained_cfg[key] for key in kept} | {
         "tag": "maskfeat",
-        "num_classes": 0,
+        "num_classes": encoder.num_classes,
         "input_size": (3, image_size, image_size),
         "fixed_input_size": True,
         "interpolation": "bicubic",
@@ -39,5 +41,11 @@ def export_timm(
         encoder,
         str(folder),
         safe_serialization=True,
-        model_args={"img_size": image_size, "num_classes": 0, "global_pool": "avg", "fc_norm": False, **options},
+        model_args={
+            "img_size": image_size,
+            "num_classes": encoder.num_classes,
+            "global_pool": "avg",
+            "fc_norm": not isinstance(encoder.fc_norm, nn.Identity),  # a LayerNorm behind the pooling, not before it
+            **options,
+        },
     )

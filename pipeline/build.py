@@ -1,9 +1,12 @@
 """From a recipe to its model."""
 
+from model.convert import fill
 from model.maskfeat import MaskFeat, build_encoder
+from model.weights import WeightsError, read, weights_file
 from pipeline.config import ConfigError, Recipe
 from pipeline.targets.hog import target_width
 from pipeline.targets.masking import masked_patches
+from shards.files import sha256_of
 
 
 def build_model(recipe: Recipe) -> MaskFeat:
@@ -22,3 +25,25 @@ def build_model(recipe: Recipe) -> MaskFeat:
     if not 0 < masked_patches(model.grid, recipe.mask.ratio) < rows * columns:
         raise ConfigError(f"mask.ratio={recipe.mask.ratio:g} leaves nothing to predict of a {rows}x{columns} grid")
     return model
+
+
+def start_from_init(model: MaskFeat, recipe: Recipe) -> None:
+    """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError."""
+    if recipe.model.init is None:
+        return
+    try:
+        fill(model, read(recipe.model.init))
+    except WeightsError as error:
+        raise ConfigError(
+            f"model.init: {error}: set model.name and model.options to its architecture, or choose another file"
+        ) from error
+
+
+def init_identity(recipe: Recipe) -> str | None:
+    """SHA-256 of the file that `model.init` names, which may be moved but not replaced. Raises ConfigError."""
+    if recipe.model.init is None:
+        return None
+    try:
+        return sha256_of(weights_file(recipe.model.init))
+    except (WeightsError, OSError) as error:
+        raise ConfigError(f"model.init: {error}") from error

@@ -80,6 +80,7 @@ class Model(Section):
 
     name: str = "vit_base_patch16_224"
     position_init: Literal["random", "sincos"] = "random"
+    init: Path | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
     options: dict[str, int | float | bool] = {}  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
 
 

@@ -3,7 +3,8 @@
     deepspeed scripts/pretrain.py RECIPE [section.key=value ...]
 
 RECIPE is a name in scripts/recipes (demo, vit_base_300e, vit_base_1600e, vit_large_1600e) or the path of a YAML file.
-Started again with the same run.dir, a run resumes from its newest checkpoint.
+Started again with the same run.dir, a run resumes from its newest checkpoint. On SIGTERM, SIGUSR1 or SIGINT, to one
+rank or to all, it ends the step, saves, and exits with status 75: start the same command again.
 
 Examples, each on one line:
 
@@ -22,12 +23,13 @@ from pipeline.config import ConfigError, load_recipe
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.loop import Pretraining, TrainingError
+from pipeline.train.preemption import EXIT_STATUS
 from pipeline.train.world import join
 from shards.files import ShardError
 
 
 def main() -> int:
-    """Exit status 0 when the run is complete, 1 when it could not go on, 2 when it was not understood."""
+    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="name in scripts/recipes, or path of a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
@@ -41,13 +43,13 @@ def main() -> int:
         return 2
     world = join()
     try:
-        Pretraining(recipe, world).run()
+        complete = Pretraining(recipe, world).run()
     except (ConfigError, ShardError, CheckpointError, DataError, TrainingError) as error:
         # Most such errors meet all ranks of a node alike: one line is enough.
         if world.local_rank == 0 or isinstance(error, DataError):
             print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return 0 if complete else EXIT_STATUS
 
 
 if __name__ == "__main__":

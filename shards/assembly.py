@@ -22,6 +22,7 @@ from shards.duplicates import find_duplicates
 from shards.files import ShardError, sha256_of
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
+from shards.rejects import write_rejects
 from shards.storage import delete, join, listing, read, replacing
 
 STAGING = ".build"
@@ -186,7 +187,7 @@ def finish(
             identity = sha256_of(table)
             duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
         with replacing(join(out, manifest.REJECTS), staging) as table:
-            manifest.write_rejects(table, rejects)
+            write_rejects(table, rejects)
         with replacing(join(out, manifest.DUPLICATES), staging) as table:
             pq.write_table(duplicates, table, compression="zstd")
         dataset = Dataset(

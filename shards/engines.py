@@ -50,7 +50,7 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
     # imports what is slow once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.writer"])
-    pool = ProcessPoolExecutor(workers, context, initializer=_start)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(dict(os.environ),))
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
@@ -108,7 +108,8 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _start() -> None:
+def _start(environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # credentials, say: the forking server has those of its own start
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports a Ctrl-C, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

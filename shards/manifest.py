@@ -5,7 +5,6 @@
 
 import errno
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -42,9 +41,6 @@ MANIFEST_SCHEMA = pa.schema(
         ("path", pa.string()),  # in the source, or the name of a member of a tar made elsewhere
     ]
 )
-REJECTS_SCHEMA = pa.schema(
-    [("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("size", pa.int64())]
-)
 DUPLICATES_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
 _ROWS_PER_GROUP = 65_536
 
@@ -70,7 +66,7 @@ class Options:
     resize: int | None
     max_pixels: int
     seed: int
-    check: Check
+    check: Check = "decode"  # data sets made before there was a choice do not say
 
 
 @dataclass(frozen=True)
@@ -96,10 +92,7 @@ class Dataset:
 
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":
-        """Reads dataset.json in `root`, a folder or a URL.
-
-        Raises ShardError for anything but a finished build of this version.
-        """
+        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
         if not is_url(str(root)) and not Path(root).is_dir():
             raise ShardError(f"{root}: no such folder")
         path = join(root, DATASET)
@@ -198,12 +191,16 @@ class Manifest:
         return self.names(sample, sample + 1)[0][1]
 
     def names(self, start: int, stop: int) -> list[tuple[str, str]]:
-        """(key, path) of the samples `start` to `stop` - 1, read from disk: slow, meant for messages."""
+        """(key, path) of the samples `start` to `stop` - 1, read from disk or store: slow, meant for messages.
+
+        Raises ShardError where the manifest cannot be read any more.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
         names: list[tuple[str, str]] = []
         first = 0
-        with opened(join(self.root, MANIFEST)) as raw, pq.ParquetFile(raw) as file:
+        location = join(self.root, MANIFEST)
+        with _readable(location), opened(location) as raw, pq.ParquetFile(raw) as file:
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < end:
@@ -214,31 +211,12 @@ class Manifest:
         return names
 
 
-@contextmanager
-def local_copy(root: str | Path, name: str) -> Iterator[Path]:
-    """Yields a path of one of a data set's own files. Raises ShardError where it is missing or cannot be read."""
-    file = join(root, name)
-    try:
-        with as_local(file) as path:
-            path.stat()  # Arrow's error for a missing file has no number
-            yield path
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: str, error: OSError) -> ShardError:
-    if error.errno == errno.ENOENT:
-        return ShardError(f"{printable_url(file)}: is missing; copy it from the original data set or build it again")
-    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; mend it and try again")
-
-
 def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
     """Writes manifest.parquet from each shard's columns (all but `shard`, which is the shard's position)."""
     with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for position, columns in enumerate(shards):
-            shard = [position] * len(columns["key"])
-            waiting.append(pa.table({**columns, "shard": shard}, MANIFEST_SCHEMA))
+            waiting.append(pa.table({**columns, "shard": [position] * len(columns["key"])}, MANIFEST_SCHEMA))
             # A row group per shard would make the footer of a large data set as big as its data.
             if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
@@ -247,13 +225,24 @@ def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
             writer.write_table(pa.concat_tables(waiting))
 
 
-def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
-    """Writes rejects.parquet, sorted by path."""
-    rows = sorted(rejects, key=lambda reject: str(reject["path"]))
-    pq.write_table(pa.Table.from_pylist(rows, REJECTS_SCHEMA), path, compression="zstd")
+@contextmanager
+def local_copy(root: str | Path, name: str) -> Iterator[Path]:
+    """Yields a path of one of a data set's own files. Raises ShardError where it is missing or cannot be read."""
+    file = join(root, name)
+    with _readable(file), as_local(file) as path:
+        path.stat()  # Arrow's error for a missing file has no number
+        yield path
 
 
-def count_rejects(root: str | Path) -> Counter[str]:
-    """How many images of the source were rejected, by reason. Raises ShardError without a rejects.parquet."""
-    with local_copy(root, REJECTS) as path:
-        return Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+@contextmanager
+def _readable(file: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: str, error: OSError) -> ShardError:
+    if error.errno == errno.ENOENT:
+        return ShardError(f"{printable_url(file)}: is missing; copy it from the original data set or build it again")
+    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; mend it and try again")

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.duplicates import load_duplicates
-from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest, count_rejects
+from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
+from shards.rejects import count_rejects
 from shards.storage import join
 
 _SECONDS_BETWEEN_LINES = 20.0

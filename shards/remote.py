@@ -132,7 +132,7 @@ def request(
             traffic.count(seconds=ended - now, retry=attempt > 0, failure=failure)
             if failure:
                 if number == errno.ETIMEDOUT:
-                    what += f"; given up after {attempt + 1} attempts in {ended - begun:.0f} s"
+                    what += f"; tried for {deadline:g} s"
                 # Without the cause, whose message may show the query string of a signed URL in a traceback.
                 raise StorageError(number, what, printable_url(url)) from None
             time.sleep(pause)

@@ -10,8 +10,9 @@ import numpy as np
 
 from shards.engines import available_cpus
 from shards.files import ShardError, sha256_of
-from shards.manifest import DATASET, Dataset, Manifest, Shard, count_rejects
-from shards.storage import as_local, join, listing, read
+from shards.manifest import DATASET, Dataset, Manifest, Shard
+from shards.rejects import count_rejects
+from shards.storage import StorageError, as_local, join, listing, read
 from shards.tarfiles import dali_index, idx_name, samples_of
 
 
@@ -44,8 +45,11 @@ def verify(
         for stop, found in zip(stops, checked, strict=True):
             problems += found
             progress(stop, len(manifest))
-    known = set(manifest.shard_names)
-    strays = sorted(name for name in listing(str(root)) if name.endswith(".tar") and name not in known)
+    try:
+        names = set(listing(str(root)))
+    except StorageError:
+        names = set()  # few web servers list what they have
+    strays = sorted(name for name in names - set(manifest.shard_names) if name.endswith(".tar"))
     return problems + [Problem(name, "is not part of the data set; move it away") for name in strays]
 
 

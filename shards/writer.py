@@ -14,7 +14,7 @@ from shards.assembly import Record
 from shards.check import Checked, Rejected, check_image
 from shards.listing import Item, is_url, printable
 from shards.manifest import MANIFEST_SCHEMA, Options, Shard
-from shards.storage import join, read, replacing
+from shards.storage import StorageError, join, read, replacing
 from shards.tarfiles import Sample, dali_index, idx_name
 from shards.tarwriter import TarWriter
 
@@ -77,7 +77,8 @@ def _bytes(read_item: Callable[[], bytes]) -> bytes:
     try:
         return read_item()
     except OSError as error:
-        raise Rejected("unreadable", error.strerror or type(error).__name__) from None
+        passing = isinstance(error, StorageError) and error.transient
+        raise Rejected("unreachable" if passing else "unreadable", error.strerror or type(error).__name__) from None
 
 
 def _write(tar: TarWriter, item: Item, path: str, image: Checked) -> Sample:

@@ -107,8 +107,8 @@ class HttpServer:
         return response
 
     async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+        self.sent += len(data)  # before a client can have them
         await response.write(data)
-        self.sent += len(data)
 
 
 def _range(header: str, size: int) -> tuple[int, int]:

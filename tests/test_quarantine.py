@@ -18,7 +18,7 @@ from pipeline.data.request import validation_requests
 from pipeline.targets.objective import Objective, squared_errors
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
-from tests.launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
+from launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
 
 BAD = {5, 17, 40, 41, 77}
 

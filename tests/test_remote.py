@@ -1,5 +1,6 @@
 """Training on remote shards: the same samples, pixels and losses as from a disk, through faults, cached or not."""
 
+import random
 import shutil
 import time
 from pathlib import Path
@@ -13,8 +14,8 @@ from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from shards.manifest import Manifest
 from shards.storage import upload
-from tests.launching import launch, launch_and_kill, losses, metrics, small_recipe, trace
-from tests.servers import S3, http_server
+from launching import launch, launch_and_kill, losses, metrics, small_recipe, trace
+from servers import S3, http_server
 
 
 def data(shards: str | Path, *overrides: str, rank: int = 0, world_size: int = 1) -> ExactData:
@@ -45,6 +46,17 @@ def test_http_with_faults_gives_what_the_disk_gives(shards: Path, tmp_path: Path
         counters = remote.counters()
         assert counters["retries"] + counters.get("cache_errors", 0) >= 10 and counters["failures"] == 0
         assert counters["bytes"] > 0
+
+
+def test_a_clock_that_jumps_changes_nothing(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list(data(shards).batches(0, 15))
+    with http_server(shards) as server:
+        remote = data(server.url, f"data.cache={tmp_path}/cache", "data.deadline=30")
+        jumps = random.Random(0)
+        monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 4e9))
+        server.fail(503, times=8)
+        server.reset(times=6)
+        assert_same(list(remote.batches(0, 15)), expected)
 
 
 def test_real_s3_gives_what_the_disk_gives(shards: Path, tmp_path: Path, s3: S3) -> None:

@@ -16,8 +16,8 @@ from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.stream import StreamData
-from tests.launching import launch, losses, small_recipe
-from tests.servers import http_server
+from launching import launch, losses, small_recipe
+from servers import http_server
 
 PER_TAR = 6
 

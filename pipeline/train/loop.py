@@ -24,6 +24,7 @@ from pipeline.train.checkpoint import Checkpoint, CheckpointError, Facts
 from pipeline.train.engine import DTYPES, Engine, total_steps
 from pipeline.train.evaluate import Validation, mean_target
 from pipeline.train.monitor import Clock, Metrics, Monitor, keep_lines
+from pipeline.train.preemption import Preemption
 from pipeline.train.state import capture, counters, restore
 from pipeline.train.world import World
 
@@ -112,15 +113,16 @@ class Pretraining:
                 else f"nothing to do: {recipe.run.dir} has reached step {self.start}"
             )
 
-    def run(self) -> None:
-        """Train to the end, reporting, validating and saving on the way."""
+    def run(self) -> bool:
+        """Train, reporting, validating and saving on the way; whether to the end, or else until asked to stop."""
         try:
-            self._train()
+            with Preemption(self.world) as preemption:
+                return self._train(preemption)
         finally:
             if self.monitor:
                 self.monitor.close()
 
-    def _train(self) -> None:
+    def _train(self, preemption: Preemption) -> bool:
         engine, settings = self.engine, self.recipe.run
         baselines = self._baselines() if self.start < self.end and self.validation else {}
         trace = self._open_trace()
@@ -155,7 +157,8 @@ class Pretraining:
             if self.monitor:
                 self.monitor.advance(done)
             validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
-            save = done == self.end or done % settings.save_every == 0
+            stop = preemption.agreed()
+            save = stop or done == self.end or done % settings.save_every == 0
             if validate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
                 metrics = self._metrics(done, losses, clock)
                 if validate:
@@ -168,12 +171,17 @@ class Pretraining:
             if save:
                 with clock.stopped():
                     self._save(done)
+            if stop and done < self.end:
+                if self.monitor:
+                    self.monitor.say(f"stopped at step {done}, as asked; the same command goes on from there")
+                return False
+        return True
 
     def _metrics(self, done: int, losses: Tensor, clock: Clock) -> Metrics:
         """The numbers of the steps since the last log, over all ranks."""
         counters = self.data.counters()
         numbers = [clock.wait / clock.elapsed, len(self.bad), *counters.values()]
-        sums = torch.cat([losses, losses.new_tensor(numbers)]).double()
+        sums = torch.cat([losses.double(), torch.tensor(numbers, dtype=torch.float64, device=losses.device)])
         loss_sum, images, data_wait, bad, *counts = self.world.sum(sums).tolist()
         if bad:
             self._log_bad_samples()

@@ -2,15 +2,17 @@
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.peers import BATCH, CROP_SCALE, peers
 from benchmarks.racing import ROUNDS, Rates, race
 from pipeline.config import Data
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
@@ -21,9 +23,7 @@ from pipeline.data.reader import Reader
 from pipeline.data.request import training_requests
 from shards.manifest import Manifest
 
-BATCH = 32
 LOADED = 40  # batches a round
-CROP_SCALE = (0.5, 1.0)
 
 
 def read(arguments: argparse.Namespace) -> Rates:
@@ -90,21 +90,13 @@ def decode(arguments: argparse.Namespace) -> Rates:
 
 
 def loader(arguments: argparse.Namespace) -> Rates:
-    """Crops a second: our loader, and webdataset + Pillow + torchvision in a DataLoader of as many workers."""
-    import webdataset as wds
-    from torch.utils.data import DataLoader
-    from torchvision.transforms import v2
-
+    """Crops a second: our loader, and others with Pillow and torchvision in a DataLoader of as many workers."""
     manifest, size = Manifest.load(arguments.folder), arguments.size
     data = Data(
         shards=str(arguments.folder), image_size=size, crop_scale=CROP_SCALE, decode_threads=arguments.threads, lanes=1
     )
     plan = Plan(manifest.counts, lanes=1, block=len(manifest))
     own = Loader(manifest, data, BATCH, torch.device("cpu"))
-    resized = v2.RandomResizedCrop(size, CROP_SCALE, antialias=True, interpolation=v2.InterpolationMode.BICUBIC)
-    on_images = v2.Compose([resized, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    on_tensors = v2.Compose([v2.PILToTensor(), resized, v2.RandomHorizontalFlip()])
-    tars = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
 
     def ours() -> Iterator[Any]:
         requests = training_requests(
@@ -112,23 +104,15 @@ def loader(arguments: argparse.Namespace) -> Rates:
         )
         return own.batches(islice(requests, LOADED + 1))
 
-    def theirs(transform: v2.Compose) -> Iterator[Any]:
-        peer = wds.WebDataset(tars, shardshuffle=False, nodesplitter=None, workersplitter=None).repeat()
-        peer = peer.shuffle(100).decode("pilrgb").to_tuple("jpg;png").map_tuple(transform).batched(BATCH)
-        return iter(DataLoader(peer, batch_size=None, num_workers=arguments.threads, prefetch_factor=2))
-
-    contestants: dict[str, Callable[[], Iterator[Any]]] = {
-        "this loader": ours,
-        "webdataset + torchvision on Pillow images": partial(theirs, on_images),
-        "webdataset + torchvision on tensors": partial(theirs, on_tensors),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
-        for name, start in contestants.items():  # each alone, from its own start
-            batches = start()
-            next(batches)
-            begin = time.perf_counter()
-            images = sum(BATCH for _ in islice(batches, LOADED))
-            rates[name].append(images / (time.perf_counter() - begin))
-            del batches
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        contestants = {"this loader": ours} | peers(manifest, arguments.threads, size, Path(scratch))
+        for _ in range(ROUNDS):
+            for name, start in contestants.items():  # each alone, from its own start
+                batches = start()
+                next(batches)
+                begin = time.perf_counter()
+                images = sum(BATCH for _ in islice(batches, LOADED))
+                rates.setdefault(name, []).append(images / (time.perf_counter() - begin))
+                del batches
     return {name: statistics.median(values) for name, values in rates.items()}

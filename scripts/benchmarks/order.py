@@ -13,7 +13,7 @@ from pipeline.data.schedule import Schedule
 
 
 def plan(arguments: argparse.Namespace) -> Rates:
-    """Ids a second in batches of 4,096 for 4,096 ranks, out of 10^10 samples in 10^6 shards; memory, and opening a step."""
+    """Ids a second in batches of 4,096 of 10^10 samples in 10^6 shards, 4,096 lanes; memory, and opening a step."""
     shards, batch = 10**6, 4096
     across = 10**10 // batch  # the batch that straddles the first epoch's end
     tracemalloc.start()

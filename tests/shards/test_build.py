@@ -10,7 +10,8 @@ from making_images import contents, encoded, make_tree, picture
 
 from shards.build import build
 from shards.files import ShardError
-from shards.manifest import Dataset, Manifest, count_rejects
+from shards.manifest import Dataset, Manifest
+from shards.rejects import count_rejects
 from shards.tarfiles import samples_of
 
 
@@ -160,6 +161,11 @@ def test_a_check_of_headers_makes_the_same_shards_and_lets_damaged_pixels_pass(s
     quick, _ = build(source, tmp_path / "quick", samples_per_shard=9, workers=1, check="header")
     assert quick.options is not None
     assert quick.options.check == "header"
+    text = (tmp_path / "full" / "dataset.json").read_text()
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "dataset.json").write_text(text.replace(',\n  "check": "decode"', ""))
+    assert "check" not in (tmp_path / "before" / "dataset.json").read_text()
+    assert Dataset.load(tmp_path / "before") == Dataset.load(tmp_path / "full")
     full, quick_files = contents(tmp_path / "full"), contents(tmp_path / "quick")
     assert {name for name in full if full[name] != quick_files[name]} == {"dataset.json"}
     pixels_cut_off = (source / "ant" / "002.JPG").read_bytes()[:-100]

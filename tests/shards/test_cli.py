@@ -131,6 +131,8 @@ def test_verify_prints_every_problem_and_exits_with_1(shell: Shell, source: Path
         (["build", "{tmp}"], "Missing argument"),
         (["build", "{tmp}", "{tmp}/out", "--workers", "0"], "--workers"),
         (["build", "{tmp}", "{tmp}/out", "--colour"], "--colour"),
+        (["build", "{tmp}", "{tmp}/out", "--check", "nothing"], "'nothing' is not one of 'decode', 'header'"),
+        (["build", "{tmp}", "{tmp}/out", "--engine", "slurm"], "'slurm' is not one of 'local', 'ray'"),
     ],
 )
 def test_what_cannot_go_on_is_status_2_and_no_traceback(

@@ -129,6 +129,25 @@ def test_urls_are_read_through_fsspec_and_unreachable_ones_rejected(tmp_path: Pa
     assert read("memory://set/000.JPG", 3, 5) == (images / "000.JPG").read_bytes()[3:8]
 
 
+def test_urls_that_do_not_answer_are_told_from_those_that_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.writer._DEADLINE", 1.0)
+    images = make_tree(tmp_path / "images", 3, ())
+    with http_server(images) as server:
+        server.fail(503, times=100, match="000")
+        server.fail(403, match="001")
+        source = table(
+            tmp_path / "list.csv", "\n".join(["path", *(f"{server.url}/{path.name}" for path in images.iterdir())])
+        )
+        build(source, tmp_path / "out", workers=1)
+    rejects = pq.read_table(tmp_path / "out" / "rejects.parquet", columns=["reason", "detail"]).to_pylist()
+    assert rejects == [
+        {"reason": "unreachable", "detail": "503 Service Unavailable; tried for 1 s"},
+        {"reason": "unreadable", "detail": "403 Forbidden"},
+    ]
+
+
 def test_urls_are_read_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_tree(tmp_path / "images", 16, ())
     all_at_once = threading.Barrier(16, timeout=20)
@@ -150,8 +169,8 @@ def test_images_behind_http_give_the_bytes_of_the_same_images_on_disk(tmp_path: 
         rows = [f"{server.url}/{path},{Path(path).parent}" for path in [*paths, "images/ant/gone.jpg"]]
         source = table(tmp_path / "list.csv", "\n".join(["path,label", *rows]))
         for workers in (1, 2):
-            server.fail(503, times=2)
-            server.reset(times=2)
+            server.fail(503, times=2, match="0")  # in the names of those that are there
+            server.reset(times=2, match="0")
             build(source, tmp_path / str(workers), samples_per_shard=3, workers=workers)
         assert len(server.requests) == 2 * (7 + 4)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")

@@ -1,0 +1,155 @@
+"""From others' weights to networks: MaskFeat checkpoints of SlowFast and mmpretrain, and any encoder to start from."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from model.maskfeat import MaskFeat, build_encoder
+from model.weights import MMPRETRAIN, SLOWFAST, TIMM, Layout, Weights, WeightsError, read
+
+HEAD_WIDTH = 64  # of an attention head in all published MaskFeat weights: no shape tells it
+
+_SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}  # timm's, by width and depth
+
+
+def load_slowfast(path: Path | str) -> MaskFeat:
+    """A SlowFast checkpoint (`model_state`) of MaskFeat on images, of any width and depth.
+
+    Of a fine-tuned one this is the encoder, while `classifier` is all of it: its LayerNorm was trained behind the
+    pooling and is no part of a MaskFeat, so the encoder's norm, the mask token and the prediction head are untrained.
+
+    Raises:
+        WeightsError: no such file, a damaged one, one of another kind, or a missing, unknown or misshaped key.
+    """
+    return _load(path, SLOWFAST)
+
+
+def load_mmpretrain(path: Path | str) -> MaskFeat:
+    """The same for a checkpoint of mmpretrain or mmselfsup (`state_dict`)."""
+    return _load(path, MMPRETRAIN)
+
+
+def geometry(weights: Weights) -> tuple[str, int, dict[str, Any]]:
+    """Name, image size and options for `build_encoder`, from the shapes of a SlowFast or mmpretrain checkpoint.
+
+    Raises:
+        WeightsError: a key that tells them is missing or of an impossible shape.
+    """
+    if weights.layout is TIMM:
+        raise WeightsError(f"{weights.file} has timm's names: it needs no conversion")
+    patch_embedding = weights.get("encoder.patch_embed.proj.weight", 4)
+    width, patch = len(patch_embedding), patch_embedding.shape[-1]
+    patches = weights.get("encoder.pos_embed", 3).shape[1] - 1
+    hidden = len(weights.get("encoder.blocks.0.mlp.fc1.weight", 2))
+    block = re.compile(re.escape(weights.layout.key("encoder.blocks.")) + r"(\d+)\.")
+    depth = len({found[1] for key in weights.tensors if (found := block.match(key))})
+    if width % HEAD_WIDTH or isqrt(patches) ** 2 != patches:
+        raise WeightsError(
+            f"{weights.file}: {patches} patches are no square, or a width of {width} is not made of attention heads "
+            f"of {HEAD_WIDTH}"
+        )
+    image_size = isqrt(patches) * patch
+    if (width, depth) in _SIZES and (patch, hidden) == (16, 4 * width):
+        return f"vit_{_SIZES[width, depth]}_patch16_224", image_size, {}
+    options = {"embed_dim": width, "depth": depth, "num_heads": width // HEAD_WIDTH}
+    return "vit_base_patch16_224", image_size, options | {"mlp_ratio": hidden / width, "patch_size": patch}
+
+
+def maskfeat(weights: Weights) -> MaskFeat:
+    """The MaskFeat of a SlowFast or mmpretrain checkpoint; of a fine-tuned one see `load_slowfast`.
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another shape.
+    """
+    name, image_size, options = geometry(weights)
+    encoder = build_encoder(name, image_size, **options)
+    model = MaskFeat(encoder) if weights.fine_tuned else MaskFeat(encoder, len(weights.get("head.weight", 2)))
+    fill(model, weights)
+    return model
+
+
+def classifier(weights: Weights) -> VisionTransformer:
+    """A fine-tuned checkpoint as timm's classifier: mean of the patch tokens, LayerNorm, head.
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another shape.
+    """
+    name, image_size, options = geometry(weights)
+    classes = len(weights.get("encoder.head.weight", 2))
+    model = timm.create_model(name, img_size=image_size, num_classes=classes, global_pool="avg", **options)
+    keys = {name: weights.layout.key(f"encoder.{name}") for name in model.state_dict()}
+    _copy(weights, model, keys, weights.layout.ignored)
+    return cast(VisionTransformer, model)
+
+
+def fill(model: MaskFeat, weights: Weights) -> None:
+    """Overwrite a model's weights, to start from others'.
+
+    What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
+    LayerNorm was trained behind the pooling, the encoder's norm. Position embeddings of another square grid are
+    resampled (bicubic, with timm's `resample_abs_pos_embed`).
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another shape.
+    """
+    key, ignored = weights.layout.key, weights.layout.ignored
+    untouched: tuple[str, ...] = ()
+    if weights.fine_tuned or weights.layout is TIMM:
+        untouched += ("mask_token", "head.")
+        ignored += (key("encoder.head."), key("encoder.fc_norm."))
+        if weights.has("encoder.fc_norm.weight"):
+            untouched += ("encoder.norm.",)
+    keys = {name: key(name) for name in model.state_dict() if not name.startswith(untouched)}
+    if weights.has("encoder.pos_embed"):
+        positions = _resampled(weights.get("encoder.pos_embed", 3), model)
+        weights = replace(weights, tensors=weights.tensors | {key("encoder.pos_embed"): positions})
+    _copy(weights, model, keys, ignored)
+
+
+def _load(path: Path | str, layout: Layout) -> MaskFeat:
+    weights = read(path)
+    if weights.layout is not layout:
+        raise WeightsError(f"{path} is no checkpoint of {layout.code}: its names are those of {weights.layout.code}")
+    return maskfeat(weights)
+
+
+def _resampled(positions: Tensor, model: MaskFeat) -> Tensor:
+    """Position embeddings (1, prefix + patches, width) for the model's grid; as they are if they are of no square."""
+    prefix = 0 if model.encoder.no_embed_class else model.encoder.num_prefix_tokens
+    patches = positions.shape[1] - prefix
+    if patches in (0, model.grid[0] * model.grid[1]) or isqrt(patches) ** 2 != patches:
+        return positions
+    resampled: Tensor = resample_abs_pos_embed(positions.float(), list(model.grid), num_prefix_tokens=prefix)
+    return resampled
+
+
+def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored: tuple[str, ...]) -> None:
+    """Copy to every `name` of the module the tensor `keys[name]`, if there are these, `ignored` and no others."""
+    state, tensors = module.state_dict(), weights.tensors
+    missing = set(keys.values()) - tensors.keys()
+    unknown = {key for key in tensors if not key.startswith(ignored)} - set(keys.values())
+    misshaped = {
+        f"{key} is {tuple(tensors[key].shape)} instead of {tuple(state[name].shape)}"
+        for name, key in keys.items()
+        if key in tensors and tensors[key].shape != state[name].shape
+    }
+    problems = [f"missing {_some(missing)}"] if missing else []
+    problems += [f"unknown {_some(unknown)}"] if unknown else []
+    problems += [_some(misshaped)] if misshaped else []
+    if problems:
+        raise WeightsError(f"{weights.file}, read with the names of {weights.layout.code}: {'; '.join(problems)}")
+    module.load_state_dict({name: tensors[key] for name, key in keys.items()}, strict=False)
+
+
+def _some(texts: Iterable[str]) -> str:
+    """The first three, and how many more there are."""
+    ordered = sorted(texts)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -1,0 +1,176 @@
+"""Weights files of others: reading them, and what their codes call the parts of a MaskFeat.
+
+Files are not trusted, so only tensors are unpickled. Names are those that the published codes write:
+github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open-mmlab/mmselfsup.
+"""
+
+import re
+import zipfile
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message is one line that names it and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a code calls the parts of `MaskFeat`. Of its classifiers, our encoder.fc_norm and encoder.head.
+
+    Attributes:
+        code: whose names these are.
+        renamed: beginnings of our name and of theirs, as regular expressions; the first that matches counts.
+        ignored: beginnings of their keys that hold nothing of ours.
+    """
+
+    code: str
+    renamed: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+
+    def key(self, name: str) -> str:
+        """Their name of our `name`."""
+        for ours, theirs in self.renamed:
+            if re.match(ours, name):
+                return re.sub(ours, theirs, name, count=1)
+        return name
+
+
+SLOWFAST = Layout(
+    "SlowFast",
+    (
+        (r"encoder\.norm\.", "pred_head.transforms.0.0."),
+        (r"encoder\.fc_norm\.", "norm."),
+        (r"encoder\.head\.", "head.projection."),
+        (r"encoder\.", ""),
+        (r"head\.", "pred_head.projections.0."),
+    ),
+    ignored=("hogs.",),
+)
+MMPRETRAIN = Layout(
+    "mmpretrain",
+    (
+        (r"encoder\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
+        (r"encoder\.blocks\.(\d+)\.norm", r"backbone.layers.\1.ln"),
+        (r"encoder\.blocks\.(\d+)\.mlp\.fc1\.", r"backbone.layers.\1.ffn.layers.0.0."),
+        (r"encoder\.blocks\.(\d+)\.mlp\.fc2\.", r"backbone.layers.\1.ffn.layers.1."),
+        (r"encoder\.blocks\.", "backbone.layers."),
+        (r"encoder\.norm\.", "backbone.ln1."),
+        (r"encoder\.fc_norm\.", "backbone.ln2."),
+        (r"encoder\.head\.", "head.fc."),
+        (r"encoder\.", "backbone."),
+        (r"mask_token", "backbone.mask_token"),
+        (r"head\.", "neck.fc."),
+    ),
+    ignored=("target_generator.", "hog_layer.", "data_preprocessor."),
+)
+TIMM = Layout(
+    "timm",
+    ((r"encoder\.", ""),),
+    ignored=("mask_token", "decoder_"),  # of an MAE's pre-training
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What a weights file holds.
+
+    Attributes:
+        file: for messages.
+        layout: whose names the tensors have.
+        tensors: by those names, on the CPU.
+    """
+
+    file: Path
+    layout: Layout
+    tensors: dict[str, Tensor]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor that we would call `name`."""
+        return self.layout.key(name) in self.tensors
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether there is a classifier."""
+        return self.has("encoder.head.weight")
+
+    def get(self, name: str, dimensions: int) -> Tensor:
+        """The tensor that we call `name`.
+
+        Raises:
+            WeightsError: it is missing, or not of so many dimensions.
+        """
+        key = self.layout.key(name)
+        if key not in self.tensors:
+            raise WeightsError(f"{self.file} is no vision transformer of {self.layout.code}'s: missing {key}")
+        if self.tensors[key].ndim != dimensions or not self.tensors[key].numel():
+            shape = tuple(self.tensors[key].shape)
+            raise WeightsError(f"{self.file}: {key} is {shape} instead of {dimensions}-dimensional")
+        return self.tensors[key]
+
+
+def read(path: Path | str) -> Weights:
+    """A checkpoint of SlowFast or mmpretrain, or the weights of a vision transformer in timm's own names.
+
+    Args:
+        path: see `weights_file`; in timm's names also under "model" (as MAE's are published) or "state_dict".
+
+    Raises:
+        WeightsError: there is no such file, it is damaged, or it holds more than tensors.
+    """
+    file = weights_file(Path(path))
+    checkpoint = _load(file)
+    tensors: Any = None
+    if isinstance(checkpoint, dict):
+        held = [checkpoint[entry] for entry in ("model_state", "state_dict", "model") if entry in checkpoint]
+        tensors = held[0] if held else checkpoint
+    if not (isinstance(tensors, dict) and tensors and all(isinstance(value, Tensor) for value in tensors.values())):
+        raise WeightsError(f"{file} holds no weights: neither model_state, state_dict or model, nor tensors by name")
+    if "model_state" in checkpoint:
+        return Weights(file, SLOWFAST, tensors)
+    if any(key.startswith("backbone.") for key in tensors):
+        return Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors))
+    return Weights(file, TIMM, tensors)
+
+
+def weights_file(path: Path) -> Path:
+    """The one file that decides: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise WeightsError(f"there is no weights file {file}")
+    return file
+
+
+def _load(file: Path) -> Any:
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        with torch.serialization.safe_globals([Namespace]):  # the command line, in checkpoints of MAE and timm
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # whatever a damaged or hostile file brings about
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise WeightsError(f"{file} is damaged, or no weights file ({reason})") from None
+        raise WeightsError(
+            f"{file} holds more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
+            "trust it, load it with weights_only=False and save its model_state or state_dict alone"
+        ) from None
+
+
+def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of any mmselfsup under the names that they have had since mmpretrain."""
+    head = "neck.fc." if "backbone.mask_token" in tensors else "head.fc."
+    today = {"head.head.": head, "head.predictor.fc.": head, "backbone.fc_norm.": "backbone.ln2."}
+    before = re.compile("|".join(map(re.escape, today)))
+    return {before.sub(lambda found: today[found[0]], key): tensor for key, tensor in tensors.items()}

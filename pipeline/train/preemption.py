@@ -1,0 +1,53 @@
+"""Stopping when the machine is wanted back: all ranks end the same step, save, and exit.
+
+Schedulers send SIGTERM or SIGUSR1 some time before they kill, to some ranks or to all, at different moments. So a
+signal only leaves a note, and ranks tell each other about it in the background: what any of them had noted before one
+step is known to all after the next. Nothing here waits for a GPU.
+"""
+
+import signal
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from torch import distributed
+
+from pipeline.train.world import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+
+
+class Preemption:
+    """Listens for signals while its context lasts. All ranks enter it, and call `agreed` after every step."""
+
+    def __init__(self, world: World) -> None:
+        self._asked = False
+        self._group: Any = distributed.new_group(backend="gloo") if world.size > 1 else None
+        self._exchange: tuple[Any, torch.Tensor] | None = None  # under way, and what it will tell
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any rank had been asked to stop when it last called this; the same answer on all ranks."""
+        if self._group is None:
+            return self._asked
+        answer = False
+        if self._exchange:
+            work, asked = self._exchange
+            work.wait()  # a step has gone by: it is over, but for a rank that is far behind
+            answer = bool(asked)
+        asked = torch.tensor([self._asked], dtype=torch.int32)
+        self._exchange = distributed.all_reduce(asked, distributed.ReduceOp.MAX, self._group, async_op=True), asked
+        return answer
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:  # a person insists
+            raise KeyboardInterrupt
+        self._asked = True

@@ -1,0 +1,44 @@
+"""Convert a published MaskFeat checkpoint to ordinary timm / Hugging Face weights.
+
+    python scripts/convert.py IN OUT
+
+IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of ViT-B, ViT-L or any other width and depth. OUT gets
+model.safetensors and config.json: of a pre-training checkpoint the encoder, of a fine-tuned one the classifier.
+
+    python scripts/convert.py maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
+    python -c 'import timm; timm.create_model("local-dir:vit-b", pretrained=True)'
+
+A pre-training run starts from such a folder, or from IN itself, with model.init=IN.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from model.convert import classifier, geometry, maskfeat
+from model.export import export_timm
+from model.weights import WeightsError, read
+from pipeline.targets.objective import MEAN, STD
+
+
+def main() -> int:
+    """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    arguments = parser.parse_args()
+    try:
+        weights = read(arguments.checkpoint)
+        _, size, options = geometry(weights)
+        encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
+        export_timm(encoder, arguments.out, image_size=size, options=options, mean=MEAN, std=STD)
+    except (WeightsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    what = "classifier" if weights.fine_tuned else "encoder"
+    print(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""A run that is asked to stop saves at once, says so, and goes on as if nothing had been."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import command, launch, trace
+
+from pipeline.train.checkpoint import newest
+
+
+def ranks_of(run: Path) -> list[int]:
+    """The processes that train, without their launchers."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if f"run.dir={run}" in arguments and not any("deepspeed" in argument for argument in arguments):
+            found.append(int(process.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    options = ["optim.epochs=20", "run.trace_samples=true"]
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        **command(shards, run, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = ranks_of(run)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGTERM)
+    asked = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 25
+    assert process.returncode == 75 and "as asked; the same command goes on" in output
+    assert not ranks_of(run)
+
+    stopped = newest(run / "checkpoints", report=print)
+    assert stopped and 5 <= stopped.facts.step < 112
+    launch(shards, run, *options)
+    launch(shards, tmp_path / "whole", *options)
+    for rank in (0, 1):
+        assert trace(run, rank) == trace(tmp_path / "whole", rank)
+    ended, undisturbed = (newest(folder / "checkpoints", report=print) for folder in (run, tmp_path / "whole"))
+    assert ended and undisturbed and ended.facts.step == undisturbed.facts.step
+    for name, value in undisturbed.weights().items():
+        assert torch.equal(ended.weights()[name], value), name
