@@ -132,6 +132,8 @@ def read(path: Path | str) -> Weights:
         tensors = held[0] if held else checkpoint
     if not (isinstance(tensors, dict) and tensors and all(isinstance(value, Tensor) for value in tensors.values())):
         raise WeightsError(f"{file} holds no weights: neither model_state, state_dict or model, nor tensors by name")
+    if sum(tensor.nbytes for tensor in tensors.values()) > file.stat().st_size:  # views that repeat a few bytes
+        raise WeightsError(f"{file} is damaged: its tensors claim more bytes than it has")
     if "model_state" in checkpoint:
         return Weights(file, SLOWFAST, tensors)
     if any(key.startswith("backbone.") for key in tensors):

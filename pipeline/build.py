@@ -34,9 +34,7 @@ def start_from_init(model: MaskFeat, recipe: Recipe) -> None:
     try:
         fill(model, read(recipe.model.init))
     except WeightsError as error:
-        raise ConfigError(
-            f"model.init: {error}: set model.name and model.options to its architecture, or choose another file"
-        ) from error
+        raise ConfigError(f"model.init: {error} (model.name and model.options must be those of the weights)") from error
 
 
 def init_identity(recipe: Recipe) -> str | None:

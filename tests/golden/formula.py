@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 IMAGES, SIZE, GRID, MASKED = 4, 64, 4, 6  # MASKED patches of GRID x GRID
-STEPS, STEPS_PER_EPOCH = 20, 2
+STEPS, STEPS_PER_EPOCH, BATCH = 20, 2, 2
 CLASSES = 10
 
 
@@ -53,3 +53,8 @@ def masks() -> Tensor:
     """bool (STEPS, IMAGES, GRID, GRID), MASKED patches in each."""
     order = hashes(STEPS * IMAGES * GRID * GRID, 2000).reshape(STEPS, IMAGES, -1).argsort(-1).argsort(-1)
     return (order < MASKED).reshape(STEPS, IMAGES, GRID, GRID)
+
+
+def batch(step: int) -> Tensor:
+    """int64 (BATCH,), the images of a step: the even ones, then the odd ones."""
+    return torch.arange(step % 2, IMAGES, 2)

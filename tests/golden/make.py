@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo  # looks through all imported modules, so before the empty ones are there
-from formula import CLASSES, STEPS_PER_EPOCH, exact_input, masks, pictures, weights
+from formula import CLASSES, STEPS_PER_EPOCH, batch, exact_input, masks, pictures, weights
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -118,7 +118,8 @@ def slowfast(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for epoch in range(cfg.SOLVER.MAX_EPOCH):
         steps = range(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH)
         # images, nothing, masks of one batch, then labels and what else the loop unpacks
-        loader = [([images[step % 2 :: 2], None, mask[step, :2].float()], [], None, None, {}) for step in steps]
+        batches = [(step, batch(step)) for step in steps]
+        loader = [([images[index], None, mask[step, index].float()], [], None, None, {}) for step, index in batches]
         train_epoch(loader, model, optimizer, scaler, recorder, epoch, cfg)
     got["steps"] = torch.tensor(recorder.steps, dtype=torch.float64)
     got["trained_norms"] = torch.stack([p.detach().double().norm() for p in model.parameters()])

@@ -1,5 +1,6 @@
 """Builds on a Ray cluster of two nodes, which are processes of this machine."""
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -30,12 +31,14 @@ def cluster() -> Iterator[Cluster]:
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(shards.__file__).parents[1]), str(Path(__file__).parent)]))
     head = {"include_dashboard": False, **NODE}
+    faulthandler.dump_traceback_later(300, exit=True)  # Ray waits without end for a cluster that does not answer
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    faulthandler.cancel_dump_traceback_later()
     patch.undo()
 
 
