@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from pipeline.data.plan import BLOCK, LANES, Int64s, Plan
+from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, Plan
 from pipeline.data.simulate import Fleet, Forecast, forecast
 from shards.cli import app, main
 from shards.manifest import Dataset
@@ -20,15 +20,19 @@ __all__ = ["main"]
 # What is tried where a cache is too small: lanes, blocks or shards of these fractions, up to so many shards.
 _FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
 _MOST_SHARDS = 4_000_000
+_MOST = 2**62
 Candidate = tuple[str, Plan, Int64s]  # what to change, the plan with it, the bytes of its shards
 
 
 def _bytes(text: str) -> int:
     """Bytes of "500GB" or "1.5TiB"; bytes a second of "25Gbit" or "3GB/s"."""
     try:
-        return int(TypeAdapter(ByteSize).validate_python(text.removesuffix("/s")))
-    except ValidationError:
-        raise typer.BadParameter(f"{text!r} is no size such as 500GB, 1.5TiB, 25Gbit or 3GB/s") from None
+        size = int(TypeAdapter(ByteSize).validate_python(text.removesuffix("/s")))
+    except (ValidationError, OverflowError):
+        size = 0
+    if not 0 < size < _MOST:
+        raise typer.BadParameter(f"{text!r} is no size such as 500GB, 1.5TiB, 25Gbit or 3GB/s")
+    return size
 
 
 def _number(text: str) -> int:
@@ -37,7 +41,7 @@ def _number(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.0
-    if number < 1 or not number.is_integer():
+    if not 1 <= number < _MOST or not number.is_integer():
         raise typer.BadParameter(f"{text!r} is no whole number above 0 such as 1281167 or 10e9")
     return int(number)
 
@@ -47,13 +51,14 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
     batch: Annotated[int, typer.Option(min=1, help="Images of a global batch.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
-    root: Annotated[str | None, typer.Argument(metavar="[DIR]", help="A finished data set, or its URL.")] = None,
+    root: Annotated[str | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL.")] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its images,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
     shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
-    lanes: Annotated[int, typer.Option(min=1, help="As data.lanes of the recipe.")] = LANES,
-    block: Annotated[int, typer.Option(min=1, help="As data.block of the recipe.")] = BLOCK,
+    lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="As data.lanes of the recipe.")] = LANES,
+    block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="As data.block of the recipe.")] = BLOCK,
+    seed: Annotated[int, typer.Option(help="As run.seed of the recipe.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to simulate.")] = 3,
     bandwidth: Annotated[
         int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
@@ -79,7 +84,7 @@ def plan(
             "change it, --nodes or --ranks-per-node"
         )
     counts, shard_bytes = _data_set(root, samples, size, shards)
-    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), Plan(counts, lanes=lanes, block=block)
+    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), Plan(counts, seed, lanes, block)
     found = forecast(order, shard_bytes, fleet, epochs)
     total = int(shard_bytes.sum())
     if as_json:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.data.plan import BLOCK, LANES
+from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.targets.hog import CELL
+from shards.storage import shows_credentials
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 
@@ -61,8 +62,8 @@ class Data(Section):
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
     flip: bool = True
-    lanes: int = Field(LANES, ge=1)
-    block: int = Field(BLOCK, ge=1)
+    lanes: int = Field(LANES, ge=1, le=MOST_LANES)
+    block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
     read_threads: int = Field(4, ge=1)
     requests: int = Field(64, ge=1)  # range requests under way at once, where shards are remote
     decode_threads: int = Field(4, ge=1)
@@ -133,6 +134,9 @@ class Recipe(Section):
             raise ValueError(
                 "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: set it to target"
             )
+        for key in ("shards", "validation"):
+            if shows_credentials(getattr(self.data, key) or ""):
+                raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
         if self.data.mode == "stream" and self.data.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
         if self.data.crop_scale[1] > 1:

@@ -18,6 +18,9 @@ Examples, each on one line:
 import argparse
 import os
 import sys
+import traceback
+
+from torch.distributed import DistBackendError
 
 from pipeline.config import ConfigError, load_recipe
 from pipeline.data.errors import DataError
@@ -26,6 +29,8 @@ from pipeline.train.loop import Pretraining, TrainingError
 from pipeline.train.preemption import EXIT_STATUS
 from pipeline.train.world import join
 from shards.files import ShardError
+
+EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
 
 
 def main() -> int:
@@ -43,14 +48,34 @@ def main() -> int:
         return 2
     world = join()
     try:
-        complete = Pretraining(recipe, world).run()
-    except (ConfigError, ShardError, CheckpointError, DataError, TrainingError) as error:
-        # Most such errors meet all ranks of a node alike: one line is enough.
+        training = Pretraining(recipe, world)
+    except EXPECTED as error:  # these meet all ranks of a node alike: one line is enough
+        if world.local_rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        complete = training.run()
+    except EXPECTED as error:
         if world.local_rank == 0 or isinstance(error, DataError):
             print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, DistBackendError):
+            raise
+        print(f"error: rank {world.rank} lost another rank, whose own error tells why", file=sys.stderr)
         return 1
     return 0 if complete else EXIT_STATUS
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # a thread that waits for storage that hangs must not keep a failed run alive

@@ -35,7 +35,7 @@ from shards.engines import run
 from shards.files import ShardError, sha256_of
 from shards.listing import MAX_LABEL, is_url, printable
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
-from shards.storage import as_local, join, read, replacing, size_of, why_unsupported
+from shards.storage import as_local, join, printable_url, read, replacing, shows_credentials, size_of, why_unsupported
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
@@ -120,9 +120,14 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             raise ShardError(f"{pattern}: its braces do not match; correct them") from None
         for one in expanded:
             if is_url(one):
+                if shows_credentials(one):
+                    raise ShardError(
+                        f"{printable_url(one)}: holds credentials, which dataset.json would show; leave them out, "
+                        "they come from the environment"
+                    )
                 why = why_unsupported(one)
                 if why is not None:
-                    raise ShardError(f"{one}: cannot be read: {why}")
+                    raise ShardError(f"{printable_url(one)}: cannot be read: {why}")
                 tars.append(one)
             elif Path(one).is_file():
                 tars.append(one)

@@ -102,8 +102,8 @@ class Dataset:
             if error.errno != errno.ENOENT:
                 raise _unreadable(path, error) from None
             raise ShardError(
-                f"{printable_url(str(root))}: has no {DATASET}, so its build has not finished; "
-                "run `maskfeat-shards build` again"
+                f"{printable_url(str(root))}: has no {DATASET}, so it is no finished data set; correct the name, or "
+                "run its `maskfeat-shards build` or `index` again"
             ) from None
         try:
             fields: dict[str, Any] = json.loads(text)

@@ -30,6 +30,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3, "http": _HTTP, "ht
 
 _SECRETS = re.compile(r"(\w+://)(?:[^/\s]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
 _PASSWORD = re.compile(r"https?://[^/]*@|\w+://[^/:]*:[^/]*@")
+_SIGNED = re.compile(r"[?&](?:x-(?:amz|goog)-\w+|sig|signature|token|access_?key\w*)=", re.IGNORECASE)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by protocol
 
 
 class StorageError(OSError):
@@ -74,6 +76,11 @@ class Traffic:
             return {name: value for name, value in vars(self).items() if name != "_lock"}
 
 
+def shows_credentials(text: str) -> bool:
+    """Whether a URL in `text` has a user and password or a signature, which would be written to disk with it."""
+    return bool(_PASSWORD.search(text) or _SIGNED.search(text))
+
+
 def printable_url(text: str) -> str:
     """A path, a URL or a message without the `user:password@` and the query strings of its URLs."""
     return _SECRETS.sub(r"\1\2", text)
@@ -89,11 +96,14 @@ def locate(url: str) -> tuple[Any, str]:
     if _PASSWORD.match(url):
         what = "holds a user and password; leave them out, credentials come from the environment"
         raise StorageError(errno.EINVAL, what, printable_url(url))
-    options = _OPTIONS.get(url.partition("://")[0], {})
+    protocol = url.partition("://")[0]
+    options = _OPTIONS.get(protocol, {})
     try:
         filesystem, path = url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
-        raise StorageError(errno.EINVAL, str(error), printable_url(url)) from None
+        extra = _EXTRAS.get(protocol)
+        what = f"needs pip install 'maskfeat-pipeline[{extra}]'" if extra else str(error)
+        raise StorageError(errno.EINVAL, what, printable_url(url)) from None
     if options is _S3:
         filesystem.retries = 1  # as in its options, where it has no name
     return filesystem, path

@@ -13,7 +13,7 @@ from typing import Any
 
 from shards.files import fsync
 from shards.listing import is_url
-from shards.remote import DEADLINE, StorageError, Traffic, locate, printable_url, request
+from shards.remote import DEADLINE, StorageError, Traffic, locate, printable_url, request, shows_credentials
 
 __all__ = [
     "DEADLINE",
@@ -28,6 +28,7 @@ __all__ = [
     "printable_url",
     "read",
     "replacing",
+    "shows_credentials",
     "size_of",
     "upload",
     "why_unsupported",

@@ -13,10 +13,9 @@ from pipeline.config import Data
 from pipeline.data.augment import centre_crops
 from pipeline.data.batch import Batch
 from pipeline.data.decode import CpuDecoder, Crops
-from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
-from pipeline.data.quarantine import BadSample, Budget
+from pipeline.data.quarantine import BadSample, Patience, TooManyBad, too_many
 from pipeline.data.reader import Encoded, Reader
 from pipeline.data.request import training_requests, validation_requests
 from shards.manifest import Manifest
@@ -176,24 +175,34 @@ def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(manifes
     assert torch.equal(decoder.take().images, expected)
 
 
-def test_the_budget_for_bad_samples() -> None:
+def test_bad_samples_in_a_row_end_the_patience() -> None:
     def sample(step: int) -> BadSample:
         return BadSample(step, 7, "it is torn")
 
-    in_a_row = Budget(3, 1.0, "mend it")
-    in_a_row.spend([sample(0), sample(0), None, sample(0), sample(0)])
-    with pytest.raises(DataError, match="the last 3 in a row; at step 9 sample 7: it is torn; mend it"):
-        in_a_row.spend([sample(9)])
+    patience = Patience(3, "mend it")
+    patience.spend([sample(0), sample(0), None, sample(0), sample(0)])
+    with pytest.raises(TooManyBad, match=r"3 bad samples in a row.* step 9, sample 7: it is torn; mend it") as error:
+        patience.spend([sample(9), None])
+    assert error.value.bad == [sample(9)]
 
-    share = Budget(10, 0.1, "mend it")
-    for step in range(10):
-        share.spend([sample(step), None])  # half are bad, but only ten
-    with pytest.raises(DataError, match="11 of 21 samples are bad"):
-        share.spend([sample(10)])
-    patient = Budget(10, 0.1, "mend it")
-    patient.spend([None] * 1000)
-    for step in range(100):
-        patient.spend([sample(step), None])  # never more than a tenth of all seen
+
+@pytest.mark.parametrize("ranks", [1, 16, 64])
+def test_one_missing_shard_of_imagenet_is_put_up_with(ranks: int) -> None:
+    """Judged every 20 steps of an epoch, and in a row on every rank, as the defaults have it."""
+    plan = Plan([1000] * 1281)
+    defaults = Data(shards="")
+    patience = [Patience(defaults.bad_in_a_row, "") for _ in range(ranks)]
+    bad = 0
+    for step in range(626):
+        hurt = plan.batch(step, 2048) // 1000 == 77
+        bad += int(hurt.sum())
+        for rank, part in enumerate(hurt.reshape(ranks, -1)):
+            if hurt.any():
+                patience[rank].spend([BadSample(step, 0, "") if is_bad else None for is_bad in part])
+        if step % 20 == 19:
+            assert not too_many(bad, (step + 1) * 2048, defaults.bad_in_a_row, defaults.bad_share)
+    assert bad == 1000
+    assert too_many(101, 1000, 100, 0.01) and not too_many(100, 1000, 100, 0.01) and too_many(1001, 10**5, 100, 0.01)
 
 
 def test_kept_batches_are_not_overwritten(manifest: Manifest, shards: Path) -> None:

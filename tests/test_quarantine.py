@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
 
 from pipeline.build import build_model
 from pipeline.data.exact import ExactData
@@ -18,7 +19,6 @@ from pipeline.data.request import validation_requests
 from pipeline.targets.objective import Objective, squared_errors
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
-from launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
 
 BAD = {5, 17, 40, 41, 77}
 
@@ -80,7 +80,7 @@ def test_other_samples_and_their_gradients_are_untouched(shards: Path, damaged: 
                 for i in np.flatnonzero(~hurt)
             ]
             torch.testing.assert_close(ours, torch.stack(each).sum(0), rtol=1e-4, atol=1e-6)
-    assert met == len(BAD)
+    assert met == len(expected(damaged, 6)) >= len(BAD)
 
 
 @pytest.mark.slow
@@ -144,4 +144,4 @@ def test_a_missing_data_set_ends_the_run_with_one_line(shards: Path, tmp_path: P
         tar.unlink()
     done = launch(copy, tmp_path / "run", "run.max_steps=50", ranks=1, expect=1)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "the last 100 in a row" in line and f"maskfeat-shards verify {copy}" in line
+    assert "bad samples in a row" in line and f"maskfeat-shards verify {copy}" in line

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import launch, launch_and_kill, losses, metrics, small_recipe, trace
+from servers import S3, http_server
 
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from shards.manifest import Manifest
 from shards.storage import upload
-from launching import launch, launch_and_kill, losses, metrics, small_recipe, trace
-from servers import S3, http_server
 
 
 def data(shards: str | Path, *overrides: str, rank: int = 0, world_size: int = 1) -> ExactData:

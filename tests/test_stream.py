@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import shutil
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import launch, losses, small_recipe
 from PIL import Image
+from servers import http_server
 
 from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.stream import StreamData
-from launching import launch, losses, small_recipe
-from servers import http_server
 
 PER_TAR = 6
 
@@ -47,8 +49,14 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stream(urls: str, rank: int = 0, world_size: int = 1, **data: object) -> StreamData:
-    overrides = ["data.mode=stream", "data.stream_samples=48", "data.read_threads=2", "data.stream_buffer=8"]
+def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data: object) -> StreamData:
+    overrides = [
+        f"run.seed={seed}",
+        "data.mode=stream",
+        "data.stream_samples=48",
+        "data.read_threads=2",
+        "data.stream_buffer=8",
+    ]
     overrides += [f"data.{key}={value}" for key, value in data.items()]
     recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
@@ -70,10 +78,33 @@ def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:
 
 
 def test_the_order_is_shuffled_and_follows_the_seed_and_the_step(tars: Path) -> None:
-    urls = str(tars / "{0..7}.tar")
-    order = numbers(stream(urls).batches(0, 6))
-    assert order != sorted(order)
-    assert len(set(order[:24])) > 12
+    def order(seed: int, step: int) -> list[int]:
+        return numbers(stream(str(tars / "{0..7}.tar"), seed=seed, read_threads=1).batches(step, 6))
+
+    first = order(0, 0)
+    assert first != sorted(first) and len(set(first[:24])) > 12
+    assert order(0, 0) == first
+    assert order(1, 0) != first and order(0, 5) != first
+
+
+def test_a_tar_that_was_not_there_is_read_once_it_is(
+    tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.stream._PAUSE", 0.05)
+    batches = stream(f"{tars}/0.tar::{tmp_path}/late.tar").batches(0, 10**6)
+    assert set(numbers(itertools.islice(batches, 20))) == set(range(6))
+    shutil.copy(tars / "1.tar", tmp_path / "late.tar")
+    seen: set[int] = set()
+    deadline = time.monotonic() + 60
+    while seen < set(range(12)):
+        assert time.monotonic() < deadline
+        seen.update(numbers(itertools.islice(batches, 1)))
+
+
+def test_a_pipe_that_fails_costs_its_tar_only(tars: Path) -> None:
+    data = stream(f"pipe:cat {tars}/0.tar; exit 3::{tars}/1.tar", read_threads=1)
+    assert set(range(6, 12)) <= set(numbers(data.batches(0, 10))) <= set(range(12))
+    assert data.counters()["tar_errors"] >= 1
 
 
 def test_ids_number_the_slots_of_global_batches(tars: Path) -> None:
@@ -115,7 +146,7 @@ def test_damage_costs_a_tar_or_a_sample_and_is_counted(tars: Path, tmp_path: Pat
 
 def test_nothing_to_train_on_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("this is no tar")
-    with pytest.raises(DataError, match=r"no tar gave an image; the last error: .*text\.tar"):
+    with pytest.raises(DataError, match=r"no tar gave an image: 1 could not be read.*text\.tar"):
         next(stream(str(tmp_path / "text.tar")).batches(0, 1))
 
 

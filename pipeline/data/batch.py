@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import Data
 from pipeline.data.decode import Crops, decoder_for
-from pipeline.data.quarantine import BadSample, Budget
+from pipeline.data.quarantine import BadSample, Patience
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
 
@@ -41,13 +41,13 @@ class Batcher:
     def __init__(self, data: Data, micro_batch: int, device: torch.device, remedy: str) -> None:
         self._device = device
         self._decoder = decoder_for(device, micro_batch, data.image_size, data.decode_threads, data.hw_decoder_load)
-        self._budget = Budget(data.bad_in_a_row, data.bad_share, remedy)
+        self._patience = Patience(data.bad_in_a_row, remedy)
 
     def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
         """A batch for each request and what was read for it, in order.
 
         Raises:
-            DataError: too many samples were bad.
+            TooManyBad: too many samples in a row were bad.
         """
         read = iter(read)
         decoding: deque[tuple[Request, dict[int, str]]] = deque()
@@ -66,7 +66,7 @@ class Batcher:
                 BadSample(request.step, int(request.ids[place]), problems[place]) if place in problems else None
                 for place in range(len(request.ids))
             ]
-            self._budget.spend(bad)
+            self._patience.spend(bad)
             weights = request.weights.copy()
             weights[list(problems)] = 0
             yield Batch(

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.augment import Boxes
+from pipeline.data.errors import DataError
 from pipeline.data.reader import Encoded
 
 
@@ -183,8 +184,11 @@ class CpuDecoder:
         self._fed.append(self._decoding.submit(self._decode, crops))
 
     def take(self) -> Decoded:
-        """The oldest batch."""
-        return self._fed.popleft().result(self.TIMEOUT)
+        """The oldest batch. Raises DataError when decoding hangs."""
+        try:
+            return self._fed.popleft().result(self.TIMEOUT)
+        except TimeoutError:
+            raise DataError(f"decoding a batch took more than {self.TIMEOUT} s; start again") from None
 
     def _decode(self, crops: Crops) -> Decoded:
         # Copied by NumPy: torch would start a team of threads of its own in every one of ours

@@ -16,6 +16,7 @@ from pipeline.data.request import training_requests
 from pipeline.data.schedule import Schedule
 from shards.listing import is_url
 from shards.manifest import Manifest
+from shards.storage import Traffic
 
 _NAMES = 65_536  # rows of the manifest read at once to name a sample: a row group
 
@@ -57,15 +58,15 @@ class ExactData:
             "plan version": PLAN_VERSION,
         }
         remote = any(map(is_url, map(self._manifest.shard_location, range(len(self._manifest.counts)))))
-        cache = None
+        cache, traffic = None, Traffic()
         if data.cache and remote:
             plan = self._new_plan(recipe)  # the cache has threads of its own, and plans remember epochs
             schedule = Schedule(plan, self._batch_size, rank - local_rank, local_size, world_size)
-            cache = NodeCache(self._manifest, data.cache, data.cache_size, schedule)
+            cache = NodeCache(self._manifest, data.cache, data.cache_size, schedule, traffic=traffic)
         no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
         self.notes = [no_cache] if remote and not cache else []
         self._names = lru_cache(maxsize=4)(self._read_names)
-        self._loader = Loader(self._manifest, data, micro_batch, device, cache)
+        self._loader = Loader(self._manifest, data, micro_batch, device, cache, traffic)
 
     def _new_plan(self, recipe: Recipe) -> Plan:
         return Plan(self._manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)

@@ -15,6 +15,7 @@ from pipeline.data.cache import NodeCache
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
 from shards.manifest import Manifest
+from shards.storage import Traffic
 
 AHEAD = 4  # batches being read beyond those being decoded
 
@@ -28,12 +29,19 @@ class Loader:
         micro_batch: images in a batch.
         device: where batches go.
         cache: where this node keeps remote shards.
+        traffic: counts the requests of remote storage.
     """
 
     def __init__(
-        self, manifest: Manifest, data: Data, micro_batch: int, device: torch.device, cache: NodeCache | None = None
+        self,
+        manifest: Manifest,
+        data: Data,
+        micro_batch: int,
+        device: torch.device,
+        cache: NodeCache | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
-        self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache)
+        self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
         remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
         self._batcher = Batcher(data, micro_batch, device, remedy)

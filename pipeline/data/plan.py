@@ -24,6 +24,7 @@ Int64s = NDArray[np.int64]
 
 PLAN_VERSION = 2
 LANES, BLOCK = 64, 8192
+MOST_LANES, MOST_IN_BLOCK = 2**20, 2**40  # so that 64 bits hold all products
 _SHARDS, _BLOCKS = 1, 2  # the streams of randomness drawn from one epoch's key ...
 _DEAL = -1  # ... and the one drawn from the seed, beside those of the epochs
 _HASH_BITS = 40  # of a shard's place in its lane; the others tell the lane
@@ -43,15 +44,17 @@ class Plan:
         block: samples of a lane that are permuted among themselves; a lane's first block is shorter.
 
     Raises:
-        ValueError: no samples, or lanes or block below one.
+        ValueError: no samples, or too few or too many lanes or samples of a block.
     """
 
     def __init__(self, counts: ArrayLike, seed: int = 0, lanes: int = LANES, block: int = BLOCK) -> None:
         self.counts: Int64s = np.asarray(counts, dtype=np.int64)
         if self.counts.ndim != 1 or (self.counts < 0).any() or self.counts.sum() == 0:
             raise ValueError("a plan needs the sample counts of its shards: one or more, none negative, not all zero")
-        if lanes < 1 or block < 1:
-            raise ValueError(f"a plan needs at least one lane and blocks of at least one: {lanes=}, {block=}")
+        if not 1 <= lanes <= MOST_LANES or not 1 <= block <= MOST_IN_BLOCK:
+            raise ValueError(
+                f"a plan has 1 to {MOST_LANES} lanes and blocks of 1 to {MOST_IN_BLOCK}: {lanes=}, {block=}"
+            )
         self.seed, self.lanes, self.block = seed, lanes, block
         self.samples = int(self.counts.sum())
         self._first_id: Int64s = np.cumsum(self.counts) - self.counts

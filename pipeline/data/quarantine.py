@@ -18,34 +18,42 @@ class BadSample:
     reason: str
 
 
-class Budget:
-    """How many bad samples a rank puts up with.
+class TooManyBad(DataError):
+    """So many samples are bad that something larger is wrong; `bad` are the last ones of this rank."""
+
+    def __init__(self, message: str, bad: list[BadSample]) -> None:
+        super().__init__(message)
+        self.bad = bad
+
+
+class Patience:
+    """Bad samples that come one after the other, of one reader.
 
     Args:
-        in_a_row: so many one after the other are too many.
-        share: and so is this share of the samples seen, once there were more than `in_a_row` bad ones.
+        in_a_row: so many are too many.
         remedy: what to do about it, for the message.
     """
 
-    def __init__(self, in_a_row: int, share: float, remedy: str) -> None:
-        self._in_a_row, self._share, self._remedy = in_a_row, share, remedy
-        self._seen = self._bad = self._row = 0
+    def __init__(self, in_a_row: int, remedy: str) -> None:
+        self._in_a_row, self._remedy = in_a_row, remedy
+        self._row = 0
 
-    def spend(self, bad: list[BadSample | None]) -> None:
+    def spend(self, samples: list[BadSample | None]) -> None:
         """Count the next samples, in their order, None for each good one.
 
         Raises:
-            DataError: too many were bad.
+            TooManyBad: there were too many in a row.
         """
-        for sample in bad:
-            self._seen += 1
-            if sample is None:
-                self._row = 0
-                continue
-            self._bad += 1
-            self._row += 1
-            if self._row >= self._in_a_row or self._bad > max(self._in_a_row, self._share * self._seen):
-                raise DataError(
-                    f"{self._bad:,} of {self._seen:,} samples are bad, the last {self._row:,} in a row; "
-                    f"at step {sample.step} sample {sample.id}: {sample.reason}; {self._remedy}"
+        for sample in samples:
+            self._row = self._row + 1 if sample else 0
+            if sample and self._row >= self._in_a_row:
+                raise TooManyBad(
+                    f"{self._row:,} bad samples in a row, the last at step {sample.step}, sample {sample.id}: "
+                    f"{sample.reason}; {self._remedy}",
+                    [bad for bad in samples if bad],
                 )
+
+
+def too_many(bad: int, seen: int, at_least: int, share: float) -> bool:
+    """Whether so many bad samples of all that the ranks have seen are too many: more than either allowance."""
+    return bad > max(at_least, share * seen)

@@ -6,6 +6,7 @@ own: nobody ever waits for a whole shard, so the first batch comes at once and a
 
 import os
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import suppress
@@ -42,7 +43,8 @@ class Reading:
             DataError: the storage is out of reach, or hangs.
         """
         try:
-            return [sample for piece in self._pieces for sample in piece.result(self._timeout)]
+            end = time.monotonic() + self._timeout
+            return [sample for piece in self._pieces for sample in piece.result(max(0, end - time.monotonic()))]
         except TookTooLong:
             raise DataError(
                 f"reading a batch took more than {self._timeout:g} s: the storage hangs; mend it and start again"
@@ -58,6 +60,7 @@ class Reader:
         requests: the same of remote storage.
         deadline: seconds until such a request is given up, with all its retries.
         cache: where the node keeps remote shards.
+        traffic: counts the requests.
     """
 
     def __init__(
@@ -67,13 +70,14 @@ class Reader:
         requests: int = 64,
         deadline: float = DEADLINE,
         cache: NodeCache | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self._manifest, self._cache, self._deadline = manifest, cache, deadline
         self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
         self._remote = any(map(is_url, self._locations))
         self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
         self._open = lru_cache(_OPEN_SHARDS)(_OpenFile)
-        self._traffic = Traffic()
+        self._traffic = Traffic() if traffic is None else traffic
         self._cached = _Counter()
 
     def submit(self, ids: NDArray[np.int64]) -> Reading:

@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.data.plan import Int64s, Plan
 
+_MOST_STARTS = 1024  # of batches in different lanes, until their exact places are bounded instead
+
 
 @dataclass(frozen=True, eq=False)
 class Uses:
@@ -102,7 +104,13 @@ def _lanes(lanes: int, batch_size: int, begin: int, end: int) -> Int64s:
     whole, rest = divmod(batch_size, lanes)
     lane = np.arange(lanes, dtype=np.int64)
     used = np.zeros(lanes, dtype=bool)
-    for step in range(lanes // gcd(lanes, batch_size)):  # later batches start in the same lanes again
+    starts = lanes // gcd(lanes, batch_size)  # later batches start in the same lanes again
+    if starts > _MOST_STARTS:
+        # Of the `rest` lanes in a ring that give one more sample, so many lie before each lane, at least and at most.
+        least, most = np.maximum(lane - (lanes - rest), 0), np.minimum(lane, rest)
+        used = (lane * whole + least < end) & (lane * whole + most + whole + 1 > begin)
+        return np.flatnonzero(used)
+    for step in range(starts):
         samples = whole + ((lane - step * batch_size) % lanes < rest)
         before = np.cumsum(samples) - samples
         used |= np.maximum(before, begin) < np.minimum(before + samples, end)

@@ -38,11 +38,12 @@ from shards.listing import is_url
 from shards.storage import opened, printable_url
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
+_PAUSE = 10.0  # seconds before tars that gave nothing are tried again
 _QUEUED = 64  # samples read ahead of the shuffle buffer
 _ORIENTATION, _TURNED = 0x0112, 5  # EXIF's tag, and the first of its values that exchange height and width
 
 Sized = tuple[bytes, int, int]  # an encoded image, its height and width
-Arriving = queue.Queue[Sized | None]
+Arriving = queue.Queue[tuple[int, Sized | None]]  # from which worker, and what
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,12 @@ class StreamData:
         assert recipe.data.stream_samples
         self.samples = recipe.data.stream_samples
         self.identity: dict[str, Any] = {"data.shards (URLs)": recipe.data.shards}
-        tars = expand_urls(recipe.data.shards)
+        try:
+            tars = [tar for tar in expand_urls(recipe.data.shards) if tar]
+        except ValueError as error:
+            raise DataError(f"data.shards={recipe.data.shards}: its braces do not match; correct them") from error
+        if not tars:
+            raise DataError("data.shards names no tars: give paths or URLs, with {000..099} for several")
         shared = len(tars) < world_size
         self._tars = tars if shared else tars[rank::world_size]
         self.notes = [
@@ -72,7 +78,7 @@ class StreamData:
             self.notes.append(f"fewer tars than the {world_size} ranks: each rank reads all of them, in its own order")
         self._batcher = Batcher(recipe.data, micro_batch, device, "find them with `maskfeat-shards index`")
         self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
-        self._last_error = ""
+        self._last_error, self._warned = "", set[str]()
 
     def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
         """So many of this rank's micro-batches, numbered from the first of a step on.
@@ -111,42 +117,54 @@ class StreamData:
         arriving: Arriving = queue.Queue(_QUEUED)
         ended = threading.Event()
         for worker in range(workers):
-            arguments = (self._tars[worker::workers], random.Random(generator.random()), arriving, ended)
+            arguments = (worker, self._tars[worker::workers], random.Random(generator.random()), arriving, ended)
             threading.Thread(target=self._work, args=arguments, daemon=True, name=f"stream-{worker}").start()
+        empty = set()  # workers none of whose tars gave an image the last time
         try:
             while True:
                 try:
-                    image = arriving.get(timeout=TIMEOUT)
+                    worker, image = arriving.get(timeout=TIMEOUT)
                 except queue.Empty:
                     raise DataError(f"no image came for {TIMEOUT} s: the storage of the tars hangs") from None
                 if image is not None:
+                    empty.discard(worker)
                     yield image
                     continue
-                workers -= 1
-                if not workers:
-                    raise DataError(f"no tar gave an image; the last error: {self._last_error}")
+                empty.add(worker)
+                if len(empty) == workers:
+                    known = ", ".join(sorted(IMAGE_EXTENSIONS))
+                    raise DataError(
+                        f"no tar gave an image: {self._counters['tar_errors']} could not be read, "
+                        f"{self._counters['skipped_samples']} samples had not one image ({known}); "
+                        f"the last error: {self._last_error or 'none'}"
+                    )
         finally:
             ended.set()
 
-    def _work(self, tars: list[str], generator: random.Random, arriving: Arriving, ended: threading.Event) -> None:
-        """Deliver the images of tars round and round, in another order each time, or None and end if they have none."""
+    def _work(
+        self, worker: int, tars: list[str], generator: random.Random, arriving: Arriving, ended: threading.Event
+    ) -> None:
+        """Deliver the images of tars round and round, in another order each time; None after a round without any."""
 
         def deliver(image: Sized | None) -> None:
             while not ended.is_set():
                 with suppress(queue.Full):
-                    arriving.put(image, timeout=1)
+                    arriving.put((worker, image), timeout=1)
                     return
 
         while not ended.is_set():
             images = 0
-            for image in self._images_of(generator.sample(tars, len(tars))):
-                images += 1
-                deliver(image)
-                if ended.is_set():
-                    return
+            try:
+                for image in self._images_of(generator.sample(tars, len(tars))):
+                    images += 1
+                    deliver(image)
+                    if ended.is_set():
+                        return
+            except Exception as error:  # of whatever opens tars; the others go on
+                self._failed(error)
             if not images:
                 deliver(None)
-                return
+                ended.wait(_PAUSE)
 
     def _images_of(self, tars: list[str]) -> Iterator[Sized]:
         samples = group_by_keys(tar_file_expander(self._opened(tars), handler=self._failed), handler=self._failed)
@@ -163,12 +181,19 @@ class StreamData:
             self._count("tars")
             try:
                 # webdataset opens URLs by other programs, without retries
-                stream = io.BufferedReader(opened(tar), _BUFFERED) if is_url(tar) else gopen(tar)
+                stream = (
+                    io.BufferedReader(opened(tar, deadline=self._data.deadline), _BUFFERED)
+                    if is_url(tar)
+                    else gopen(tar)
+                )
             except Exception as error:
                 self._failed(error)
                 continue
-            with stream:
-                yield {"url": printable_url(tar), "stream": stream}
+            yield {"url": printable_url(tar), "stream": stream}
+            try:
+                stream.close()
+            except Exception as error:  # the command of a pipe failed
+                self._failed(error)
 
     def _failed(self, error: Exception) -> bool:
         """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
@@ -176,7 +201,9 @@ class StreamData:
         # webdataset adds the stream and the URL to the arguments of what it caught
         text = f"{error.args[-1]}: {error.args[0]}" if len(error.args) > 2 else str(error)
         self._last_error = printable_url(text)
-        _log.warning("tar left out: %s", self._last_error)
+        if self._last_error not in self._warned:  # once, and not in every round
+            self._warned.add(self._last_error)
+            _log.warning("tar left out: %s", self._last_error)
         return True
 
     def _count(self, name: str) -> None:

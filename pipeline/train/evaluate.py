@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
+from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
 from pipeline.targets.objective import Objective, squared_errors
@@ -30,12 +31,17 @@ class Validation:
     def __init__(self, shards: str, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
+        self._samples = min(recipe.data.validation_samples, len(self._manifest))
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
         self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
         (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
 
-    def loss(self, engine: Engine) -> float:
-        """Mean squared error of the model over the images of all ranks, each counted once."""
+    def loss(self, engine: Engine) -> tuple[float, int]:
+        """Mean squared error of the model over the images of all ranks, each counted once, and how many were bad.
+
+        Raises:
+            DataError: none can be used.
+        """
         total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
         engine.deepspeed.eval()
         with torch.no_grad():
@@ -46,7 +52,11 @@ class Validation:
                 total += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
         engine.deepspeed.train()
         loss, images = self._world.sum(total).tolist()
-        return float(loss / images)
+        if not images:
+            raise DataError(
+                f"{self._manifest.root}: none of the validation images can be used; run `maskfeat-shards verify`"
+            )
+        return float(loss / images), self._samples - int(images)
 
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
         """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere."""
@@ -93,9 +103,12 @@ class Validation:
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:
     """Mean target of the masked patches over the batches of all ranks: float32 (numbers a patch,)."""
-    total, patches = torch.zeros((), device=world.device), 0
+    total: Tensor | float = 0.0
+    images = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch in batches:
         targets = objective.example(batch.images, batch.mask_keys).targets
-        total = total + targets.double().sum(0)
-        patches += len(targets)
-    return (world.sum(total) / (patches * world.size)).float()
+        weights = batch.weights.repeat_interleave(objective.masked)
+        total = total + (targets.double() * weights[:, None]).sum(0)
+        images += batch.weights.sum()
+    assert isinstance(total, Tensor)
+    return (world.sum(total) / (world.sum(images) * objective.masked)).float()

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.exact import ExactData
-from pipeline.data.quarantine import BadSample
+from pipeline.data.quarantine import BadSample, TooManyBad, too_many
 from pipeline.data.stream import StreamData
 from pipeline.random import mix_int
 from pipeline.targets.objective import Objective, squared_errors
@@ -70,7 +70,8 @@ class Pretraining:
         # Data and targets
         model = build_model(recipe)
         self.data = _training_data(recipe, world, self.micro_batch)
-        self.bad: list[BadSample] = []  # since the last log
+        self.bad: list[BadSample] = []  # of this rank, since the last log
+        self.all_bad = self.all_seen = 0  # of all ranks, since this process began
         self.objective = Objective(
             model.grid, model.patch, recipe.mask.ratio, DTYPES[recipe.engine.precision], recipe.engine.compile != "none"
         )
@@ -118,6 +119,9 @@ class Pretraining:
         try:
             with Preemption(self.world) as preemption:
                 return self._train(preemption)
+        except TooManyBad as error:
+            self._leave_bad_samples(error.bad)
+            raise
         finally:
             if self.monitor:
                 self.monitor.close()
@@ -162,7 +166,7 @@ class Pretraining:
             if validate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
                 metrics = self._metrics(done, losses, clock)
                 if validate:
-                    metrics["val_loss"] = self._validate(done)
+                    metrics["val_loss"], metrics["val_bad_samples"] = self._validate(done)
                 if self.monitor:
                     self.monitor.log(done, metrics)
                     self.monitor.levels(done, baselines if validate else {})
@@ -183,8 +187,16 @@ class Pretraining:
         numbers = [clock.wait / clock.elapsed, len(self.bad), *counters.values()]
         sums = torch.cat([losses.double(), torch.tensor(numbers, dtype=torch.float64, device=losses.device)])
         loss_sum, images, data_wait, bad, *counts = self.world.sum(sums).tolist()
+        self.all_bad += int(bad)
+        self.all_seen += clock.steps * self.recipe.optim.batch_size
         if bad:
             self._log_bad_samples()
+        data = self.recipe.data
+        if too_many(self.all_bad, self.all_seen, data.bad_in_a_row, data.bad_share):
+            raise TrainingError(
+                f"{self.all_bad:,} of {self.all_seen:,} samples are bad, see {self.recipe.run.dir}/quarantine.jsonl: "
+                "mend the data set, or raise data.bad_share"
+            )
         loss = loss_sum / images if images else math.nan  # none at all where every sample was bad
         if images and not math.isfinite(loss):
             raise TrainingError(
@@ -209,13 +221,18 @@ class Pretraining:
             self.monitor.quarantine([asdict(sample) | self.data.names(sample.id) for sample in bad])
         self.bad.clear()
 
-    def _validate(self, done: int) -> float:
+    def _leave_bad_samples(self, last: list[BadSample]) -> None:
+        """Write those that no log has yet to a file of this rank's own, since the other ranks may be gone."""
+        path = self.recipe.run.dir / f"quarantine-rank{self.world.rank}.jsonl"
+        path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in [*self.bad, *last]))
+
+    def _validate(self, done: int) -> tuple[float, int]:
         assert self.validation
-        loss = self.validation.loss(self.engine)
+        loss, bad = self.validation.loss(self.engine)
         picture = self.validation.picture(self.engine)
         if self.monitor:
             self.monitor.picture(done, picture)
-        return loss
+        return loss, bad
 
     def _baselines(self) -> Metrics:
         """Validation losses of constant predictions and, if it is still there, of the untrained model."""
@@ -230,7 +247,7 @@ class Pretraining:
             zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
             known = {"of": of, "zero": zero, "mean": mean}
             if not self.start:
-                known["untrained"] = self._validate(0)
+                known["untrained"], _ = self._validate(0)
             if self.monitor:
                 partial = path.with_suffix(".partial")
                 partial.write_text(json.dumps(known) + "\n")

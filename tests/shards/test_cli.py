@@ -127,7 +127,7 @@ def test_verify_prints_every_problem_and_exits_with_1(shell: Shell, source: Path
         (["build", "{tmp}/nowhere", "{tmp}/out"], "error: {tmp}/nowhere: no such folder or file\n"),
         (["verify", "{tmp}/nowhere"], "error: {tmp}/nowhere: no such folder\n"),
         (["index", "{tmp}/*.tar", "--out", "{tmp}/out"], "error: {tmp}/*.tar: no such tar; correct the path or"),
-        (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so its build has not finished; run"),
+        (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so it is no finished data set; correct"),
         (["build", "{tmp}"], "Missing argument"),
         (["build", "{tmp}", "{tmp}/out", "--workers", "0"], "--workers"),
         (["build", "{tmp}", "{tmp}/out", "--colour"], "--colour"),
