@@ -1,7 +1,7 @@
 """From others' weights to networks: MaskFeat checkpoints of SlowFast and mmpretrain, and any encoder to start from."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
@@ -134,13 +134,14 @@ def _resampled(positions: Tensor, model: MaskFeat) -> Tensor:
 def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored: tuple[str, ...]) -> None:
     """Copy to every `name` of the module the tensor `keys[name]`, if there are these, `ignored` and no others."""
     state, tensors = module.state_dict(), weights.tensors
-    missing = set(keys.values()) - tensors.keys()
-    unknown = {key for key in tensors if not key.startswith(ignored)} - set(keys.values())
-    misshaped = {
+    wanted = set(keys.values())
+    missing = [key for key in keys.values() if key not in tensors]
+    unknown = [key for key in tensors if key not in wanted and not key.startswith(ignored)]
+    misshaped = [
         f"{key} is {tuple(tensors[key].shape)} instead of {tuple(state[name].shape)}"
         for name, key in keys.items()
         if key in tensors and tensors[key].shape != state[name].shape
-    }
+    ]
     problems = [f"missing {_some(missing)}"] if missing else []
     problems += [f"unknown {_some(unknown)}"] if unknown else []
     problems += [_some(misshaped)] if misshaped else []
@@ -149,7 +150,6 @@ def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored:
     module.load_state_dict({name: tensors[key] for name, key in keys.items()}, strict=False)
 
 
-def _some(texts: Iterable[str]) -> str:
+def _some(texts: list[str]) -> str:
     """The first three, and how many more there are."""
-    ordered = sorted(texts)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")

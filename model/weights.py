@@ -6,14 +6,33 @@ github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open
 
 import re
 import zipfile
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors.torch
 import torch
 from torch import Tensor
+
+# What stands beside the tensors in checkpoints of mmengine (logs, which mmselfsup's were published with), MAE and timm
+_NOTHING = (
+    "argparse.Namespace",
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
+
+class _Nothing:
+    """Takes the place of anything that is not a tensor when it is unpickled: it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 class WeightsError(ValueError):
@@ -157,7 +176,7 @@ def _load(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        with torch.serialization.safe_globals([Namespace]):  # the command line, in checkpoints of MAE and timm
+        with torch.serialization.safe_globals([(_Nothing, name) for name in _NOTHING]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # whatever a damaged or hostile file brings about
         refused = re.search(r"GLOBAL (\S+)", str(error))

@@ -11,6 +11,7 @@ from servers import S3, s3_server
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: kernels run, slowly, on a CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKOUT = Path(__file__).resolve().parents[1]

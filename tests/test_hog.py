@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.feature import hog as skimage_hog
 
-from pipeline.targets.hog import hog_target, target_width
+from pipeline.targets.hog import hog_target, target_width, within_bins
 
 
 def exact_hog(image: np.ndarray, patch: int = 16) -> np.ndarray:
@@ -50,13 +50,13 @@ def test_equals_exact_arithmetic(height: int, width: int, patch: int, kind: str)
 
 def test_every_sobel_gradient_falls_in_its_exact_bin() -> None:
     """All 2041 x 2041 pairs of integer gradients, against atan2 in float64."""
-    from pipeline.targets.hog import _orientation
-
     g = torch.arange(-1020, 1021, dtype=torch.float32)
     gx, gy = torch.meshgrid(g, g, indexing="ij")
     exact = np.floor(np.arctan2(gx.double().numpy(), gy.double().numpy()) / np.pi * 9).astype(int) % 9
     moving = (gx != 0) | (gy != 0)
-    assert torch.equal(_orientation(gx, gy)[moving].long(), torch.from_numpy(exact)[moving])
+    within = torch.stack(within_bins(gx, gy))
+    assert (within.sum(0) == 1).all()
+    assert torch.equal(within.int().argmax(0)[moving], torch.from_numpy(exact)[moving])
 
 
 def test_agrees_with_skimage_on_a_cell_that_sees_one_orientation() -> None:

@@ -1,5 +1,8 @@
 """Block masks: exactly as many patches in every mask, everywhere, with the published frequencies."""
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +63,16 @@ def test_other_grids(grid: tuple[int, int], ratio: float) -> None:
 def test_impossible_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="leaves nothing"):
         block_masks(torch.arange(2), (14, 14), ratio)
+
+
+def test_masks_stay_what_they_were() -> None:
+    """A run that goes on under a newer version must see the same masks."""
+    bits = np.packbits(block_masks(torch.arange(1000)).numpy())
+    assert (
+        hashlib.sha256(bits.tobytes()).hexdigest() == "d8e825a21101d2a269d8ea15746ea650fdd4eefbee3d50a3bbe7d6ac3b6dc523"
+    )
+
+
+def test_compiled_placement_makes_the_same_masks() -> None:
+    keys = torch.arange(300)
+    assert torch.equal(block_masks(keys, compile=True), block_masks(keys))

@@ -163,7 +163,7 @@ def test_one_lane_and_one_block_are_a_true_shuffle() -> None:
     ("counts", "lanes", "block"), [([], 1, 1), ([0], 1, 1), ([-1, 2], 1, 1), ([1], 0, 1), ([1], 1, 0)]
 )
 def test_impossible_plans_are_refused(counts: list[int], lanes: int, block: int) -> None:
-    with pytest.raises(ValueError, match="a plan (needs|has)"):
+    with pytest.raises(ValueError, match=r"a plan (needs|has)"):
         Plan(counts, 0, lanes, block)
 
 

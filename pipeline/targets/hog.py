@@ -12,6 +12,7 @@ random unit vectors.
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,11 +84,11 @@ def hog_target(images: Tensor, patch: int = 16) -> Tensor:
     return histogram.permute(0, 3, 5, 1, 2, 4, 6).reshape(batch, rows * columns, target_width(patch))
 
 
-def compiled_hog_target() -> Callable[[Tensor, int], Tensor]:
+def compiled_hog_target() -> Callable[..., Tensor]:
     """`hog_target`, compiled for a CPU by torch at the first call with images of a size.
 
     The options keep gradients in registers until they are summed up; by itself the compiler writes them to memory
-    first, nine times read from there, which takes twice as long.
+    first and reads them nine times, which takes twice as long.
     """
     options: dict[str, str | int | bool | Callable[..., Any]] = {
         "realize_opcount_threshold": 10_000,
@@ -97,7 +98,7 @@ def compiled_hog_target() -> Callable[[Tensor, int], Tensor]:
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal (left minus right) and vertical (top minus bottom) gradients, float32 (B * 3, H, W), exact integers."""
+    """Gradients, left minus right and top minus bottom: exact integers in float32 (B * 3, H, W)."""
     x = images.contiguous().flatten(0, 1)  # no dimension of channels, which the compiler would move to the inside
     x = torch.cat([x[:, 1:2], x, x[:, -2:-1]], dim=1)  # reflected; in memory, so that its rows are loaded as they are
     x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=2).float()
@@ -120,5 +121,5 @@ def within_bins(gx: Tensor, gy: Tensor) -> list[Tensor]:
     gy = torch.where((gx < 0) | ((gx == 0) & (gy < 0)), -gy, gy)
     gx = gx.abs()
     reached = [gy <= gx * (1 / math.tan(k * math.pi / BINS)) for k in range(1, BINS)]
-    between = [this & ~following for this, following in zip(reached, reached[1:], strict=False)]
+    between = [this & ~following for this, following in pairwise(reached)]
     return [~reached[0], *between, reached[-1]]

@@ -1,6 +1,5 @@
 """From decoded pixels to what is compared: normalised images, masks, targets at masked patches, and the loss."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,14 +7,12 @@ import torch
 from torch import Tensor
 
 from model.maskfeat import masked_index
-from pipeline.targets.hog import hog_target
+from pipeline.targets.hog import compiled_hog_target, hog_target
 from pipeline.targets.masking import block_masks, masked_patches
 
 # The statistics of ImageNet's training images that practically all vision transformers are trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-
-Target = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,28 @@ class Objective:
         patch: side of a patch in pixels.
         ratio: share of masked patches.
         dtype: of the images that the model takes.
-        compile: let torch compile the target.
+        compile: on a GPU, make images and targets by one kernel, and compile the masks; on a CPU, compile the targets.
     """
 
     def __init__(self, grid: tuple[int, int], patch: int, ratio: float, dtype: torch.dtype, compile: bool) -> None:
         self.grid, self.patch, self.ratio, self.dtype = grid, patch, ratio, dtype
         self.masked = masked_patches(grid, ratio)
-        self._target: Target = torch.compile(hog_target, dynamic=False) if compile else hog_target
+        self._compile = compile
+        self._target = compiled_hog_target() if compile else hog_target
 
     def example(self, images: Tensor, mask_keys: Tensor) -> Example:
         """From uint8 (B, 3, H, W) and int64 (B,) keys, on their device, without waiting for it."""
-        mask = block_masks(mask_keys, self.grid, self.ratio)
+        fused = self._compile and images.is_cuda
+        mask = block_masks(mask_keys, self.grid, self.ratio, compile=fused)
         masked = self.masked * len(images)
-        targets = self._target(images, self.patch).flatten(0, 1)[masked_index(mask, masked)]
-        return Example(normalise(images, self.dtype), mask, masked, targets)
+        if fused:
+            from pipeline.targets.hog_triton import normalised_and_hog  # torch has Triton only where there are GPUs
+
+            pixels, targets = normalised_and_hog(images, mask, masked, self.patch, MEAN, STD, self.dtype)
+        else:
+            pixels = normalise(images, self.dtype)
+            targets = self._target(images, self.patch).flatten(0, 1)[masked_index(mask, masked)]
+        return Example(pixels, mask, masked, targets)
 
 
 def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:

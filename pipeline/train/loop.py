@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model
+from pipeline.build import build_model, init_identity, start_from_init
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.exact import ExactData
 from pipeline.data.quarantine import BadSample, TooManyBad, too_many
@@ -84,6 +84,8 @@ class Pretraining:
         resumed = self._find_checkpoint()
         if resumed:
             model.load_state_dict(resumed.weights())
+        else:
+            start_from_init(model, recipe)
         if recipe.engine.compile == "all":
             model.compile(dynamic=False)
         steps_per_epoch = self.data.samples / recipe.optim.batch_size
@@ -307,6 +309,7 @@ def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
             for key, value in settings[section].items()
             if key not in FREE
         }
+        | {"model.init": init_identity(recipe)}
     )
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo  # looks through all imported modules, so before the empty ones are there
-from formula import CLASSES, STEPS_PER_EPOCH, batch, exact_input, masks, pictures, weights
+from formula import CLASSES, SIZE, STEPS_PER_EPOCH, batch, exact_input, masks, pictures, weights
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
-GEOMETRY = {"size": 64, "width": 128, "heads": 2, "depth": 2}
+WIDTH, HEADS, DEPTH = 128, 2, 2
 EMPTY = (
     "detectron2 detectron2.layers matplotlib matplotlib.pyplot matplotlib.patches modelindex "
     "modelindex.load_model_index modelindex.models modelindex.models.Model pandas pytorchvideo.losses "
@@ -66,10 +66,9 @@ def slowfast_config(recipe: str, root: Path) -> Any:
 
     cfg = get_cfg()
     cfg.merge_from_file(root / "configs" / "masked_ssl" / f"in1k_VIT_B_MaskFeat_{recipe}.yaml")
-    size, depth = GEOMETRY["size"], GEOMETRY["depth"]
-    cfg.merge_from_list(["NUM_GPUS", 0, "DATA.TRAIN_CROP_SIZE", size, "DATA.TEST_CROP_SIZE", size])
-    cfg.merge_from_list(["MVIT.EMBED_DIM", GEOMETRY["width"], "MVIT.NUM_HEADS", GEOMETRY["heads"]])
-    cfg.merge_from_list(["MVIT.DEPTH", depth, "MASK.PRETRAIN_DEPTH", [depth - 1], "MODEL.NUM_CLASSES", CLASSES])
+    cfg.merge_from_list(["NUM_GPUS", 0, "DATA.TRAIN_CROP_SIZE", SIZE, "DATA.TEST_CROP_SIZE", SIZE])
+    cfg.merge_from_list(["MVIT.EMBED_DIM", WIDTH, "MVIT.NUM_HEADS", HEADS, "MVIT.DEPTH", DEPTH])
+    cfg.merge_from_list(["MASK.PRETRAIN_DEPTH", [DEPTH - 1], "MODEL.NUM_CLASSES", CLASSES])
     # 20 steps of 10 epochs, 6 of them warm-up, at a rate that moves a small model
     cfg.merge_from_list(["SOLVER.BASE_LR", 2e-3, "SOLVER.MAX_EPOCH", 10, "SOLVER.WARMUP_EPOCHS", 3.0])
     return cfg
@@ -139,15 +138,14 @@ def mmpretrain(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import mmpretrain.models  # noqa: F401  registers them
     from mmpretrain.registry import MODELS
 
-    width, heads, depth = GEOMETRY["width"], GEOMETRY["heads"], GEOMETRY["depth"]
-    arch = {"embed_dims": width, "num_layers": depth, "num_heads": heads, "feedforward_channels": 4 * width}
-    vit = {"arch": arch, "img_size": GEOMETRY["size"], "patch_size": 16}
+    arch = {"embed_dims": WIDTH, "num_layers": DEPTH, "num_heads": HEADS, "feedforward_channels": 4 * WIDTH}
+    vit = {"arch": arch, "img_size": SIZE, "patch_size": 16}
     images, mask = exact_input(pictures()), masks()[0]
     model = MODELS.build(
         {
             "type": "MaskFeat",
             "backbone": {"type": "MaskFeatViT", **vit},
-            "neck": {"type": "LinearNeck", "in_channels": width, "out_channels": 108, "norm_cfg": None},
+            "neck": {"type": "LinearNeck", "in_channels": WIDTH, "out_channels": 108, "norm_cfg": None},
             "head": {"type": "MIMHead", "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"}},
             "target_generator": {"type": "HOGGenerator", "nbins": 9, "pool": 8, "gaussian_window": 16},
         }
@@ -162,7 +160,7 @@ def mmpretrain(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         {
             "type": "ImageClassifier",
             "backbone": {"type": "VisionTransformer", **vit, "out_type": "avg_featmap", "final_norm": False},
-            "head": {"type": "LinearClsHead", "num_classes": CLASSES, "in_channels": width},
+            "head": {"type": "LinearClsHead", "num_classes": CLASSES, "in_channels": WIDTH},
         }
     )
     keys["fine_tuned"] = fill(model)
@@ -174,7 +172,7 @@ def mmpretrain(root: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 if __name__ == "__main__":
     replace_imports()
     all_keys = {}
-    for name, run in (("slowfast", slowfast), ("mmpretrain", mmpretrain)):
-        got, all_keys[name] = run(Path(sys.argv[1 + (run is mmpretrain)]).resolve())
-        np.savez_compressed(HERE / f"{name}.npz", **{key: np.asarray(value) for key, value in got.items()})
+    for run, root in zip((slowfast, mmpretrain), sys.argv[1:], strict=True):
+        got, all_keys[run.__name__] = run(Path(root).resolve())
+        np.savez_compressed(HERE / f"{run.__name__}.npz", **{key: np.asarray(value) for key, value in got.items()})
     (HERE / "keys.json").write_text(json.dumps(all_keys) + "\n")
