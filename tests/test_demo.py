@@ -19,7 +19,8 @@ from PIL import Image
 
 from pipeline.build import build_model
 from pipeline.config import load_recipe
-from pipeline.data.loader import Loader, validation_requests
+from pipeline.data.loader import Loader
+from pipeline.data.request import validation_requests
 from pipeline.targets.objective import normalise
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
