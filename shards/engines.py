@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,7 @@ class Engine(Protocol):
 
 
 _CONNECTING = 10.0  # seconds
+_INTERRUPTED = 0.5  # seconds: a Ctrl-C may end workers before it is heard of here, and then it is the better word
 _RETRIES = 5  # of a job whose node or process was lost
 
 
@@ -54,6 +56,9 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
+    except BrokenProcessPool:
+        time.sleep(_INTERRUPTED)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

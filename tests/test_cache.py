@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from cache_process import BATCH, schedule
-from servers import http_server, s3_server
+from servers import S3, http_server
 
 from pipeline.data import cache as cache_module
 from pipeline.data import cache_folder
@@ -351,7 +351,7 @@ def test_a_store_that_refuses_everything_is_asked_less_and_less(tmp_path: Path, 
         with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest), threads=2)) as cache:
             begun = time.monotonic()
             cache.advance(0)
-            until(lambda: cache.counters()["cache_errors"] == 4)  # 2 at once, and 2 more after a second
+            until(lambda: cache.counters()["cache_errors"] >= 4)  # 2 at once, and 2 more after a second
             assert time.monotonic() - begun > 1
 
 
@@ -502,12 +502,10 @@ def test_shards_on_disks_stay_where_they_are(tmp_path: Path, folder: Path) -> No
             assert cache.counters()["cache_errors"] == 0
 
 
-def test_shards_come_from_s3(source: Path, tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "s3").mkdir()
-    with s3_server(tmp_path / "s3") as server:
-        fsspec.filesystem("s3").put(str(source), f"{server.bucket}/set", recursive=True)
-        manifest = Manifest.load(f"{server.bucket}/set")
-        with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest))) as cache:
-            cache.advance(0)
-            until(lambda: shards_in(folder, manifest) == ALL, seconds=60)
+def test_shards_come_from_s3(source: Path, folder: Path, s3: S3) -> None:
+    fsspec.filesystem("s3").put(str(source), f"{s3.bucket}/cache", recursive=True)
+    manifest = Manifest.load(f"{s3.bucket}/cache")
+    with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest))) as cache:
+        cache.advance(0)
+        until(lambda: shards_in(folder, manifest) == ALL, seconds=60)
     assert_right(folder, manifest, source)
