@@ -178,6 +178,11 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.size)
 
+    @property
+    def remote(self) -> bool:
+        """Whether any shard lies behind a URL."""
+        return any(is_url(join(self.root, name)) for name in self.shard_names)
+
     def shard_location(self, shard: int) -> str:
         """The path or URL of a shard, given its position."""
         return join(self.root, self.shard_names[shard])

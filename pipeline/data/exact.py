@@ -14,7 +14,6 @@ from pipeline.data.loader import Loader
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.data.request import training_requests
 from pipeline.data.schedule import Schedule
-from shards.listing import is_url
 from shards.manifest import Manifest
 from shards.storage import Traffic
 
@@ -57,7 +56,7 @@ class ExactData:
             "data.shards (manifest)": self._manifest.identity,
             "plan version": PLAN_VERSION,
         }
-        remote = any(map(is_url, map(self._manifest.shard_location, range(len(self._manifest.counts)))))
+        remote = self._manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
             plan = self._new_plan(recipe)  # the cache has threads of its own, and plans remember epochs

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TookTooLong
 from contextlib import suppress
 from functools import lru_cache
 
@@ -45,7 +44,7 @@ class Reading:
         try:
             end = time.monotonic() + self._timeout
             return [sample for piece in self._pieces for sample in piece.result(max(0, end - time.monotonic()))]
-        except TookTooLong:
+        except TimeoutError:
             raise DataError(
                 f"reading a batch took more than {self._timeout:g} s: the storage hangs; mend it and start again"
             ) from None
@@ -74,7 +73,7 @@ class Reader:
     ) -> None:
         self._manifest, self._cache, self._deadline = manifest, cache, deadline
         self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
-        self._remote = any(map(is_url, self._locations))
+        self._remote = manifest.remote
         self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
         self._open = lru_cache(_OPEN_SHARDS)(_OpenFile)
         self._traffic = Traffic() if traffic is None else traffic
