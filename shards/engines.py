@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +28,6 @@ class Engine(Protocol):
 
 
 _CONNECTING = 10.0  # seconds
-_INTERRUPTED = 0.5  # seconds: a Ctrl-C may end workers before it is heard of here, and then it is the better word
 _RETRIES = 5  # of a job whose node or process was lost
 
 
@@ -52,13 +50,11 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
     # imports what is slow once for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.writer"])
-    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(dict(os.environ),))
+    interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(dict(os.environ), interruptible))
     try:
         for future in as_completed([pool.submit(function, job) for job in jobs]):
             yield future.result()
-    except BrokenProcessPool:
-        time.sleep(_INTERRUPTED)
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -113,9 +109,9 @@ def run_on_ray(
             ray.shutdown()
 
 
-def _start(environment: dict[str, str]) -> None:
+def _start(environment: dict[str, str], interruptible: bool) -> None:
     os.environ.update(environment)  # credentials, say: the forking server has those of its own start
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports a Ctrl-C, once
+    signal.signal(signal.SIGINT, signal.SIG_DFL if interruptible else signal.SIG_IGN)  # the parent reports it, once
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

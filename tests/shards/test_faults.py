@@ -52,6 +52,7 @@ def start(source: Path, out: Path, workers: int) -> subprocess.Popen[str]:
         stdout=pipe,
         stderr=pipe,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells switch it off in the background
     )
 
 

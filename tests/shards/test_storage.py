@@ -78,7 +78,7 @@ def test_an_outage_is_given_up_at_the_deadline(server: HttpServer, fault: str) -
     assert error.filename == f"{server.url}/data"
     assert error.strerror.endswith("; tried for 1.5 s")
     assert (traffic.failures, traffic.retries, traffic.bytes) == (1, traffic.requests - 1, 0)
-    assert traffic.requests == len(server.requests) >= 2
+    assert traffic.requests >= len(server.requests) >= 2  # one may be cut off before it is heard
 
 
 def test_a_server_that_is_down_or_has_no_name_is_an_outage(tmp_path: Path) -> None:
