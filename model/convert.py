@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.layers import resample_abs_pos_embed
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from model.maskfeat import MaskFeat, build_encoder
-from model.weights import MMPRETRAIN, SLOWFAST, TIMM, Layout, Weights, WeightsError, read
+from model.weights import MMPRETRAIN, SLOWFAST, TIMM, Layout, Normalisation, Weights, WeightsError, read
 
 HEAD_WIDTH = 64  # of an attention head in all published MaskFeat weights: no shape tells it
 
 _SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}  # timm's, by width and depth
+
+_TO_CLASS_TOKEN = 3  # of BEiT's relative position biases, at the end: from it, to it, and its own
 
 
 def load_slowfast(path: Path | str) -> MaskFeat:
@@ -90,12 +93,19 @@ def classifier(weights: Weights) -> VisionTransformer:
     return cast(VisionTransformer, model)
 
 
-def fill(model: MaskFeat, weights: Weights) -> None:
+def fill(model: MaskFeat, weights: Weights, normalisation: Normalisation | None = None) -> list[str]:
     """Overwrite a model's weights, to start from others'.
 
     What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
-    LayerNorm was trained behind the pooling, the encoder's norm. Position embeddings of another square grid are
-    resampled (bicubic, with timm's `resample_abs_pos_embed`).
+    LayerNorm was trained behind the pooling, the encoder's norm. Positions of another square grid are resampled by
+    timm's functions: embeddings bicubically, BEiT's relative biases as in its own code but linearly. The patch
+    embedding is rewritten if `weights` tells that it was trained on images normalised otherwise.
+
+    Args:
+        normalisation: of the images that the model will see; None: as in the weights' training.
+
+    Returns:
+        What was not carried over as it is, a phrase each.
 
     Raises:
         WeightsError: a key is missing, unknown or of another shape.
@@ -107,11 +117,21 @@ def fill(model: MaskFeat, weights: Weights) -> None:
         ignored += (key("encoder.head."), key("encoder.fc_norm."))
         if weights.has("encoder.fc_norm.weight"):
             untouched += ("encoder.norm.",)
-    keys = {name: key(name) for name in model.state_dict() if not name.startswith(untouched)}
-    if weights.has("encoder.pos_embed"):
-        positions = _resampled(weights.get("encoder.pos_embed", 3), model)
-        weights = replace(weights, tensors=weights.tensors | {key("encoder.pos_embed"): positions})
-    _copy(weights, model, keys, ignored)
+    state = model.state_dict()
+    keys = {name: key(name) for name in state if not name.startswith(untouched)}
+    resampled = {}
+    for name in keys:
+        if (positions := _resampled(weights, name, state[name].shape, model)) is not None:
+            resampled[key(name)] = positions
+    rewritten, note = _renormalised(weights, normalisation)
+    _copy(replace(weights, tensors=weights.tensors | resampled | rewritten), model, keys, ignored)
+
+    anew = [name for name in state if name not in keys]
+    passed_over = [key for key in weights.tensors if key not in keys.values()]
+    notes = [f"{_some(anew)} start anew"] if anew else []
+    notes += [f"{_some(passed_over)} passed over"] if passed_over else []
+    notes += [f"{_some(list(resampled))} resampled to {model.grid[0]}x{model.grid[1]} patches"] if resampled else []
+    return notes + ([note] if note else [])
 
 
 def _load(path: Path | str, layout: Layout) -> MaskFeat:
@@ -121,14 +141,47 @@ def _load(path: Path | str, layout: Layout) -> MaskFeat:
     return maskfeat(weights)
 
 
-def _resampled(positions: Tensor, model: MaskFeat) -> Tensor:
-    """Position embeddings (1, prefix + patches, width) for the model's grid; as they are if they are of no square."""
-    prefix = 0 if model.encoder.no_embed_class else model.encoder.num_prefix_tokens
-    patches = positions.shape[1] - prefix
-    if patches in (0, model.grid[0] * model.grid[1]) or isqrt(patches) ** 2 != patches:
-        return positions
-    resampled: Tensor = resample_abs_pos_embed(positions.float(), list(model.grid), num_prefix_tokens=prefix)
-    return resampled
+def _resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat) -> Tensor | None:
+    """The positions that we call `name`, made to fit the model's grid and `shape`, if they are of another square."""
+    if not weights.has(name):
+        return None
+    if name == "encoder.pos_embed":
+        embeddings = weights.get(name, 3)
+        prefix = 0 if getattr(model.encoder, "no_embed_class", False) else model.encoder.num_prefix_tokens
+        patches = embeddings.shape[1] - prefix
+        if embeddings.shape[1] != shape[1] and patches > 0 and isqrt(patches) ** 2 == patches:
+            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), list(model.grid), num_prefix_tokens=prefix))
+    elif name.endswith(".relative_position_bias_table"):
+        biases = weights.get(name, 2)
+        side = isqrt(max(0, len(biases) - _TO_CLASS_TOKEN))
+        square = side > 1 and side % 2 == 1 and side**2 == len(biases) - _TO_CLASS_TOKEN
+        if len(biases) != shape[0] and biases.shape[1] == shape[1] and square:
+            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), model.grid, shape))
+    return None
+
+
+def _renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple[dict[str, Tensor], str | None]:
+    """The patch embedding that does with images normalised so what `weights` does with its own, and what to say of it.
+
+    Both normalisations are affine in each channel, and so is a patch embedding: (x * std + mean - theirs.mean) /
+    theirs.std is taken into its weight and bias.
+    """
+    theirs = weights.normalisation
+    if weights.layout is not TIMM or normalisation in (None, theirs):
+        return {}, None
+    if theirs is None:
+        return {}, "taken to be trained on images normalised as here, since no config.json beside it says otherwise"
+    name = "patch_embed.proj"
+    if f"{name}.bias" not in weights.tensors:
+        raise WeightsError(f"{weights.file}: without {name}.bias it cannot be made to take images normalised as here")
+    weight, bias = weights.get(f"encoder.{name}.weight", 4).double(), weights.get(f"encoder.{name}.bias", 1).double()
+    mean, std = torch.tensor([[theirs.mean, theirs.std], [normalisation.mean, normalisation.std]]).double().unbind(1)
+    scale, shift = std[1] / std[0], (mean[1] - mean[0]) / std[0]
+    rewritten = {
+        f"{name}.weight": (weight * scale[:, None, None]).float(),
+        f"{name}.bias": (bias + (weight.sum((2, 3)) * shift).sum(1)).float(),
+    }
+    return rewritten, f"patch_embed rewritten from images of mean {theirs.mean} and deviation {theirs.std}"
 
 
 def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored: tuple[str, ...]) -> None:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from timm.models import VisionTransformer, save_for_hf
+from timm.models import Beit, save_for_hf
 from torch import nn
+
+from model.maskfeat import Encoder
 
 
 def export_timm(
-    encoder: VisionTransformer,
+    encoder: Encoder,
     folder: Path,
     *,
     image_size: int,
@@ -37,6 +39,8 @@ def export_timm(
         "mean": mean,
         "std": std,
     }
+    # A LayerNorm is behind the pooling or before it
+    fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
     save_for_hf(
         encoder,
         str(folder),
@@ -45,7 +49,7 @@ def export_timm(
             "img_size": image_size,
             "num_classes": encoder.num_classes,
             "global_pool": "avg",
-            "fc_norm": not isinstance(encoder.fc_norm, nn.Identity),  # a LayerNorm behind the pooling, not before it
+            **fc_norm,
             **options,
         },
     )

@@ -6,24 +6,25 @@ under the masked patches.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import timm
 import torch
-from timm.models import VisionTransformer
+from timm.models import Beit, VisionTransformer, checkpoint, is_model_in_modules
 from torch import Tensor, nn
 
 PositionInit = Literal["random", "sincos"]
+Encoder: TypeAlias = VisionTransformer | Beit
 
 
-def build_encoder(name: str, image_size: int, **options: Any) -> VisionTransformer:
+def build_encoder(name: str, image_size: int, **options: Any) -> Encoder:
     """A timm vision transformer without a head, whose pooled feature is the mean of its patch tokens.
 
     The final LayerNorm sits before the pooling, since it is trained by MaskFeat; the class token is kept, as in the
     published weights, though no loss reaches its output.
 
     Args:
-        name: any timm model that is a `VisionTransformer`.
+        name: any timm model that is a `VisionTransformer` or, with relative positions, a `Beit`.
         image_size: side in pixels.
         options: passed on to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
 
@@ -33,13 +34,14 @@ def build_encoder(name: str, image_size: int, **options: Any) -> VisionTransform
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*patch*")[:5]
         raise ValueError(f"timm has no model {name!r}; near it: {', '.join(near) or 'see timm.list_models()'}")
+    norm_behind_pooling = "use_fc_norm" if is_model_in_modules(name, ["beit"]) else "fc_norm"
     try:
         encoder = timm.create_model(
-            name, img_size=image_size, num_classes=0, global_pool="avg", fc_norm=False, **options
+            name, img_size=image_size, num_classes=0, global_pool="avg", **{norm_behind_pooling: False}, **options
         )
     except TypeError as error:
         raise ValueError(f"{name!r} is no plain vision transformer, or takes no such option: {error}") from error
-    if not isinstance(encoder, VisionTransformer) or encoder.pos_embed is None:
+    if not (isinstance(encoder, Beit) or (isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None)):
         raise ValueError(f"{name!r} is no plain vision transformer: choose one like vit_base_patch16_224")
     return encoder
 
@@ -48,7 +50,7 @@ class MaskFeat(nn.Module):
     """Predicts `target_width` numbers for every masked patch.
 
     Args:
-        encoder: a timm VisionTransformer; its weights are initialised anew.
+        encoder: as `build_encoder` made it; its weights are initialised anew.
         target_width: numbers that describe a patch; 108 for HOG of 16-pixel patches.
         position_init: "random" as in the paper, or "sincos", a 2-D sine-cosine table as a learnable start, with which
             small models on short schedules leave the mean predictor's plateau much sooner.
@@ -60,7 +62,7 @@ class MaskFeat(nn.Module):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: Encoder,
         target_width: int = 108,
         position_init: PositionInit = "random",
     ) -> None:
@@ -86,8 +88,7 @@ class MaskFeat(nn.Module):
         encoder = self.encoder
         x = encoder.patch_embed(images)  # (B, patches, width)
         x = torch.where(mask.flatten(1)[..., None], self.mask_token.to(x.dtype), x)
-        x = encoder._pos_embed(x)
-        x = encoder.norm(encoder.blocks(encoder.norm_pre(encoder.patch_drop(x))))
+        x = _encode_beit(encoder, x) if isinstance(encoder, Beit) else _encode(encoder, x)
         x = x[:, encoder.num_prefix_tokens :].flatten(0, 1)
         predictions: Tensor = self.head(x[masked_index(mask, masked)])
         return predictions
@@ -100,14 +101,40 @@ class MaskFeat(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         encoder = self.encoder
-        tokens = [self.mask_token, encoder.cls_token, encoder.reg_token, encoder.pos_embed]
+        tokens = [self.mask_token, encoder.cls_token, getattr(encoder, "reg_token", None), encoder.pos_embed]
         for token in tokens:
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
         if position_init == "sincos":
+            if encoder.pos_embed is None:
+                raise ValueError("position_init=sincos needs an encoder with absolute positions: set it to random")
             table = sincos_positions(self.grid, encoder.embed_dim)
             with torch.no_grad():
                 encoder.pos_embed[0, -len(table) :] = table
+
+
+def _encode(encoder: VisionTransformer, x: Tensor) -> Tensor:
+    """What timm's `forward_features` makes of patch embeddings (B, patches, width): (B, prefix + patches, width)."""
+    x = encoder.norm_pre(encoder.patch_drop(encoder._pos_embed(x)))
+    encoded: Tensor = encoder.norm(_through_blocks(encoder, x))
+    return encoded
+
+
+def _encode_beit(encoder: Beit, x: Tensor) -> Tensor:
+    """The same for BEiT, whose relative positions each block has, or all share."""
+    x = torch.cat([encoder.cls_token.expand(len(x), -1, -1), x], dim=1)
+    if encoder.pos_embed is not None:
+        x = x + encoder.pos_embed
+    x = encoder.pos_drop(x)
+    shared = None if encoder.rel_pos_bias is None else encoder.rel_pos_bias()
+    encoded: Tensor = encoder.norm(_through_blocks(encoder, x, shared_rel_pos_bias=shared))
+    return encoded
+
+
+def _through_blocks(encoder: Encoder, x: Tensor, **biases: Tensor | None) -> Tensor:
+    for block in encoder.blocks:
+        x = checkpoint(block, x, **biases) if encoder.grad_checkpointing else block(x, **biases)
+    return x
 
 
 def masked_index(mask: Tensor, masked: int | None = None) -> Tensor:

@@ -4,9 +4,11 @@ Files are not trusted, so only tensors are unpickled. Names are those that the p
 github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open-mmlab/mmselfsup.
 """
 
+import json
 import re
 import zipfile
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,8 +94,16 @@ MMPRETRAIN = Layout(
 TIMM = Layout(
     "timm",
     ((r"encoder\.", ""),),
-    ignored=("mask_token", "decoder_"),  # of an MAE's pre-training
+    ignored=("mask_token", "decoder_", "lm_head.", "cls_pt_"),  # of the pre-training of MAE and BEiT
 )
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is subtracted from the channels of images, of values in [0, 1], and what they are divided by then."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +114,13 @@ class Weights:
         file: for messages.
         layout: whose names the tensors have.
         tensors: by those names, on the CPU.
+        normalisation: of the images that the weights were trained on, where the file's folder tells it.
     """
 
     file: Path
     layout: Layout
     tensors: dict[str, Tensor]
+    normalisation: Normalisation | None = None
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor that we would call `name`."""
@@ -138,26 +150,30 @@ def read(path: Path | str) -> Weights:
     """A checkpoint of SlowFast or mmpretrain, or the weights of a vision transformer in timm's own names.
 
     Args:
-        path: see `weights_file`; in timm's names also under "model" (as MAE's are published) or "state_dict".
+        path: see `weights_file`; in timm's names also under "model" (as MAE's and BEiT's are published), "module" or
+            "state_dict". A config.json of timm's beside the file tells the normalisation.
 
     Raises:
-        WeightsError: there is no such file, it is damaged, or it holds more than tensors.
+        WeightsError: there is no such file, it or its config.json is damaged, or it holds more than plain tensors.
     """
     file = weights_file(Path(path))
     checkpoint = _load(file)
     tensors: Any = None
     if isinstance(checkpoint, dict):
-        held = [checkpoint[entry] for entry in ("model_state", "state_dict", "model") if entry in checkpoint]
+        held = [checkpoint[entry] for entry in ("model_state", "state_dict", "model", "module") if entry in checkpoint]
         tensors = held[0] if held else checkpoint
-    if not (isinstance(tensors, dict) and tensors and all(isinstance(value, Tensor) for value in tensors.values())):
-        raise WeightsError(f"{file} holds no weights: neither model_state, state_dict or model, nor tensors by name")
+    if not (isinstance(tensors, dict) and tensors and all(map(_is_plain, tensors.values()))):
+        raise WeightsError(
+            f"{file} holds no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
+        )
     if sum(tensor.nbytes for tensor in tensors.values()) > file.stat().st_size:  # views that repeat a few bytes
         raise WeightsError(f"{file} is damaged: its tensors claim more bytes than it has")
     if "model_state" in checkpoint:
         return Weights(file, SLOWFAST, tensors)
     if any(key.startswith("backbone.") for key in tensors):
         return Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors))
-    return Weights(file, TIMM, tensors)
+    plain = {key: tensor for key, tensor in tensors.items() if not key.endswith(".relative_position_index")}
+    return Weights(file, TIMM, plain, _normalisation(file.parent / "config.json"))
 
 
 def weights_file(path: Path) -> Path:
@@ -187,6 +203,33 @@ def _load(file: Path) -> Any:
             f"{file} holds more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
             "trust it, load it with weights_only=False and save its model_state or state_dict alone"
         ) from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is a tensor of numbers in memory, and none of the other things that torch can load as one."""
+    return (
+        isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and not (value.is_nested or value.is_quantized)
+    )
+
+
+def _normalisation(config: Path) -> Normalisation | None:
+    """What timm's config.json says, if it is there and speaks of it."""
+    try:
+        stated = json.loads(config.read_text())
+        stated = stated.get("pretrained_cfg", stated)  # timm's older files have no such part
+        if "mean" not in stated or "std" not in stated:
+            return None
+        (red, green, blue), std = (tuple(map(float, stated[key])) for key in ("mean", "std"))
+        if not (len(std) == 3 and min(std) > 0 and all(map(isfinite, (red, green, blue, *std)))):
+            raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
+        return Normalisation((red, green, blue), std)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{config} is no configuration of timm's ({error})") from error
 
 
 def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

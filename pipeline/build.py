@@ -1,21 +1,34 @@
-"""From a recipe to its model."""
+"""From a recipe to its model and what that has to predict."""
+
+import torch
 
 from model.convert import fill
 from model.maskfeat import MaskFeat, build_encoder
-from model.weights import WeightsError, read, weights_file
+from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import ConfigError, Recipe
-from pipeline.targets.hog import target_width
+from pipeline.targets.features import Features, TeacherError, load_teacher, teacher_width
+from pipeline.targets.hog import target_width as hog_width
 from pipeline.targets.masking import masked_patches
+from pipeline.targets.objective import MEAN, STD, Hog, Objective, Target
+from pipeline.targets.pixels import Pixels, pixel_width
 from shards.files import sha256_of
 
 
-def build_model(recipe: Recipe) -> MaskFeat:
-    """The untrained model of a recipe. Raises ConfigError for one that cannot be."""
+def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
+    """The untrained model of a recipe. Raises ConfigError for one that cannot be.
+
+    Args:
+        width: numbers that it predicts for a patch, where they are known without a teacher; None: see the recipe.
+    """
     try:
         encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
-        model = MaskFeat(encoder, target_width(encoder.patch_embed.patch_size[0]), recipe.model.position_init)
+        width = width or target_width(recipe, encoder.patch_embed.patch_size[0])
+        model = MaskFeat(encoder, width, recipe.model.position_init)
+    except TeacherError as error:
+        raise ConfigError(str(error)) from error
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"model: {error}") from error
+    encoder.set_grad_checkpointing(recipe.engine.activation_checkpointing)
     rows, columns = model.grid
     if (rows * model.patch, columns * model.patch) != (recipe.data.image_size,) * 2:
         raise ConfigError(
@@ -27,14 +40,52 @@ def build_model(recipe: Recipe) -> MaskFeat:
     return model
 
 
-def start_from_init(model: MaskFeat, recipe: Recipe) -> None:
-    """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError."""
+def target_width(recipe: Recipe, patch: int) -> int:
+    """Numbers that describe a patch. Raises ValueError for one that cannot be described."""
+    if recipe.target.teacher:
+        return teacher_width(recipe.target.teacher)
+    return pixel_width(patch) if recipe.target.kind == "pixels" else hog_width(patch)
+
+
+def build_objective(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device) -> Objective:
+    """What a recipe's model has to do.
+
+    Args:
+        dtype: that the model, and a teacher, compute in.
+        device: of the images, and a teacher.
+
+    Raises:
+        ConfigError: the teacher cannot be used.
+    """
+    settings, compiled = recipe.target, recipe.engine.compile
+    target: Target
+    if settings.teacher:
+        try:
+            teacher = load_teacher(settings.teacher, settings.teacher_weights)
+            target = Features(teacher, model.grid, settings.loss, dtype, device, compile=compiled == "all")
+        except TeacherError as error:
+            raise ConfigError(str(error)) from error
+    elif settings.kind == "pixels":
+        target = Pixels(model.patch)
+    else:
+        target = Hog(model.patch, compiled != "none")
+    return Objective(model.grid, model.patch, recipe.mask.ratio, dtype, compiled != "none", target)
+
+
+def start_from_init(model: MaskFeat, recipe: Recipe) -> str | None:
+    """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError.
+
+    Returns:
+        What of them was not carried over as it is, for the operator; None if all was.
+    """
     if recipe.model.init is None:
-        return
+        return None
     try:
-        fill(model, read(recipe.model.init))
+        weights = read(recipe.model.init)
+        notes = fill(model, weights, Normalisation(MEAN, STD))
     except WeightsError as error:
         raise ConfigError(f"model.init: {error} (model.name and model.options must be those of the weights)") from error
+    return f"of {weights.file}: {'; '.join(notes)}" if notes else None
 
 
 def init_identity(recipe: Recipe) -> str | None:

@@ -1,9 +1,15 @@
 """Export a run's encoder as ordinary timm / Hugging Face weights.
 
-    python scripts/export.py RUN OUT
+    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx]
 
-RUN is a run.dir; its newest valid checkpoint is taken, whatever ZeRO stage and number of ranks wrote it. OUT gets
-model.safetensors and config.json. Then, anywhere that has timm, without this project:
+RUN is a run.dir; its newest valid checkpoint is taken, or that of step N, whatever ZeRO stage and number of ranks wrote
+it. OUT gets, as asked:
+
+    timm   model.safetensors, config.json and README.md, a model card: a folder ready for the Hugging Face hub
+    torch  encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
+    onnx   encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
+
+Then, anywhere that has timm, without this project:
 
     timm.create_model("local-dir:OUT", pretrained=True)                 # features
     timm.create_model("local-dir:OUT", pretrained=True, num_classes=10) # with a fresh head to fine-tune
@@ -13,28 +19,56 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
 from model.export import export_timm
 from model.maskfeat import MaskFeat
+from model.onnx import OnnxError, export_onnx
 from pipeline.build import build_model
+from pipeline.card import model_card
 from pipeline.config import ConfigError, Recipe
 from pipeline.targets.objective import MEAN, STD
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.checkpoint import Checkpoint, CheckpointError
+
+FORMATS = ("timm", "torch", "onnx")
 
 
-def load_run(run: Path) -> tuple[MaskFeat, Recipe, int]:
-    """The model of a run's newest valid checkpoint, its recipe, and its step.
+def find_checkpoint(run: Path, step: int | None) -> Checkpoint:
+    """A run's checkpoint of a step, or its newest valid one.
 
     Raises:
-        CheckpointError: the run has no checkpoint, or no valid one.
+        CheckpointError: there is none, or it is damaged.
     """
-    found = checkpoint.newest(run / "checkpoints", report=lambda text: print(text, file=sys.stderr))
-    if found is None:
-        raise CheckpointError(f"{run} has no checkpoint yet: train to its first run.save_every, or check the path")
-    recipe = Recipe.model_validate(found.facts.recipe)
-    model = build_model(recipe)
-    model.load_state_dict(found.weights())
-    return model, recipe, found.facts.step
+    folder = run / "checkpoints"
+    if step is None:
+        found = checkpoint.newest(folder, report=lambda text: print(text, file=sys.stderr))
+        if found is None:
+            raise CheckpointError(f"{run} has no checkpoint yet: train to its first run.save_every, or check the path")
+        return found
+    asked = folder / f"step-{step:08d}"
+    if not asked.is_dir():
+        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(folder.glob("step-*")))
+        raise CheckpointError(f"{run} has no checkpoint of step {step}: it has {steps or 'none'}")
+    return checkpoint.read(asked)
+
+
+def load_model(found: Checkpoint) -> tuple[MaskFeat, Recipe]:
+    """The model of a checkpoint, and its recipe.
+
+    Raises:
+        CheckpointError: its recipe is none, or is of another model than its weights.
+    """
+    try:
+        recipe = Recipe.model_validate(found.facts.recipe)
+        model = build_model(recipe)
+        model.load_state_dict(found.weights())
+    except (ValidationError, ConfigError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[:2][-1].strip()
+        raise CheckpointError(f"{found.folder}: its recipe and its weights make no model ({reason})") from error
+    return model.eval(), recipe
 
 
 def main() -> int:
@@ -42,15 +76,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
     parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--step", type=int, help="of an older checkpoint")
+    parser.add_argument(
+        "--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several; timm if left out"
+    )
     arguments = parser.parse_args()
+    run, out = arguments.run, arguments.out
     try:
-        model, recipe, step = load_run(arguments.run)
+        found = find_checkpoint(run, arguments.step)
+        model, recipe = load_model(found)
         size = recipe.data.image_size
-        export_timm(model.encoder, arguments.out, image_size=size, options=recipe.model.options, mean=MEAN, std=STD)
-    except (CheckpointError, ConfigError, OSError) as error:
+        out.mkdir(parents=True, exist_ok=True)
+        written = f"step {found.facts.step} -> {out}"
+        if "timm" in arguments.format:
+            (out / "README.md").write_text(model_card(run, found.facts, model, MEAN, STD))
+            export_timm(model.encoder, out, image_size=size, options=recipe.model.options, mean=MEAN, std=STD)
+            print(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
+        if "torch" in arguments.format:
+            torch.save(model.encoder.state_dict(), out / "encoder.pt")
+            print(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
+        if "onnx" in arguments.format:
+            difference = export_onnx(model.encoder, out / "encoder.onnx", size)
+            print(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
+    except (CheckpointError, OnnxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f'step {step} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
     return 0
 
 

@@ -40,15 +40,43 @@ def test_masked_pixels_are_not_seen_and_visible_ones_are() -> None:
     assert not torch.allclose(model(torch.where(hidden, images, torch.randn_like(images)), mask), before)
 
 
-def test_unmasked_forward_is_timms_own() -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("beit_base_patch16_224", {}),
+        ("beit_base_patch16_224", {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False}),
+        ("beit_base_patch16_224", {"use_abs_pos_emb": True}),
+    ],
+)
+def test_unmasked_forward_is_timms_own(name: str, options: dict[str, bool]) -> None:
     """With nothing masked, the tokens that reach the head are timm's `forward_features`."""
-    model, images = small(), torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)
+    model, images = MaskFeat(build_encoder(name, 64, **SMALL, **options)), torch.randn(2, 3, 64, 64)
+    for key, parameter in model.named_parameters():
+        if "relative_position" in key:
+            torch.nn.init.normal_(parameter)
     seen = []
     model.encoder.norm.register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad():
         model(images, torch.zeros(2, 4, 4, dtype=torch.bool))
         features = model.encoder.forward_features(images)
     torch.testing.assert_close(seen[0], features)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+def test_blocks_compute_twice_to_keep_less_and_give_the_same_gradients(name: str) -> None:
+    torch.manual_seed(0)
+    model, images, mask = MaskFeat(build_encoder(name, 64, **SMALL)), torch.randn(2, 3, 64, 64), random_mask(2, 5)
+    calls, gradients = [], []
+    model.encoder.blocks[0].register_forward_pre_hook(lambda module, args: calls.append(module))
+    for again in (False, True):
+        model.encoder.set_grad_checkpointing(again)
+        model.zero_grad()
+        model(images, mask).square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert len(calls) == 1 + 2
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -90,3 +118,8 @@ def test_sincos_positions_tell_places_apart_and_near_from_far() -> None:
 def test_models_that_cannot_be_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_encoder(name, 64)
+
+
+def test_sincos_positions_need_absolute_ones() -> None:
+    with pytest.raises(ValueError, match="absolute positions"):
+        MaskFeat(build_encoder("beit_base_patch16_224", 64, **SMALL), 108, "sincos")

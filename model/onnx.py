@@ -1,0 +1,79 @@
+"""An encoder as an ONNX file, compared with torch in ONNX Runtime."""
+
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.maskfeat import Encoder
+
+OUTPUTS = ("pooled", "patches")
+TOLERANCE = 1e-4  # of the largest number of an output: float32 sums in another order differ by a tenth of it
+_CHECKED_BATCHES = (1, 3)
+
+
+class OnnxError(Exception):
+    """The encoder cannot be written as ONNX. The message says why and what to do."""
+
+
+def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
+    """Write an encoder's graph to `path`, and its weights beside it, to PATH.data: one file could hold 2 GiB at most.
+
+    The input is `images`, float32 (batch, 3, image_size, image_size), normalised. The outputs are `pooled`, float32
+    (batch, width), the mean of the patch tokens, and `patches`, float32 (batch, rows * columns, width), row-major.
+    The batch may have any size.
+
+    Returns:
+        The largest difference of an output between ONNX Runtime on a CPU and torch, on random images.
+
+    Raises:
+        OnnxError: a package is missing, or the two differ by more than `TOLERANCE`.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise OnnxError(f"ONNX needs more packages ({error}): pip install 'maskfeat-pipeline[onnx]'") from error
+    features = _Features(encoder).eval()
+    exported = deepcopy(features)
+    for module in exported.modules():
+        if "fused_attn" in vars(module):  # torch cannot decompose it where attention has BEiT's biases
+            vars(module)["fused_attn"] = False
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(batch, 3, image_size, image_size, generator=generator) for batch in _CHECKED_BATCHES]
+    torch.onnx.export(
+        exported,
+        (samples[-1],),
+        path,
+        dynamo=True,
+        input_names=["images"],
+        output_names=OUTPUTS,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for images in samples:
+        with torch.no_grad():
+            wanted = features(images)
+        for name, ours, theirs in zip(OUTPUTS, wanted, session.run(OUTPUTS, {"images": images.numpy()}), strict=True):
+            difference = (ours - torch.from_numpy(theirs)).abs().max().item()
+            if not difference <= TOLERANCE * max(1.0, ours.abs().max().item()):
+                raise OnnxError(
+                    f"{path}: {name} differs by {difference:.1e} between ONNX Runtime and torch: do not use it"
+                )
+            largest = max(largest, difference)
+    return largest
+
+
+class _Features(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = deepcopy(encoder)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.encoder.forward_features(images)
+        return self.encoder.forward_head(tokens, pre_logits=True), tokens[:, self.encoder.num_prefix_tokens :]

@@ -1,0 +1,141 @@
+"""The model card of a run's exported weights: what they are, how they were trained, how to use them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+
+from model.maskfeat import MaskFeat
+from pipeline.config import Recipe
+from pipeline.train.checkpoint import Facts
+
+# No license: it is for those to choose who publish the weights
+_FRONT = {
+    "library_name": "timm",
+    "pipeline_tag": "image-feature-extraction",
+    "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm"],
+}
+
+_CARD = """\
+---
+{front}---
+
+# {name} pre-trained with MaskFeat
+
+A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained without labels: it
+learned to predict the HOG descriptors of masked patches
+([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of an image is the mean of its
+{rows}x{columns} patch tokens, {width} numbers; no loss reached the output of its class token.
+
+## Use
+
+```python
+import timm, torch
+from PIL import Image
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # "hf-hub:USER/NAME" once it is uploaded
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = transform(Image.open("image.jpg").convert("RGB"))[None]
+with torch.no_grad():
+    feature = model(image)  # (1, {width})
+    tokens = model.forward_features(image)[:, {prefix}:]  # (1, {patches}, {width})
+```
+
+With `num_classes=N` the model gets a fresh classifier to fine-tune. Images are resized (bicubic) and cropped to
+{size}x{size}, and normalised with mean {mean} and deviation {std}.
+
+## Training
+
+{training}
+
+Losses are mean squared errors of the descriptors at masked patches. All that decides the numbers of the run, its data
+set included:
+
+```yaml
+{identity}```
+
+Exported with torch {torch} and timm {timm}.
+
+## Citation
+
+```bibtex
+@inproceedings{{wei2022maskfeat,
+  title     = {{Masked Feature Prediction for Self-Supervised Visual Pre-Training}},
+  author    = {{Wei, Chen and Fan, Haoqi and Xie, Saining and Wu, Chao-Yuan and Yuille, Alan and
+               Feichtenhofer, Christoph}},
+  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)}},
+  year      = {{2022}},
+}}
+```
+"""
+
+
+def model_card(
+    run: Path,
+    facts: Facts,
+    model: MaskFeat,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> str:
+    """Markdown with the YAML front matter of the Hugging Face hub.
+
+    Args:
+        run: the run's folder, of whose metrics.jsonl and baselines.json losses are quoted as far as they are there.
+        facts: of the checkpoint.
+        model: as in the checkpoint.
+        mean, std: of the images' normalisation, per channel, of values in [0, 1].
+    """
+    recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
+    rows, columns = model.grid
+    return _CARD.format(
+        front=yaml.safe_dump(_FRONT, sort_keys=False),
+        name=recipe.model.name,
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
+        size=recipe.data.image_size,
+        rows=rows,
+        columns=columns,
+        patches=rows * columns,
+        width=encoder.embed_dim,
+        prefix=encoder.num_prefix_tokens,
+        mean=mean,
+        std=std,
+        training=_table(_training(run, facts, recipe)),
+        identity=yaml.safe_dump(facts.identity, sort_keys=False),
+        torch=torch.__version__,
+        timm=timm.__version__,
+    )
+
+
+def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
+    images = facts.step * recipe.optim.batch_size
+    rows = {
+        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images: {images:,} in all",
+        "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
+    }
+    logged = [line for line in _json_lines(run / "metrics.jsonl") if line["step"] <= facts.step]
+    if logged:
+        rows[f"training loss at step {logged[-1]['step']:,}"] = _loss(logged[-1]["loss"])
+    validated = [line for line in logged if "val_loss" in line]
+    if validated:
+        rows[f"validation loss at step {validated[-1]['step']:,}"] = _loss(validated[-1]["val_loss"])
+    if validated and (run / "baselines.json").exists():
+        baselines = json.loads((run / "baselines.json").read_text())
+        named = {"zero": "predicting zero", "mean": "predicting the mean target", "untrained": "the untrained model"}
+        rows |= {f"validation loss of {named[key]}": _loss(baselines[key]) for key in named if key in baselines}
+    return rows
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []  # the run may be writing the next one
+    return [json.loads(line) for line in whole]
