@@ -1,0 +1,192 @@
+"""What a rank measures by itself: storage, decoding, its share of the node, its GPU."""
+
+import importlib
+import math
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import Data, Recipe
+from pipeline.data.augment import sample_keys
+from pipeline.data.batch import Batch, Batcher
+from pipeline.data.reader import Reader, Sample
+from pipeline.data.request import Request, training_request
+from pipeline.data.stream import StreamData
+from pipeline.train.world import World
+from shards.manifest import Manifest
+
+BATCH = 64  # images decoded at once
+# Bits of NVML's clock event reasons that slow a GPU down against its operator's will
+_SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "power brake"}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images and bytes a second of one rank, the images that were bad of those tried, and why the first one was."""
+
+    images: float
+    bytes: float
+    tried: int
+    bad: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a rank may use of its node; sizes in bytes.
+
+    Attributes:
+        cores: numbers of those it may run on.
+        quota: of the container, in cores.
+        open_files: how many it may have.
+        shared_memory: free in /dev/shm.
+        run_room: free where `run.dir` is; 0 if it may not write there.
+        cache_room: the same of `data.cache`, with the shards that it has; None: there is no cache.
+    """
+
+    cores: frozenset[int]
+    quota: float
+    open_files: float
+    shared_memory: int
+    run_room: int
+    cache_room: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The state of a GPU; None for what it, or NVML, does not tell.
+
+    Attributes:
+        name: of the model.
+        taken: bytes of its memory that are not this process's tensors.
+        nvml: why NVML does not answer; empty: it does.
+        uncorrected: memory errors that ECC could not correct, since the driver was loaded.
+        slowdowns: what slows its clock down.
+        temperature, limit: degrees Celsius now, and at which it slows down.
+    """
+
+    name: str
+    taken: int
+    nvml: str
+    uncorrected: int | None = None
+    slowdowns: tuple[str, ...] = ()
+    temperature: int | None = None
+    limit: int | None = None
+
+
+def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[list[tuple[Request, list[Sample]]], Rate]:
+    """Read batches of random samples, other ones on each rank, past any cache of ours.
+
+    Raises:
+        DataError: the storage is out of reach.
+    """
+    reader = Reader(manifest, data.read_threads, data.requests, data.deadline)
+    requests = []
+    for ids in np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH)):
+        keys = sample_keys(rank, np.zeros_like(ids), ids)
+        requests.append(training_request(0, ids, keys, manifest.height[ids], manifest.width[ids], data))
+    begin = time.perf_counter()
+    reading = [reader.submit(request.ids) for request in requests]
+    read = [(request, samples.result()) for request, samples in zip(requests, reading, strict=True)]
+    seconds = time.perf_counter() - begin
+    samples = [sample for _, batch in read for sample in batch]
+    sizes = [len(sample) for sample in samples if not isinstance(sample, str)]
+    bad = [sample for sample in samples if isinstance(sample, str)]
+    return read, Rate(len(sizes) / seconds, sum(sizes) / seconds, len(samples), len(bad), (bad or [""])[0])
+
+
+def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data: Data, device: torch.device) -> Rate:
+    """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
+    remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
+    return _rate(Batcher(data, BATCH, device, remedy).batches(read), device)
+
+
+def streaming(recipe: Recipe, world: World, batches: int) -> Rate:
+    """Read and decode what `data.mode=stream` gives. Raises DataError where that is nothing."""
+    data = StreamData(recipe, BATCH, world.device, rank=world.rank, world_size=world.size)
+    return _rate(data.batches(0, batches), world.device)
+
+
+def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
+    """Of all but the first batch, for which queues and buffers are filled."""
+    bad = next(batches).bad
+    begin, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch.images)
+        bad += batch.bad
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - begin
+    return Rate(images / seconds, 0, BATCH + images, len(bad), bad[0].reason if bad else "")
+
+
+def machine(recipe: Recipe) -> Machine:
+    """What this rank may use of its node."""
+    shm, (files, _) = Path("/dev/shm"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Machine(
+        frozenset(os.sched_getaffinity(0)),
+        _cpu_quota(Path("/sys/fs/cgroup/cpu.max")),
+        math.inf if files == resource.RLIM_INFINITY else files,
+        shutil.disk_usage(shm).free if shm.is_dir() else 0,
+        _room(recipe.run.dir),
+        _room(recipe.data.cache, "*/*.tar") if recipe.data.cache else None,
+    )
+
+
+def _cpu_quota(file: Path) -> float:
+    """Of cgroup v2, "150000 100000" or "max 100000": microseconds of each period."""
+    quota, period = file.read_text().split() if file.exists() else ("max", "0")
+    return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def _room(folder: Path, ours: str = "") -> int:
+    """Bytes free where a folder is, or would be made, and those in it that files of the pattern `ours` take."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK):
+        return 0
+    return shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob(ours or "no such"))
+
+
+def gpu(world: World) -> Gpu | None:
+    """This rank's GPU, None on a CPU."""
+    if world.gpu is None:
+        return None
+    properties = torch.cuda.get_device_properties(world.gpu)
+    free, total = torch.cuda.mem_get_info(world.gpu)
+    taken = total - free - torch.cuda.memory_reserved(world.gpu)
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return Gpu(properties.name, taken, "nvidia-ml-py is not installed")
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+    except nvml.NVMLError as error:
+        return Gpu(properties.name, taken, str(error))
+
+    def ask(question: str, *of: int) -> int | None:
+        try:
+            return int(getattr(nvml, question)(handle, *of))
+        except nvml.NVMLError:  # not every GPU, nor every driver, tells everything
+            return None
+
+    slowed = ask("nvmlDeviceGetCurrentClocksEventReasons") or 0
+    return Gpu(
+        properties.name,
+        taken,
+        "",
+        ask("nvmlDeviceGetTotalEccErrors", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC),
+        tuple(reason for bit, reason in _SLOWDOWNS.items() if slowed & bit),
+        ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        ask("nvmlDeviceGetTemperatureThreshold", nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+    )

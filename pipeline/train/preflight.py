@@ -1,0 +1,195 @@
+"""Before a run: do all ranks have the same program, recipe and data, and one folder for the run?
+
+Nothing else in a run would notice: ranks of different recipes train on in silence, or hang in a collective of different
+sizes. `scripts/doctor.py` asks the same and measures the machines too.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import deepspeed
+import timm
+import torch
+from nvidia import dali
+
+from pipeline.config import ConfigError, Recipe
+from pipeline.train.findings import Finding, Verdict, conclude
+from pipeline.train.world import World
+
+_MAY_DIFFER = {"timm", "DALI", "python", "CUDA", "driver"}  # in version, at the operator's risk
+_PACKAGES = ("pipeline", "model", "shards")
+_PATIENCE = 3.0  # seconds until a file that another node made has to be seen
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What one rank says of itself.
+
+    Attributes:
+        host: name of its node.
+        versions: of the programs, by name.
+        recipe: all settings, "section.key" to value.
+        inputs: identities of what is read, by the setting that names it.
+        run_dir: what is wrong with the run's folder as this rank sees it; empty: nothing.
+    """
+
+    host: str
+    versions: dict[str, str]
+    recipe: dict[str, Any]
+    inputs: dict[str, Any]
+    run_dir: str
+
+
+def check(recipe: Recipe, inputs: Mapping[str, Any], world: World) -> list[str]:
+    """Compare what the ranks are about to run; all ranks call this together. It makes `run.dir`.
+
+    Args:
+        inputs: as in `Claims`.
+
+    Returns:
+        What an operator should know, a line each.
+
+    Raises:
+        ConfigError: on all ranks alike, if the run must not start so.
+    """
+    findings = agreement(exchange(recipe, inputs, world))
+    if problems := [str(finding) for finding in findings if finding.verdict is Verdict.PROBLEM]:
+        raise ConfigError("; ".join(problems))
+    return [str(finding) for finding in findings if finding.verdict is Verdict.WARNING]
+
+
+def exchange(recipe: Recipe, inputs: Mapping[str, Any], world: World) -> list[Claims]:
+    """The claims of all ranks, on every rank: one broadcast, one gather."""
+    # A new name each time: network file systems remember for seconds that a file was not there
+    sign, problem = recipe.run.dir / f".preflight-{uuid4().hex}", ""
+    if world.rank == 0:
+        try:
+            recipe.run.dir.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+        except OSError as error:
+            problem = _not_writable(error)
+    name, lost = world.from_first((sign.name, bool(problem)))
+    if world.rank and not lost:
+        problem = _looks_for(recipe.run.dir / name, recipe.run.dir / f"{name}-{world.rank}")
+    settings = recipe.model_dump(mode="json")
+    flat = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
+    claims = world.gather(Claims(socket.gethostname(), versions(), flat, dict(inputs), problem))
+    if world.rank == 0:
+        with suppress(OSError):
+            sign.unlink(missing_ok=True)
+    return claims
+
+
+def agreement(claims: Sequence[Claims]) -> list[Finding]:
+    """Judge what the ranks said, in rank order."""
+    first, hosts = claims[0], [claim.host for claim in claims]
+    return [
+        _compared(
+            "versions",
+            [claim.versions for claim in claims],
+            hosts,
+            _listed(first.versions),
+            "install the same checkout and environment on every node",
+        ),
+        _compared(
+            "recipe",
+            [claim.recipe for claim in claims],
+            hosts,
+            f"sha256 {hashlib.sha256(_text(first.recipe).encode()).hexdigest()[:12]}",
+            "start every rank with the same recipe and overrides",
+        ),
+        _compared(
+            "inputs",
+            [claim.inputs for claim in claims],
+            hosts,
+            _listed(first.inputs),
+            "let every node read the same files: shared ones, or whole copies of one build",
+        ),
+        _shared(str(first.recipe["run.dir"]), [claim.run_dir for claim in claims], hosts),
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a rank's numbers or its understanding with the others depend on."""
+    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()  # type: ignore[no-untyped-call]
+    return {
+        "this project": _source_hash(),
+        "torch": str(torch.__version__),
+        "deepspeed": deepspeed.__version__,
+        "timm": timm.__version__,
+        "DALI": dali.__version__,
+        "python": platform.python_version(),
+        "CUDA": torch.version.cuda or "none",
+        "NCCL": ".".join(map(str, nccl)) or "unused",
+        "driver": _driver(Path("/proc/driver/nvidia/version")),
+    }
+
+
+def _source_hash() -> str:
+    """Of the code as it lies there, whatever version it claims to be."""
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for file in sorted(file for package in _PACKAGES for file in (root / package).rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _driver(file: Path) -> str:
+    """Of the kernel module, which needs no library to ask."""
+    found = re.search(r"\d+\.[\d.]*\d", file.read_text()) if file.exists() else None
+    return found[0] if found else "none"
+
+
+def _looks_for(sign: Path, own: Path) -> str:
+    """What keeps this rank from seeing the first one's sign, or from leaving one of its own; empty: nothing."""
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        while not sign.exists():
+            if time.monotonic() > deadline:
+                return "does not see what rank 0 wrote there"
+            time.sleep(0.1)
+        own.touch()
+        own.unlink()
+    except OSError as error:
+        return _not_writable(error)
+    return ""
+
+
+def _not_writable(error: OSError) -> str:
+    return f"cannot be written: {error.strerror}"
+
+
+def _compared(
+    check: str, values: Sequence[Mapping[str, Any]], hosts: Sequence[str], equal: str, remedy: str
+) -> Finding:
+    """Whether all ranks have the same values, and `equal` to say so."""
+    names = dict.fromkeys(name for value in values for name in value)
+    differing = [name for name in names if len({_text(value.get(name)) for value in values}) > 1]
+    if not differing:
+        return conclude(check, hosts, [(Verdict.OK, equal)] * len(hosts), remedy)
+    verdict = Verdict.WARNING if _MAY_DIFFER.issuperset(differing) else Verdict.PROBLEM
+    told = [(verdict, _listed({name: value.get(name) for name in differing})) for value in values]
+    return conclude(check, hosts, told, remedy)
+
+
+def _shared(run_dir: str, wrong: Sequence[str], hosts: Sequence[str]) -> Finding:
+    told = [(Verdict.PROBLEM, why) if why else (Verdict.OK, f"{run_dir} is there and can be written") for why in wrong]
+    remedy = f"put run.dir={run_dir} on storage that every node mounts there and may write to"
+    return conclude("run.dir", hosts, told, remedy)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,234 @@
+"""Find what is wrong with a cluster before a run does.
+
+    deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
+
+Start it as the run is to be started: same launcher, same recipe, same overrides; one process alone works too. It takes
+about a minute, makes run.dir but leaves nothing there, and prints what it found with remedies:
+
+- versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
+- storage, decoding: random samples are read and decoded as in training, and timed
+- all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
+- clocks, cores, open files, /dev/shm, room for checkpoints and in data.cache, the GPUs' memory errors and throttling
+
+Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems first; 2: it was not understood.
+
+Examples, each on one line:
+
+    deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+
+    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
+"""
+
+import argparse
+import json
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch.distributed import DistError
+
+from pipeline.build import build_model
+from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.data.errors import DataError
+from pipeline.train import diagnosis, measure
+from pipeline.train.checkpoint import PARTS
+from pipeline.train.diagnosis import Vitals
+from pipeline.train.engine import DTYPES
+from pipeline.train.findings import Finding, Verdict
+from pipeline.train.measure import BATCH, Rate
+from pipeline.train.network import all_reduce, clocks
+from pipeline.train.preflight import agreement, exchange
+from pipeline.train.world import World, join
+from shards.files import ShardError
+from shards.manifest import Manifest
+
+COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
+SHOWN = 8  # places a check in the table; --json has all
+STUCK = (
+    "mend the storage if that hangs; else look for a rank that ended or never started, and let NCCL_SOCKET_IFNAME and "
+    "GLOO_SOCKET_IFNAME name the network interface that joins the nodes"
+)
+
+
+def main() -> int:
+    """Exit status 0: no problems; 1: problems; 2: it was not understood."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="name in scripts/recipes, or path of a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
+    parser.add_argument("--images-per-second", type=float, metavar="R", help="of one rank, that training needs")
+    parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
+    parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=float, default=120, metavar="S", help="seconds a check may take (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the findings")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        with _within(arguments.deadline, "joining the other ranks"):
+            world = join()
+        findings = examine(recipe, world, arguments)
+    except ConfigError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if world.rank == 0:
+        show(findings)
+        if arguments.json:
+            told = [asdict(finding) | {"verdict": finding.verdict.name.lower()} for finding in findings]
+            try:
+                arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+            except OSError as error:
+                print(
+                    f"error: --json {arguments.json}: {error.strerror}: name a file that can be written",
+                    file=sys.stderr,
+                )
+                return 2
+    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def examine(recipe: Recipe, world: World, arguments: argparse.Namespace) -> list[Finding]:
+    """All findings; all ranks do this together, and find the same.
+
+    Raises:
+        ConfigError: no run can be made of rank 0's recipe.
+    """
+    deadline = arguments.deadline
+    with _within(deadline, "reading the manifests"):
+        manifest, inputs = _inputs(recipe)
+    with _within(2 * deadline, "comparing with the other ranks"):
+        findings = agreement(exchange(recipe, inputs, world))
+        recipe = world.from_first(recipe)  # so that ranks that differ do not hang in what follows
+    recipe.micro_batch(world.size)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build_model(recipe).parameters())
+
+    batches = max(2, -(-arguments.samples // BATCH))
+    with _within(deadline, f"reading and decoding {batches * BATCH} samples of {recipe.data.shards}"):
+        read, decoded = _data_rates(manifest, recipe, world, batches)
+    node = world.rank - world.local_rank
+    mine = Vitals(socket.gethostname(), node, read, decoded, measure.machine(recipe))
+    with _within(2 * deadline, "hearing of the other ranks"):
+        vitals = world.gather(mine)
+    with _within(deadline, "comparing clocks"):
+        times = clocks(world, deadline)
+    with _within(deadline, "all-reduce"):
+        reduced = all_reduce(world, parameters * DTYPES[recipe.engine.precision].itemsize)
+        gpus = world.gather(measure.gpu(world))  # while they are warm
+
+    one_node = len({rank.node for rank in vitals}) == 1
+    expected = (arguments.link if one_node else arguments.network) * 1e9 if world.gpu is not None else None
+    kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
+    findings += [
+        diagnosis.storage(vitals, recipe.data.bad_share, arguments.images_per_second),
+        diagnosis.decoding(vitals, recipe.data.bad_share, arguments.images_per_second),
+        diagnosis.network(vitals, reduced, expected),
+        diagnosis.clocks(vitals, times),
+        diagnosis.gpus(vitals, gpus),
+        diagnosis.cores(vitals, recipe.data.decode_threads),
+        diagnosis.open_files(vitals, recipe.data.requests),
+        diagnosis.shared_memory(vitals, gpus),
+        diagnosis.room(vitals, 4 * len(PARTS) * parameters, max(1, recipe.run.keep + 1 - kept)),
+    ]
+    if recipe.data.cache:
+        findings.append(diagnosis.cache(vitals, recipe.data.cache_size))
+    return findings
+
+
+def _inputs(recipe: Recipe) -> tuple[Manifest | str, dict[str, str]]:
+    """The training set, or why not all can be opened, and the identities of all that is read."""
+    if recipe.data.mode == "stream":
+        return "", {"data.shards": recipe.data.shards}
+    opened = {"data.shards": _opened(recipe.data.shards)}
+    if recipe.data.validation:
+        opened["data.validation"] = _opened(recipe.data.validation)
+    problems = [manifest for manifest in opened.values() if isinstance(manifest, str)]
+    return problems[0] if problems else opened["data.shards"], {
+        name: manifest if isinstance(manifest, str) else manifest.identity for name, manifest in opened.items()
+    }
+
+
+def _opened(root: str) -> Manifest | str:
+    try:
+        return Manifest.load(root)
+    except ShardError as error:
+        return str(error)
+
+
+def _data_rates(
+    manifest: Manifest | str, recipe: Recipe, world: World, batches: int
+) -> tuple[Rate | str, Rate | str | None]:
+    """How fast samples can be read, and decoded, or why they cannot."""
+    try:
+        if recipe.data.mode == "stream":
+            return measure.streaming(recipe, world, batches), None
+        if isinstance(manifest, str):
+            return manifest, None
+        samples, read = measure.storage(manifest, recipe.data, world.rank, batches)
+    except DataError as error:
+        return str(error), None
+    try:
+        return read, measure.decoding(samples, manifest, recipe.data, world.device)
+    except DataError as error:
+        return read, str(error)
+
+
+def show(findings: list[Finding]) -> None:
+    """A table for a person."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # launchers read through pipes
+    table = Table("check", "verdict", "found", "remedy", box=SIMPLE_HEAD)
+    for finding in findings:
+        places = [f"{place}: {result}" for place, result in finding.results.items()]
+        if len(places) > SHOWN:
+            places[SHOWN:] = [f"and {len(places) - SHOWN} more (--json)"]
+        verdict = f"[{COLOURS[finding.verdict]}]{finding.verdict.name.lower()}"
+        table.add_row(finding.check, verdict, escape("\n".join(places)), escape(finding.remedy))
+    console.print(table)
+
+
+@contextmanager
+def _within(seconds: float, what: str) -> Iterator[None]:
+    """End this process if what happens inside takes longer: a hang is what a doctor is called for."""
+
+    def give_up(why: str) -> None:
+        rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+        print(f"error: {rank}: {what} {why}: {STUCK}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up, [f"took more than {seconds:g} s"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error).lower():
+            raise
+        give_up(f"failed ({str(error).splitlines()[0]})")
+    finally:
+        timer.cancel()
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a thread that waits for storage that hangs must not keep this alive
