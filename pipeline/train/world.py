@@ -12,6 +12,9 @@ from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
+from pipeline.config import ConfigError
+from pipeline.train.launchers import slurm_place, stop_with_launcher
+
 Value = TypeVar("Value")
 
 
@@ -35,6 +38,12 @@ class World:
         comm.all_reduce(values)
         return values
 
+    def rows(self, values: Tensor) -> Tensor:
+        """What every rank passed, (n,), in rank order: (size, n)."""
+        rows = values.new_empty(self.size * len(values))
+        comm.all_gather_into_tensor(rows, values)
+        return rows.view(self.size, -1)
+
     def from_first(self, value: Value) -> Value:
         """What rank 0 passed, on every rank; must be picklable."""
         box = [value]
@@ -53,15 +62,30 @@ class World:
 
 
 def join() -> World:
-    """Join the processes that the launcher started; without a launcher, be a world of one."""
+    """Join the processes that the launcher started; without a launcher, be a world of one.
+
+    Launchers are DeepSpeed's, torchrun and srun. When they end, the process is asked to stop.
+
+    Raises:
+        ConfigError: this process cannot see the GPU that is its own.
+    """
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ:
+        os.environ.update(slurm_place(os.environ))
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
         )
+    elif not comm.is_initialized():
+        stop_with_launcher()
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1"))  # torchrun or DeepSpeed
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
+        if local_rank >= accelerator.device_count():
+            raise ConfigError(
+                f"process {local_rank} of its node sees {accelerator.device_count()} GPUs: show every process all of "
+                "its node's (srun: --gpus-per-node with --gpu-bind=none, not --gpus-per-task)"
+            )
         accelerator.set_device(local_rank)
         device = torch.device("cuda", local_rank)
     else:

@@ -1,0 +1,56 @@
+"""What the program that started a process tells it about its place, and what its end means."""
+
+import os
+import re
+import select
+import signal
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+
+def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """The place of a task that srun started, in the names that DeepSpeed's launcher and torchrun use.
+
+    Rank 0 is on the first node of the step's list; its port follows from job and step, so that all tasks know it. An
+    address or a port that the environment has already is kept.
+    """
+    nodes = environment["SLURM_STEP_NODELIST"]  # "gpu[003-010,12],other", or "gpu003"
+    first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
+    assert first, nodes
+    tasks = [  # of each node, from "8(x3),4"
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    port = 20000 + (int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])) % 10000
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks[int(environment["SLURM_NODEID"])]),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or "".join(part or "" for part in first.groups()),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
+    }
+
+
+def stop_with_launcher() -> None:
+    """From now on, take the end of the launcher for a SIGTERM: nobody else would end this process, or learn its status.
+
+    The launcher is the parent. DeepSpeed's has a parent that matters too: on one node the `deepspeed` command, which
+    dies of a signal without passing it on; on others the ssh connection that the command holds.
+    """
+    launchers = [os.getppid()]
+    with suppress(OSError):
+        process = Path(f"/proc/{launchers[0]}")
+        if b"deepspeed.launcher.launch" in (process / "cmdline").read_bytes().split(b"\0"):
+            launchers.append(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
+    with suppress(OSError):  # Linux before 5.3, or a parent outside of this container: not to be watched
+        ends = [os.pidfd_open(launcher) for launcher in launchers]
+        threading.Thread(target=_await_end, args=[ends], daemon=True).start()
+
+
+def _await_end(processes: list[int]) -> None:
+    select.select(processes, [], [])
+    os.kill(os.getpid(), signal.SIGTERM)

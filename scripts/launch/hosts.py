@@ -1,0 +1,87 @@
+"""The nodes that a supervised run may use, and what is asked of each: whether it answers, and that its ranks end."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ANSWER = 20  # seconds for a node to answer in
+SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+PROBE = shlex.join([*SSH, "{host}", "true"])
+NOTICE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"  # else ssh waits for a node that was cut off for hours
+STOP = Path(__file__).with_name("stop.py").resolve()
+
+
+class Hosts:
+    """The nodes of DeepSpeed's host file, reached by ssh; without one, this machine alone.
+
+    Args:
+        file: lines of "name slots=N".
+        probe: a command that succeeds where a node may be used; `{host}` in it stands for the name.
+        run: `run.dir`, the same path on all of them.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, file: Path | None, probe: str, run: Path) -> None:
+        self._probe, self._run = probe, run.resolve()
+        lines = file.read_text().splitlines() if file else []
+        self._lines = {line.split()[0]: line for line in map(str.strip, lines) if line and not line.startswith("#")}
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def answering(self) -> dict[str, str]:
+        """Those that may be used now: their lines of the host file, by name."""
+        probes = {host: shlex.split(self._probe.replace("{host}", host)) for host in self._lines}
+        answers = _together(probes, ANSWER)
+        return {host: line for host, line in self._lines.items() if host in answers}
+
+    def command(self, launcher: list[str], answering: dict[str, str]) -> list[str]:
+        """The launcher's command, `deepspeed ...`, to run on some of the nodes.
+
+        A host file for it is written to the run's folder. Even where one node is left, it is reached by ssh: it need
+        not be this one.
+        """
+        file = self._run / "hosts"
+        file.write_text("".join(f"{line}\n" for line in answering.values()))
+        return [launcher[0], "--hostfile", str(file), "--force_multi", *launcher[1:]]
+
+    def environment(self) -> dict[str, str]:
+        """For the launcher: this process's, with an ssh that notices when a node is cut off."""
+        given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
+        return os.environ | {"PDSH_SSH_ARGS_APPEND": f"{given} {NOTICE}".strip()}
+
+    def signal_ranks(self, number: int) -> int:
+        """Send a signal to the run's ranks on every node that answers; how many there were."""
+        return self._ranks("--signal", signal.Signals(number).name.removeprefix("SIG"), seconds=0)
+
+    def end_ranks(self, seconds: float) -> int:
+        """SIGTERM them, and SIGKILL those that take longer than so long; how many there were."""
+        return self._ranks("--end", str(seconds), seconds=seconds)
+
+    def _ranks(self, *options: str, seconds: float) -> int:
+        command = [sys.executable, str(STOP), str(self._run), *options]
+        remote = {host: [*SSH, host, shlex.join(command)] for host in self._lines}
+        return sum(map(int, _together(remote or {"": command}, ANSWER + seconds).values()))
+
+
+def _together(commands: dict[str, list[str]], seconds: float) -> dict[str, str]:
+    """Run a command for each name, all at once; what those printed that succeeded within so many seconds."""
+    with ThreadPoolExecutor(max(1, len(commands))) as pool:
+        answers = zip(commands, pool.map(lambda command: _answer(command, seconds), commands.values()), strict=True)
+        return {name: answer for name, answer in answers if answer is not None}
+
+
+def _answer(command: list[str], seconds: float) -> str | None:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout

@@ -1,0 +1,51 @@
+"""The names in which a launcher tells a process its place."""
+
+import pytest
+
+from pipeline.train.launchers import slurm_place
+
+STEP = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "gpu[003-004,17]",
+    "SLURM_STEP_NUM_TASKS": "20",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2),4",
+    "SLURM_PROCID": "17",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+}
+
+
+def test_a_slurm_task_knows_its_place() -> None:
+    assert slurm_place(STEP) == {
+        "RANK": "17",
+        "WORLD_SIZE": "20",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu003",
+        "MASTER_PORT": str(20000 + 1234 * 7 + 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu7", "gpu7"),
+        ("a1,b[2-3]", "a1"),
+        ("rack1-[09-12]", "rack1-09"),
+        ("n[1,3]-ib", "n1-ib"),
+        ("host.example.org", "host.example.org"),
+    ],
+)
+def test_rank_0_is_on_the_first_node(nodes: str, first: str) -> None:
+    assert slurm_place(STEP | {"SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
+
+
+def test_an_address_that_is_given_is_kept() -> None:
+    place = slurm_place(STEP | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    assert (place["MASTER_ADDR"], place["MASTER_PORT"]) == ("10.0.0.1", "29500")
+
+
+@pytest.mark.parametrize(("node", "tasks"), [("0", "8"), ("1", "8"), ("2", "4")])
+def test_ranks_of_a_node_are_counted(node: str, tasks: str) -> None:
+    assert slurm_place(STEP | {"SLURM_NODEID": node})["LOCAL_WORLD_SIZE"] == tasks
