@@ -40,7 +40,11 @@ class Run(Section):
     log_every: int = Field(20, ge=1)
     eval_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
-    keep: int = Field(3, ge=1)  # newest checkpoints kept
+    keep: int = Field(3, ge=1)  # newest checkpoints kept, and besides these ...
+    keep_every: int | None = Field(None, ge=1)  # ... for good those of every so many steps
+    deadline: float = Field(600, gt=0)  # seconds that any part of a step may take before a rank gives up
+    nonfinite_in_a_row: int = Field(10, ge=1)  # steps without a finite gradient that make a run roll back, once
+    profile: int = Field(0, ge=0)  # profile so many steps of this life of the run
     trace_samples: bool = False  # write the sample ids of every batch to samples-rank{r}.jsonl
 
 
@@ -76,6 +80,15 @@ class Mask(Section):
     ratio: Share = 0.4
 
 
+class Target(Section):
+    """What is predicted at masked patches."""
+
+    kind: Literal["hog", "pixels", "features"] = "hog"
+    teacher: str | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
+    teacher_weights: Path | None = None  # of a timm name, from a file; None: timm downloads them
+    loss: Literal["cosine", "mse"] = "cosine"  # for kind=features
+
+
 class Model(Section):
     """The encoder: a timm vision transformer."""
 
@@ -104,8 +117,9 @@ class Engine(Section):
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    micro_batch: int | None = Field(None, ge=1)  # images a rank computes at once; None: all of its share
+    micro_batch: int | None = Field(None, ge=1)  # images a rank computes at once, at most; None: all of its share
     compile: Literal["none", "target", "all"] = "all"  # torch.compile: nothing, the HOG target, or the model too
+    activation_checkpointing: bool = False  # compute blocks twice instead of keeping what they computed: less memory
 
 
 class Recipe(Section):
@@ -114,6 +128,7 @@ class Recipe(Section):
     run: Run
     data: Data
     mask: Mask = Mask()
+    target: Target = Target()
     model: Model = Model()
     optim: Optim
     engine: Engine = Engine()
@@ -124,8 +139,12 @@ class Recipe(Section):
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of optim.epochs={self.optim.epochs:g}"
             )
-        if self.data.image_size % CELL:
+        if self.target.kind == "hog" and self.data.image_size % CELL:
             raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
+        if self.target.kind == "features" and self.target.teacher is None:
+            raise ValueError("target.kind=features has no teacher: set target.teacher")
+        if self.target.kind != "features" and (self.target.teacher or self.target.teacher_weights):
+            raise ValueError(f"target.kind={self.target.kind} has no teacher: leave it out, or set kind to features")
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self.data, key)
             if low > high:
@@ -144,7 +163,7 @@ class Recipe(Section):
         return self
 
     def micro_batch(self, world_size: int) -> int:
-        """Images a rank computes at once.
+        """Images a rank computes at once: `engine.micro_batch` or, where that does not divide its share, fewer.
 
         Raises:
             ConfigError: the batch cannot be shared out evenly.
@@ -154,13 +173,8 @@ class Recipe(Section):
             raise ConfigError(
                 f"optim.batch_size={self.optim.batch_size} cannot be shared out evenly to {world_size} ranks"
             )
-        micro = self.engine.micro_batch or share
-        if share % micro:
-            raise ConfigError(
-                f"engine.micro_batch={micro} does not divide the {share} images that each of {world_size} ranks "
-                f"takes of optim.batch_size={self.optim.batch_size}"
-            )
-        return micro
+        most = min(share, self.engine.micro_batch or share)
+        return next(images for images in range(most, 0, -1) if share % images == 0)
 
     def to_yaml(self) -> str:
         """The recipe with every default filled in."""

@@ -25,8 +25,9 @@ from torch.distributed import DistBackendError
 from pipeline.config import ConfigError, load_recipe
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
-from pipeline.train.loop import Pretraining, TrainingError
-from pipeline.train.preemption import EXIT_STATUS
+from pipeline.train.loop import Outcome, Pretraining, TrainingError
+from pipeline.train.phases import Phases
+from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.world import join
 from shards.files import ShardError
 
@@ -42,21 +43,22 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        world = join()
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
-    world = join()
+    started = False
     try:
-        training = Pretraining(recipe, world)
-    except EXPECTED as error:  # these meet all ranks of a node alike: one line is enough
-        if world.local_rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
-        complete = training.run()
-    except EXPECTED as error:
-        if world.local_rank == 0 or isinstance(error, DataError):
+        with Phases(recipe.run.dir, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+            outcome = Outcome.ROLLED_BACK
+            while outcome is Outcome.ROLLED_BACK:
+                training = Pretraining(recipe, world, phases)
+                started = True
+                outcome = training.run(preemption)
+                del training  # before the next life takes as much memory
+    except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
+        if world.local_rank == 0 or (started and isinstance(error, DataError)):
             print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -64,7 +66,7 @@ def main() -> int:
             raise
         print(f"error: rank {world.rank} lost another rank, whose own error tells why", file=sys.stderr)
         return 1
-    return 0 if complete else EXIT_STATUS
+    return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Small real runs for the tests: a recipe that takes seconds, in this process or through the deepspeed launcher."""
+"""Small real runs for the tests: a recipe that takes seconds, in this process, in ranks, or under a launcher."""
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from ranks import Ranks
 
 from pipeline.config import Recipe, load_recipe
 
@@ -36,35 +35,40 @@ def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
 
 def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
-    from pipeline.train.loop import Pretraining
+    from pipeline.train.loop import Outcome, Pretraining
+    from pipeline.train.phases import Phases
+    from pipeline.train.preemption import Preemption
     from pipeline.train.world import join
 
-    Pretraining(small_recipe(shards, run, *overrides), join()).run()
+    recipe, world = small_recipe(shards, run, *overrides), join()
+    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+        while Pretraining(recipe, world, phases).run(preemption) is Outcome.ROLLED_BACK:
+            pass
 
 
-def launch(
-    shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Train as a user does: `deepspeed scripts/pretrain.py`, with real processes."""
-    done = subprocess.run(**command(shards, run, *overrides, ranks=ranks), capture_output=True, text=True, timeout=300)
-    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+def launch(shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0) -> str:
+    """Train in so many real processes; what they say. All end with status `expect`."""
+    started = start(shards, run, *overrides, ranks=ranks)
+    statuses = started.wait(300)
+    assert statuses == [expect] * ranks, f"{statuses}: {started.said()[-3000:]}"
+    return started.said()
 
 
 def launch_and_kill(shards: Path | str, run: Path, *overrides: str, when: Path) -> None:
     """Start the same, and SIGKILL all its processes at once as soon as the path `when` exists."""
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(**command(shards, run, *overrides), start_new_session=True, stdout=quiet, stderr=quiet)
-    deadline = time.monotonic() + 120
-    while not when.exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    started = start(shards, run, *overrides)
+    started.until(when.exists)
+    started.kill()
+
+
+def start(shards: Path | str, run: Path, *overrides: str, ranks: int = 2) -> Ranks:
+    """Start the same; they are under way when this returns."""
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", *overrides]
+    return Ranks(ranks, ["demo", *settings], run.with_name(f"{run.name}-said"), free_port())
 
 
 def command(shards: Path | str, run: Path, *overrides: str, ranks: int = 2) -> dict[str, Any]:
-    """Arguments of `subprocess.run` for a launched run."""
+    """Arguments of `subprocess.run` for a run under the real `deepspeed` launcher."""
     binaries = Path(sys.executable).parent
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment["PATH"] = f"{binaries}{os.pathsep}{environment['PATH']}"

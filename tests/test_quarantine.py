@@ -142,6 +142,6 @@ def test_a_missing_data_set_ends_the_run_with_one_line(shards: Path, tmp_path: P
     shutil.copytree(shards, copy)
     for tar in copy.glob("*.tar"):
         tar.unlink()
-    done = launch(copy, tmp_path / "run", "run.max_steps=50", ranks=1, expect=1)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    said = launch(copy, tmp_path / "run", "run.max_steps=50", ranks=1, expect=1)
+    (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     assert "bad samples in a row" in line and f"maskfeat-shards verify {copy}" in line

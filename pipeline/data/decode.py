@@ -23,6 +23,7 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import pipeline_def
 from PIL import Image
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.augment import Boxes
@@ -190,6 +191,7 @@ class CpuDecoder:
         except TimeoutError:
             raise DataError(f"decoding a batch took more than {self.TIMEOUT} s; start again") from None
 
+    @record_function("decode")
     def _decode(self, crops: Crops) -> Decoded:
         # Copied by NumPy: torch would start a team of threads of its own in every one of ours
         images = np.zeros((len(crops.encoded), 3, self._size, self._size), dtype=np.uint8)

@@ -6,15 +6,18 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
 - ZeRO 1 and 2 link moments to parameters after the first group's first step, when those of the other groups do not
   exist yet: the moments are made and linked here, before any step.
 - At stage 0 in fp16 it unscales gradients of a loss that it has not scaled: there the loss is scaled here.
-- At stage 0 in fp32 it clips without telling the norm: there the gradient is clipped here.
+- At stage 0 in fp32 it clips without telling the norm, and it waits for the device to clip at stages 1 and 2: there,
+  but for fp16, norm, clipping and skipping are done here, within the fused AdamW.
 - Under bf16 it accumulates gradients in bf16 unless told otherwise, and cannot be told at stage 0.
 """
 
 import logging
+from itertools import chain
 from typing import Any, cast
 
 import deepspeed
 import torch
+from deepspeed import comm
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
@@ -36,12 +39,15 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.optim.batch_size // (micro * world_size),
         "zero_optimization": {"stage": stage},
+        "gradient_clipping": 0.0 if _clips_here(recipe) else recipe.optim.clip,
         "steps_per_print": None,
     }
-    if not _clips_itself(recipe):
-        config["gradient_clipping"] = recipe.optim.clip
+    if _clips_here(recipe) and stage and not _under_bf16_optimizer(recipe):
+        config["zero_optimization"]["compute_grad_norm"] = False
     if precision != "fp32":
         config[precision] = {"enabled": True}
+        if precision == "bf16" and _clips_here(recipe):
+            config[precision]["check_grad_overflow"] = False
         if stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
@@ -90,13 +96,13 @@ class Engine:
     def __init__(self, model: nn.Module, recipe: Recipe, world: World, steps_per_epoch: float) -> None:
         self.dtype = DTYPES[recipe.engine.precision]
         self.stage = recipe.engine.zero_stage
-        self._clip = recipe.optim.clip if _clips_itself(recipe) else None
+        self._clip = recipe.optim.clip if _clips_here(recipe) else None
         self._grad_norm: Tensor | None = None
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: Any = torch.optim.AdamW(
             decay_groups(model, recipe.optim.weight_decay),
             lr=0.0,
             betas=recipe.optim.betas,
-            fused=world.gpu is not None,
+            fused=True,
         )
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=deepspeed_config(recipe, world.size)
@@ -104,6 +110,9 @@ class Engine:
         unscaled = self.stage == 0 and self.dtype == torch.float16
         self._scaler = self.deepspeed.optimizer.loss_scale_config if unscaled else None
         self._loss_scale = 1.0
+        self._bf16 = _under_bf16_optimizer(recipe)
+        if self._bf16:
+            self.deepspeed.optimizer.step = self._step_under_bf16
         self._create_moments()
         self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
 
@@ -118,15 +127,33 @@ class Engine:
         self.deepspeed.backward(loss * self._loss_scale)
 
     def update(self) -> None:
-        """Update the weights, if this micro-batch is the last of its step."""
+        """Update the weights, if this micro-batch is the last of its step and the gradient of all ranks is finite."""
         if self._clip is not None and self.deepspeed.is_gradient_accumulation_boundary():
-            self._grad_norm = nn.utils.clip_grad_norm_(self.deepspeed.module.parameters(), self._clip)
+            self._grad_norm = self._global_norm()
+            # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
+            self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
+            self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
         self.deepspeed.step()
+
+    def not_finite(self) -> Tensor:
+        """Whether the last step was left out because its gradient was not finite: float32, 1 or 0, on the device.
+
+        Under fp16 always 0: there such steps are how the loss scale is found.
+        """
+        if self._clip is not None:
+            found: Tensor = self.optimizer.found_inf
+            return found
+        overflow = self.dtype != torch.float16 and self.deepspeed.optimizer.overflow
+        return torch.full((), float(overflow), device=self.deepspeed.device)
 
     def grad_norm(self) -> float:
         """L2 norm of the last step's gradient before clipping. Waits for the device."""
         norm = self.deepspeed.get_global_grad_norm() if self._clip is None else self._grad_norm
         return float("nan") if norm is None else float(norm) / self._loss_scale
+
+    def skipped_steps(self, done: int) -> int:
+        """How many of a run's `done` steps changed nothing. Waits for the device."""
+        return int(done - self.adam_states()[0]["step"])
 
     @property
     def learning_rate(self) -> float:
@@ -136,6 +163,30 @@ class Engine:
     def adam_states(self) -> list[dict[str, Tensor]]:
         """Adam's own entries, one a tensor it updates: `step`, `exp_avg` and `exp_avg_sq`."""
         return list(self.optimizer.state.values())
+
+    def _global_norm(self) -> Tensor:
+        """L2 norm of the gradient over all ranks, float32 on the device, without waiting for it."""
+        if self.stage == 0:  # every rank has all of it
+            gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+            return nn.utils.get_total_norm(gradients)
+        if self._bf16:
+            parts = self.deepspeed.optimizer.fp32_groups_gradient_flat_partition
+        else:
+            parts = list(chain.from_iterable(self.deepspeed.optimizer.averaged_gradients.values()))
+        squares = torch.stack(torch._foreach_norm(parts, dtype=torch.float32)).square().sum()
+        comm.all_reduce(squares)
+        return squares.sqrt()
+
+    def _step_under_bf16(self) -> None:
+        """`BF16_Optimizer.step` without the norm and the clipping, in which it waits for the device twice."""
+        inner = self.deepspeed.optimizer
+        parts = zip(inner.fp32_groups_flat_partition, inner.fp32_groups_gradient_flat_partition, strict=True)
+        with torch.no_grad():
+            for part, gradient in parts:
+                part.grad = gradient
+            inner.optimizer.step()
+            inner.update_lp_params()
+            inner.clear_hp_grads()
 
     def _create_moments(self) -> None:
         inner = self.deepspeed.optimizer
@@ -151,5 +202,12 @@ class Engine:
             inner._lazy_init_hp_params_optimizer_state()
 
 
-def _clips_itself(recipe: Recipe) -> bool:
-    return recipe.engine.zero_stage == 0 and recipe.engine.precision == "fp32"
+def _clips_here(recipe: Recipe) -> bool:
+    """Where DeepSpeed would clip without telling the norm, or wait for the device to do so."""
+    stage, precision = recipe.engine.zero_stage, recipe.engine.precision
+    return (stage == 0 and precision == "fp32") or (stage in (1, 2) and precision != "fp16")
+
+
+def _under_bf16_optimizer(recipe: Recipe) -> bool:
+    """Whether DeepSpeed takes an optimizer of its own for this: gradients accumulate in fp32 on every rank."""
+    return recipe.engine.zero_stage == 1 and recipe.engine.precision == "bf16"

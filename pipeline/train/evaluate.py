@@ -1,7 +1,9 @@
 """Validation: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,13 +13,15 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
-from pipeline.targets.objective import Objective, squared_errors
+from pipeline.targets.objective import Objective
 from pipeline.train.engine import Engine
+from pipeline.train.phases import Phases
 from pipeline.train.picture import Picture, draw
 from pipeline.train.world import World
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
+MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
 
 
 class Validation:
@@ -25,19 +29,22 @@ class Validation:
 
     Args:
         shards: their folder or URL, as `maskfeat-shards build` wrote it.
-        recipe, world, micro_batch, objective: those of the run.
+        recipe, world, micro_batch, objective, phases: those of the run.
     """
 
-    def __init__(self, shards: str, recipe: Recipe, world: World, micro_batch: int, objective: Objective) -> None:
+    def __init__(
+        self, shards: str, recipe: Recipe, world: World, micro_batch: int, objective: Objective, phases: Phases
+    ) -> None:
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
         self._samples = min(recipe.data.validation_samples, len(self._manifest))
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
         self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
+        self._phases = phases
         (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
 
     def loss(self, engine: Engine) -> tuple[float, int]:
-        """Mean squared error of the model over the images of all ranks, each counted once, and how many were bad.
+        """Mean loss of the model over the images of all ranks, each counted once, and how many were bad.
 
         Raises:
             DataError: none can be used.
@@ -48,7 +55,7 @@ class Validation:
             for batch in self._batches():
                 example = self._objective.example(batch.images, batch.mask_keys)
                 predictions = engine.predict(example.images, example.mask, example.masked)
-                errors = squared_errors(predictions, example.targets, len(batch.images))
+                errors = self._objective.target.errors(predictions, example.targets, len(batch.images))
                 total += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
         engine.deepspeed.train()
         loss, images = self._world.sum(total).tolist()
@@ -58,13 +65,41 @@ class Validation:
             )
         return float(loss / images), self._samples - int(images)
 
+    def baselines(
+        self, folder: Path, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
+    ) -> dict[str, float]:
+        """Losses of predicting zero, of predicting the mean target and, where it can be had, of the untrained model.
+
+        They are measured once in a run: baselines.json keeps them, and of which images they are.
+
+        Args:
+            folder: `run.dir`.
+            training: gives so many batches of training images, to take the mean target of.
+            untrained: measures the untrained model, None once it has been trained.
+        """
+        path = folder / "baselines.json"
+        of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
+        known = self._world.from_first(json.loads(path.read_text()) if path.exists() else {})
+        if known.get("of") != of:
+            zero, mean = self.constant_losses(mean_target(self._objective, training(MEAN_BATCHES), self._world))
+            known = {"of": of, "zero": zero, "mean": mean}
+            if untrained:
+                known["untrained"] = untrained()
+            if self._world.rank == 0:
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(known) + "\n")
+                partial.rename(path)
+        return {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
+
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
         """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere."""
         total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
         for batch in self._batches():
             targets = self._objective.example(batch.images, batch.mask_keys).targets
             zero, constant = (
-                (squared_errors(guess.expand_as(targets), targets, len(batch.images)) * batch.weights).sum()
+                (
+                    self._objective.target.errors(guess.expand_as(targets), targets, len(batch.images)) * batch.weights
+                ).sum()
                 for guess in (torch.zeros_like(mean), mean)
             )
             total += torch.stack([zero, constant, batch.weights.sum()])
@@ -81,10 +116,11 @@ class Validation:
         engine.deepspeed.train()
         shown = min(PICTURED, len(batch.images))
         return draw(
+            self._objective.target,
             batch.images[:shown],
             example.mask[:shown],
+            self._objective.targets(batch.images)[:shown],  # of all images: compiled for so many
             predictions[: shown * self._objective.masked],
-            self._objective.patch,
         )
 
     def _requests(self) -> Iterator[Request]:
@@ -98,7 +134,10 @@ class Validation:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        return self._loader.batches(self._requests())
+        """All of them, each a phase of its own, so that it is each that has a deadline."""
+        for batch in self._loader.batches(self._requests()):
+            with self._phases("validation"):
+                yield batch
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:

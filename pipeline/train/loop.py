@@ -5,87 +5,94 @@ import math
 import os
 import resource
 import shutil
-from dataclasses import asdict
-from itertools import chain
-from typing import Any, TextIO
+from enum import Enum
+from typing import TextIO
 
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, init_identity, start_from_init
+from pipeline.build import build_model, build_objective, start_from_init
 from pipeline.config import ConfigError, Recipe
+from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
-from pipeline.data.quarantine import BadSample, TooManyBad, too_many
+from pipeline.data.quarantine import TooManyBad
 from pipeline.data.stream import StreamData
 from pipeline.random import mix_int
-from pipeline.targets.objective import Objective, squared_errors
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Checkpoint, CheckpointError, Facts
+from pipeline.train import checkpoint, preflight
+from pipeline.train.bad_samples import BadSamples
+from pipeline.train.checkpoint import Facts
 from pipeline.train.engine import DTYPES, Engine, total_steps
-from pipeline.train.evaluate import Validation, mean_target
-from pipeline.train.monitor import Clock, Metrics, Monitor, keep_lines
+from pipeline.train.evaluate import Validation
+from pipeline.train.monitor import Metrics, Monitor, keep_lines
+from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
+from pipeline.train.pace import Clock, stragglers
+from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
+from pipeline.train.profile import SETTLING, Profile
+from pipeline.train.resume import find_checkpoint, identity
 from pipeline.train.state import capture, counters, restore
 from pipeline.train.world import World
-
-MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
-
-# Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
-FREE = {
-    "shards",
-    "validation",
-    "validation_samples",
-    "cache",
-    "cache_size",
-    "deadline",
-    "bad_in_a_row",
-    "bad_share",
-    "read_threads",
-    "requests",
-    "decode_threads",
-}
 
 
 class TrainingError(Exception):
     """Training cannot go on. The message says why and what to do."""
 
 
+class Outcome(Enum):
+    """How one life of a run ended."""
+
+    COMPLETE = "its last step is done"
+    STOPPED = "asked to stop"
+    ROLLED_BACK = "the next life starts from the last checkpoint"
+
+
 class Pretraining:
     """One life of a run: from building or resuming it to its end. All ranks do everything together.
+
+    Args:
+        recipe: of the run.
+        world: the ranks.
+        phases: told what happens, and watching it.
 
     Raises:
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
     """
 
-    def __init__(self, recipe: Recipe, world: World) -> None:
+    def __init__(self, recipe: Recipe, world: World, phases: Phases) -> None:
         if recipe.engine.compile != "none" and world.gpu is None and not _has_cpp_compiler():
             raise ConfigError(
                 "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
             )
         torch.manual_seed(recipe.run.seed)
-        self.recipe, self.world = recipe, world
+        self.recipe, self.world, self.phases = recipe, world, phases
         self.micro_batch = recipe.micro_batch(world.size)
         self.micro_batches = recipe.optim.batch_size // (self.micro_batch * world.size)
 
         # Data and targets
         model = build_model(recipe)
         self.data = _training_data(recipe, world, self.micro_batch)
-        self.bad: list[BadSample] = []  # of this rank, since the last log
-        self.all_bad = self.all_seen = 0  # of all ranks, since this process began
-        self.objective = Objective(
-            model.grid, model.patch, recipe.mask.ratio, DTYPES[recipe.engine.precision], recipe.engine.compile != "none"
-        )
+        self.bad = BadSamples(recipe.run.dir, recipe.data, world, self.data.names)
+        self.objective = build_objective(recipe, model, DTYPES[recipe.engine.precision], world.device)
         self.validation = None
         if recipe.data.validation:
-            self.validation = Validation(recipe.data.validation, recipe, world, self.micro_batch, self.objective)
+            self.validation = Validation(
+                recipe.data.validation, recipe, world, self.micro_batch, self.objective, phases
+            )
+
+        # What decides the run's numbers, the same on all ranks
+        self.identity = identity(recipe, self.data.identity | self.objective.target.identity)
+        inputs = self.data.identity | self.objective.target.identity | {"model.init": self.identity["model.init"]}
+        if self.validation:
+            inputs |= {"data.validation (manifest)": self.validation.identity}
+        warnings = preflight.check(recipe, inputs, world)
 
         # Model, from the newest checkpoint if there is one
-        self.identity = identity(recipe, self.data.identity)
-        resumed = self._find_checkpoint()
+        resumed = find_checkpoint(recipe, world, self.identity)
+        self.left_out = world.from_first(left_out(recipe.run.dir))
         if resumed:
             model.load_state_dict(resumed.weights())
-        else:
-            start_from_init(model, recipe)
+        elif note := start_from_init(model, recipe):
+            warnings.append(f"model.init: {note}")
         if recipe.engine.compile == "all":
             model.compile(dynamic=False)
         steps_per_epoch = self.data.samples / recipe.optim.batch_size
@@ -100,7 +107,6 @@ class Pretraining:
         # What a person watches
         self.monitor: Monitor | None = None
         if world.rank == 0:
-            recipe.run.dir.mkdir(parents=True, exist_ok=True)
             (recipe.run.dir / "config.yaml").write_text(recipe.to_yaml())
             self.monitor = Monitor(recipe.run.dir, recipe.model_dump(mode="json"), self.start, self.end)
             self.monitor.say(
@@ -108,7 +114,10 @@ class Pretraining:
                 f"{world.size} ranks x {self.micro_batches} x {self.micro_batch} images a step, "
                 f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
             )
-            for note in self.data.notes:
+            notes = [*warnings, *self.data.notes]
+            if self.left_out:
+                notes.append(f"steps {self.left_out} are left out, see {recipe.run.dir}/left-out.json")
+            for note in notes:
                 self.monitor.say(f"note: {note}")
             self.monitor.say(
                 f"steps {self.start} to {self.end} of a schedule of {scheduled}"
@@ -116,117 +125,143 @@ class Pretraining:
                 else f"nothing to do: {recipe.run.dir} has reached step {self.start}"
             )
 
-    def run(self) -> bool:
-        """Train, reporting, validating and saving on the way; whether to the end, or else until asked to stop."""
+    def run(self, preemption: Preemption) -> Outcome:
+        """Train, reporting, validating and saving on the way."""
         try:
-            with Preemption(self.world) as preemption:
-                return self._train(preemption)
+            outcome = self._train(preemption)
+            if self.monitor and outcome is Outcome.COMPLETE:
+                (self.recipe.run.dir / "complete").touch()  # a launcher's status 0 does not always mean that
+            return outcome
         except TooManyBad as error:
-            self._leave_bad_samples(error.bad)
+            self.bad.leave(error.bad)
             raise
+        except TooManyNonFinite as error:
+            return self._roll_back(error)
         finally:
             if self.monitor:
                 self.monitor.close()
 
-    def _train(self, preemption: Preemption) -> bool:
-        engine, settings = self.engine, self.recipe.run
-        baselines = self._baselines() if self.start < self.end and self.validation else {}
+    def _train(self, preemption: Preemption) -> Outcome:
+        engine, settings, phases = self.engine, self.recipe.run, self.phases
+        constants = self._baselines() if self.start < self.end and self.validation else {}
         trace = self._open_trace()
+        profile = self._profile()
 
         batches = self.data.batches(self.start, (self.end - self.start) * self.micro_batches)
         losses = torch.zeros(2, device=self.world.device)  # their sum over images, and how many images that were
-        clock = Clock()
+        not_finite = NonFinite(settings.nonfinite_in_a_row)
+        clock = Clock(self.world.device)
         for step in range(self.start, self.end):
+            phases.step = step
+            if profile:
+                profile.before(step)
             engine.schedule.step_update(step)
             ids: list[int] = []
             for micro_batch in range(self.micro_batches):
                 # Drop path, where a recipe has it, draws from torch's generator: here, too, no state is saved
                 counter = (step * self.micro_batches + micro_batch) * self.world.size + self.world.rank
                 torch.manual_seed(mix_int(mix_int(settings.seed) + counter))
-                with clock.waiting():
+                with phases("data wait"), clock.waiting():
                     batch = next(batches)
-                example = self.objective.example(batch.images, batch.mask_keys)
-                predictions = engine.predict(example.images, example.mask, example.masked)
-                # A bad sample's weight is 0, and its slot still counts: so the gradients of the others stay the same
-                errors = squared_errors(predictions, example.targets, len(batch.images)) * batch.weights
-                engine.backward(errors.mean())
-                engine.update()
-                losses += torch.stack([errors.detach().sum(), batch.weights.sum()])
                 ids += batch.request.ids.tolist()
-                self.bad += batch.bad
+                self.bad.meet(batch.bad)
+                if step not in self.left_out:
+                    losses += self._learn(batch, clock)
             clock.steps += 1
-            if trace:
-                trace.write(json.dumps({"step": step, "ids": ids}) + "\n")
+            if step not in self.left_out:
+                not_finite.note(step, engine.not_finite())
+                if trace:
+                    trace.write(json.dumps({"step": step, "ids": ids}) + "\n")
 
             # On most steps that is all, and nothing above waits for the device
             done = step + 1
             if self.monitor:
                 self.monitor.advance(done)
             validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
-            stop = preemption.agreed()
+            with phases("agreement"):
+                stop = preemption.agreed()
             save = stop or done == self.end or done % settings.save_every == 0
             if validate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
-                metrics = self._metrics(done, losses, clock)
+                with phases("logging"):
+                    metrics = self._metrics(done, losses, clock, not_finite.count())
                 if validate:
                     metrics["val_loss"], metrics["val_bad_samples"] = self._validate(done)
                 if self.monitor:
                     self.monitor.log(done, metrics)
-                    self.monitor.levels(done, baselines if validate else {})
+                    self.monitor.levels(done, constants if validate else {})
                 losses.zero_()
-                clock = Clock()
+                clock = Clock(self.world.device)
             if save:
-                with clock.stopped():
+                with phases("save"), clock.stopped():
                     self._save(done)
+            if profile and (table := profile.after(step)) and self.monitor:
+                self.monitor.say(table)
             if stop and done < self.end:
                 if self.monitor:
                     self.monitor.say(f"stopped at step {done}, as asked; the same command goes on from there")
-                return False
-        return True
+                return Outcome.STOPPED
+        return Outcome.COMPLETE
 
-    def _metrics(self, done: int, losses: Tensor, clock: Clock) -> Metrics:
+    def _learn(self, batch: Batch, clock: Clock) -> Tensor:
+        """Forward, backward and, after the last micro-batch, update.
+
+        Returns:
+            float32 (2,): the sum of this micro-batch's losses over its images, and how many images that were.
+        """
+        with self.phases("target"):
+            example = self.objective.example(batch.images, batch.mask_keys)
+        with self.phases("forward"), clock.working():
+            predictions = self.engine.predict(example.images, example.mask, example.masked)
+            # A bad sample's weight is 0, and its slot still counts: so the gradients of the others stay the same
+            errors = self.objective.target.errors(predictions, example.targets, len(batch.images)) * batch.weights
+            loss = errors.mean()
+        with self.phases("backward"):
+            self.engine.backward(loss)
+        with self.phases("optimizer"):
+            self.engine.update()
+        finite = errors.detach().isfinite()
+        return torch.stack([errors.detach().where(finite, 0).sum(), (batch.weights * finite).sum()])
+
+    def _metrics(self, done: int, losses: Tensor, clock: Clock, not_finite: int) -> Metrics:
         """The numbers of the steps since the last log, over all ranks."""
-        counters = self.data.counters()
-        numbers = [clock.wait / clock.elapsed, len(self.bad), *counters.values()]
-        sums = torch.cat([losses.double(), torch.tensor(numbers, dtype=torch.float64, device=losses.device)])
-        loss_sum, images, data_wait, bad, *counts = self.world.sum(sums).tolist()
-        self.all_bad += int(bad)
-        self.all_seen += clock.steps * self.recipe.optim.batch_size
-        if bad:
-            self._log_bad_samples()
-        data = self.recipe.data
-        if too_many(self.all_bad, self.all_seen, data.bad_in_a_row, data.bad_share):
-            raise TrainingError(
-                f"{self.all_bad:,} of {self.all_seen:,} samples are bad, see {self.recipe.run.dir}/quarantine.jsonl: "
-                "mend the data set, or raise data.bad_share"
-            )
-        loss = loss_sum / images if images else math.nan  # none at all where every sample was bad
-        if images and not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {done}: start again with a lower optim.lr, or go on from the last "
-                f"checkpoint in {self.recipe.run.dir} with engine.precision=fp32"
-            )
+        counts = self.data.counters()
+        own = [clock.own_seconds(), clock.wait / clock.elapsed, len(self.bad), *counts.values()]
+        values = torch.cat([losses.double(), torch.tensor(own, dtype=torch.float64, device=losses.device)])
+        ranks = self.world.rows(values)
+        loss_sum, images, _, data_wait, bad, *totals = ranks.sum(0).tolist()
+        seconds = ranks[:, 2].tolist()
+        seen = clock.steps * self.recipe.optim.batch_size
+        if problem := self.bad.log(int(bad), seen, self.monitor):
+            raise TrainingError(problem)
+        if self.monitor:
+            for rank, times in stragglers(seconds).items():
+                self.monitor.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
         return {
-            "loss": loss,
+            "loss": loss_sum / images if images else math.nan,  # none where every image was bad or no loss finite
             "grad_norm": self.engine.grad_norm(),
             "lr": self.engine.learning_rate,
-            "images_per_second": clock.steps * self.recipe.optim.batch_size / clock.elapsed,
+            "images_per_second": seen / clock.elapsed,
             "data_wait": data_wait / self.world.size,
             "bad_samples": bad,
-            "skipped_steps": self.engine.deepspeed.skipped_steps,
+            "nonfinite_steps": not_finite,
+            "skipped_steps": self.engine.skipped_steps(done),
+            "slowest_rank": max(seconds),
             "memory_gib": _peak_memory(self.world.device) / 2**30,
-        } | {f"data/{name}": count for name, count in zip(counters, counts, strict=True)}
+        } | {f"data/{name}": count for name, count in zip(counts, totals, strict=True)}
 
-    def _log_bad_samples(self) -> None:
-        """Write those of all ranks to quarantine.jsonl."""
-        bad = sorted(chain(*self.world.gather(self.bad)), key=lambda sample: (sample.step, sample.id))
+    def _roll_back(self, error: TooManyNonFinite) -> Outcome:
+        """Have the next life pass over the batches after which no gradient was finite."""
+        if self.left_out:
+            raise TrainingError(
+                f"{error}, after the run had rolled back once: start again with a lower optim.lr, or with "
+                f"engine.precision=fp32; to try once more, remove {self.recipe.run.dir}/left-out.json"
+            )
         if self.monitor:
-            self.monitor.quarantine([asdict(sample) | self.data.names(sample.id) for sample in bad])
-        self.bad.clear()
-
-    def _leave_bad_samples(self, last: list[BadSample]) -> None:
-        """Write those that no log has yet to a file of this rank's own, since the other ranks may be gone."""
-        path = self.recipe.run.dir / f"quarantine-rank{self.world.rank}.jsonl"
-        path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in [*self.bad, *last]))
+            path = leave_out(self.recipe.run.dir, error.steps)
+            self.monitor.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
+        self.world.barrier()
+        self.engine.deepspeed.destroy()
+        return Outcome.ROLLED_BACK
 
     def _validate(self, done: int) -> tuple[float, int]:
         assert self.validation
@@ -237,43 +272,18 @@ class Pretraining:
         return loss, bad
 
     def _baselines(self) -> Metrics:
-        """Validation losses of constant predictions and, if it is still there, of the untrained model."""
+        """Validation losses of predictors that learn nothing."""
         assert self.validation
-        path = self.recipe.run.dir / "baselines.json"
-        of = {"validation": self.validation.identity, "samples": self.recipe.data.validation_samples}
-        known = self.world.from_first(json.loads(path.read_text()) if path.exists() else {})
-        if known.get("of") != of:
-            if self.monitor:
-                self.monitor.say("measuring the losses of predicting zero and of predicting the mean target ...")
-            batches = self.data.batches(0, MEAN_BATCHES)
-            zero, mean = self.validation.constant_losses(mean_target(self.objective, batches, self.world))
-            known = {"of": of, "zero": zero, "mean": mean}
-            if not self.start:
-                known["untrained"], _ = self._validate(0)
-            if self.monitor:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(known) + "\n")
-                partial.rename(path)
-        losses = {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
+        if self.monitor:
+            self.monitor.say("validation losses to compare with: zero, the mean target, the untrained model ...")
+        losses = self.validation.baselines(
+            self.recipe.run.dir,
+            lambda batches: self.data.batches(0, batches),
+            None if self.start else lambda: self._validate(0)[0],
+        )
         if self.monitor:
             self.monitor.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
         return {name: losses[name] for name in ("zero", "mean")}
-
-    def _find_checkpoint(self) -> Checkpoint | None:
-        """The newest valid checkpoint, chosen and checked by rank 0 for all."""
-        found: Checkpoint | None = None
-        problem = None
-        if self.world.rank == 0:
-            try:
-                found = checkpoint.newest(self.recipe.run.dir / "checkpoints", report=print)
-                if found:
-                    checkpoint.check_identity(found, self.identity)
-            except CheckpointError as error:
-                problem = str(error)
-        found, problem = self.world.from_first((found, problem))
-        if problem:
-            raise CheckpointError(problem)
-        return found
 
     def _save(self, done: int) -> None:
         if self.monitor:
@@ -286,6 +296,14 @@ class Pretraining:
             keep=self.recipe.run.keep,
         )
 
+    def _profile(self) -> Profile | None:
+        steps = self.recipe.run.profile
+        first = self.start + SETTLING
+        last = min(first + steps, self.end) - 1
+        if last < first:
+            return None
+        return Profile(self.recipe.run.dir / "profile", self.world.rank, first, last, self.world.device)
+
     def _open_trace(self) -> TextIO | None:
         if not self.recipe.run.trace_samples:
             return None
@@ -295,22 +313,6 @@ class Pretraining:
                 keep_lines(path, self.start - 1)
         self.world.barrier()
         return (folder / f"samples-rank{self.world.rank}.jsonl").open("a", buffering=1)
-
-
-def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
-    """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
-    settings = recipe.model_dump(mode="json")
-    return (
-        {"run.seed": recipe.run.seed}
-        | data
-        | {
-            f"{section}.{key}": value
-            for section in ("data", "mask", "model", "optim")
-            for key, value in settings[section].items()
-            if key not in FREE
-        }
-        | {"model.init": init_identity(recipe)}
-    )
 
 
 def _training_data(recipe: Recipe, world: World, micro_batch: int) -> ExactData | StreamData:

@@ -2,9 +2,6 @@
 
 import json
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,34 +106,6 @@ class Monitor:
             for key, value in settings.items()
         }
         self._board.add_hparams(flat, {}, run_name=".")
-
-
-class Clock:
-    """Time since the last log, and how much of it was spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.wait = 0.0
-        self._begin = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds, without those stopped."""
-        return time.perf_counter() - self._begin
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self.wait += time.perf_counter() - begin
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
-        begin = time.perf_counter()
-        yield
-        self._begin += time.perf_counter() - begin
 
 
 def _line(metrics: Metrics) -> str:

@@ -1,0 +1,64 @@
+"""The bad samples of all ranks: counted, written to quarantine.jsonl, and too many when they are."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+from pipeline.config import Data
+from pipeline.data.quarantine import BadSample, too_many
+from pipeline.train.monitor import Monitor
+from pipeline.train.world import World
+
+
+class BadSamples:
+    """Those that this rank met since the last log, and how many all ranks met since this process began.
+
+    Args:
+        folder: `run.dir`.
+        data: how many are too many.
+        world: the ranks.
+        names: what a person looks for, from a sample's id.
+    """
+
+    def __init__(self, folder: Path, data: Data, world: World, names: Callable[[int], dict[str, str]]) -> None:
+        self._folder, self._data, self._world, self._names = folder, data, world, names
+        self._met: list[BadSample] = []
+        self._bad = self._seen = 0
+
+    def meet(self, bad: list[BadSample]) -> None:
+        """Remember some of this rank's."""
+        self._met += bad
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def log(self, bad: int, seen: int, monitor: Monitor | None) -> str | None:
+        """Write down those that all ranks met since the last log. All ranks call this together.
+
+        Args:
+            bad: how many all ranks met since the last log.
+            seen: images since then, good and bad.
+
+        Returns:
+            What to say when there are too many.
+        """
+        self._bad += bad
+        self._seen += seen
+        if bad:
+            met = sorted(chain(*self._world.gather(self._met)), key=lambda sample: (sample.step, sample.id))
+            if monitor:
+                monitor.quarantine([asdict(sample) | self._names(sample.id) for sample in met])
+            self._met.clear()
+        if not too_many(self._bad, self._seen, self._data.bad_in_a_row, self._data.bad_share):
+            return None
+        return (
+            f"{self._bad:,} of {self._seen:,} samples are bad, see {self._folder}/quarantine.jsonl: "
+            "mend the data set, or raise data.bad_share"
+        )
+
+    def leave(self, last: list[BadSample]) -> None:
+        """Write those that no log has yet, and `last`, to a file of this rank's own: the other ranks may be gone."""
+        path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
+        path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in [*self._met, *last]))

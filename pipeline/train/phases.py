@@ -1,0 +1,89 @@
+"""What the training loop is doing: named in profiles, and watched, so that no wait lasts for ever.
+
+A rank that is stopped, cut off or gone leaves the others waiting in a collective, which by itself may take half an hour
+to give up, or never does. So every rank watches itself.
+"""
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from torch.profiler import record_function
+
+NAMES = ("data wait", "target", "forward", "backward", "optimizer", "agreement", "logging", "validation", "save")
+
+_TICK = 1.0  # seconds
+
+
+class Phases:
+    """Names what this rank does now; while its context lasts, ends the process if that is the same for too long.
+
+    Time is counted in ticks of a thread, so a process that was stopped as a whole does not end when it goes on.
+
+    Args:
+        folder: `run.dir`, which gets stacks-rank{r}.txt when the process ends so.
+        rank: this one.
+        deadline: seconds that one phase may take.
+
+    Attributes:
+        step: the one under way.
+    """
+
+    def __init__(self, folder: Path, rank: int, deadline: float) -> None:
+        self.step = 0
+        self._folder, self._rank, self._deadline = folder, rank, deadline
+        self._name = "start"
+        self._entered = 0  # phases so far
+        self._over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """What happens inside is called so, one of NAMES."""
+        before = self._name
+        self._enter(name)
+        try:
+            with record_function(name):
+                yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, name: str) -> None:
+        self._name = name
+        self._entered += 1
+
+    def _watch(self) -> None:
+        seen, ticks = -1, 0
+        while not self._over.wait(_TICK):
+            ticks = ticks + 1 if self._entered == seen else 0
+            seen = self._entered
+            if ticks * _TICK >= self._deadline:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        known = f"rank {self._rank} has been in {self._name!r} of step {self.step} for {self._deadline:g} s"
+        stacks = self._folder / f"stacks-rank{self._rank}.txt"
+        try:
+            with stacks.open("w") as file:
+                print(known, file=file, flush=True)
+                faulthandler.dump_traceback(file)
+        except OSError as error:  # the folder's disk may be what hangs or is full
+            known += f" (no stacks: {error})"
+        print(
+            f"error: {known} (run.deadline): another rank or the storage does not answer; stacks in {stacks}; "
+            "this process ends, the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

@@ -1,0 +1,61 @@
+"""What a run is, and where it goes on from."""
+
+from typing import Any
+
+from pipeline.build import init_identity
+from pipeline.config import Recipe
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import Checkpoint, CheckpointError
+from pipeline.train.world import World
+
+# Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
+FREE = {
+    "shards",
+    "validation",
+    "validation_samples",
+    "cache",
+    "cache_size",
+    "deadline",
+    "bad_in_a_row",
+    "bad_share",
+    "read_threads",
+    "requests",
+    "decode_threads",
+}
+
+
+def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
+    """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
+    settings = recipe.model_dump(mode="json")
+    return (
+        {"run.seed": recipe.run.seed}
+        | data
+        | {
+            f"{section}.{key}": value
+            for section in ("data", "mask", "model", "optim")
+            for key, value in settings[section].items()
+            if key not in FREE
+        }
+        | {"model.init": init_identity(recipe)}
+    )
+
+
+def find_checkpoint(recipe: Recipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
+    """The newest valid checkpoint, chosen and checked by rank 0 for all; None if the run has none yet.
+
+    Raises:
+        CheckpointError: there are some and none is valid, or they belong to another run.
+    """
+    found: Checkpoint | None = None
+    problem = None
+    if world.rank == 0:
+        try:
+            found = checkpoint.newest(recipe.run.dir / "checkpoints", report=print)
+            if found:
+                checkpoint.check_identity(found, identity)
+        except CheckpointError as error:
+            problem = str(error)
+    found, problem = world.from_first((found, problem))
+    if problem:
+        raise CheckpointError(problem)
+    return found

@@ -1,0 +1,11 @@
+"""What the fork server of `ranks` imports before it forks; nothing here starts a thread."""
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (most of the seconds that DeepSpeed takes)
+
+import pipeline.train.loop  # noqa: F401
