@@ -1,6 +1,6 @@
 """Ranks of a run as processes of their own, started at once: they are forks of one that has imported everything.
 
-Each is a real process that runs scripts/pretrain.py from its first line, and may be signalled, stopped and killed; only
+Each is a real process that runs one of scripts from its first line, and may be signalled, stopped and killed; only
 the launcher, and its seconds of imports, are left out.
 """
 
@@ -25,11 +25,14 @@ class Ranks:
 
     Args:
         size: how many.
-        arguments: those of scripts/pretrain.py.
+        arguments: those of the script.
         log: file prefix that gets what each rank says.
+        script: what each rank runs.
     """
 
-    def __init__(self, size: int, arguments: list[str], log: Path, port: int) -> None:
+    def __init__(
+        self, size: int, arguments: list[str], log: Path, port: int, script: str = "scripts/pretrain.py"
+    ) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")])  # for the fork server
         log.parent.mkdir(parents=True, exist_ok=True)
         self.logs = [log.with_name(f"{log.name}-rank{rank}.txt") for rank in range(size)]
@@ -43,7 +46,7 @@ class Ranks:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            process = _context.Process(target=_run, args=(arguments, environment, str(path)), daemon=True)
+            process = _context.Process(target=_run, args=([script, *arguments], environment, str(path)), daemon=True)
             process.start()
             self._processes.append(process)
 
@@ -84,13 +87,14 @@ class Ranks:
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """Become scripts/pretrain.py."""
+    """Become the script, the first of the arguments."""
     os.environ.update(environment)
     os.chdir(CHECKOUT)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.argv = ["scripts/pretrain.py", *arguments]
+    sys.argv = arguments
+    sys.path.insert(0, str(CHECKOUT / Path(arguments[0]).parent))  # as Python does
     atexit._clear()  # those of the fork server
     status: int | str | None = 0
     try:

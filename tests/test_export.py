@@ -83,13 +83,14 @@ def test_an_older_step(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not torch.equal(older["blocks.0.mlp.fc1.weight"], newest["blocks.0.mlp.fc1.weight"])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "fp16"), (3, "bf16")])
 def test_every_stage_exports_the_same_file(
-    stage: int, run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: int, precision: str, run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Out, into a run by `model.init`, and out again: the first step's rate is 0, so the weights are the same."""
     out = export(monkeypatch, run, tmp_path / "out")
-    settings = ["run.max_steps=1", "optim.warmup_lr=0", f"engine.zero_stage={stage}", f"model.init={out}"]
+    settings = ["run.max_steps=1", "optim.warmup_lr=0", f"model.init={out}"]
+    settings += [f"engine.zero_stage={stage}", f"engine.precision={precision}"]
     pretrain(shards, tmp_path / "run", *settings)
     again = export(monkeypatch, tmp_path / "run", tmp_path / "again")
     for name in ("model.safetensors", "config.json"):

@@ -5,34 +5,35 @@
       state.json               step, counters, what the run is (identity) and its recipe
       files.json               size and SHA-256 of each file above; written last
 
-A folder is written under another name and renamed. On start the newest valid one wins; an invalid one is reported
-and passed over; where there are some and none is valid, the run refuses to start afresh.
+`pipeline.train.saver` writes them. On start the newest valid one wins; an invalid one is reported and passed over;
+where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
 """
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from shards.files import fsync, sha256_of
+from shards.files import sha256_of
 
 if TYPE_CHECKING:
     from pipeline.train.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments
+STATE, FILES = "state.json", "files.json"
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what nonsense leads to
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be used. The message names it and the remedy."""
+    """A checkpoint cannot be used or written. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -92,62 +93,43 @@ class Tensors:
         self._stack.close()
 
 
-def save(folder: Path, world: "World", tensors: Mapping[str, Tensor], facts: Facts, *, keep: int) -> Path:
-    """Write the checkpoint of `facts.step` under `folder`, and keep the newest `keep`. All ranks call this together.
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def folders(checkpoints: Path) -> list[Path]:
+    """All checkpoints, valid or not, the oldest first."""
+    return sorted(checkpoints.glob(f"step-{'[0-9]' * 8}"))
+
+
+def newest(checkpoints: Path, report: Callable[[str], None], world: "World | None" = None) -> Checkpoint | None:
+    """The newest valid checkpoint, None if there never was one. Tells `report` of invalid ones.
 
     Args:
-        tensors: this rank's share; over all ranks every name once.
-    """
-    final = folder / f"step-{facts.step:08d}"
-    partial = folder / f".{final.name}"
-    if world.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    world.barrier()
-    part = partial / f"part-{world.rank:05d}.safetensors"
-    problem = None
-    try:
-        save_file(dict(tensors), part)
-        sealed = _seal(part)
-    except (OSError, SafetensorError) as error:
-        problem, sealed = f"{part}: {error}", {}
-    written = world.gather((part.name, sealed, problem))
-    if problems := [problem for _, _, problem in written if problem]:
-        raise CheckpointError(f"{problems[0]}: make room or mend it and start again; the checkpoint before is intact")
-    files = {name: sealed for name, sealed, _ in written}
-
-    if world.rank == 0:
-        state = partial / "state.json"
-        state.write_text(json.dumps({"version": VERSION} | asdict(facts), indent=1))
-        files[state.name] = _seal(state)
-        (partial / "files.json").write_text(json.dumps(files, indent=1))
-        _seal(partial / "files.json")
-        shutil.rmtree(final, ignore_errors=True)  # an invalid one that was passed over
-        partial.rename(final)
-        fsync(folder)
-        others = sorted(folder.glob("step-*"))
-        later = [other for other in others if other > final]  # damaged: they were passed over
-        for other in others[: -keep - len(later)] + later:
-            shutil.rmtree(other)
-    world.barrier()
-    return final
-
-
-def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint under `folder`, None if there never was one. Tells `report` of invalid ones.
+        world: the ranks, if they call this together. Then each checks a share of the files, all get the same answer,
+            and rank 0 reports.
 
     Raises:
         CheckpointError: there are checkpoints and none is valid.
     """
-    candidates = sorted(folder.glob("step-*"), reverse=True)
-    for candidate in candidates:
+    candidates = folders(checkpoints)
+    if world:
+        candidates = world.from_first(candidates)
+    for candidate in reversed(candidates):
         try:
-            return read(candidate)
+            return read(candidate, world)
         except CheckpointError as error:
-            report(f"passing over a damaged checkpoint: {error}")
+            if world is None or world.rank == 0:
+                report(f"passing over a damaged checkpoint: {error}")
     if candidates:
         raise CheckpointError(
-            f"{folder}: none of its {len(candidates)} checkpoints is valid; restore one, "
+            f"{checkpoints}: none of its {len(candidates)} checkpoints is valid; restore one, "
             "or choose another run.dir to start afresh"
         )
     return None
@@ -170,31 +152,48 @@ def check_identity(found: Checkpoint, identity: dict[str, Any]) -> None:
         )
 
 
-def read(folder: Path) -> Checkpoint:
-    """Open one checkpoint and check every byte of it.
+def read(folder: Path, world: "World | None" = None) -> Checkpoint:
+    """Open one checkpoint and check every byte of it; as for `world`, see `newest`.
 
     Raises:
-        CheckpointError: a file is missing or not the one that was written, or the format is a newer one.
+        CheckpointError: a file is missing, too much, or not the one that was written, or the format is a newer one.
     """
+    rank, size = (world.rank, world.size) if world else (0, 1)
+    facts, problem = None, None
     try:
-        files = json.loads((folder / "files.json").read_text())
-        for name, seal in files.items():
-            if _digest(folder / name) != seal:
-                raise CheckpointError(f"{folder / name} is not what was written")
-        state = json.loads((folder / "state.json").read_text())
-        version = state.pop("version")
-        if version != VERSION:
-            raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
-        return Checkpoint(folder, Facts(**state))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: {error!r}") from error
+        facts = _read_facts(folder, rank, size)
+    except CheckpointError as error:
+        problem = str(error)
+    except _UNREADABLE as error:
+        problem = f"{folder}: {error!r}"
+    outcomes = world.gather((facts, problem)) if world else [(facts, problem)]
+    for _, problem in outcomes:
+        if problem:
+            raise CheckpointError(problem)
+    facts, _ = outcomes[0]
+    assert facts
+    return Checkpoint(folder, facts)
 
 
-def _seal(path: Path) -> dict[str, Any]:
-    """Make a file durable; its size and SHA-256."""
-    fsync(path)
-    return _digest(path)
+def _read_facts(folder: Path, rank: int, size: int) -> Facts:
+    """What state.json says, after a check of it and of every `size`-th part."""
+    seals = json.loads((folder / FILES).read_text())
+    parts = sorted(part.name for part in folder.glob("part-*"))
+    if seals.keys() != {*parts, STATE}:
+        raise CheckpointError(f"{folder} holds other files than were written")
+    for name in (STATE, *parts[rank::size]):
+        if seal(folder / name) != seals[name]:
+            raise CheckpointError(f"{folder / name} is not what was written")
+    state = json.loads((folder / STATE).read_text())
+    version = state.pop("version")
+    if version != VERSION:
+        raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
+    facts = Facts(**state)
+    if facts.step != step_of(folder):
+        raise CheckpointError(f"{folder} holds the checkpoint of step {facts.step}")
+    return facts
 
 
-def _digest(path: Path) -> dict[str, Any]:
+def seal(path: Path) -> dict[str, Any]:
+    """What files.json says of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

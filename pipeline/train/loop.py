@@ -18,9 +18,9 @@ from pipeline.data.exact import ExactData
 from pipeline.data.quarantine import TooManyBad
 from pipeline.data.stream import StreamData
 from pipeline.random import mix_int
-from pipeline.train import checkpoint, preflight
+from pipeline.train import preflight
 from pipeline.train.bad_samples import BadSamples
-from pipeline.train.checkpoint import Facts
+from pipeline.train.checkpoint import CheckpointError, Facts
 from pipeline.train.engine import DTYPES, Engine, total_steps
 from pipeline.train.evaluate import Validation
 from pipeline.train.monitor import Metrics, Monitor, keep_lines
@@ -30,7 +30,8 @@ from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
 from pipeline.train.profile import SETTLING, Profile
 from pipeline.train.resume import find_checkpoint, identity
-from pipeline.train.state import capture, counters, restore
+from pipeline.train.saver import Saver
+from pipeline.train.state import capture, counters, restore, set_weights
 from pipeline.train.world import World
 
 
@@ -100,9 +101,16 @@ class Pretraining:
         self.start = resumed.facts.step if resumed else 0
         self.end = min(scheduled, recipe.run.max_steps or scheduled)
         parameters = sum(parameter.numel() for parameter in model.parameters())  # before ZeRO 3 takes them apart
+        exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.engine = Engine(model, recipe, world, steps_per_epoch)
         if resumed:
             restore(self.engine, resumed)
+        else:
+            set_weights(self.engine, exact)
+        del exact
+
+        run = recipe.run
+        self.saver = Saver(run.dir / "checkpoints", world, keep=run.keep, keep_every=run.keep_every)
 
         # What a person watches
         self.monitor: Monitor | None = None
@@ -128,7 +136,8 @@ class Pretraining:
     def run(self, preemption: Preemption) -> Outcome:
         """Train, reporting, validating and saving on the way."""
         try:
-            outcome = self._train(preemption)
+            with self.saver:
+                outcome = self._train(preemption)
             if self.monitor and outcome is Outcome.COMPLETE:
                 (self.recipe.run.dir / "complete").touch()  # a launcher's status 0 does not always mean that
             return outcome
@@ -189,11 +198,13 @@ class Pretraining:
                 if self.monitor:
                     self.monitor.log(done, metrics)
                     self.monitor.levels(done, constants if validate else {})
+                    for problem in self.saver.problems():
+                        self.monitor.say(f"warning: {problem}")
                 losses.zero_()
                 clock = Clock(self.world.device)
             if save:
                 with phases("save"), clock.stopped():
-                    self._save(done)
+                    self._save(done, last=stop or done == self.end)
             if profile and (table := profile.after(step)) and self.monitor:
                 self.monitor.say(table)
             if stop and done < self.end:
@@ -246,6 +257,7 @@ class Pretraining:
             "nonfinite_steps": not_finite,
             "skipped_steps": self.engine.skipped_steps(done),
             "slowest_rank": max(seconds),
+            "failed_saves": self.saver.failures,
             "memory_gib": _peak_memory(self.world.device) / 2**30,
         } | {f"data/{name}": count for name, count in zip(counts, totals, strict=True)}
 
@@ -259,6 +271,7 @@ class Pretraining:
         if self.monitor:
             path = leave_out(self.recipe.run.dir, error.steps)
             self.monitor.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
+        self.saver.wait()
         self.world.barrier()
         self.engine.deepspeed.destroy()
         return Outcome.ROLLED_BACK
@@ -285,16 +298,14 @@ class Pretraining:
             self.monitor.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
         return {name: losses[name] for name in ("zero", "mean")}
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, *, last: bool) -> None:
+        """Begin to save; what goes wrong is told at the next log step, or raised if there is none."""
         if self.monitor:
             self.monitor.flush()
-        checkpoint.save(
-            self.recipe.run.dir / "checkpoints",
-            self.world,
-            capture(self.engine, self.world),
-            Facts(done, counters(self.engine), self.identity, self.recipe.model_dump(mode="json")),
-            keep=self.recipe.run.keep,
-        )
+        facts = Facts(done, counters(self.engine), self.identity, self.recipe.model_dump(mode="json"))
+        self.saver.start(capture(self.engine, self.world), facts)
+        if last and (problem := self.saver.wait()):
+            raise CheckpointError(problem)
 
     def _profile(self) -> Profile | None:
         steps = self.recipe.run.profile

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.build import init_identity
 from pipeline.config import Recipe
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Checkpoint, CheckpointError
+from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.world import World
 
 # Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
@@ -41,21 +41,12 @@ def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(recipe: Recipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
-    """The newest valid checkpoint, chosen and checked by rank 0 for all; None if the run has none yet.
+    """The newest valid checkpoint, the same on all ranks, who check it together; None if the run has none yet.
 
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
-    found: Checkpoint | None = None
-    problem = None
-    if world.rank == 0:
-        try:
-            found = checkpoint.newest(recipe.run.dir / "checkpoints", report=print)
-            if found:
-                checkpoint.check_identity(found, identity)
-        except CheckpointError as error:
-            problem = str(error)
-    found, problem = world.from_first((found, problem))
-    if problem:
-        raise CheckpointError(problem)
+    found = checkpoint.newest(recipe.run.dir / "checkpoints", print, world)
+    if found:
+        checkpoint.check_identity(found, world.from_first(identity))
     return found

@@ -4,7 +4,7 @@ DeepSpeed's own checkpoints bind a run to its stage and world size. Its `safe_ge
 not, but do nothing at stage 0, which is filled in here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,16 +28,33 @@ def named_parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in engine.deepspeed.module.named_parameters() if p.requires_grad]
 
 
-def capture(engine: Engine, world: World) -> dict[str, Tensor]:
-    """This rank's share of all states, on the CPU: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
+def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
+    """This rank's share of all states, where they are: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
 
-    At stages 1 to 3 each is put together by a collective, so all ranks see all of them go by and keep every n-th.
+    At stages 1 to 3 each is put together by a collective, so that all ranks see all of them go by: they must go through
+    this together, and to its end. Each state goes to the rank that has least. What is yielded may be the state itself,
+    which the next step overwrites.
     """
-    share: dict[str, Tensor] = {}
-    for index, (name, state) in enumerate(_full_states(engine)):
-        if index % world.size == world.rank:
-            share |= {f"{part}/{name}": value.float().cpu().contiguous() for part, value in state.items()}
-    return share
+    loads = [0] * world.size
+    for name, state in _full_states(engine):
+        owner = loads.index(min(loads))
+        loads[owner] += state["weight"].numel()
+        if owner == world.rank:
+            yield from ((f"{part}/{name}", value) for part, value in state.items())
+
+
+def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Set the fp32 masters, which DeepSpeed makes of weights rounded to the precision that it computes in.
+
+    All ranks call this together.
+    """
+    masters = _stage_0_masters(engine)
+    with torch.no_grad():
+        for name, parameter in named_parameters(engine):
+            if masters is not None:
+                masters[parameter].copy_(weights[name])
+            else:
+                safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
@@ -75,11 +92,10 @@ def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def counters(engine: Engine) -> dict[str, Any]:
-    """What else decides the next step: Adam's step count, skipped steps, the loss scaler. JSON."""
+    """What else decides the next step: Adam's step count and the loss scaler. JSON."""
     adam_step = int(engine.adam_states()[0]["step"])
     return {
         "adam_step": adam_step,
-        "skipped_steps": engine.deepspeed.skipped_steps,
         "scaler": _scaler_fields(engine),
     }
 
@@ -87,7 +103,6 @@ def counters(engine: Engine) -> dict[str, Any]:
 def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:
     for state in engine.adam_states():
         state["step"].fill_(saved["adam_step"])
-    engine.deepspeed.skipped_steps = saved["skipped_steps"]
     engine.deepspeed.global_steps = step
     scaler = _scaler(engine)
     # Another stage's scaler may lack a field, and one of another precision all: those start as new.

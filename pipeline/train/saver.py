@@ -1,0 +1,200 @@
+"""Saving off the critical path: training goes on as soon as a snapshot lies in host memory.
+
+A thread of each rank writes that rank's part; the threads agree over a process group of their own. A folder is written
+under another name and renamed once every rank's part is on disk, so that whatever dies on the way leaves no checkpoint.
+A save that fails leaves those before it alone, and is told; the next one tries again.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Any, Self, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+
+from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, seal, step_of
+from pipeline.train.world import World
+from shards.files import fsync
+
+DEADLINE = 600  # seconds that ranks wait for each other's disks, and a save for the one before
+GRACE = 20  # seconds for a save under way when the run ends by an error
+RESERVE = 2**26  # bytes that a save leaves free, for what else a run writes
+
+Value = TypeVar("Value")
+
+
+class Saver:
+    """Writes a run's checkpoints. All ranks build one and call `start` and `wait` together.
+
+    Args:
+        folder: of the checkpoints; all ranks see the same one.
+        keep: so many of the newest stay.
+        keep_every: those whose step is a multiple of it stay, too.
+    """
+
+    def __init__(self, folder: Path, world: World, *, keep: int, keep_every: int | None) -> None:
+        self._folder, self._world, self._keep, self._keep_every = folder, world, keep, keep_every
+        self._group: Any = None
+        if world.size > 1:
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=DEADLINE))
+        self._snapshot: dict[str, Tensor] = {}
+        self._thread: Thread | None = None
+        self._problem: str | None = None  # of the last save
+        self._problems: list[str] = []  # of all
+        self._told = 0  # so many of them
+        self._lost: Exception | None = None  # ranks can no longer agree
+
+    @property
+    def failures(self) -> int:
+        """Saves that failed, on every rank alike."""
+        return len(self._problems)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._thread:
+            self._thread.join(GRACE)
+
+    def start(self, states: Iterable[tuple[str, Tensor]], facts: Facts) -> None:
+        """Copy the states to host memory and begin to write them; waits for the save before.
+
+        Args:
+            states: this rank's share, on any device; over all ranks every name once, and the same share every time.
+
+        Raises:
+            CheckpointError: the save before does not end.
+        """
+        self.wait()
+        for name, state in states:
+            if name not in self._snapshot:  # pinned memory is slow to come by, so it is kept
+                pin = state.device.type == "cuda"
+                self._snapshot[name] = torch.empty(state.shape, dtype=torch.float32, pin_memory=pin)
+            self._snapshot[name].copy_(state, non_blocking=True)
+        if self._world.gpu is not None:
+            torch.cuda.current_stream().synchronize()
+        self._thread = Thread(target=self._run, args=(facts,), name="saver", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> str | None:
+        """Wait for the save under way; what went wrong with the last one, the same answer on all ranks.
+
+        Raises:
+            CheckpointError: it does not end.
+        """
+        if self._thread:
+            self._thread.join(DEADLINE)
+            if self._thread.is_alive():
+                raise CheckpointError(f"{self._folder}: a save has not ended in {DEADLINE} s: see to the storage")
+            self._thread = None
+        if self._lost:
+            raise self._lost
+        return self._problem
+
+    def problems(self) -> list[str]:
+        """What went wrong with saves since this was last asked. Waits for nothing."""
+        new = self._problems[self._told :]
+        self._told += len(new)
+        return new
+
+    def _run(self, facts: Facts) -> None:
+        try:
+            self._problem = None
+            self._save(facts)
+        except CheckpointError as error:
+            self._problem = f"the save of step {facts.step} failed: {error}; the checkpoints before it are intact"
+            self._problems.append(self._problem)
+        except Exception as error:  # of the process group, when a rank is gone: for the main thread to raise
+            self._lost = error
+
+    def _save(self, facts: Facts) -> None:
+        final = folder_of(self._folder, facts.step)
+        partial = self._folder / f".{final.name}"
+        sizes = self._gather(sum(tensor.nbytes for tensor in self._snapshot.values()))
+        try:
+            self._on_first(lambda: self._make_room(partial, sum(sizes)))
+            seals = self._together(lambda: self._write_part(partial))
+            self._on_first(lambda: self._complete(partial, final, facts, dict(seals)))
+        except CheckpointError:
+            if self._world.rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _make_room(self, partial: Path, needed: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self._folder.glob(".step-*"):  # of a save or a removal that was killed
+            shutil.rmtree(leftover, ignore_errors=True)  # NFS keeps what is open somewhere
+        free = shutil.disk_usage(self._folder).free
+        if free < needed + RESERVE:
+            raise OSError(
+                f"{self._folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} "
+                f"and {RESERVE / 1e9:.2f} GB to spare: make room"
+            )
+        partial.mkdir()
+
+    def _write_part(self, partial: Path) -> tuple[str, dict[str, Any]]:
+        part = partial / f"part-{self._world.rank:05d}.safetensors"
+        try:
+            save_file(self._snapshot, part)
+        except SafetensorError as error:  # of the disk, too
+            raise OSError(f"{part}: {error}") from error
+        fsync(part)
+        return part.name, seal(part)
+
+    def _complete(self, partial: Path, final: Path, facts: Facts, seals: dict[str, dict[str, Any]]) -> None:
+        state, files = partial / STATE, partial / FILES
+        state.write_text(json.dumps({"version": VERSION} | asdict(facts), indent=1))
+        fsync(state)
+        files.write_text(json.dumps(seals | {STATE: seal(state)}, indent=1))
+        fsync(files)
+        fsync(partial)
+        for other in folders(self._folder):
+            if other >= final:  # damaged: they were passed over
+                self._remove(other)
+        partial.rename(final)
+        fsync(self._folder)
+        for other in folders(self._folder)[: -self._keep]:
+            if not (self._keep_every and step_of(other) % self._keep_every == 0):
+                self._remove(other)
+
+    def _remove(self, checkpoint: Path) -> None:
+        """Never leaves a half-removed one under its name."""
+        hidden = checkpoint.with_name(f".{checkpoint.name}-old")
+        checkpoint.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _on_first(self, work: Callable[[], None]) -> None:
+        """Do something on rank 0, with `_together`."""
+        self._together(work if self._world.rank == 0 else lambda: None)
+
+    def _together(self, work: Callable[[], Value]) -> list[Value]:
+        """Do something on every rank; what each returned, in rank order.
+
+        Raises:
+            CheckpointError: on all ranks, if the disk failed any of them.
+        """
+        done: Value | None = None
+        problem = None
+        try:
+            done = work()
+        except OSError as error:
+            problem = str(error)
+        outcomes = self._gather((done, problem))
+        for _, problem in outcomes:
+            if problem:
+                raise CheckpointError(problem)
+        return [cast(Value, done) for done, _ in outcomes]
+
+    def _gather(self, value: Value) -> list[Value]:
+        if self._group is None:
+            return [value]
+        values: list[Value | None] = [None] * self._world.size
+        distributed.all_gather_object(values, value, self._group)
+        return cast(list[Value], values)

@@ -1,0 +1,214 @@
+"""Saving: beside the training, of the step it names, all or nothing, whatever the disk or another rank does."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import free_port, losses, metrics, pretrain
+from ranks import Ranks
+from torch import Tensor
+
+from pipeline.train import saver as saver_module
+from pipeline.train.checkpoint import CheckpointError, Facts, newest, read
+from pipeline.train.saver import Saver
+from pipeline.train.world import World
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
+MEGABYTE = 2**18  # of float32
+
+
+def facts(step: int, note: str = "") -> Facts:
+    return Facts(step, {}, {}, {"note": note})
+
+
+def states(value: float, size: int = MEGABYTE) -> list[tuple[str, Tensor]]:
+    return [("weight/a", torch.full((size,), value))]
+
+
+def saver_in(folder: Path, keep: int = 9, keep_every: int | None = None) -> Saver:
+    return Saver(folder, ALONE, keep=keep, keep_every=keep_every)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def value_of(folder: Path, step: int) -> list[float]:
+    values: list[float] = read(folder / f"step-{step:08d}").weights()["a"].unique().tolist()
+    return values
+
+
+class Held:
+    """A fact that is not written before it is released."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def __deepcopy__(self, memo: object) -> str:
+        assert self.released.wait(60)
+        return "released"
+
+
+def test_training_goes_on_during_a_save_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
+    saver = saver_in(tmp_path)
+    held = Held()
+    saver.start(states(1), Facts(1, {"held": held}, {}, {}))
+    assert names_in(tmp_path) in ([], [".step-00000001"])
+    held.released.set()
+    saver.start(states(2), facts(2))
+    assert names_in(tmp_path)[-1] == "step-00000001"
+    assert saver.wait() is None
+    assert [value_of(tmp_path, step) for step in (1, 2)] == [[1], [2]]
+
+
+def test_a_snapshot_is_not_changed_by_the_steps_after_it(tmp_path: Path) -> None:
+    weight = torch.ones(MEGABYTE)
+
+    def trained_on() -> Iterator[tuple[str, Tensor]]:
+        yield "weight/a", weight
+        weight.fill_(2)  # before anything is written
+
+    saver = saver_in(tmp_path)
+    saver.start(trained_on(), facts(1))
+    assert saver.wait() is None
+    assert value_of(tmp_path, 1) == [1]
+
+
+def test_the_newest_and_every_fourth_are_kept(tmp_path: Path) -> None:
+    saver = saver_in(tmp_path, keep=2, keep_every=4)
+    for step in range(1, 12):
+        saver.start(states(step, 1), facts(step))
+    assert saver.wait() is None
+    assert names_in(tmp_path) == [f"step-{step:08d}" for step in (4, 8, 10, 11)]
+
+
+def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
+    for name in (".step-00000001-old", ".step-00000007"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-00000.safetensors").write_bytes(b"half")
+    saver = saver_in(tmp_path)
+    saver.start(states(7, 1), facts(7))
+    assert saver.wait() is None
+    assert names_in(tmp_path) == ["step-00000007"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with 8 MB more than a save leaves free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = saver_module.RESERVE + 2**23
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_save_that_would_fill_the_disk_is_not_begun(small_disk: Path) -> None:
+    small = saver_in(small_disk)
+    for step in (1, 2):
+        small.start(states(step), facts(step))
+    assert small.wait() is None and small.problems() == []
+    saver = saver_in(small_disk)
+    saver.start(states(3, 10 * MEGABYTE), facts(3))
+    problem = saver.wait()
+    assert problem is not None and problem.startswith("the save of step 3 failed: ")
+    assert "has 0.07 GB free, a checkpoint needs 0.01 and 0.07 GB to spare: make room" in problem
+    assert saver.problems() == [problem] and saver.problems() == [] and saver.failures == 1
+    assert names_in(small_disk) == ["step-00000001", "step-00000002"] and value_of(small_disk, 1) == [1]
+
+    subprocess.run(["mount", "-o", f"remount,size={2 * saver_module.RESERVE}", small_disk], check=True)
+    saver.start(states(4, 10 * MEGABYTE), facts(4))
+    assert saver.wait() is None and saver.failures == 1
+    assert names_in(small_disk)[-1] == "step-00000004"
+
+
+@pytest.mark.parametrize(("size", "note"), [(80 * MEGABYTE, 0), (1, 80 * 2**20)], ids=["a part", "state.json"])
+def test_a_disk_that_fills_while_a_save_is_written(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, size: int, note: int
+) -> None:
+    monkeypatch.setattr(saver_module, "RESERVE", -(2**30))  # as with quotas, which no figure of the disk's tells
+    small = saver_in(small_disk)
+    small.start(states(1), facts(1))
+    assert small.wait() is None
+    free = shutil.disk_usage(small_disk).free
+    saver = saver_in(small_disk)
+    saver.start(states(2, size), facts(2, "x" * note))
+    problem = saver.wait()
+    assert problem is not None and "the save of step 2 failed: " in problem and "No space left on device" in problem
+    assert names_in(small_disk) == ["step-00000001"] and value_of(small_disk, 1) == [1]
+    assert shutil.disk_usage(small_disk).free == free
+
+
+def test_training_goes_on_without_room_for_checkpoints(
+    shards: Path, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["run.max_steps=6", "run.save_every=2"]
+    run = small_disk / "run"
+    pretrain(shards, run, "run.max_steps=1")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(2**23))
+    with pytest.raises(
+        CheckpointError, match=r"the save of step 6 failed: .* make room; the checkpoints before it are"
+    ):
+        pretrain(shards, run, *settings)
+    assert "warning: the save of step 2 failed" in capsys.readouterr().out
+    assert metrics(run)[-1]["failed_saves"] >= 1
+    assert names_in(run / "checkpoints") == ["step-00000001"]
+
+    filler.unlink()
+    pretrain(shards, run, *settings)
+    pretrain(shards, tmp_path / "whole", *settings)
+    assert losses(run) == losses(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saw that saved together, see saving_process.py."""
+    out = tmp_path_factory.mktemp("two-ranks")
+    ranks = Ranks(2, [str(out)], out / "said", free_port(), "tests/saving_process.py")
+    statuses = ranks.wait(120)
+    assert statuses == [0, -9], ranks.said()
+    return out
+
+
+@pytest.fixture
+def seen(two_ranks: Path) -> list[dict[str, Any]]:
+    return [json.loads((two_ranks / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_ranks_save_together(seen: list[dict[str, Any]]) -> None:
+    for rank in seen:
+        assert rank["no problem"] is None
+        assert rank["values 1"] == {"0": [2.0], "1": [pytest.approx(2.1)]}
+
+
+def test_a_disk_that_fails_one_rank_fails_the_save_on_all(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["problem"] == seen[1]["problem"]
+    assert "the save of step 3 failed: " in seen[0]["problem"] and "part-00001" in seen[0]["problem"]
+    assert seen[0]["left"] == ["step-00000001", "step-00000002"]
+    assert seen[0]["next"] is seen[1]["next"] is None
+
+
+def test_ranks_check_a_part_each_and_agree(seen: list[dict[str, Any]]) -> None:
+    assert [rank["damaged 1"] for rank in seen] == [[2, 1], [2, 0]]  # only the first one reports
+    assert [rank["damaged 0"] for rank in seen] == [[1, 2], [1, 0]]
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_for_ever(seen: list[dict[str, Any]]) -> None:
+    assert "imed out" in seen[0]["late"]
+
+
+def test_a_rank_that_dies_during_a_save_leaves_no_checkpoint(two_ranks: Path, seen: list[dict[str, Any]]) -> None:
+    assert "gloo" in seen[0]["lost"]
+    assert not (two_ranks / "checkpoints" / "step-00000006").exists()
+    said: list[str] = []
+    found = newest(two_ranks / "checkpoints", said.append)
+    assert found is not None and found.facts.step == 1 and len(said) == 2  # the two that were damaged
