@@ -36,25 +36,6 @@ from pipeline.train.checkpoint import Checkpoint, CheckpointError
 FORMATS = ("timm", "torch", "onnx")
 
 
-def find_checkpoint(run: Path, step: int | None) -> Checkpoint:
-    """A run's checkpoint of a step, or its newest valid one.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    folder = run / "checkpoints"
-    if step is None:
-        found = checkpoint.newest(folder, report=lambda text: print(text, file=sys.stderr))
-        if found is None:
-            raise CheckpointError(f"{run} has no checkpoint yet: train to its first run.save_every, or check the path")
-        return found
-    asked = folder / f"step-{step:08d}"
-    if not asked.is_dir():
-        steps = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted(folder.glob("step-*")))
-        raise CheckpointError(f"{run} has no checkpoint of step {step}: it has {steps or 'none'}")
-    return checkpoint.read(asked)
-
-
 def load_model(found: Checkpoint) -> tuple[MaskFeat, Recipe]:
     """The model of a checkpoint, and its recipe.
 
@@ -83,7 +64,7 @@ def main() -> int:
     arguments = parser.parse_args()
     run, out = arguments.run, arguments.out
     try:
-        found = find_checkpoint(run, arguments.step)
+        found = checkpoint.chosen(run, arguments.step)
         model, recipe = load_model(found)
         size = recipe.data.image_size
         out.mkdir(parents=True, exist_ok=True)

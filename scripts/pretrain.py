@@ -43,28 +43,31 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        world = join()
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return 2
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     started = False
     try:
-        with Phases(recipe.run.dir, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+        with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
+            world = join()
             outcome = Outcome.ROLLED_BACK
-            while outcome is Outcome.ROLLED_BACK:
-                training = Pretraining(recipe, world, phases)
-                started = True
-                outcome = training.run(preemption)
-                del training  # before the next life takes as much memory
+            with Preemption(world) as preemption:
+                while outcome is Outcome.ROLLED_BACK:
+                    training = Pretraining(recipe, world, phases)
+                    started = True
+                    outcome = training.run(preemption)
+                    del training  # before the next life takes as much memory
     except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
-        if world.local_rank == 0 or (started and isinstance(error, DataError)):
+        if local_rank == 0 or (started and isinstance(error, DataError)):
             print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if "gloo" not in str(error) and not isinstance(error, DistBackendError):
             raise
-        print(f"error: rank {world.rank} lost another rank, whose own error tells why", file=sys.stderr)
+        print(f"error: rank {rank} lost another rank, whose own error tells why", file=sys.stderr)
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 

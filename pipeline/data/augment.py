@@ -67,11 +67,12 @@ def centre_crops(
     heights: NDArray[np.int32],
     widths: NDArray[np.int32],
     ratio: tuple[float, float] = (1.0, 1.0),
+    share: float = 1.0,
 ) -> Boxes:
-    """The largest centred boxes with width over height in `ratio`; int32 (n, 4)."""
+    """The largest centred boxes with width over height in `ratio`, or of `share` of their sides; int32 (n, 4)."""
     width = np.minimum(widths, np.round(heights * ratio[1]))
     height = np.minimum(heights, np.round(widths / ratio[0]))
-    width = np.maximum(1, width)
-    height = np.maximum(1, height)
+    width = np.maximum(1, np.round(width * share))
+    height = np.maximum(1, np.round(height * share))
     top, left = np.round((heights - height) / 2), np.round((widths - width) / 2)
     return np.stack([top, left, height, width], axis=1).astype(np.int32)

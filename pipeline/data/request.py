@@ -78,3 +78,17 @@ def validation_requests(
         boxes = centre_crops(manifest.height[ids], manifest.width[ids])
         weights = (index < samples).astype(np.float32)
         yield Request(step, ids, boxes, np.zeros(micro_batch, dtype=np.int32), mask_keys(keys), weights)
+
+
+def centre_requests(manifest: Manifest, first: int, last: int, micro_batch: int, share: float) -> Iterator[Request]:
+    """The samples `first` to `last` - 1 in order, each once: centre squares of `share` of the short side."""
+    for step, start in enumerate(range(first, last, micro_batch)):
+        ids = np.arange(start, min(start + micro_batch, last), dtype=np.int64)
+        yield centre_request(manifest, ids, share, step)
+
+
+def centre_request(manifest: Manifest, ids: NDArray[np.int64], share: float, step: int = 0) -> Request:
+    """Any samples, (n,), so cropped; nothing is masked."""
+    boxes = centre_crops(manifest.height[ids], manifest.width[ids], share=share)
+    nothing = np.zeros(len(ids), dtype=np.int64)
+    return Request(step, ids, boxes, nothing.astype(np.int32), nothing, np.ones(len(ids), dtype=np.float32))

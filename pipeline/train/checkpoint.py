@@ -10,6 +10,7 @@ where there are some and none is valid, the run refuses to start afresh. docs/ch
 """
 
 import json
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -133,6 +134,25 @@ def newest(checkpoints: Path, report: Callable[[str], None], world: "World | Non
             "or choose another run.dir to start afresh"
         )
     return None
+
+
+def chosen(run: Path, step: int | None) -> Checkpoint:
+    """A run's checkpoint of a step, or its newest valid one.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    checkpoints = run / "checkpoints"
+    if step is None:
+        found = newest(checkpoints, report=lambda text: print(text, file=sys.stderr))
+        if found is None:
+            raise CheckpointError(f"{run} has no checkpoint yet: train to its first run.save_every, or check the path")
+        return found
+    asked = folder_of(checkpoints, step)
+    if not asked.is_dir():
+        steps = ", ".join(str(step_of(folder)) for folder in folders(checkpoints))
+        raise CheckpointError(f"{run} has no checkpoint of step {step}: it has {steps or 'none'}")
+    return read(asked)
 
 
 def check_identity(found: Checkpoint, identity: dict[str, Any]) -> None:

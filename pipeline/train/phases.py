@@ -75,6 +75,7 @@ class Phases:
         known = f"rank {self._rank} has been in {self._name!r} of step {self.step} for {self._deadline:g} s"
         stacks = self._folder / f"stacks-rank{self._rank}.txt"
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with stacks.open("w") as file:
                 print(known, file=file, flush=True)
                 faulthandler.dump_traceback(file)

@@ -1,0 +1,20 @@
+"""Top-k accuracy with exact counts."""
+
+from torch import Tensor
+
+TOP = (1, 5)
+
+
+def hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """How often the label is among the best `TOP` scores: float64 (len(TOP), ...), sums over n.
+
+    A label that shares its place with others counts as the last of them, and one without a finite score as missed.
+
+    Args:
+        scores: (n, ..., classes).
+        labels: int64 (n,).
+    """
+    index = labels.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
+    own = scores.gather(-1, index)
+    place = (scores >= own).sum(-1).masked_fill(~own.isfinite().squeeze(-1), scores.shape[-1] + 1)
+    return (place[None] <= place.new_tensor(TOP).view(-1, *[1] * place.ndim)).double().sum(1)

@@ -1,0 +1,193 @@
+"""Pooled features of a data set's images, computed once and kept on disk.
+
+    KEY/part-00000.safetensors   ids, int64 (n,) ascending, and features, float32 (n, width), of one rank's images
+    KEY/identity.json            what decides the features, and size and SHA-256 of the parts; written last
+
+A rank takes a contiguous range of ids, so that each image is there once whatever the ranks, and another number of
+ranks reads the same rows. Bad samples have no row.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.maskfeat import Encoder
+from pipeline.config import Recipe
+from pipeline.data.errors import DataError
+from pipeline.data.loader import Loader
+from pipeline.data.quarantine import too_many
+from pipeline.data.request import centre_requests
+from pipeline.targets.objective import normalise
+from pipeline.train.engine import DTYPES
+from pipeline.train.world import World
+from shards.files import fsync, sha256_of
+from shards.manifest import Manifest
+
+BATCH = 128  # images
+Pool = Literal["mean", "class"]
+
+
+@dataclass(frozen=True)
+class View:
+    """What decides features, beside the data set and the layer.
+
+    Attributes:
+        weights: `Source.identity`.
+        image_size: side in pixels.
+        crop: of the short side that is seen, the centre square of it.
+        precision: that the encoder computes in; features are kept in float32.
+        pool: the mean of the patch tokens, or the class token.
+    """
+
+    weights: str
+    image_size: int
+    crop: float
+    precision: str
+    pool: Pool
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Some rows: `ids`, int64 (n,) ascending, and `values`, float32 (n, width), on one device."""
+
+    ids: Tensor
+    values: Tensor
+
+
+def encode(encoder: Encoder, images: Tensor, layers: Sequence[int], pool: Pool, dtype: torch.dtype) -> list[Tensor]:
+    """Pooled output of some blocks, each after the encoder's final norm, as in DINO's probes: float32 (B, width) each.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        layers: blocks counted from 0, ascending.
+        dtype: computed in under autocast; float32: without.
+    """
+    with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        tokens = encoder.forward_intermediates(
+            normalise(images, torch.float32),
+            indices=list(layers),
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+    return [patches.float().mean(1) if pool == "mean" else prefix[:, 0].float() for patches, prefix in tokens]
+
+
+def compute(
+    folder: Path, encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+) -> dict[int, Path]:
+    """Where the features of each layer lie, having computed those that did not lie there. All ranks together.
+
+    Args:
+        folder: that all ranks see.
+        encoder: on the ranks' device.
+        layers: blocks counted from 0.
+
+    Raises:
+        DataError: too many samples are bad.
+    """
+    identities = {layer: asdict(view) | {"data_set": manifest.identity, "layer": layer} for layer in layers}
+    places = {layer: folder / _key(identity) for layer, identity in identities.items()}
+    missing = world.from_first(
+        sorted(layer for layer, place in places.items() if not _complete(place)) if world.rank == 0 else []
+    )
+    if not missing:
+        return places
+    partial = {layer: places[layer].with_name(f".{places[layer].name}") for layer in missing}
+    if world.rank == 0:
+        for path in partial.values():
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+    ids, values = _computed(encoder, missing, view, manifest, recipe, world)
+    _refuse_too_many_bad(manifest, recipe, world.gather(len(ids)))
+    name = f"part-{world.rank:05d}.safetensors"
+    for layer, rows in zip(missing, values, strict=True):
+        save_file({"ids": ids, "features": rows}, partial[layer] / name)
+        fsync(partial[layer] / name)
+    world.barrier()
+    if world.rank == 0:
+        for layer in missing:
+            _seal(partial[layer], identities[layer])
+            shutil.rmtree(places[layer], ignore_errors=True)
+            partial[layer].rename(places[layer])
+            fsync(folder)
+    world.barrier()
+    return places
+
+
+def load(place: Path, part: int, parts: int, device: torch.device) -> Features:
+    """The `part`-th of so many equal, contiguous parts of what `compute` left."""
+    files: list[Any] = [safe_open(path, framework="pt") for path in sorted(place.glob("part-*"))]
+    counts = [file.get_slice("ids").get_shape()[0] for file in files]
+    begin, end = (bound * sum(counts) // parts for bound in (part, part + 1))
+    ids, values = [], []
+    for file, rows in zip(files, counts, strict=True):
+        here = slice(min(max(begin, 0), rows), min(max(end, 0), rows))
+        ids.append(file.get_slice("ids")[here])
+        values.append(file.get_slice("features")[here])
+        begin, end = begin - rows, end - rows
+    return Features(torch.cat(ids).to(device), torch.cat(values).to(device))
+
+
+def _computed(
+    encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+) -> tuple[Tensor, list[Tensor]]:
+    """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
+    begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
+    loader = Loader(manifest, recipe.data, BATCH, world.device)
+    batches = loader.batches(centre_requests(manifest, begin, end, BATCH, view.crop))
+    ids: list[Tensor] = []
+    values: list[list[Tensor]] = [[torch.empty(0, encoder.embed_dim)] for _ in layers]
+    total = -(-(end - begin) // BATCH)
+    for batch in track(batches, f"features of {manifest.root}", total, disable=world.rank > 0, transient=True):
+        good = batch.weights > 0
+        ids.append(torch.from_numpy(batch.request.ids)[good.cpu()])
+        for rows, more in zip(
+            values, encode(encoder, batch.images, layers, view.pool, DTYPES[view.precision]), strict=True
+        ):
+            rows.append(more[good].cpu())
+    return torch.cat([torch.empty(0, dtype=torch.int64), *ids]), [torch.cat(rows) for rows in values]
+
+
+def _refuse_too_many_bad(manifest: Manifest, recipe: Recipe, good: list[int]) -> None:
+    bad = len(manifest) - sum(good)
+    if too_many(bad, len(manifest), recipe.data.bad_in_a_row, recipe.data.bad_share):
+        raise DataError(
+            f"{manifest.root}: {bad:,} of {len(manifest):,} samples are bad: run `maskfeat-shards verify` and mend it, "
+            "or raise data.bad_share"
+        )
+
+
+def _key(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _seal(folder: Path, identity: dict[str, Any]) -> None:
+    parts = {path.name: _digest(path) for path in sorted(folder.glob("part-*"))}
+    (folder / "identity.json").write_text(json.dumps(identity | {"parts": parts}, indent=1))
+    fsync(folder / "identity.json")
+    fsync(folder)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the features are there, and every byte as it was written."""
+    try:
+        sealed = json.loads((folder / "identity.json").read_text())["parts"]
+        return bool(sealed == {path.name: _digest(path) for path in folder.glob("part-*")})
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digest(path: Path) -> list[Any]:
+    return [path.stat().st_size, sha256_of(path)]

@@ -1,0 +1,150 @@
+"""Features of two data sets -> accuracies of both probes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ConfigError
+from pipeline.probe.accuracy import hits
+from pipeline.probe.features import load
+from pipeline.probe.labels import Int64s, held_out
+from pipeline.probe.linear import fit
+from pipeline.probe.neighbours import nearest, votes
+from pipeline.train.world import World
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What one layer's features are worth. Accuracies lie in [0, 1].
+
+    Attributes:
+        neighbours: by k, top-1 and top-5 on validation.
+        linear: by learning rate, top-1 held out, top-1 and top-5 on validation.
+        chosen: the learning rate that is best held out, the smallest of several.
+        trained, held_out, validated, bad: how many images that were.
+        validation_ids: of those judged, (v,).
+        nearest, cosines: of each the nearest training images, ids and float32 on the CPU, (v, k).
+    """
+
+    neighbours: dict[int, tuple[float, float]]
+    linear: dict[float, tuple[float, float, float]]
+    chosen: float
+    trained: int
+    held_out: int
+    validated: int
+    bad: int
+    validation_ids: Int64s
+    nearest: Int64s
+    cosines: Tensor
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        _, top1, top5 = self.linear[self.chosen]
+        rates = [
+            {"rate": rate, "held_out_top1": own, "top1": top1, "top5": top5}
+            for rate, (own, top1, top5) in self.linear.items()
+        ]
+        return {
+            "neighbours": [{"k": k, "top1": top1, "top5": top5} for k, (top1, top5) in self.neighbours.items()],
+            "linear": {"rate": self.chosen, "top1": top1, "top5": top5, "rates": rates},
+            "images": {
+                "trained": self.trained,
+                "held_out": self.held_out,
+                "validated": self.validated,
+                "bad": self.bad,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to judge.
+
+    Attributes:
+        k: how many neighbours vote, one or several numbers.
+        temperature: of their votes.
+        rates: learning rates for `batch_size` images.
+        epochs, batch_size: of the linear classifiers' training.
+        held_out: share of the training images by which the rate is chosen.
+        seed: of the order of the training images.
+    """
+
+    k: list[int]
+    temperature: float
+    rates: list[float]
+    epochs: int
+    batch_size: int
+    held_out: float
+    seed: int
+
+
+def judge(
+    training: Path, validation: Path, labels: tuple[Int64s, Int64s], classes: int, settings: Settings, world: World
+) -> Judgement:
+    """Both probes of one layer. All ranks together; each holds its share of the training features.
+
+    Args:
+        training, validation: where `features.compute` left the features.
+        labels: of all samples of both data sets.
+
+    Raises:
+        ConfigError: there are too few training images.
+    """
+    bank = load(training, world.rank, world.size, world.device)
+    queries = load(validation, 0, 1, world.device)
+    truth_of_bank, truth = (
+        torch.from_numpy(of)[rows.ids.cpu()].to(world.device) for of, rows in zip(labels, (bank, queries), strict=True)
+    )
+    own = torch.from_numpy(held_out(bank.ids.cpu().numpy(), settings.held_out)).to(world.device)
+    counts = torch.tensor([len(own), int(own.sum())], dtype=torch.float64, device=world.device)
+    total, kept_out = (int(count) for count in world.sum(counts).tolist())
+    if not (max(settings.k) <= total and 0 < kept_out < total):
+        raise ConfigError(
+            f"{total:,} training images, {kept_out:,} of them held out, are too few for --k {max(settings.k)} or "
+            f"--held-out {settings.held_out:g}"
+        )
+
+    # The neighbours of all validation images are known to all ranks
+    cosines, near = nearest(queries.values, bank.values, bank.ids, max(settings.k), world)
+    near_labels = torch.from_numpy(labels[0])[near.cpu()].to(world.device)
+    neighbours = {}
+    for k in settings.k:
+        right = hits(votes(cosines[:, :k], near_labels[:, :k], classes, settings.temperature), truth)
+        neighbours[k] = _pair(right / len(truth))
+
+    # Each rank scores its part of the validation images
+    sweep = fit(
+        bank.values[~own],
+        truth_of_bank[~own],
+        bank.ids[~own],
+        settings.rates,
+        classes,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        world=world,
+    )
+    part = slice(*(rank * len(truth) // world.size for rank in (world.rank, world.rank + 1)))
+    chosen_by = world.sum(sweep.hits(bank.values[own], truth_of_bank[own]))[0] / kept_out
+    right = world.sum(sweep.hits(queries.values[part], truth[part])) / len(truth)
+    best = int(chosen_by.argmax())
+    return Judgement(
+        neighbours,
+        {rate: (chosen_by[i].item(), *_pair(right[:, i])) for i, rate in enumerate(settings.rates)},
+        settings.rates[best],
+        total - kept_out,
+        kept_out,
+        len(truth),
+        sum(len(of) for of in labels) - total - len(truth),
+        queries.ids.cpu().numpy(),
+        near.cpu().numpy(),
+        cosines.cpu(),
+    )
+
+
+def _pair(accuracies: Tensor) -> tuple[float, float]:
+    top1, top5 = accuracies.tolist()
+    return top1, top5

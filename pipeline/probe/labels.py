@@ -1,0 +1,39 @@
+"""The labels of a training and a validation set, in one numbering."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ConfigError
+from pipeline.random import derive, uniform
+from shards.manifest import Manifest
+
+Int64s = NDArray[np.int64]
+
+_HELD_OUT = 0x686F6C64  # the stream of randomness that chooses them
+
+
+def labels_of(training: Manifest, validation: Manifest) -> tuple[Int64s, Int64s]:
+    """Labels of all samples of both, as positions in the training set's classes; classes are told by their names.
+
+    Raises:
+        ConfigError: samples have no label, or validation has classes that training has not.
+    """
+    for manifest in (training, validation):
+        if unlabelled := int((manifest.label < 0).sum()):
+            raise ConfigError(
+                f"{manifest.root}: {unlabelled:,} of {len(manifest):,} samples have no label: build it again from a "
+                "folder of class folders, or from a table with a column `label`"
+            )
+    number = {name: label for label, name in enumerate(training.classes)}
+    if unknown := [name for name in validation.classes if name not in number]:
+        raise ConfigError(
+            f"{validation.root}: its class {unknown[0]!r} is not among those of {training.root}: build both from the "
+            "same classes"
+        )
+    renumbered = np.array([number[name] for name in validation.classes], dtype=np.int64)
+    return training.label.astype(np.int64), renumbered[validation.label]
+
+
+def held_out(ids: Int64s, share: float) -> NDArray[np.bool_]:
+    """Which training samples are kept from training to choose by, (n,): the same ones in every probe of a data set."""
+    return uniform(derive(np.full_like(ids, _HELD_OUT), ids)) < share

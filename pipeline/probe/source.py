@@ -1,0 +1,130 @@
+"""The encoder that is probed: of a run, of a weights file or of timm, with its recipe."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from model.convert import fill, geometry
+from model.maskfeat import Encoder, MaskFeat, build_encoder
+from model.weights import TIMM, Normalisation, Weights, WeightsError, read
+from pipeline.build import build_model
+from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.targets.objective import MEAN, STD
+from pipeline.train.checkpoint import Checkpoint
+
+_PLAIN = "vit_base_300e"  # the recipe of what is no run: its sections data and model hold defaults only
+_GIVEN = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "use_fc_norm")  # by `build_encoder`
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is probed.
+
+    Attributes:
+        recipe: `data`, `model`, `run.seed` and `engine.precision` count.
+        encoder: on the CPU, for evaluation.
+        notes: what of the weights was not carried over as it is.
+    """
+
+    recipe: Recipe
+    encoder: Encoder
+    notes: list[str]
+
+    def identity(self) -> str:
+        """SHA-256 of all that makes features of pixels: architecture, options and weights."""
+        model = self.recipe.model
+        digest = hashlib.sha256(json.dumps([model.name, model.options], sort_keys=True).encode())
+        for name, tensor in self.encoder.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
+
+
+def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Source:
+    """The encoder of a run.
+
+    Args:
+        run: `run.dir`.
+        found: the checkpoint; None: as the run started, but for `model.init`.
+        overrides: of its recipe; another `data.image_size` has the positions resampled.
+
+    Raises:
+        ConfigError: an override is wrong.
+        WeightsError: the checkpoint is of another model than the recipe.
+    """
+    recipe = load_recipe(str(run / "config.yaml"), overrides)
+    torch.manual_seed(recipe.run.seed)  # as the run did
+    model = build_model(recipe)
+    if found:
+        prefix = "encoder."
+        tensors = {key.removeprefix(prefix): value for key, value in found.weights().items() if key.startswith(prefix)}
+        fill(model, Weights(found.folder, TIMM, tensors))
+    return Source(recipe, model.encoder.eval(), [])
+
+
+def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Source:
+    """The encoder of a weights file or folder that `model.init` takes, or of timm's pretrained models.
+
+    Where the architecture can be told from the weights it need not be given; for a file in timm's names it is
+    `model.name` and `model.options`.
+
+    Args:
+        untrained: leave the weights as `run.seed` draws them.
+
+    Raises:
+        ConfigError, WeightsError: there is nothing of that name, or it does not fit the recipe.
+    """
+    if Path(weights).exists():
+        loaded = read(Path(weights))
+        told = _settings(loaded)
+    elif timm.is_model(weights):
+        loaded = _pretrained(weights)
+        told = [f"model.name={weights}", f"data.image_size={timm.get_pretrained_cfg(weights).input_size[1]}"]
+    else:
+        raise ConfigError(f"{weights} is no run.dir, no weights file or folder and no model of timm's: correct it")
+    recipe = load_recipe(_PLAIN, [*told, *overrides])
+    torch.manual_seed(recipe.run.seed)
+    try:
+        encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
+        model = MaskFeat(encoder, position_init=recipe.model.position_init)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"model: {error}") from error
+    notes = [] if untrained else fill(model, loaded, Normalisation(MEAN, STD))
+    return Source(recipe, encoder.eval(), notes)
+
+
+def _settings(weights: Weights) -> list[str]:
+    """Overrides that describe the architecture, as far as the weights or the config.json beside them tell it."""
+    if weights.layout is not TIMM:
+        return _overrides(*geometry(weights))
+    config = weights.file.parent / "config.json"
+    if not config.exists():
+        return []
+    try:
+        stated = json.loads(config.read_text())
+        size = stated.get("pretrained_cfg", stated)["input_size"][1]
+        options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
+        return _overrides(stated["architecture"], size, options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{config} is no configuration of timm's ({error!r})") from error
+
+
+def _overrides(name: str, image_size: int, options: dict[str, Any]) -> list[str]:
+    return [f"model.name={name}", f"data.image_size={image_size}", f"model.options={json.dumps(options)}"]
+
+
+def _pretrained(name: str) -> Weights:
+    """timm's weights of a model, from its cache or the hub."""
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever a download brings about
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"timm has no weights for {name} here ({reason}): give a file instead") from error
+    cfg = model.pretrained_cfg
+    return Weights(Path(name), TIMM, model.state_dict(), Normalisation(tuple(cfg["mean"]), tuple(cfg["std"])))

@@ -1,0 +1,248 @@
+"""Judge frozen features by a linear classifier and by nearest neighbours.
+
+    deepspeed scripts/probe.py RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
+
+RUN is a run.dir of scripts/pretrain.py: its newest valid checkpoint, or --step N, or --untrained to compare with.
+WEIGHTS is what model.init takes (give model.name and model.options where the file does not tell them), or the name of a
+timm model. Both data sets need labels. One process without the launcher works too.
+
+Features are computed once and kept under --out, so that the next probe of the same takes seconds. There, too, are
+NAME.json with all numbers, pictures, and curves: tensorboard --logdir RUN shows them beside those of the run.
+
+Examples, each on one line:
+
+    deepspeed scripts/probe.py runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
+
+    DS_ACCELERATOR=cpu python scripts/probe.py runs/demo data.shards=train data.validation=val --untrained
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from model.weights import WeightsError
+from pipeline.config import ConfigError
+from pipeline.data.errors import DataError
+from pipeline.data.loader import Loader
+from pipeline.data.request import centre_request
+from pipeline.probe.features import View, compute
+from pipeline.probe.judge import Judgement, Settings, judge
+from pipeline.probe.labels import labels_of
+from pipeline.probe.pictures import Picture, attention, draw_attention, draw_neighbours
+from pipeline.probe.source import Source, of_run, of_weights
+from pipeline.train import checkpoint
+from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.world import World, join
+from shards.files import ShardError
+from shards.manifest import Manifest
+
+EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError)  # one line says it all
+RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
+PICTURED, SHOWN = 8, 6  # validation images in the pictures, and nearest training images of each
+
+
+def main() -> int:
+    """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--step", type=int, help="of a run's older checkpoint")
+    parser.add_argument("--untrained", action="store_true", help="the same architecture and seed without any training")
+    parser.add_argument(
+        "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1: the last"
+    )
+    parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
+    parser.add_argument(
+        "--crop", type=float, default=224 / 256, help="of the short side, whose centre is seen (%(default)s)"
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=[20], metavar="K", help="neighbours that vote (20)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (%(default)s)")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, metavar="LR", help="trained side by side")
+    parser.add_argument("--epochs", type=int, default=100, help="of the linear classifier (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=1024, help="of the linear classifier (%(default)s)")
+    parser.add_argument(
+        "--held-out", type=float, default=0.1, metavar="SHARE", help="of training, to choose the rate by (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1 and min(arguments.k) > 0):
+        parser.error("--crop lies in (0, 1], --held-out in (0, 1), and --k is at least 1")
+    try:
+        world = join()
+        probe(arguments, world)
+    except EXPECTED as error:
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+            print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def probe(arguments: argparse.Namespace, world: World) -> None:
+    """Everything, on all ranks together."""
+    console, started = Console(highlight=False, soft_wrap=True, quiet=world.rank > 0), time.perf_counter()
+    source, name, step = find(arguments)
+    recipe, encoder = source.recipe, source.encoder
+    if recipe.data.validation is None:
+        raise ConfigError("a probe is judged on labelled images that it was not trained on: set data.validation")
+    training, validation = Manifest.load(recipe.data.shards), Manifest.load(recipe.data.validation)
+    labels = labels_of(training, validation)
+    depth = len(encoder.blocks)
+    if wrong := [layer for layer in arguments.layer if not -depth <= layer < depth]:
+        raise ConfigError(f"--layer {wrong[0]}: {recipe.model.name} has blocks 0 to {depth - 1}, or -1 to -{depth}")
+    layers = sorted({layer % depth for layer in arguments.layer})
+    for note in source.notes:
+        console.print(f"note: {note}")
+
+    # Features, of which those already there are not computed again
+    out = arguments.out or default_folder(arguments.source)
+    weights = source.identity()
+    encoder.to(world.device)
+    view = View(weights, recipe.data.image_size, arguments.crop, recipe.engine.precision, arguments.pool)
+    places = [compute(out / "features", encoder, layers, view, of, recipe, world) for of in (training, validation)]
+    computed = time.perf_counter()
+
+    # Probes
+    settings = Settings(
+        arguments.k,
+        arguments.temperature,
+        arguments.rates,
+        arguments.epochs,
+        arguments.batch_size,
+        arguments.held_out,
+        recipe.run.seed,
+    )
+    judgements = {
+        layer: judge(places[0][layer], places[1][layer], labels, len(training.classes), settings, world)
+        for layer in layers
+    }
+    if world.rank > 0:
+        return
+    ended = time.perf_counter()
+    show(console, f"{arguments.source}, {name}", judgements)
+    seconds = {"features": computed - started, "probes": ended - computed}
+    console.print(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
+    report = {
+        "name": name,
+        "view": asdict(view),
+        "settings": asdict(settings),
+        "training": described(training),
+        "validation": described(validation),
+        "layers": {str(layer): judgement.report() for layer, judgement in judgements.items()},
+        "seconds": seconds,
+        "ranks": world.size,
+        "device": str(world.device),
+    }
+    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    pictures = drawn(source, arguments, training, validation, judgements[layers[-1]], world)
+    keep(out, name, step, judgements, pictures)
+
+
+def find(arguments: argparse.Namespace) -> tuple[Source, str, int]:
+    """What is probed, its name among the results, and the step at which curves show it."""
+    run = Path(arguments.source)
+    if not (run / "config.yaml").exists():
+        source = of_weights(arguments.source, arguments.untrained, arguments.overrides)
+        return source, "untrained" if arguments.untrained else "weights", 0
+    if arguments.untrained:
+        return of_run(run, None, arguments.overrides), "untrained", 0
+    found = checkpoint.chosen(run, arguments.step)
+    return of_run(run, found, arguments.overrides), found.folder.name, found.facts.step
+
+
+def default_folder(source: str) -> Path:
+    """Where results go unless --out tells."""
+    run = Path(source)
+    return run / "probe" if (run / "config.yaml").exists() else Path("runs") / f"probe-{run.stem}"
+
+
+def described(manifest: Manifest) -> dict[str, Any]:
+    """A data set, for the report."""
+    return {"shards": manifest.root, "identity": manifest.identity, "samples": len(manifest)}
+
+
+def show(console: Console, title: str, judgements: dict[int, Judgement]) -> None:
+    """The tables. The rate is chosen on held-out training images: the best on validation would flatter."""
+    for layer, judgement in judgements.items():
+        table = Table("probe", "", "held out", "top-1", "top-5", box=SIMPLE_HEAD, title=f"{title}, block {layer}")
+        for k, (top1, top5) in judgement.neighbours.items():
+            table.add_row("k-NN", f"k {k}", "", f"{top1:.1%}", f"{top5:.1%}")
+        for rate, (own, top1, top5) in judgement.linear.items():
+            style = "bold" if rate == judgement.chosen else None
+            table.add_row("linear", f"rate {rate:g}", f"{own:.1%}", f"{top1:.1%}", f"{top5:.1%}", style=style)
+        console.print(table)
+    counts = next(iter(judgements.values()))
+    console.print(
+        f"{counts.trained:,} training images, {counts.held_out:,} held out to choose the rate (bold), "
+        f"{counts.validated:,} validation images; {counts.bad:,} bad ones left out"
+    )
+
+
+def drawn(
+    source: Source,
+    arguments: argparse.Namespace,
+    training: Manifest,
+    validation: Manifest,
+    judgement: Judgement,
+    world: World,
+) -> dict[str, Picture]:
+    """Pictures of a few validation images, by their names."""
+    chosen = np.linspace(0, len(judgement.validation_ids) - 1, PICTURED).astype(np.int64)
+    ids = judgement.validation_ids[chosen]
+    near = judgement.nearest[chosen, :SHOWN]
+
+    def images(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+        loader = Loader(manifest, source.recipe.data, len(ids), world.device)
+        (batch,) = loader.batches([centre_request(manifest, ids, arguments.crop)])
+        return batch.images
+
+    pictured = images(validation, ids)
+    neighbours = images(training, near.flatten())
+    neighbours = neighbours.view(*near.shape, *neighbours.shape[1:])
+    names = [validation.classes[label] for label in validation.label[ids]]
+    near_names = [[training.classes[label] for label in training.label[row]] for row in near]
+    return {
+        "neighbours": draw_neighbours(pictured, names, neighbours, near_names, judgement.cosines[chosen, :SHOWN]),
+        "attention": draw_attention(pictured, attention(source.encoder, pictured, arguments.pool)),
+    }
+
+
+def keep(out: Path, name: str, step: int, judgements: dict[int, Judgement], pictures: dict[str, Picture]) -> None:
+    """Curves over the steps of a run, and pictures, in TensorBoard; the pictures as files, too."""
+    with SummaryWriter(str(out / "tensorboard")) as board:
+        for layer, judgement in judgements.items():
+            for k, (top1, top5) in judgement.neighbours.items():
+                board.add_scalar(f"probe/block {layer}/{k}-NN top-1", top1, step)
+                board.add_scalar(f"probe/block {layer}/{k}-NN top-5", top5, step)
+            _, top1, top5 = judgement.linear[judgement.chosen]
+            board.add_scalar(f"probe/block {layer}/linear top-1", top1, step)
+            board.add_scalar(f"probe/block {layer}/linear top-5", top5, step)
+        for kind, picture in pictures.items():
+            Image.fromarray(picture).save(out / f"{name}-{kind}.png")
+            board.add_image(f"probe/{kind}", picture, step, dataformats="HWC")
+
+
+if __name__ == "__main__":
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)  # neither a thread that waits for storage nor a lost rank must keep it alive
