@@ -19,6 +19,12 @@ _FRONT = {
     "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm"],
 }
 
+_TARGETS = {
+    "hog": "the HOG descriptors",
+    "pixels": "the normalised pixels",
+    "features": "a frozen teacher's features",
+}
+
 _CARD = """\
 ---
 {front}---
@@ -26,7 +32,7 @@ _CARD = """\
 # {name} pre-trained with MaskFeat
 
 A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained without labels: it
-learned to predict the HOG descriptors of masked patches
+learned to predict {targets} of masked patches
 ([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of an image is the mean of its
 {rows}x{columns} patch tokens, {width} numbers; no loss reached the output of its class token.
 
@@ -51,7 +57,7 @@ With `num_classes=N` the model gets a fresh classifier to fine-tune. Images are 
 
 {training}
 
-Losses are mean squared errors of the descriptors at masked patches. All that decides the numbers of the run, its data
+Losses are means over masked patches, of {loss}. All that decides the numbers of the run, its data
 set included:
 
 ```yaml
@@ -102,11 +108,17 @@ def model_card(
         prefix=encoder.num_prefix_tokens,
         mean=mean,
         std=std,
+        targets=_TARGETS[recipe.target.kind],
+        loss="one minus the cosine" if _by_cosine(recipe) else "squared errors",
         training=_table(_training(run, facts, recipe)),
         identity=yaml.safe_dump(facts.identity, sort_keys=False),
         torch=torch.__version__,
         timm=timm.__version__,
     )
+
+
+def _by_cosine(recipe: Recipe) -> bool:
+    return recipe.target.kind == "features" and recipe.target.loss == "cosine"
 
 
 def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:

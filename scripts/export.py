@@ -44,9 +44,10 @@ def load_model(found: Checkpoint) -> tuple[MaskFeat, Recipe]:
     """
     try:
         recipe = Recipe.model_validate(found.facts.recipe)
-        model = build_model(recipe)
-        model.load_state_dict(found.weights())
-    except (ValidationError, ConfigError, RuntimeError, SafetensorError) as error:
+        weights = found.weights()
+        model = build_model(recipe, len(weights["head.weight"]))
+        model.load_state_dict(weights)
+    except (ValidationError, ConfigError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[:2][-1].strip()
         raise CheckpointError(f"{found.folder}: its recipe and its weights make no model ({reason})") from error
     return model.eval(), recipe

@@ -1,0 +1,89 @@
+"""The pixels of a patch, normalised by their own mean and deviation.
+
+Algorithm: as in the published code of MaskFeat (github.com/facebookresearch/SlowFast), which is that of He et al.,
+"Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (`norm_pix_loss`): of the images that the model sees,
+whose channels are normalised with ImageNet's statistics, one mean and one unbiased variance over all three channels
+of a patch; a target is (x - mean) / sqrt(variance + 1e-6).
+
+In a patch of one colour the channels still differ, so its variance is that of three numbers. The 1e-6 bounds what
+rounding does where even these agree: values of up to 2.7 are rounded by 1e-7, which is 1e-4 of a target's unit.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.maskfeat import masked_index
+from pipeline.targets.hog import CHANNELS
+from pipeline.targets.objective import MEAN, STD, normalise, squared_errors
+
+_EPS = 1e-6
+
+
+def pixel_width(patch: int) -> int:
+    """Numbers that describe one patch of `patch` x `patch` pixels: 768 for 16."""
+    return CHANNELS * patch**2
+
+
+def pixel_target(images: Tensor, patch: int, index: Tensor) -> Tensor:
+    """Normalised pixels of some patches.
+
+    Args:
+        images: uint8 (B, 3, H, W); H and W multiples of `patch`.
+        patch: pixels a side.
+        index: int64 (n,), of patches in the flattened (B * patches).
+
+    Returns:
+        float32 (n, 3 * patch * patch), ordered (channel, row, column).
+    """
+    chosen = _in_patches(images, patch).flatten(0, 2)[index]  # of bytes: a fourth of the memory of floats
+    mean, deviation, pixels = _statistics(chosen)
+    return (pixels - mean) / deviation
+
+
+class Pixels:
+    """See `pixel_target`.
+
+    Args:
+        patch: side of a patch in pixels.
+    """
+
+    name = "pixels"
+
+    def __init__(self, patch: int) -> None:
+        self.width = pixel_width(patch)
+        self.identity: dict[str, Any] = {"target.kind": "pixels"}
+        self._patch = patch
+
+    def make(self, images: Tensor, mask: Tensor, masked: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See `Target`; targets are float32 (masked, width)."""
+        return normalise(images, dtype), pixel_target(images, self._patch, masked_index(mask, masked))
+
+    def errors(self, predictions: Tensor, targets: Tensor, images: int) -> Tensor:
+        """Mean squared error."""
+        return squared_errors(predictions, targets, images)
+
+    def paint(self, images: Tensor, targets: Tensor, values: Tensor) -> Tensor:
+        """Colours: `values` times the deviation of the true patch, plus its mean."""
+        mean, deviation, _ = _statistics(_in_patches(images, self._patch).flatten(0, 2))
+        pixels = (values.flatten(0, 2) * deviation + mean).view(*values.shape[:3], CHANNELS, self._patch, self._patch)
+        colours = pixels.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+        return (colours * _channels(STD, colours) + _channels(MEAN, colours)).clamp(0, 1)
+
+
+def _in_patches(images: Tensor, patch: int) -> Tensor:
+    """(B, 3, H, W) -> (B, rows, columns, 3, patch, patch)."""
+    batch, _, height, width = images.shape
+    return images.view(batch, CHANNELS, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of uint8 (n, 3, patch, patch): mean (n, 1), deviation (n, 1), and pixels (n, 3 * patch * patch), normalised."""
+    pixels = normalise(patches, torch.float32).flatten(1)
+    variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
+    return mean, (variance + _EPS).sqrt(), pixels
+
+
+def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device).view(CHANNELS, 1, 1)
