@@ -27,7 +27,7 @@ from pipeline.train.checkpoint import newest
 from shards.build import build
 from shards.manifest import Manifest
 
-STEPS_A_HIT = 8
+STEPS_A_HIT = 10
 IMAGES = 300
 BATCH = 16
 
