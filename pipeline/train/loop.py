@@ -25,7 +25,7 @@ from pipeline.train.engine import DTYPES, Engine, total_steps
 from pipeline.train.evaluate import Validation
 from pipeline.train.monitor import Metrics, Monitor, keep_lines
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
-from pipeline.train.pace import Clock, stragglers
+from pipeline.train.pace import Clock, Stragglers
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
 from pipeline.train.profile import SETTLING, Profile
@@ -113,6 +113,7 @@ class Pretraining:
         self.saver = Saver(run.dir / "checkpoints", world, keep=run.keep, keep_every=run.keep_every)
 
         # What a person watches
+        self.stragglers = Stragglers()
         self.monitor: Monitor | None = None
         if world.rank == 0:
             (recipe.run.dir / "config.yaml").write_text(recipe.to_yaml())
@@ -245,7 +246,7 @@ class Pretraining:
         if problem := self.bad.log(int(bad), seen, self.monitor):
             raise TrainingError(problem)
         if self.monitor:
-            for rank, times in stragglers(seconds).items():
+            for rank, times in self.stragglers.name(seconds).items():
                 self.monitor.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
         return {
             "loss": loss_sum / images if images else math.nan,  # none where every image was bad or no loss finite

@@ -7,7 +7,8 @@ from statistics import median
 
 import torch
 
-SLOW = 1.5  # times the median of the ranks
+SLOW = 1.5  # times the median of the ranks ...
+IN_A_ROW = 3  # ... in so many logs
 
 
 class Clock:
@@ -66,7 +67,19 @@ class Clock:
         return (self.wait + self._work + on_device) / self.steps
 
 
-def stragglers(seconds: Sequence[float]) -> dict[int, float]:
-    """The ranks that take much longer than the median rank, and how many times as long."""
-    usual = median(seconds)
-    return {rank: own / usual for rank, own in enumerate(seconds) if own > SLOW * usual > 0}
+class Stragglers:
+    """The ranks that keep the others waiting log after log; once in a while any rank does."""
+
+    def __init__(self) -> None:
+        self._row: dict[int, int] = {}  # logs in a row that a rank was slow in
+
+    def name(self, seconds: Sequence[float]) -> dict[int, float]:
+        """Those that have just become so, and how many times as long as the median rank they take.
+
+        Args:
+            seconds: of every rank's own work, since the last log.
+        """
+        usual = median(seconds)
+        slow = {rank: own / usual for rank, own in enumerate(seconds) if own > SLOW * usual > 0}
+        self._row = {rank: self._row.get(rank, 0) + 1 for rank in slow}
+        return {rank: times for rank, times in slow.items() if self._row[rank] == IN_A_ROW}
