@@ -1,67 +1,208 @@
-"""Measure the parts of the pipeline, side by side with what would be used instead.
+"""Measure the parts of the pipeline, each beside what would be used instead and beside what the hardware allows.
 
-    python scripts/bench.py build IMAGES [--threads 2]                  images/s, from files to shards
-    python scripts/bench.py read SHARDS [--threads 4]                   encoded images/s
-    python scripts/bench.py decode SHARDS [--threads 2] [--size 224]    crops/s from memory
-    python scripts/bench.py loader SHARDS [--threads 2] [--size 224]    crops/s from shards
-    python scripts/bench.py hog [--size 224]                            HOG targets, images/s
-    python scripts/bench.py masks                                       block masks/s
-    python scripts/bench.py plan                                        sample order of 10^10 samples
-    python scripts/bench.py shuffle                                     how random that order is
+    python scripts/bench.py --help             the benchmarks
+    python scripts/bench.py step --help        one of them
+    python scripts/bench.py gpu SHARDS OUT     all that needs a GPU, in 8 minutes, into one file
 
-Each prints the median over several rounds in which the contestants take turns. Results depend on the machine:
+Each number is the median over several rounds in which the contestants take turns. Numbers depend on the machine:
 docs/benchmarks.md has ours.
 """
 
-import argparse
-import platform
-from collections.abc import Callable
+import signal
+import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from benchmarks.build import build
-from benchmarks.data import decode, loader, read
-from benchmarks.order import plan
-from benchmarks.racing import Rates
-from benchmarks.shuffling import shuffle
-from benchmarks.targets import hog, masks
+from benchmarks.figures import publish
+from pipeline.config import ConfigError
+from pipeline.data.errors import DataError
+from shards.files import ShardError
 
-ON_DATA: dict[str, Callable[[argparse.Namespace], Rates]] = {
-    "build": build,
-    "read": read,
-    "decode": decode,
-    "loader": loader,
-}
-OTHERS: dict[str, Callable[[argparse.Namespace], Rates | None]] = {
-    "hog": hog,
-    "masks": masks,
-    "plan": plan,
-    "shuffle": shuffle,
-}
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Shards = Annotated[Path, typer.Argument(help="A data set that maskfeat-shards built.")]
+Threads = Annotated[int, typer.Option(min=1, help="Ours, and workers of the peers.")]
+Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write machine, versions and figures here.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps a round; 20 on a GPU, 3 on a CPU.")]
+Images = Annotated[int | None, typer.Option(min=1, help="A rank and step; 256 on a GPU, 16 on a CPU.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RECIPE] [section.key=value]...", help="vit_base_300e on a GPU, demo on a CPU."),
+]
 
 
-def main() -> None:
-    """Run one of the benchmarks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*ON_DATA, *OTHERS])
-    parser.add_argument("folder", type=Path, nargs="?", help="of images for build, of shards for read, decode, loader")
-    parser.add_argument("--threads", type=int, default=2, help="ours, and workers of the peer")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side")
-    arguments = parser.parse_args()
-    if arguments.what in ON_DATA and arguments.folder is None:
-        parser.error(f"{arguments.what} needs a folder")
-    rates = (ON_DATA | OTHERS)[arguments.what](arguments)
-    if rates:
-        table = Table(arguments.what, "a second", "against the first")
-        first = next(iter(rates.values()))
-        for name, rate in rates.items():
-            table.add_row(name, f"{rate:,.0f}", f"{rate / first:.2f}")
-        Console().print(table)
-    print(f"{platform.machine()}, {torch.get_num_threads()} torch threads, torch {torch.__version__}")
+@app.callback()
+def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """The launcher of DeepSpeed passes this option to every rank."""
+
+
+@app.command()
+def build(images: Annotated[Path, typer.Argument(help="A folder.")], json: Json = None) -> None:
+    """From files to shards."""
+    from benchmarks.build import build
+
+    publish(build(images), json)
+
+
+@app.command()
+def read(shards: Shards, threads: Threads = 4, json: Json = None) -> None:
+    """Encoded images from shards."""
+    from benchmarks.data import read
+
+    publish(read(shards, threads), json)
+
+
+@app.command()
+def decode(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
+    """Crops from memory."""
+    from benchmarks.data import decode
+
+    device = _device()
+    publish(decode(shards, threads, size, device, 256 if device.type == "cuda" else 32), json)
+
+
+@app.command()
+def loader(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
+    """Crops from shards, on a CPU."""
+    from benchmarks.data import loader
+
+    publish(loader(shards, threads, size), json)
+
+
+@app.command()
+def hog(size: Size = 224, json: Json = None) -> None:
+    """HOG targets."""
+    from benchmarks.targets import hog
+
+    device = _device()
+    publish(hog(size, device, 256 if device.type == "cuda" else 32), json)
+
+
+@app.command()
+def masks(json: Json = None) -> None:
+    """Block masks."""
+    from benchmarks.targets import masks
+
+    publish(masks(_device()), json)
+
+
+@app.command()
+def plan(json: Json = None) -> None:
+    """The sample order of 10^10 samples."""
+    from benchmarks.order import plan
+
+    publish(plan(), json)
+
+
+@app.command()
+def shuffle() -> None:
+    """How random that order is."""
+    from benchmarks.shuffling import shuffle
+
+    shuffle()
+
+
+@app.command()
+def step(
+    settings: Settings = None,
+    images: Images = None,
+    steps: Steps = None,
+    peak: Annotated[float | None, typer.Option(help="TFLOP/s of a device, where it is not a known GPU.")] = None,
+    json: Json = None,
+) -> None:
+    """The training step on resident data, beside plain PyTorch. Several ranks: deepspeed --num_gpus 2 THIS step ..."""
+    from benchmarks.step import both_loops, step, step_recipe
+    from pipeline.train.world import join
+
+    world = join()
+    loops = both_loops(step_recipe(settings or [], images, world), world)
+    figures = step(loops, _steps(steps), peak)
+    if world.rank == 0:
+        publish(figures, json)
+
+
+@app.command(name="end-to-end")
+def end_to_end(
+    shards: Shards,
+    settings: Settings = None,
+    images: Images = None,
+    steps: Steps = None,
+    json: Json = None,
+) -> None:
+    """The training step fed from shards, beside resident data."""
+    from benchmarks.end_to_end import end_to_end
+    from benchmarks.step import step_recipe
+    from pipeline.train.world import join
+
+    world = join()
+    recipe = step_recipe([*(settings or []), f"data.shards={shards}"], images, world)
+    figures = end_to_end(recipe, world, _steps(steps))
+    if world.rank == 0:
+        publish(figures, json)
+
+
+@app.command()
+def growth(
+    steps: Steps = None,
+    ranks: Annotated[bool, typer.Option(help="Also with 1, 2 and 4 launched ranks.")] = True,
+    json: Json = None,
+) -> None:
+    """How a step grows with model, image, batch and ranks, on a CPU. Minutes."""
+    from benchmarks.growth import growth, growth_of_ranks
+    from pipeline.train.world import join
+
+    world = join()
+    figures = growth(world, _steps(steps))
+    publish(figures + (growth_of_ranks(world, _steps(steps)) if ranks else []), json)
+
+
+@app.command()
+def gpu(
+    shards: Shards,
+    out: Annotated[Path, typer.Argument(help="JSON.")],
+    dry: Annotated[bool, typer.Option(help="Tiny, on a CPU: proves that the rest would run.")] = False,
+) -> None:
+    """All that needs a GPU: first whether it is right, then how fast it is. Under 8 minutes."""
+    from benchmarks.gpu import gpu
+
+    sys.exit(0 if gpu(shards, out, dry) else 1)
+
+
+@app.command(hidden=True)
+def gpu_parts(
+    names: list[str], shards: Annotated[Path, typer.Option()], lines: Annotated[Path, typer.Option()], dry: bool = False
+) -> None:
+    """Parts of `gpu`, in a process of their own."""
+    from benchmarks.gpu import run_parts
+
+    run_parts(names, shards, lines, dry)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _steps(asked: int | None) -> int:
+    return asked or (20 if torch.cuda.is_available() else 3)
+
+
+def main() -> int:
+    """Exit status 0; 1 where data or a check is wrong; 2 where the command was not understood."""
+    try:
+        app()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ShardError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as after any other error, what it started ends with it
+    sys.exit(main())

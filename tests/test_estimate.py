@@ -1,15 +1,19 @@
 """Estimates against the published costs of the models, hand-made arithmetic, and the parameters of real modules."""
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from model.flops import forward_macs, training_flops
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
-from scripts.estimate import estimate, forward_macs, wire_bytes
+from scripts.estimate import Cluster, Size, estimate, main, measured_rate, wire_bytes, wire_rounds
 
 ESTIMATE = Path(__file__).resolve().parents[1] / "scripts" / "estimate.py"
 
@@ -23,8 +27,8 @@ def test_flops_of_an_image_are_those_known_of_the_models(name: str, gflop: float
     """ViT-B/16 takes 17.58 GMAC forward, its head on all patches; with the backward pass three times that."""
     with torch.device("meta"):
         model = build_model(recipe(name))
-    assert 6 * forward_macs(model, masked=196) / 1e9 == pytest.approx(gflop, rel=1.3e-3)
-    assert 6 * forward_macs(model, masked=78) / 1e9 == pytest.approx(gflop, rel=2e-3)
+    assert training_flops(model, masked=196) / 1e9 == pytest.approx(gflop, rel=1.3e-3)
+    assert training_flops(model, masked=78) / 1e9 == pytest.approx(gflop, rel=2e-3)
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -38,49 +42,105 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == 2 * 2 * forward_macs(model, masked=12)
 
 
-@pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 2), (2, 4 + 1), (3, 4 * 3)])
+@pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 3), (2, 4 * 2 + 1), (3, 4 * 2)])
 def test_wire_bytes(stage: int, times: int) -> None:
-    """Of 8 ranks and four micro-batches: a rank passes on 7/8 of everything that is reduced or gathered."""
+    """Of 8 ranks and four micro-batches: a rank passes on 7/8 of what is gathered, and twice that to all-reduce."""
     assert wire_bytes(1000, 2, stage, ranks=8, micro_batches=4) == times * 1000 * 2 * 7 / 8
     assert wire_bytes(1000, 2, stage, ranks=1, micro_batches=4) == 0
 
 
-def test_a_step_is_compute_and_wire() -> None:
-    """2,048 images on 16 GPUs of two nodes: 128 each; 15/16 of 2 x 2 bytes of a billion parameters."""
-    step = estimate(recipe(), 10**9, rate=1000, gpus=16, gpus_per_node=8, link=500e9, network=100e9)
+def test_large_models_take_more_rounds_of_messages() -> None:
+    """2 x 10^9 numbers are 4 buckets to reduce, and 40 to gather at ZeRO 3, which gathers small tensors one by one."""
+    size = Size(parameters=2 * 10**9, small_tensors=100)
+    assert [wire_rounds(size, stage, micro_batches=3) for stage in (0, 1, 2, 3)] == [
+        2 * 4,
+        2 * 4 + 2 + 2,
+        3 * 2 * 4 + 2 + 2,
+        3 * (40 + 4) + 100 + 2 * 2,
+    ]
+
+
+def test_a_step_is_compute_wire_and_latency() -> None:
+    """2,048 images on 16 GPUs of two nodes: 128 each; 15/16 of 3 x 2 bytes of 400 million weights; 4 x 6 messages."""
+    size = Size(4 * 10**8, small_tensors=100)
+    step = estimate(recipe(), size, 1000, Cluster(16, per_node=8, link=500e9, network=100e9, latency=1e-4))
     assert step.compute == pytest.approx(0.128)
-    assert step.sent == pytest.approx(3.75e9)
-    assert step.wire == pytest.approx(0.0375)  # the network, not the faster link
-    assert step.images_per_second == pytest.approx(2048 / 0.1655)
-    one_node = estimate(recipe(), 10**9, rate=1000, gpus=8, gpus_per_node=8, link=500e9, network=100e9)
-    assert one_node.wire == pytest.approx(3.5e9 / 500e9)
+    assert step.sent == pytest.approx(2.25e9)
+    assert step.wire == pytest.approx(0.0225)  # the network, not the faster link
+    assert step.latency == pytest.approx(6 * 4 * 1e-4)
+    assert step.images_per_second == pytest.approx(2048 / 0.1529)
+    one_node = estimate(recipe(), size, 1000, Cluster(8, per_node=8, link=500e9, network=100e9, latency=1e-4))
+    assert one_node.wire == pytest.approx(2.1e9 / 500e9)
+    alone = estimate(recipe(), size, 1000, Cluster(1, per_node=8, link=500e9, network=100e9, latency=1e-4))
+    assert (alone.sent, alone.wire, alone.latency) == (0, 0, 0)
 
 
 def test_micro_batches_cost_zero_3_more() -> None:
     three = recipe("vit_base_300e", "engine.zero_stage=3", "engine.compile=target", "engine.micro_batch=64")
-    step = estimate(three, 10**6, rate=1000, gpus=8, gpus_per_node=8, link=1e9, network=1e9)
-    assert step.sent == pytest.approx(4 * 3 * 2e6 * 7 / 8)
+    step = estimate(three, Size(10**6, 100), 1000, Cluster(8, per_node=8, link=1e9, network=1e9, latency=1e-5))
+    assert step.sent == pytest.approx(4 * 2 * 2e6 * 7 / 8)
+    assert step.latency == pytest.approx((4 * (1 + 1) + 100 + 4) * math.log2(8) * 1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="2048 cannot be shared out evenly to 7 GPUs"):
-        estimate(recipe(), 10**6, rate=1000, gpus=7, gpus_per_node=8, link=1e9, network=1e9)
+        estimate(recipe(), Size(10**6, 100), 1000, Cluster(7, per_node=8, link=1e9, network=1e9, latency=1e-5))
 
 
-def test_command_line() -> None:
+def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
+    """Of the same model, size and precision on one rank; the fastest, but of the recipe's stage if there is any."""
+    settings = {
+        "model.name": "vit_base_patch16_224",
+        "model.options": {},
+        "data.image_size": 224,
+        "engine.precision": "bf16",
+        "engine.zero_stage": 1,
+        "ranks": 1,
+    }
+
+    def figure(achieved: float, unit: str = "images/s", **changed: Any) -> dict[str, Any]:
+        return {
+            "unit": unit,
+            "achieved": achieved,
+            "settings": settings | {k.replace("__", "."): changed[k] for k in changed},
+        }
+
+    figures = [
+        figure(4000),
+        figure(4100),
+        figure(4200, engine__zero_stage=0),
+        figure(9000, "TFLOP/s"),
+        figure(9000, ranks=2),
+        figure(9000, data__image_size=96),
+        {"unit": "images/s", "achieved": 9000, "settings": {}},
+    ]
+    file = tmp_path / "rates.json"
+    file.write_text(json.dumps({"figures": figures}))
+    assert measured_rate(file, recipe()) == 4100
+    assert measured_rate(file, recipe("vit_base_300e", "engine.zero_stage=2")) == 4200
+    with pytest.raises(ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16: measure it with"):
+        measured_rate(file, recipe("vit_large_1600e"))
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match=r"is no file that scripts/bench\.py wrote"):
+        measured_rate(file, recipe())
+
+
+def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """300 epochs of a million images of 100 kB at 1,000 images/s: 30 TB; on one GPU, which sends nothing, 83 hours."""
-    command = [ESTIMATE, "vit_base_300e", "--gpus", "1", "8", "--images-per-second", "1000"]
+    command = ["vit_base_300e", "--gpus", "1", "8", "--images-per-second", "1000"]
     command += ["--samples", "1024000", "--image-bytes", "100000", "optim.batch_size=1024", "run.save_every=10000"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    monkeypatch.setattr(sys, "argv", ["estimate.py", *command])
+    assert main() == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["schedule"][1] == "300,000"
-    assert lines["1"][6:8] == ["85.33", "85.3"]
-    assert float(lines["8"][6]) == pytest.approx(85.33 / 8, rel=0.01)
+    assert lines["1"][7:9] == ["85.33", "85.3"]
+    assert float(lines["8"][7]) == pytest.approx(85.33 / 8, rel=0.01)
     assert lines["read"][1:3] == ["30.7", "TB"]
     assert lines["3"][1:] == ["checkpoints", "of", "1.03", "GB"]
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
 
+
+def test_a_mistake_is_one_line() -> None:
     refused = subprocess.run([sys.executable, ESTIMATE, "no_such"], capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: no recipe 'no_such'")

@@ -1,6 +1,5 @@
 """Reading, decoding, and both: side by side with webdataset, Pillow, torchvision and DALI alone."""
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -12,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.figures import Figure
+from benchmarks.hardware import synchronise
 from benchmarks.peers import BATCH, CROP_SCALE, peers
-from benchmarks.racing import ROUNDS, Rates, race
+from benchmarks.racing import ROUNDS, Rates, compare, race
 from pipeline.config import Data
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
-from pipeline.data.decode import Crops, decoder_for
+from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder, decoder_for
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Reader
@@ -26,12 +27,12 @@ from shards.manifest import Manifest
 LOADED = 40  # batches a round
 
 
-def read(arguments: argparse.Namespace) -> Rates:
-    """Encoded images a second from the page cache: ours, comparing checksums, and webdataset's way through the tars."""
+def read(shards: Path, threads: int) -> list[Figure]:
+    """From the page cache: ours, comparing checksums, and webdataset's way through the tars."""
     import webdataset as wds
 
-    manifest = Manifest.load(arguments.folder)
-    reader = Reader(manifest, arguments.threads)
+    manifest = Manifest.load(shards)
+    reader = Reader(manifest, threads)
     order = np.random.default_rng(0).permutation(len(manifest)).astype(np.int64)
     tars = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
 
@@ -42,59 +43,82 @@ def read(arguments: argparse.Namespace) -> Rates:
     def theirs() -> int:
         return sum(1 for _ in wds.WebDataset(tars, shardshuffle=False))
 
-    return race({"this reader": ours, "webdataset, in order, no checksums": theirs})
+    rates = race({"ours": ours, "webdataset, in order, no checksums": theirs})
+    return [compare("encoded images from the page cache", "images/s", rates)]
 
 
-def decode(arguments: argparse.Namespace) -> Rates:
-    """Crops a second from encoded images in memory: ours, and DALI alone with and without its own resize."""
-    from nvidia.dali import fn, types
-    from nvidia.dali.pipeline import pipeline_def
+def decode(shards: Path, threads: int, size: int, device: torch.device, batch: int) -> list[Figure]:
+    """From encoded images in memory. On a CPU beside DALI alone; on a GPU without and with its JPEG hardware."""
+    batches = encoded_batches(shards, batch)
+    on_cpu = _decoding(decoder_for(torch.device("cpu"), batch, size, threads, 0), batches, torch.device("cpu"))
+    if device.type == "cuda":
+        decoders = {load: decoder_for(device, batch, size, threads, load) for load in (0, 1)}
+        rates = race(
+            {f"hw_decoder_load={load}": _decoding(own, batches, device) for load, own in decoders.items()}
+            | {f"CPU, {threads} threads": on_cpu}
+        )
+        return [compare(f"crops of {size} px decoded on the GPU, hw_decoder_load=0", "images/s", rates)]
+    with_resize, without = (_dali_alone(batches, threads, size, resize) for resize in (True, False))
+    rates = race({"ours": on_cpu, "DALI with its own resize": with_resize, "DALI, crops not resized": without})
+    return [compare(f"crops of {size} px, {threads} threads", "images/s", rates, limits=("DALI, crops not resized",))]
 
-    manifest, size = Manifest.load(arguments.folder), arguments.size
-    ids = np.arange(min(len(manifest), BATCH * 8), dtype=np.int64)
+
+def encoded_batches(shards: Path, batch: int) -> list[Crops]:
+    """Up to eight batches of encoded images with random crops and flips; at least one, images repeated if need be."""
+    manifest = Manifest.load(shards)
+    ids = np.arange(max(1, min(len(manifest) // batch, 8)) * batch, dtype=np.int64) % len(manifest)
     images: Any = Reader(manifest).submit(ids).result()
     keys = sample_keys(0, np.zeros_like(ids), ids)
     boxes = random_resized_crops(keys, manifest.height[ids], manifest.width[ids], CROP_SCALE, (3 / 4, 4 / 3))
     flips = random_flips(keys)
-    parts = [slice(start, start + BATCH) for start in range(0, len(ids) - BATCH + 1, BATCH)]
-    own = decoder_for(torch.device("cpu"), BATCH, size, arguments.threads, 0)
+    parts = [slice(start, start + batch) for start in range(0, len(ids), batch)]
+    return [Crops(images[part], boxes[part], flips[part]) for part in parts]
 
-    def ours() -> int:
-        for part in parts:
-            own.feed(Crops(images[part], boxes[part], flips[part]))
-        return sum(len(own.take().images) for _ in parts)
 
-    @pipeline_def  # type: ignore[untyped-decorator]
-    def graph(resize: bool) -> Any:
+def _decoding(decoder: GpuDecoder | CpuDecoder, batches: list[Crops], device: torch.device) -> Callable[[], int]:
+    def run() -> int:
+        decoder.feed(batches[0])
+        images = 0
+        for following in [*batches[1:], None]:  # two under way, as in training
+            if following:
+                decoder.feed(following)
+            images += len(decoder.take().images)
+        synchronise(device)
+        return images
+
+    return run
+
+
+def _dali_alone(batches: list[Crops], threads: int, size: int, resize: bool) -> Callable[[], int]:
+    from nvidia.dali import fn, types
+    from nvidia.dali.pipeline import pipeline_def
+
+    @pipeline_def(batch_size=len(batches[0].encoded), num_threads=threads, device_id=None, prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
+    def graph() -> Any:
         encoded = fn.external_source(name="encoded", ndim=1, dtype=types.UINT8)
         anchor = fn.external_source(name="anchor", ndim=1, dtype=types.INT32)
         shape = fn.external_source(name="shape", ndim=1, dtype=types.INT32)
         crops = fn.decoders.image_slice(encoded, anchor, shape, axes=(0, 1), output_type=types.RGB)
         return fn.resize(crops, size=(size, size), interp_type=types.INTERP_CUBIC, antialias=True) if resize else crops
 
-    def dali(resize: bool) -> Callable[[], int]:
-        pipe = graph(resize, batch_size=BATCH, num_threads=arguments.threads, device_id=None, prefetch_queue_depth=1)
-        pipe.build()
+    pipe = graph()
+    pipe.build()
 
-        def run() -> int:
-            for part in parts:
-                pipe.feed_input("encoded", images[part])
-                pipe.feed_input("anchor", np.ascontiguousarray(boxes[part, :2]))
-                pipe.feed_input("shape", np.ascontiguousarray(boxes[part, 2:]))
-                pipe.schedule_run()
-            return sum(len(pipe.outputs()[0]) for _ in parts)
+    def run() -> int:
+        for crops in batches:
+            pipe.feed_input("encoded", crops.encoded)
+            pipe.feed_input("anchor", np.ascontiguousarray(crops.boxes[:, :2]))
+            pipe.feed_input("shape", np.ascontiguousarray(crops.boxes[:, 2:]))
+            pipe.schedule_run()
+        return sum(len(pipe.outputs()[0]) for _ in batches)
 
-        return run
-
-    return race({"this decoder": ours, "DALI with its own resize": dali(True), "DALI, crops not resized": dali(False)})
+    return run
 
 
-def loader(arguments: argparse.Namespace) -> Rates:
-    """Crops a second: our loader, and others with Pillow and torchvision in a DataLoader of as many workers."""
-    manifest, size = Manifest.load(arguments.folder), arguments.size
-    data = Data(
-        shards=str(arguments.folder), image_size=size, crop_scale=CROP_SCALE, decode_threads=arguments.threads, lanes=1
-    )
+def loader(shards: Path, threads: int, size: int) -> list[Figure]:
+    """Our loader, and others with Pillow and torchvision in a DataLoader of as many workers, from the page cache."""
+    manifest = Manifest.load(shards)
+    data = Data(shards=str(shards), image_size=size, crop_scale=CROP_SCALE, decode_threads=threads, lanes=1)
     plan = Plan(manifest.counts, lanes=1, block=len(manifest))
     own = Loader(manifest, data, BATCH, torch.device("cpu"))
 
@@ -104,15 +128,16 @@ def loader(arguments: argparse.Namespace) -> Rates:
         )
         return own.batches(islice(requests, LOADED + 1))
 
-    rates: dict[str, list[float]] = {}
+    rounds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        contestants = {"this loader": ours} | peers(manifest, arguments.threads, size, Path(scratch))
+        contestants = {"ours": ours} | peers(manifest, threads, size, Path(scratch))
         for _ in range(ROUNDS):
             for name, start in contestants.items():  # each alone, from its own start
                 batches = start()
                 next(batches)
                 begin = time.perf_counter()
                 images = sum(BATCH for _ in islice(batches, LOADED))
-                rates.setdefault(name, []).append(images / (time.perf_counter() - begin))
+                rounds.setdefault(name, []).append(images / (time.perf_counter() - begin))
                 del batches
-    return {name: statistics.median(values) for name, values in rates.items()}
+    rates: Rates = {name: statistics.median(values) for name, values in rounds.items()}
+    return [compare(f"crops of {size} px from shards, {threads} threads or workers", "images/s", rates)]

@@ -2,21 +2,39 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from benchmarks.figures import Figure
 
 ROUNDS = 5
 
 Rates = dict[str, float]  # items a second, by contestant
 
 
-def race(contestants: dict[str, Callable[[], int]]) -> Rates:
+def race(contestants: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> Rates:
     """Items a second of each, the median over rounds in which they take turns; each call returns its items."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run()  # warm up: compile, fill queues
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in contestants.items():
             begin = time.perf_counter()
             items = run()
             rates[name].append(items / (time.perf_counter() - begin))
     return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def compare(
+    name: str, unit: str, rates: Rates, limits: Collection[str] = (), settings: Mapping[str, Any] | None = None
+) -> Figure:
+    """The first contestant beside the others, of which `limits` are no peers but what the hardware allows."""
+    (_, achieved), *others = rates.items()
+    return Figure(
+        name,
+        unit,
+        achieved,
+        {other: rate for other, rate in others if other not in limits},
+        {other: rate for other, rate in others if other in limits},
+        settings or {},
+    )

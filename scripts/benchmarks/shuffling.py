@@ -1,6 +1,5 @@
 """Shuffle quality and its price, for docs/shuffling.md. Nothing here is timed, so the machine does not matter."""
 
-import argparse
 import random
 from collections.abc import Callable
 from functools import partial
@@ -146,7 +145,7 @@ def again_of_node(first: Ids, second: Ids) -> float:
     return len(np.intersect1d(before, now)) / len(now)
 
 
-def shuffle(_: argparse.Namespace) -> None:
+def shuffle() -> None:
     """Prints the table of docs/shuffling.md."""
     columns = [
         "classes a batch, sorted",

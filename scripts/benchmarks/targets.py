@@ -1,6 +1,5 @@
 """HOG targets and masks."""
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,47 +8,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.racing import Rates, race
+from benchmarks.figures import Figure
+from benchmarks.hardware import peak, synchronise
+from benchmarks.racing import compare, race
 from pipeline.targets.hog import compiled_hog_target, hog_target
 from pipeline.targets.masking import block_masks, masked_patches
 from pipeline.targets.objective import MEAN, STD, normalise
 
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
+Device = torch.device
 
 
-def hog(arguments: argparse.Namespace) -> Rates:
-    """Images a second: targets alone on a CPU, in batches of 32; on a GPU with the normalised images, in 256."""
-    size = arguments.size
-    if GPU:
-        images = torch.randint(0, 256, (256, size, size, 3), dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
-        return race(_on_gpu(images))
-    images = torch.randint(0, 256, (32, 3, size, size), dtype=torch.uint8)
+def hog(size: int, device: Device, images: int) -> list[Figure]:
+    """Targets alone on a CPU; on a GPU with the normalised images."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    return _hog_on_gpu(pixels) if device.type == "cuda" else _hog_on_cpu(pixels.contiguous())
 
+
+def _hog_on_cpu(images: Tensor) -> list[Figure]:
     def with_skimage() -> int:
         from skimage.feature import hog as skimage_hog
 
         for image in images[:8].permute(0, 2, 3, 1).numpy():
             for channel in range(3):
                 skimage_hog(image[..., channel], 9, (8, 8), (1, 1), feature_vector=False)
-        return 8
+        return min(8, len(images))
 
-    return race(
+    rates = race(
         {
             "compiled": _times(1, compiled_hog_target(), images),
             "eager": _times(1, hog_target, images),
             "official definition": _times(1, official_hog, images),
             "skimage.feature.hog": with_skimage,
+            "a copy of the pixels": _times(10, Tensor.clone, images),
         }
     )
+    return [compare(f"HOG target, {images.shape[-1]} px", "images/s", rates, limits=("a copy of the pixels",))]
 
 
-def _on_gpu(images: Tensor) -> dict[str, Callable[[], int]]:
+def _hog_on_gpu(images: Tensor) -> list[Figure]:
     from pipeline.targets.hog_triton import normalised_and_hog
 
-    grid = (images.shape[2] // 16, images.shape[3] // 16)
-    every = torch.ones(len(images), *grid, dtype=torch.bool, device=DEVICE)
-    masks = block_masks(torch.arange(len(images), device=DEVICE), grid)
+    size = images.shape[-1]
+    grid = (size // 16, size // 16)
+    every = torch.ones(len(images), *grid, dtype=torch.bool, device=images.device)
+    masks = block_masks(torch.arange(len(images), device=images.device), grid)
 
     def fused(images: Tensor, mask: Tensor, masked: int) -> tuple[Tensor, Tensor]:
         return normalised_and_hog(images, mask, masked, 16, MEAN, STD, torch.bfloat16)
@@ -57,13 +60,27 @@ def _on_gpu(images: Tensor) -> dict[str, Callable[[], int]]:
     def unfused(images: Tensor) -> tuple[Tensor, Tensor]:
         return normalise(images, torch.bfloat16), official_hog(images)
 
-    return {
-        "kernel, masked patches": _times(
-            100, partial(fused, mask=masks, masked=masked_patches(grid) * len(images)), images
-        ),
-        "kernel, all patches": _times(100, partial(fused, mask=every, masked=every.numel()), images),
-        "official definition": _times(5, unfused, images),
-    }
+    masked = masked_patches(grid)
+    of_masked = partial(fused, mask=masks, masked=masked * len(images))
+    of_all = partial(fused, mask=every, masked=every.numel())
+    rates = race(
+        {
+            "masked patches": _replays(100, of_masked, images),
+            "all patches": _replays(100, of_all, images),
+            "masked patches, launched one by one": _times(100, of_masked, images),
+            "official definition": _times(5, unfused, images),
+        }
+    )
+    card = peak()
+    if card:
+        moved = 3 * size**2 * (1 + 2) + masked * 108 * 4  # an image's bytes: uint8 in, bf16 and its targets out
+        rates[f"{card.memory} TB/s, the memory of an {card.name}"] = card.memory * 1e12 / moved
+        limits = (list(rates)[-1],)
+    name = f"image and HOG target by one kernel, batch of {len(images)}, {size} px"
+    return [
+        compare(name, "images/s", rates, limits if card else ()),
+        Figure(f"{name}: time", "us", len(images) / rates["masked patches"] * 1e6),
+    ]
 
 
 def _times(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
@@ -72,11 +89,20 @@ def _times(times: int, function: Callable[[Tensor], object], batch: Tensor) -> C
     def run() -> int:
         for _ in range(times):
             function(batch)
-        if GPU:
-            torch.cuda.synchronize()
+        synchronise(batch.device)
         return times * len(batch)
 
     return run
+
+
+def _replays(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
+    """The same on a GPU without the time that launching takes, which a training step hides: by a CUDA graph."""
+    function(batch)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function(batch)
+    return _times(times, lambda _: graph.replay(), batch)
 
 
 def official_hog(images: Tensor) -> Tensor:
@@ -98,8 +124,10 @@ def official_hog(images: Tensor) -> Tensor:
     return patches.permute(0, 3, 4, 1, 2, 5, 6).reshape(batch, -1, 108)
 
 
-def masks(arguments: argparse.Namespace) -> Rates:
-    """Masks of 14x14 a second, in batches of 32 and 256."""
-    keys = torch.randint(0, 2**62, (256,), device=DEVICE)
-    make = partial(block_masks, compile=GPU)
-    return race({f"batch of {n}": _times(10 if GPU else 1, make, keys[:n]) for n in (256, 32)})
+def masks(device: Device) -> list[Figure]:
+    """Masks of 14x14, in batches of 256 and 32."""
+    keys = torch.randint(0, 2**62, (256,), device=device)
+    gpu = device.type == "cuda"
+    make = partial(block_masks, compile=gpu)
+    rates = race({f"batch of {n}": _times(10 if gpu else 1, make, keys[:n]) for n in (256, 32)})
+    return [Figure(f"block masks, {batch}", "masks/s", rate) for batch, rate in rates.items()]

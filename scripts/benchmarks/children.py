@@ -1,0 +1,24 @@
+"""Processes that a benchmark starts, none of which outlives its time."""
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
+    """Run a command to its end, or kill it and all that it started. What went wrong, with what it said last, or ""."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        try:
+            status = process.wait(seconds)
+            problem = f"exit status {status}" if status else ""
+        except subprocess.TimeoutExpired:
+            problem = f"stopped after {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return problem and f"{problem}; it said last: {output.read()[-700:]}"

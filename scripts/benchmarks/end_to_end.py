@@ -1,0 +1,66 @@
+"""The training step fed from shards by the real loader, beside the same step on resident data."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from benchmarks.figures import Figure
+from benchmarks.racing import ROUNDS
+from benchmarks.step import Loop, Pixels, resident, settings_of, title
+from pipeline.config import Recipe
+from pipeline.data.batch import DEPTH, Batch
+from pipeline.data.exact import ExactData
+from pipeline.data.loader import AHEAD
+from pipeline.train.pace import Clock
+from pipeline.train.world import World
+
+
+def end_to_end(recipe: Recipe, world: World, times: int, rounds: int = ROUNDS, how: str = "") -> list[Figure]:
+    """Both ways in turns, so many steps a round, and the share of its time that the loop waits for the loader.
+
+    `how` goes into the names.
+    """
+    loop = Loop(recipe, world)
+    data = ExactData(
+        recipe,
+        recipe.micro_batch(world.size),
+        world.device,
+        rank=world.rank,
+        world_size=world.size,
+        local_rank=world.local_rank,
+        local_size=world.local_size,
+    )
+    still = resident(recipe, world)
+    ready = AHEAD + DEPTH  # batches that the loader has in hand before a round: they are taken before the clock runs
+    drained = -(-ready // loop.micro_batches)
+    fed = data.batches(0, (rounds + 1) * (drained + times) * loop.micro_batches)
+    rates: dict[str, list[float]] = {"from shards": [], "resident": []}
+    waits = []
+    loop.steps(times, still)  # compiles
+    for _ in range(rounds + 1):
+        loop.steps(drained, _pixels(fed, Clock(world.device)))
+        clock = Clock(world.device)
+        for name, batches in (("from shards", _pixels(fed, clock)), ("resident", still)):
+            begin = time.perf_counter()
+            images = loop.steps(times, batches)
+            rates[name].append(images / (time.perf_counter() - begin))
+            if name == "from shards":
+                waits.append(clock.wait / clock.elapsed)
+    median = {name: statistics.median(values[1:]) for name, values in rates.items()}  # the first to warm up
+    return [
+        Figure(
+            f"training step from shards, {title(recipe, world)}{how and ', ' + how}",
+            "images/s",
+            median["from shards"],
+            limits={"resident data": median["resident"]},
+            settings=settings_of(recipe, world) | {"data": "shards"},
+        ),
+        Figure(f"waiting for data{how and ', ' + how}", "share of time", statistics.median(waits[1:])),
+    ]
+
+
+def _pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
+    while True:
+        with clock.waiting():
+            batch = next(batches)
+        yield batch.images, batch.mask_keys

@@ -1,0 +1,65 @@
+"""A training step as plain PyTorch would take it: the peer of `pipeline.train.engine.Engine`, call for call."""
+
+from copy import deepcopy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import ConfigError, Recipe
+from pipeline.train.engine import DTYPES, decay_groups, schedule
+from pipeline.train.world import World
+
+
+class PlainEngine:
+    """AdamW over fp32 weights, of which a model in bf16 has a copy; gradients are averaged over the ranks by DDP.
+
+    Args:
+        model: on the device, in fp32.
+        recipe: decides precision, optimizer and schedule.
+        world: the processes.
+        steps_per_epoch: not necessarily whole.
+
+    Raises:
+        ConfigError: the recipe asks for fp16 or accumulates gradients, which this does not.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, world: World, steps_per_epoch: float) -> None:
+        if recipe.engine.precision == "fp16":
+            raise ConfigError("the plain loop has no loss scaling: set engine.precision to bf16 or fp32")
+        if recipe.optim.batch_size != recipe.micro_batch(world.size) * world.size:
+            raise ConfigError("the plain loop does not accumulate gradients: leave engine.micro_batch at null")
+        dtype = DTYPES[recipe.engine.precision]
+        masters = model if dtype == torch.float32 else deepcopy(model)
+        model.to(dtype)
+        self._clip = recipe.optim.clip
+        self._masters: list[Tensor] = list(masters.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            decay_groups(masters, recipe.optim.weight_decay), lr=0.0, betas=recipe.optim.betas, fused=True
+        )
+        self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
+        self._model = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
+
+    def predict(self, images: Tensor, mask: Tensor, masked: int) -> Tensor:
+        """As `MaskFeat.forward`."""
+        return cast(Tensor, self._model(images, mask, masked))
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of this step's one micro-batch, averaged over the ranks."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self) -> None:
+        """Update the weights."""
+        mixed = self._masters[0] is not self._weights[0]
+        if mixed:
+            for master, weight in zip(self._masters, self._weights, strict=True):
+                assert weight.grad is not None
+                master.grad = weight.grad.float()
+        nn.utils.clip_grad_norm_(self._masters, self._clip)
+        self.optimizer.step()
+        if mixed:
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, self._masters)
+        self._model.zero_grad(set_to_none=not isinstance(self._model, DistributedDataParallel))

@@ -1,0 +1,214 @@
+"""The training step on data that is already on the device: this project's beside plain PyTorch's."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.figures import Figure
+from benchmarks.hardware import matrix_product, peak, synchronise
+from benchmarks.plain import PlainEngine
+from benchmarks.racing import ROUNDS, compare, race
+from benchmarks.wire import Wire, latency_and_bandwidth
+from estimate import ITEM_BYTES, wire_bytes
+from model.flops import training_flops
+from pipeline.build import build_model, build_objective
+from pipeline.config import Recipe, load_recipe
+from pipeline.targets.masking import masked_patches
+from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.world import World
+
+STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
+SETTINGS = ("model.name", "model.options", "data.image_size", "engine.zero_stage", "engine.precision", "engine.compile")
+
+Pixels = tuple[Tensor, Tensor]  # a micro-batch: uint8 images (B, 3, H, W) and int64 mask keys (B,), on the device
+
+
+def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe:
+    """A recipe of one micro-batch a step.
+
+    Args:
+        settings: the recipe's name, if not the default (a large model on a GPU, a small one on a CPU), and overrides.
+        images: of a rank; None: 256 on a GPU, 16 on a CPU.
+        world: the processes.
+
+    Raises:
+        ConfigError: see `load_recipe`.
+    """
+    gpu = world.device.type == "cuda"
+    named = bool(settings) and "=" not in settings[0]
+    name = settings[0] if named else "vit_base_300e" if gpu else "demo"
+    batch = (images or (256 if gpu else 16)) * world.size
+    own = ["data.shards=none", f"optim.batch_size={batch}", "engine.micro_batch=null"]
+    return load_recipe(name, [*own, *settings[named:]])
+
+
+def settings_of(recipe: Recipe, world: World) -> dict[str, Any]:
+    """What a rate of training depends on."""
+    values = recipe.model_dump(mode="json")
+    chosen = {key: values[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
+    return chosen | {"ranks": world.size, "images a rank": recipe.micro_batch(world.size)}
+
+
+class Loop:
+    """Training steps of one rank, as `pipeline.train.loop` takes them but for what that reports.
+
+    Args:
+        recipe: `engine.compile` decides what is compiled.
+        world: the processes.
+        engine: that trains.
+        mode: of `torch.compile`; None: its default.
+
+    Attributes:
+        images: of a step, over all ranks.
+        flops: of training on one image.
+        loss: of this rank's last micro-batch, float32 on the device.
+    """
+
+    def __init__(
+        self, recipe: Recipe, world: World, engine: type[Engine | PlainEngine] = Engine, mode: str | None = None
+    ) -> None:
+        torch.manual_seed(recipe.run.seed)
+        model = build_model(recipe).to(world.device)
+        if recipe.engine.compile == "all":
+            model.compile(dynamic=False, mode=mode)
+        self.recipe, self.world = recipe, world
+        self.images = recipe.optim.batch_size
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.flops = training_flops(model, masked_patches(model.grid, recipe.mask.ratio))
+        self.objective = build_objective(recipe, model, DTYPES[recipe.engine.precision], world.device)
+        self.loss = torch.zeros((), device=world.device)
+        self.micro_batches = self.images // (recipe.micro_batch(world.size) * world.size)
+        self.engine = engine(model, recipe, world, STEPS_PER_EPOCH)
+        self._steps = 0
+
+    def step(self, batches: Iterator[Pixels]) -> None:
+        """Take a step's micro-batches, and update the weights."""
+        self.engine.schedule.step_update(self._steps)
+        self._steps += 1
+        for _ in range(self.micro_batches):
+            images, keys = next(batches)
+            example = self.objective.example(images, keys)
+            predictions = self.engine.predict(example.images, example.mask, example.masked)
+            loss = self.objective.target.errors(predictions, example.targets, len(images)).mean()
+            self.engine.backward(loss)
+            self.engine.update()
+            self.loss = loss.detach()
+
+    def steps(self, times: int, batches: Iterator[Pixels]) -> int:
+        """So many steps, to their end on the device; how many images that were, over all ranks."""
+        for _ in range(times):
+            self.step(batches)
+        synchronise(self.world.device)
+        return times * self.images
+
+
+def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
+    """One micro-batch of random pixels again and again, in memory as the decoder leaves them."""
+    size, micro = recipe.data.image_size, recipe.micro_batch(world.size)
+    generator = torch.Generator().manual_seed(world.rank)
+    images = torch.randint(0, 256, (micro, 3, size, size), dtype=torch.uint8, generator=generator).to(world.device)
+    if world.device.type == "cuda":
+        images = images.contiguous(memory_format=torch.channels_last)
+    return repeat((images, torch.arange(micro, device=world.device)))
+
+
+def both_loops(recipe: Recipe, world: World) -> dict[str, Loop]:
+    """This project's loop and, unless gradients accumulate, plain PyTorch's, by name.
+
+    Compiled first, where the recipe says so, and eager.
+    """
+    engines: dict[str, type[Engine | PlainEngine]] = {f"DeepSpeed ZeRO {recipe.engine.zero_stage}": Engine}
+    if recipe.optim.batch_size == recipe.micro_batch(world.size) * world.size:
+        engines["plain PyTorch"] = PlainEngine
+    recipes = {"eager": recipe}
+    if recipe.engine.compile == "all":
+        engine = recipe.engine.model_copy(update={"compile": "target"})
+        recipes = {"compiled": recipe, "eager": recipe.model_copy(update={"engine": engine})}
+    return {f"{name}, {how}": Loop(recipes[how], world, kind) for how in recipes for name, kind in engines.items()}
+
+
+def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rounds: int = ROUNDS) -> list[Figure]:
+    """How fast the first of the loops is beside the others, and what a step is made of. All ranks measure together.
+
+    Args:
+        loops: of one model and batch.
+        times: steps a round.
+        tflops: peak of a device; None: that of a GPU that is known.
+        rounds: in which the loops take turns.
+    """
+    first = next(iter(loops.values()))
+    recipe, world = first.recipe, first.world
+    batches = resident(recipe, world)
+    contestants: dict[str, Callable[[], int]] = {
+        name: partial(loop.steps, times, batches) for name, loop in loops.items()
+    }
+    contestants["targets and masks"] = partial(_examples, first, times, batches)
+    product = f"a product of matrices, {recipe.engine.precision}"
+    contestants[product] = matrix_product(world.device, DTYPES[recipe.engine.precision], times=3)
+    rates = race(contestants, rounds)
+
+    rates[product] *= world.size / first.flops
+    targets = rates.pop("targets and masks")
+    limits = [product]
+    card = peak()
+    if tflops:
+        limits.append(f"{tflops:g} TFLOP/s a device")
+        rates[limits[-1]] = tflops * 1e12 * world.size / first.flops
+    elif card and recipe.engine.precision != "fp32":
+        limits.append(f"{card.tflops:g} TFLOP/s, bf16 on an {card.name}")
+        rates[limits[-1]] = card.tflops * 1e12 * world.size / first.flops
+    images = compare(f"training step, {title(recipe, world)}", "images/s", rates, limits, settings_of(recipe, world))
+    to_tflops = first.flops / 1e12 / world.size
+    others = list(loops.items())[1:]
+    figures = [
+        images,
+        Figure(
+            f"the same a device, {first.flops / 1e9:.3g} GFLOP an image",
+            "TFLOP/s",
+            images.achieved * to_tflops,
+            limits={name: rates[name] * to_tflops for name in limits},
+        ),
+        Figure("targets and masks, alone", "share of a step", images.achieved / targets),
+        Figure("loss after equally many steps", "", float(first.loss), {name: float(it.loss) for name, it in others}),
+    ]
+    if world.size > 1:
+        counted = [it for it in loops.values() if it.recipe.engine.compile != "all" and isinstance(it.engine, Engine)]
+        figures += _wire(counted[0], batches)
+    return figures
+
+
+def title(recipe: Recipe, world: World) -> str:
+    """What was trained, in words."""
+    model, options = recipe.model.name, recipe.model.options
+    size = "".join(f", {name} {value}" for name, value in options.items())
+    return (
+        f"{model}{size}, {recipe.data.image_size} px, {recipe.micro_batch(world.size)} images a rank, "
+        f"{recipe.engine.precision}, ranks: {world.size}"
+    )
+
+
+def _examples(loop: Loop, times: int, batches: Iterator[Pixels]) -> int:
+    for _ in range(times):
+        loop.objective.example(*next(batches))
+    synchronise(loop.world.device)
+    return times * loop.images // loop.micro_batches
+
+
+def _wire(loop: Loop, batches: Iterator[Pixels]) -> list[Figure]:
+    """What a step sends, beside what `estimate.py` reckons with, and how fast it goes."""
+    recipe, world = loop.recipe, loop.world
+    with Wire(world.size) as wire:
+        loop.step(batches)
+    item = ITEM_BYTES[recipe.engine.precision]
+    reckoned = wire_bytes(loop.parameters, item, recipe.engine.zero_stage, world.size, loop.micro_batches)
+    latency, bandwidth = latency_and_bandwidth(world, DTYPES[recipe.engine.precision])
+    return [
+        Figure("sent by a rank in a step, counted", "bytes", wire.sent, {"by estimate.py": reckoned}),
+        Figure("rounds of messages in a step, counted", "log2(ranks)", wire.rounds),
+        Figure("latency of a round of messages", "us", latency * 1e6),
+        Figure("bandwidth of all-reduce", "GB/s sent by a rank", bandwidth / 1e9),
+    ]

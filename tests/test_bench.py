@@ -1,0 +1,118 @@
+"""Benchmarks: what they compare does the same, what they count is right, and what needs a GPU runs without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import CHECKOUT, command
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.build import build_model
+from pipeline.config import load_recipe
+
+BENCH = CHECKOUT / "scripts" / "bench.py"
+SMALL = ("data.image_size=32", "model.options={embed_dim: 32, depth: 2, num_heads: 1}", "engine.compile=none")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import as from a script in scripts/."""
+    monkeypatch.syspath_prepend(str(CHECKOUT / "scripts"))
+
+
+def figures(file: Path) -> dict[str, dict[str, Any]]:
+    """By unit, the first of each."""
+    return {figure["unit"]: figure for figure in reversed(json.loads(file.read_text())["figures"])}
+
+
+def test_a_figure_has_its_ratios_and_comes_back_from_json(scripts: None) -> None:
+    from benchmarks.figures import Figure
+
+    figure = Figure("rate", "images/s", 30.0, {"other": 20.0}, {"most": 120.0}, {"ranks": 1})
+    content = json.loads(json.dumps(figure.to_json()))
+    assert content["peers"]["other"] == {"value": 20.0, "ratio": 1.5}
+    assert content["limits"]["most"] == {"value": 120.0, "ratio": 0.25}
+    assert Figure.from_json(content) == figure
+
+
+def test_a_step_on_two_ranks_beside_plain_pytorch(tmp_path: Path) -> None:
+    """Both train the same; what a rank sends is counted, and is what estimate.py reckons with; TFLOP/s are torch's."""
+    out = tmp_path / "step.json"
+    launched = command("", tmp_path)
+    launcher = launched["args"][: launched["args"].index("scripts/pretrain.py")]
+    options = ["--images", "4", "--steps", "1", "--json", str(out)]
+    launched["args"] = [*launcher, str(BENCH), "step", "demo", *SMALL, *options]
+    done = subprocess.run(**launched, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = figures(out)
+
+    model = build_model(load_recipe("demo", ["data.shards=none", *SMALL]))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    norm = 4
+    assert found["bytes"]["achieved"] == pytest.approx((3 * weights * 4 + 2 * norm) / 2, abs=2 * norm)
+    assert found["bytes"]["peers"]["by estimate.py"]["value"] == pytest.approx(3 * weights * 4 / 2)
+
+    mask = torch.zeros(1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 0] = True  # int(0.4 * 4) patches
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 32, 32), mask)
+    tflops = 3 * counter.get_total_flops() * found["images/s"]["achieved"] / 2 / 1e12
+    assert found["TFLOP/s"]["achieved"] == pytest.approx(tflops)
+
+    (plain,) = found[""]["peers"].values()
+    assert found[""]["achieved"] == pytest.approx(plain["value"], abs=1e-5)
+    assert found["images/s"]["settings"]["ranks"] == 2
+    assert json.loads(out.read_text())["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_what_needs_a_gpu_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
+    """The same code from the first check to the last figure, so that no mistake of writing costs time on a GPU."""
+    out = tmp_path / "gpu.json"
+    done = subprocess.run(
+        [sys.executable, BENCH, "gpu", shards, out, "--dry"], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    content = json.loads(out.read_text())
+    assert content["failures"] == []
+    untold = {check["name"] for check in content["checks"] if check["passed"] is None}
+    assert untold == {f"no host synchronisation in a step, ZeRO {stage}" for stage in (0, 1, 2)}
+    kernel = [check["numbers"]["target off by"] for check in content["checks"] if check["name"].startswith("kernel")]
+    assert len(kernel) == 12 and max(kernel) < 0.01
+    for figure in content["figures"]:
+        if figure["name"].startswith("loss"):
+            assert all(peer["ratio"] == pytest.approx(1, rel=2e-3) for peer in figure["peers"].values())
+    named = " ".join(figure["name"] for figure in content["figures"])
+    for part in (
+        "block masks",
+        "training step",
+        "from shards",
+        "waiting for data",
+        "crops of",
+        "checkpoint of",
+        "memory",
+    ):
+        assert part in named
+
+
+def test_a_part_that_hangs_or_fails_costs_no_other(scripts: None) -> None:
+    from benchmarks.children import run
+
+    shell = "echo begun; sleep 600 & wait"
+    problem = run(["sh", "-c", shell], {"PATH": "/usr/bin:/bin"}, seconds=2)
+    assert "stopped after 2 s" in problem and "begun" in problem
+    assert run(["sh", "-c", "echo why; exit 3"], {"PATH": "/usr/bin:/bin"}, 30) == "exit status 3; it said last: why\n"
+    assert run(["true"], {"PATH": "/usr/bin:/bin"}, 30) == ""
+
+
+def test_a_mistake_is_one_line(
+    scripts: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench import main
+
+    monkeypatch.setattr(sys, "argv", ["bench.py", "step", "no_such_recipe"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("error: no recipe 'no_such_recipe': give one of")
