@@ -72,6 +72,17 @@ def build_objective(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device:
     return Objective(model.grid, model.patch, recipe.mask.ratio, dtype, compiled != "none", target)
 
 
+def compile_forward(model: MaskFeat, mode: str | None = None) -> None:
+    """Let torch compile what a model computes, as one graph; a break in it is an error, not a slow step.
+
+    Not `model.compile`, which takes in the hooks that DeepSpeed hangs on a model, and breaks at each.
+
+    Args:
+        mode: of `torch.compile`; None: its default.
+    """
+    model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, mode=mode)  # type: ignore[method-assign]
+
+
 def start_from_init(model: MaskFeat, recipe: Recipe) -> str | None:
     """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError.
 

@@ -148,16 +148,15 @@ def end_to_end(
 @app.command()
 def growth(
     steps: Steps = None,
-    ranks: Annotated[bool, typer.Option(help="Also with 1, 2 and 4 launched ranks.")] = True,
+    ranks: Annotated[bool, typer.Option(help="With 1, 2 and 4 launched ranks, at every ZeRO stage.")] = False,
     json: Json = None,
 ) -> None:
-    """How a step grows with model, image, batch and ranks, on a CPU. Minutes."""
+    """How a step grows with model, image and batch, or with ranks, on a CPU. Minutes."""
     from benchmarks.growth import growth, growth_of_ranks
     from pipeline.train.world import join
 
     world = join()
-    figures = growth(world, _steps(steps))
-    publish(figures + (growth_of_ranks(world, _steps(steps)) if ranks else []), json)
+    publish((growth_of_ranks if ranks else growth)(world, _steps(steps)), json)
 
 
 @app.command()

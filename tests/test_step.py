@@ -63,3 +63,13 @@ def test_a_profile_tells_where_the_time_of_a_step_goes(
         line[:14].strip(): float(line[14:].split()[0]) for line in table.splitlines() if line.endswith(" ms")
     }
     assert milliseconds["forward"] > 0 and milliseconds["decode"] > 0
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_compiled_model_is_one_graph_and_trains_the_same(shards: Path, tmp_path: Path, stage: int) -> None:
+    """`fullgraph` makes a break in the graph an error."""
+    options = [f"engine.zero_stage={stage}", "run.max_steps=4", "engine.micro_batch=8"]
+    pretrain(shards, tmp_path / "eager", *options)
+    pretrain(shards, tmp_path / "compiled", *options, "engine.compile=all")
+    eager, compiled = losses(tmp_path / "eager"), losses(tmp_path / "compiled")
+    assert list(compiled.values()) == pytest.approx(list(eager.values()), abs=1e-6)

@@ -11,7 +11,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, build_objective, start_from_init
+from pipeline.build import build_model, build_objective, compile_forward, start_from_init
 from pipeline.config import ConfigError, Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
@@ -95,7 +95,7 @@ class Pretraining:
         elif note := start_from_init(model, recipe):
             warnings.append(f"model.init: {note}")
         if recipe.engine.compile == "all":
-            model.compile(dynamic=False)
+            compile_forward(model)
         steps_per_epoch = self.data.samples / recipe.optim.batch_size
         scheduled = total_steps(recipe.optim, steps_per_epoch)
         self.start = resumed.facts.step if resumed else 0

@@ -15,7 +15,7 @@ from benchmarks.racing import ROUNDS, compare, race
 from benchmarks.wire import Wire, latency_and_bandwidth
 from estimate import ITEM_BYTES, wire_bytes
 from model.flops import training_flops
-from pipeline.build import build_model, build_objective
+from pipeline.build import build_model, build_objective, compile_forward
 from pipeline.config import Recipe, load_recipe
 from pipeline.targets.masking import masked_patches
 from pipeline.train.engine import DTYPES, Engine
@@ -74,7 +74,7 @@ class Loop:
         torch.manual_seed(recipe.run.seed)
         model = build_model(recipe).to(world.device)
         if recipe.engine.compile == "all":
-            model.compile(dynamic=False, mode=mode)
+            compile_forward(model, mode)
         self.recipe, self.world = recipe, world
         self.images = recipe.optim.batch_size
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
