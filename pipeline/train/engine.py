@@ -8,7 +8,7 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
 - At stage 0 in fp16 it unscales gradients of a loss that it has not scaled: there the loss is scaled here.
 - At stage 0 in fp32 it clips without telling the norm, and it waits for the device to clip at stages 1 and 2: there,
   but for fp16, norm, clipping and skipping are done here, within the fused AdamW.
-- ZeRO 3 replaces torch's `linear` for the rest of the process, by one that rounds differently: numbers of two engines in
+- ZeRO 3 replaces torch's `linear` for the rest of the process by one that rounds otherwise: numbers of two engines in
   one process are equal bit for bit only if no ZeRO 3 came between them.
 - Under bf16 it accumulates gradients in bf16 unless told otherwise, and cannot be told at stage 0.
 """
