@@ -133,7 +133,7 @@ def test_twenty_steps(stage: int, micro_batch: int, tmp_path: Path) -> None:
         predictions = engine.predict(inputs, MASKS[0], formula.MASKED * formula.IMAGES)
     torch.testing.assert_close(predictions, want["trained_predictions"], atol=1e-5, rtol=0)
     order = [key for key in checkpoints.KEYS["slowfast"]["pretraining"] if not key.startswith(checkpoints.BUFFERS)]
-    weights = capture(engine, world)
+    weights = dict(capture(engine, world))
     norms = {SLOWFAST.key(name.removeprefix("weight/")): value.double().norm() for name, value in weights.items()}
     assert sorted(names) == sorted(order)
     torch.testing.assert_close(torch.stack([norms[key] for key in order]), want["trained_norms"], atol=0, rtol=1e-6)
