@@ -69,7 +69,8 @@ def test_it_gives_up_where_the_run_gets_no_further(tmp_path: Path) -> None:
 def test_statuses(tmp_path: Path, statuses: list[int], options: list[str], expected: int) -> None:
     """The launcher's statuses, one life after the other, and the supervisor's own."""
     array = " ".join(map(str, statuses))
-    script = f"statuses=({array}); echo >> $run/starts; exit ${{statuses[$(wc -l < $run/starts) - 1]}}"
+    script = f"statuses=({array}); echo >> $run/starts; status=${{statuses[$(wc -l < $run/starts) - 1]}}"
+    script += "; [ $status != 0 ] || touch $run/complete; exit $status"
     assert supervise(tmp_path, script, *options).returncode == expected
     assert [life["status"] for life in lives(tmp_path)] == statuses
 
@@ -85,7 +86,9 @@ def test_a_launcher_that_ends_before_its_ranks_has_failed(tmp_path: Path) -> Non
     )
     script = f"""
         if [ -e $run/ready ]; then
-          grep -q run.dir /proc/$(cat $run/rank)/cmdline && exit 2 || exit 0
+          grep -q run.dir /proc/$(cat $run/rank)/cmdline && exit 2
+          touch $run/complete
+          exit 0
         fi
         setsid {sys.executable} {rank} $run/ready run.dir=$run & echo $! > $run/rank
         until [ -e $run/ready ]; do :; done
@@ -93,6 +96,16 @@ def test_a_launcher_that_ends_before_its_ranks_has_failed(tmp_path: Path) -> Non
     done = supervise(tmp_path, script, "--grace", "0.5")
     assert done.returncode == 0, done.stderr
     assert [life["why"] for life in lives(tmp_path)] == ["the launcher ended before 1 of its ranks", "complete"]
+
+
+def test_status_0_of_a_run_that_is_not_complete_is_a_failure(tmp_path: Path) -> None:
+    """As of `deepspeed` when what it started was killed. What an earlier run left does not count."""
+    (tmp_path / "complete").touch()
+    done = supervise(tmp_path, "exit 0", "--tries", "1")
+    assert done.returncode == 1
+    assert [life["why"] for life in lives(tmp_path)] == [
+        "the launcher ended with status 0, but the run did not say that it is complete"
+    ]
 
 
 def test_nodes_that_do_not_answer_are_left_out(tmp_path: Path) -> None:
