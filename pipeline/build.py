@@ -1,11 +1,13 @@
 """From a recipe to its model and what that has to predict."""
 
 import torch
+from torch import nn
 
+from model.classifier import Classifier
 from model.convert import fill
 from model.maskfeat import MaskFeat, build_encoder
 from model.weights import Normalisation, WeightsError, read, weights_file
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError, Recipe, TrainingRecipe
 from pipeline.targets.features import Features, TeacherError, load_teacher, teacher_width
 from pipeline.targets.hog import target_width as hog_width
 from pipeline.targets.masking import masked_patches
@@ -72,7 +74,7 @@ def build_objective(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device:
     return Objective(model.grid, model.patch, recipe.mask.ratio, dtype, compiled != "none", target)
 
 
-def compile_forward(model: MaskFeat, mode: str | None = None) -> None:
+def compile_forward(model: nn.Module, mode: str | None = None) -> None:
     """Let torch compile what a model computes, as one graph; a break in it is an error, not a slow step.
 
     Not `model.compile`, which takes in the hooks that DeepSpeed hangs on a model, and breaks at each.
@@ -80,10 +82,10 @@ def compile_forward(model: MaskFeat, mode: str | None = None) -> None:
     Args:
         mode: of `torch.compile`; None: its default.
     """
-    model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, mode=mode)  # type: ignore[method-assign]
+    model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, mode=mode)
 
 
-def start_from_init(model: MaskFeat, recipe: Recipe) -> str | None:
+def start_from_init(model: MaskFeat | Classifier, recipe: TrainingRecipe) -> str | None:
     """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError.
 
     Returns:
@@ -99,10 +101,15 @@ def start_from_init(model: MaskFeat, recipe: Recipe) -> str | None:
     return f"of {weights.file}: {'; '.join(notes)}" if notes else None
 
 
-def init_identity(recipe: Recipe) -> str | None:
+def init_identity(recipe: TrainingRecipe) -> str | None:
     """SHA-256 of the file that `model.init` names, which may be moved but not replaced. Raises ConfigError."""
     if recipe.model.init is None:
         return None
+    if (recipe.model.init / "checkpoints").exists():
+        raise ConfigError(
+            f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes its "
+            "weights, set model.init=OUT"
+        )
     try:
         return sha256_of(weights_file(recipe.model.init))
     except (WeightsError, OSError) as error:

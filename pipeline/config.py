@@ -1,12 +1,13 @@
-"""A recipe: every setting of a pre-training run, typed and checked before anything starts.
+"""A recipe: every setting of a run, typed and checked before anything starts.
 
-Each setting has its default here and nowhere else; DeepSpeed's own configuration is made from it (train/engine.py).
+Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
+configuration is made from it (train/engine.py).
 """
 
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
@@ -54,7 +55,7 @@ class Data(Section):
     mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
     shards: str  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
     validation: str | None = None  # another such folder or URL
-    validation_samples: int = Field(4096, ge=1)  # of these, the first so many
+    validation_samples: int | None = Field(4096, ge=1)  # of these, the first so many; null: all
     stream_samples: int | None = Field(None, ge=1)  # for mode=stream, how many samples count as an epoch
     stream_buffer: int = Field(2048, ge=1)  # for mode=stream, images that a rank shuffles among themselves
     cache: Path | None = None  # folder in which a node keeps remote shards; None: only range requests
@@ -109,7 +110,7 @@ class Optim(Section):
     warmup_epochs: float = Field(30, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: float = Field(0.05, ge=0)
-    clip: float = Field(0.02, gt=0)  # L2 norm of the gradient
+    clip: float | None = Field(0.02, gt=0)  # L2 norm of the gradient; null: it stays as it is
 
 
 class Engine(Section):
@@ -122,36 +123,30 @@ class Engine(Section):
     activation_checkpointing: bool = False  # compute blocks twice instead of keeping what they computed: less memory
 
 
-class Recipe(Section):
-    """A whole run."""
+class TrainingRecipe(Section):
+    """What all runs have. `Recipe` is of pre-training, `pipeline.finetune.config.FinetuneRecipe` of fine-tuning."""
+
+    folder: ClassVar[Path]  # of recipes that are known by name
 
     run: Run
     data: Data
-    mask: Mask = Mask()
-    target: Target = Target()
     model: Model = Model()
     optim: Optim
     engine: Engine = Engine()
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _can_run(self) -> Self:
         if self.optim.warmup_epochs >= self.optim.epochs:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of optim.epochs={self.optim.epochs:g}"
             )
-        if self.target.kind == "hog" and self.data.image_size % CELL:
-            raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
-        if self.target.kind == "features" and self.target.teacher is None:
-            raise ValueError("target.kind=features has no teacher: set target.teacher")
-        if self.target.kind != "features" and (self.target.teacher or self.target.teacher_weights):
-            raise ValueError(f"target.kind={self.target.kind} has no teacher: leave it out, or set kind to features")
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self.data, key)
             if low > high:
                 raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
         if self.engine.zero_stage == 3 and self.engine.compile == "all":
             raise ValueError(
-                "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: set it to target"
+                "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: change one of them"
             )
         for key in ("shards", "validation"):
             if shows_credentials(getattr(self.data, key) or ""):
@@ -181,21 +176,50 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+class Recipe(TrainingRecipe):
+    """A whole pre-training run."""
+
+    folder: ClassVar[Path] = RECIPES
+
+    mask: Mask = Mask()
+    target: Target = Target()
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Self:
+        if self.target.kind == "hog" and self.data.image_size % CELL:
+            raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
+        if self.target.kind == "features" and self.target.teacher is None:
+            raise ValueError("target.kind=features has no teacher: set target.teacher")
+        if self.target.kind != "features" and (self.target.teacher or self.target.teacher_weights):
+            raise ValueError(f"target.kind={self.target.kind} has no teacher: leave it out, or set kind to features")
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """`load` a recipe of pre-training."""
+    return load(Recipe, recipe, overrides)
+
+
+def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe, apply overrides, check the whole.
 
     Args:
-        recipe: the name of a file in scripts/recipes, or the path of a YAML file.
-        overrides: "section.key=value" with a YAML value; the last one wins. `run.dir` is runs/RECIPE unless given.
+        kind: of recipe.
+        recipe: the name of a file in `kind.folder`, or the path of a YAML file.
+        overrides: "section.key=value" with a YAML value; the last one wins. `run.dir` is runs/RECIPE, or
+            runs/finetune/RECIPE, unless given.
 
     Raises:
         ConfigError: no such recipe, no YAML, an unknown key, a wrong value or an impossible combination.
     """
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else kind.folder / f"{recipe}.yaml"
     try:
         settings = yaml.safe_load(path.read_text())
     except OSError:
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        known = ", ".join(sorted(file.stem for file in kind.folder.glob("*.yaml")))
         raise ConfigError(f"no recipe {recipe!r}: give one of {known}, or the path of a .yaml file") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
@@ -206,21 +230,22 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
         if not isinstance(keys, dict):
             raise ConfigError(f"{path}: {section} is no section of settings but {keys!r}")
     for override in overrides:
-        _apply(settings, override)
-    settings.setdefault("run", {}).setdefault("dir", f"runs/{path.stem}")
+        _apply(kind, settings, override)
+    name = path.relative_to(RECIPES).with_suffix("") if path.is_relative_to(RECIPES) else path.stem
+    settings.setdefault("run", {}).setdefault("dir", f"runs/{name}")
     try:
-        return Recipe.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def _apply(kind: type[TrainingRecipe], settings: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     section, dot, name = key.partition(".")
     if not (equals and dot and name):
         raise ConfigError(f"{override!r} is no override: write section.key=value, e.g. optim.epochs=100")
-    if key not in _keys():
-        raise ConfigError(_unknown(key))
+    if key not in _keys(kind):
+        raise ConfigError(_unknown(kind, key))
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -228,24 +253,24 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     settings.setdefault(section, {})[name] = parsed
 
 
-def _keys() -> Iterator[str]:
-    for section, field in Recipe.model_fields.items():
+def _keys(kind: type[TrainingRecipe]) -> Iterator[str]:
+    for section, field in kind.model_fields.items():
         annotation = field.annotation
         assert isinstance(annotation, type) and issubclass(annotation, Section)
         yield from (f"{section}.{name}" for name in annotation.model_fields)
 
 
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, list(_keys()), n=3) or [
-        k for k in _keys() if k.startswith(key.split(".")[0] + ".")
+def _unknown(kind: type[TrainingRecipe], key: str) -> str:
+    near = difflib.get_close_matches(key, list(_keys(kind)), n=3) or [
+        k for k in _keys(kind) if k.startswith(key.split(".")[0] + ".")
     ]
     return f"unknown key {key}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
 
-def _explain(problem: Any) -> str:
+def _explain(kind: type[TrainingRecipe], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return _unknown(key)
+        return _unknown(kind, key)
     if problem["type"] == "missing":
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"
     if not key:

@@ -37,11 +37,11 @@ from torch.utils.tensorboard import SummaryWriter
 from model.weights import WeightsError
 from pipeline.config import ConfigError
 from pipeline.data.errors import DataError
+from pipeline.data.labels import labels_of
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
 from pipeline.probe.features import View, compute
 from pipeline.probe.judge import Judgement, Settings, judge
-from pipeline.probe.labels import labels_of
 from pipeline.probe.pictures import Picture, attention, draw_attention, draw_neighbours
 from pipeline.probe.source import Source, of_run, of_weights
 from pipeline.train import checkpoint

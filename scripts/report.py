@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
     run: Path = parser.parse_args().run
     try:
-        logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
         last = logged[-1]
     except (OSError, IndexError):
         print(f"error: {run} holds no run that has logged a step", file=sys.stderr)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launching import CHECKOUT
 
@@ -62,6 +62,10 @@ class Node:
             self._boot.kill()  # its child, the first process of the node, dies with it, and so do all others there
             self._boot.wait()
             self._boot = None
+
+    def cable(self, state: Literal["up", "down"]) -> None:
+        """Cut what joins it to the other, or join them again; all its processes stay."""
+        _ip("-n", self._space, "link", "set", "eth0", state)
 
     def popen(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
         """Start a command on it, in the checkout."""

@@ -8,4 +8,5 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (most of the seconds that DeepSpeed takes)
 
-import pipeline.train.loop  # noqa: F401
+import pipeline.pretrain.task
+import pipeline.train.command  # noqa: F401

@@ -2,18 +2,23 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from launching import CHECKOUT, SMALL, free_port, losses, pretrain
+import torch
+from launching import CHECKOUT, SMALL, free_port, launch, losses, pretrain
 from nodes import Node, missing, two_nodes
+
+from pipeline.train.checkpoint import newest
 
 sys.path.append(str(CHECKOUT / "scripts" / "launch"))
 from stop import ranks
@@ -61,6 +66,39 @@ def test_a_killed_node_is_left_out_and_taken_back(nodes: list[Node], shards: Pat
     np.testing.assert_allclose(list(observed.values()), list(expected.values()), atol=1e-5, rtol=0)
 
 
+def test_a_cut_cable(nodes: list[Node], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both nodes give up by themselves, what had started them too; joined again, the run goes on as if nothing was."""
+    run = tmp_path / "run"
+    (tmp_path / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+    monkeypatch.setenv("PDSH_SSH_ARGS_APPEND", "-o ServerAliveInterval=3")  # before the supervisor's own 10 s
+    supervisor = supervise(nodes[0], shards, run, "run.save_every=4", "run.deadline=10", least=2)
+    wait_until(lambda: (run / "checkpoints" / "step-00000004").exists(), supervisor)
+    nodes[1].cable("down")
+    cut = time.monotonic()
+    wait_until(lambda: not processes(run), supervisor)
+    assert time.monotonic() - cut < 60
+    for rank in (0, 1):
+        stacks = (run / f"stacks-rank{rank}.txt").read_text()
+        assert re.match(rf"rank {rank} has been in '[a-z ]+' of step \d+ for 10 s\n", stacks) and "loop.py" in stacks
+    wait_until(lambda: lives(run), supervisor)
+    assert lives(run)[0]["status"] not in (0, 75)
+
+    nodes[1].cable("up")
+    lost = reached(run)
+    wait_until(lambda: reached(run) > lost + 5, supervisor)
+    nodes[0].signal(supervisor, signal.SIGTERM)
+    assert supervisor.wait(60) == 75
+    stopped = newest(run / "checkpoints", report=print)
+    assert stopped
+    launch(shards, tmp_path / "undisturbed", LONG, f"run.max_steps={stopped.facts.step}")
+    undisturbed = newest(tmp_path / "undisturbed" / "checkpoints", report=print)
+    assert undisturbed
+    weights = stopped.weights()
+    for name, value in undisturbed.weights().items():
+        assert torch.equal(weights[name], value), name
+    assert losses(run) == losses(tmp_path / "undisturbed")
+
+
 def test_torchrun(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
     options = [*SMALL, f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "run.max_steps=5"]
     port = str(free_port())
@@ -78,9 +116,9 @@ def test_torchrun(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
     )
 
 
-def supervise(node: Node, shards: Path, run: Path, *overrides: str) -> "subprocess.Popen[str]":
-    """The supervisor on a node, over the host file beside `run`, with one node at least."""
-    options = ["--hostfile", str(run.parent / "hosts"), "--min-nodes", "1", "--pause", "0.1"]
+def supervise(node: Node, shards: Path, run: Path, *overrides: str, least: int = 1) -> "subprocess.Popen[str]":
+    """The supervisor on a node, over the host file beside `run`, with so many nodes at least."""
+    options = ["--hostfile", str(run.parent / "hosts"), "--min-nodes", str(least), "--pause", "0.1"]
     launcher = ["deepspeed", "--quiet", "--master_port", str(free_port()), "scripts/pretrain.py", "demo", *SMALL, LONG]
     settings = [f"data.shards={shards}", f"run.dir={run}", *overrides]
     exports = run.parent / "environment"  # of the ranks, which ssh starts
@@ -95,6 +133,17 @@ def supervise(node: Node, shards: Path, run: Path, *overrides: str) -> "subproce
 
 def lives(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in run.glob("lives-*.jsonl") for line in file.read_text().splitlines()]
+
+
+def processes(run: Path) -> list[int]:
+    """The run's ranks, and their launchers beside them, on all nodes."""
+    found = ranks(run)
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            arguments = (process / "cmdline").read_bytes().decode().split("\0")
+            if {f"run.dir={run}", "deepspeed.launcher.launch"} <= set(arguments):
+                found.append(int(process.name))
+    return found
 
 
 def wait_until(happened: Callable[[], object], supervisor: "subprocess.Popen[str]") -> None:

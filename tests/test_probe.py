@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from model.export import export_timm
 from model.maskfeat import build_encoder
 from pipeline.data.augment import centre_crops
+from pipeline.data.labels import held_out, labels_of
 from pipeline.probe.accuracy import hits
 from pipeline.probe.features import View, compute, encode, load
-from pipeline.probe.labels import held_out, labels_of
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.probe.pictures import attention

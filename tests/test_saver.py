@@ -1,7 +1,6 @@
 """Saving: beside the training, of the step it names, all or nothing, whatever the disk or another rank does."""
 
 import json
-import os
 import shutil
 import subprocess
 import threading
@@ -97,18 +96,6 @@ def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
     saver.start(states(7, 1), facts(7))
     assert saver.wait() is None
     assert names_in(tmp_path) == ["step-00000007"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with 8 MB more than a save leaves free."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    size = saver_module.RESERVE + 2**23
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_a_save_that_would_fill_the_disk_is_not_begun(small_disk: Path) -> None:

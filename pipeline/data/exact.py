@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.cache import NodeCache
 from pipeline.data.loader import Loader
@@ -30,6 +30,10 @@ class ExactData:
         rank, world_size: this rank and how many there are.
         local_rank, local_size: the same among the ranks of this node, which share its cache.
 
+    Attributes:
+        manifest: of the data set.
+        samples: of an epoch.
+
     Raises:
         ShardError: no such data set.
         DataError: the cache is too small.
@@ -37,7 +41,7 @@ class ExactData:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         micro_batch: int,
         device: torch.device,
         *,
@@ -49,32 +53,32 @@ class ExactData:
         data = recipe.data
         self._data, self._micro_batch, self._batch_size = data, micro_batch, recipe.optim.batch_size
         self._rank, self._world_size = rank, world_size
-        self._manifest = Manifest.load(data.shards)
+        self.manifest = Manifest.load(data.shards)
         self._plan = self._new_plan(recipe)
         self.samples = self._plan.samples
         self.identity: dict[str, Any] = {
-            "data.shards (manifest)": self._manifest.identity,
+            "data.shards (manifest)": self.manifest.identity,
             "plan version": PLAN_VERSION,
         }
-        remote = self._manifest.remote
+        remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
             plan = self._new_plan(recipe)  # the cache has threads of its own, and plans remember epochs
             schedule = Schedule(plan, self._batch_size, rank - local_rank, local_size, world_size)
-            cache = NodeCache(self._manifest, data.cache, data.cache_size, schedule, traffic=traffic)
+            cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
         no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
         self.notes = [no_cache] if remote and not cache else []
         self._names = lru_cache(maxsize=4)(self._read_names)
-        self._loader = Loader(self._manifest, data, micro_batch, device, cache, traffic)
+        self._loader = Loader(self.manifest, data, micro_batch, device, cache, traffic)
 
-    def _new_plan(self, recipe: Recipe) -> Plan:
-        return Plan(self._manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
+    def _new_plan(self, recipe: TrainingRecipe) -> Plan:
+        return Plan(self.manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
 
     def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
         """So many of this rank's micro-batches, from the first of a step on. Raises DataError as `Loader.batches`."""
         requests = training_requests(
             self._plan,
-            self._manifest,
+            self.manifest,
             self._data,
             first_step=first_step,
             batch_size=self._batch_size,
@@ -92,8 +96,8 @@ class ExactData:
         """What a person looks for when a sample is bad: its key, its path in the source, and its shard."""
         chunk, row = divmod(sample, _NAMES)
         key, path = self._names(chunk)[row]
-        return {"key": key, "path": path, "shard": self._manifest.shard_names[self._manifest.shard[sample]]}
+        return {"key": key, "path": path, "shard": self.manifest.shard_names[self.manifest.shard[sample]]}
 
     def _read_names(self, chunk: int) -> list[tuple[str, str]]:
         first = chunk * _NAMES
-        return self._manifest.names(first, min(first + _NAMES, len(self._manifest)))
+        return self.manifest.names(first, min(first + _NAMES, len(self.manifest)))

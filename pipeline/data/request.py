@@ -63,9 +63,9 @@ def training_request(
 
 
 def validation_requests(
-    manifest: Manifest, *, samples: int, micro_batch: int, rank: int, world_size: int, seed: int
+    manifest: Manifest, *, samples: int, micro_batch: int, rank: int, world_size: int, seed: int, share: float = 1.0
 ) -> Iterator[Request]:
-    """The first `samples` samples once over all ranks, centre-cropped, always under the same masks.
+    """The first `samples` samples once over all ranks, always under the same masks: centres of `share` of their sides.
 
     Every rank gets the same number of equal micro-batches, since ranks have to enter collectives together; what
     that takes beyond `samples` is repeated with weight 0.
@@ -75,7 +75,7 @@ def validation_requests(
         index = first + rank * micro_batch + np.arange(micro_batch, dtype=np.int64)
         ids = index % samples
         keys = sample_keys(seed, np.zeros_like(ids), ids)
-        boxes = centre_crops(manifest.height[ids], manifest.width[ids])
+        boxes = centre_crops(manifest.height[ids], manifest.width[ids], share=share)
         weights = (index < samples).astype(np.float32)
         yield Request(step, ids, boxes, np.zeros(micro_batch, dtype=np.int32), mask_keys(keys), weights)
 

@@ -25,7 +25,7 @@ from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.config import Recipe
+from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
@@ -55,7 +55,9 @@ class StreamData:
         DataError: the URLs cannot be expanded to any tar.
     """
 
-    def __init__(self, recipe: Recipe, micro_batch: int, device: torch.device, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, recipe: TrainingRecipe, micro_batch: int, device: torch.device, *, rank: int, world_size: int
+    ) -> None:
         self._data, self._seed = recipe.data, recipe.run.seed
         self._micro_batch, self._batch_size = micro_batch, recipe.optim.batch_size
         self._rank, self._world_size = rank, world_size

@@ -16,5 +16,5 @@ def hits(scores: Tensor, labels: Tensor) -> Tensor:
     """
     index = labels.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
     own = scores.gather(-1, index)
-    place = (scores >= own).sum(-1).masked_fill(~own.isfinite().squeeze(-1), scores.shape[-1] + 1)
+    place = (scores >= own).sum(-1).masked_fill(~own.isfinite().squeeze(-1), max(TOP) + 1)
     return (place[None] <= place.new_tensor(TOP).view(-1, *[1] * place.ndim)).double().sum(1)

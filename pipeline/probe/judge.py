@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ConfigError
+from pipeline.data.labels import Int64s, held_out
 from pipeline.probe.accuracy import hits
 from pipeline.probe.features import load
-from pipeline.probe.labels import Int64s, held_out
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.train.world import World

@@ -1,6 +1,5 @@
 """The bad samples of all ranks: counted, written to quarantine.jsonl, and too many when they are."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
@@ -10,6 +9,7 @@ from pipeline.config import Data
 from pipeline.data.quarantine import BadSample, too_many
 from pipeline.train.monitor import Monitor
 from pipeline.train.world import World
+from pipeline.train.writing import Writing, json_lines
 
 
 class BadSamples:
@@ -61,4 +61,5 @@ class BadSamples:
     def leave(self, last: list[BadSample]) -> None:
         """Write those that no log has yet, and `last`, to a file of this rank's own: the other ranks may be gone."""
         path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
-        path.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in [*self._met, *last]))
+        with Writing()(path):
+            path.write_bytes(json_lines(asdict(sample) for sample in [*self._met, *last]))

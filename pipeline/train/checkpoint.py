@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON, independent of ZeRO stage and world size, complete or not there at all.
 
     checkpoints/step-00001000/
-      part-00000.safetensors   some parameters' "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", one file a rank
+      part-00000.safetensors   some parameters' "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", one file a rank;
+                               after fine-tuning with an average of the weights "ema/NAME", too
       state.json               step, counters, what the run is (identity) and its recipe
       files.json               size and SHA-256 of each file above; written last
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments
+AVERAGE = "ema"  # and, where a run keeps one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what nonsense leads to
@@ -61,9 +63,9 @@ class Checkpoint:
     folder: Path
     facts: Facts
 
-    def weights(self) -> dict[str, Tensor]:
-        """The model's state dict, fp32, on the CPU."""
-        prefix = f"{PARTS[0]}/"
+    def weights(self, part: str = "weight") -> dict[str, Tensor]:
+        """The model's state dict, fp32, on the CPU; or another part of the state under the same names."""
+        prefix = f"{part}/"
         with self.tensors() as tensors:
             return {name.removeprefix(prefix): tensors[name] for name in tensors.names if name.startswith(prefix)}
 

@@ -14,6 +14,7 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
 """
 
 import logging
+import math
 from itertools import chain
 from typing import Any, cast
 
@@ -23,7 +24,8 @@ from deepspeed import comm
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from pipeline.config import Optim, Recipe
+from pipeline.config import Optim, TrainingRecipe
+from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+def deepspeed_config(recipe: TrainingRecipe, world_size: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a recipe."""
     micro = recipe.micro_batch(world_size)
     stage, precision = recipe.engine.zero_stage, recipe.engine.precision
@@ -41,7 +43,7 @@ def deepspeed_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.optim.batch_size // (micro * world_size),
         "zero_optimization": {"stage": stage},
-        "gradient_clipping": 0.0 if _clips_here(recipe) else recipe.optim.clip,
+        "gradient_clipping": 0.0 if _clips_here(recipe) else recipe.optim.clip or 0.0,
         "steps_per_print": None,
     }
     if _clips_here(recipe) and stage and not _under_bf16_optimizer(recipe):
@@ -93,15 +95,31 @@ class Engine:
         recipe: decides stage, precision, optimizer and schedule.
         world: the processes.
         steps_per_epoch: not necessarily whole.
+        groups: parameter groups of the model; None: `decay_groups`.
+        average: decay of a moving average of the weights; None: there is none.
+
+    Attributes:
+        states: what the optimizer keeps of every weight.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, world: World, steps_per_epoch: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: TrainingRecipe,
+        world: World,
+        steps_per_epoch: float,
+        groups: list[dict[str, Any]] | None = None,
+        average: float | None = None,
+    ) -> None:
+        # An average is kept beside the moments, so that ZeRO divides it among the ranks like these
+        self.states = MOMENTS if average is None else (*MOMENTS, AVERAGE)
+        self._average = average
         self.dtype = DTYPES[recipe.engine.precision]
         self.stage = recipe.engine.zero_stage
-        self._clip = recipe.optim.clip if _clips_here(recipe) else None
+        self._clip = (recipe.optim.clip or math.inf) if _clips_here(recipe) else None
         self._grad_norm: Tensor | None = None
         self.optimizer: Any = torch.optim.AdamW(
-            decay_groups(model, recipe.optim.weight_decay),
+            groups or decay_groups(model, recipe.optim.weight_decay),
             lr=0.0,
             betas=recipe.optim.betas,
             fused=True,
@@ -118,9 +136,9 @@ class Engine:
         self._create_moments()
         self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
 
-    def predict(self, images: Tensor, mask: Tensor, masked: int) -> Tensor:
-        """`MaskFeat.forward`; every rank has to call it together."""
-        return cast(Tensor, self.deepspeed(images, mask, masked))
+    def predict(self, *inputs: Any) -> Tensor:
+        """The model's `forward`; every rank has to call it together."""
+        return cast(Tensor, self.deepspeed(*inputs))
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients; DeepSpeed averages over micro-batches and ranks."""
@@ -135,7 +153,12 @@ class Engine:
             # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
             self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
             self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
+        last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
+        if self._average is not None and last:
+            averages = [self.optimizer.state[weight][AVERAGE] for weight in self._updated]
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, self._updated, 1 - self._average)
 
     def not_finite(self) -> Tensor:
         """Whether the last step was left out because its gradient was not finite: float32, 1 or 0, on the device.
@@ -159,8 +182,8 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step under way."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """Of the step under way; with layer decay that of the last layer."""
+        return float(max(group["lr"] for group in self.optimizer.param_groups))
 
     def adam_states(self) -> list[dict[str, Tensor]]:
         """Adam's own entries, one a tensor it updates: `step`, `exp_avg` and `exp_avg_sq`."""
@@ -193,23 +216,23 @@ class Engine:
     def _create_moments(self) -> None:
         inner = self.deepspeed.optimizer
         if self.stage == 3:  # it puts these into the parameter groups only for the time of a step
-            updated = inner.fp32_partitioned_groups_flat
+            self._updated = list(inner.fp32_partitioned_groups_flat)
         else:
-            updated = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+            self._updated = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
         self.optimizer.state.clear()
-        for tensor in updated:
+        for tensor in self._updated:
             step = torch.zeros((), dtype=torch.float32, device=tensor.device)
-            self.optimizer.state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in MOMENTS}
+            self.optimizer.state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in self.states}
         if self.stage in (1, 2):
             inner._lazy_init_hp_params_optimizer_state()
 
 
-def _clips_here(recipe: Recipe) -> bool:
+def _clips_here(recipe: TrainingRecipe) -> bool:
     """Where DeepSpeed would clip without telling the norm, or wait for the device to do so."""
     stage, precision = recipe.engine.zero_stage, recipe.engine.precision
     return (stage == 0 and precision == "fp32") or (stage in (1, 2) and precision != "fp16")
 
 
-def _under_bf16_optimizer(recipe: Recipe) -> bool:
+def _under_bf16_optimizer(recipe: TrainingRecipe) -> bool:
     """Whether DeepSpeed takes an optimizer of its own for this: gradients accumulate in fp32 on every rank."""
     return recipe.engine.zero_stage == 1 and recipe.engine.precision == "bf16"

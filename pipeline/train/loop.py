@@ -1,18 +1,18 @@
-"""Pre-training, from the start or from the newest checkpoint, to the end."""
+"""Training, from the start or from the newest checkpoint, to the end."""
 
-import json
 import math
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from enum import Enum
-from typing import TextIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.build import build_model, build_objective, compile_forward, start_from_init
-from pipeline.config import ConfigError, Recipe
+from pipeline.build import compile_forward
+from pipeline.config import AnyRecipe, ConfigError, TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
 from pipeline.data.quarantine import TooManyBad
@@ -21,9 +21,8 @@ from pipeline.random import mix_int
 from pipeline.train import preflight
 from pipeline.train.bad_samples import BadSamples
 from pipeline.train.checkpoint import CheckpointError, Facts
-from pipeline.train.engine import DTYPES, Engine, total_steps
-from pipeline.train.evaluate import Validation
-from pipeline.train.monitor import Metrics, Monitor, keep_lines
+from pipeline.train.engine import Engine, total_steps
+from pipeline.train.monitor import Metrics, Monitor
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
 from pipeline.train.pace import Clock, Stragglers
 from pipeline.train.phases import Phases
@@ -32,7 +31,9 @@ from pipeline.train.profile import SETTLING, Profile
 from pipeline.train.resume import find_checkpoint, identity
 from pipeline.train.saver import Saver
 from pipeline.train.state import capture, counters, restore, set_weights
+from pipeline.train.task import Task
 from pipeline.train.world import World
+from pipeline.train.writing import Growing, Writing, json_lines, keep_lines
 
 
 class TrainingError(Exception):
@@ -47,19 +48,26 @@ class Outcome(Enum):
     ROLLED_BACK = "the next life starts from the last checkpoint"
 
 
-class Pretraining:
+class Training:
     """One life of a run: from building or resuming it to its end. All ranks do everything together.
 
     Args:
         recipe: of the run.
         world: the ranks.
         phases: told what happens, and watching it.
+        task: makes what the run learns, of all these and the training images.
 
     Raises:
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
     """
 
-    def __init__(self, recipe: Recipe, world: World, phases: Phases) -> None:
+    def __init__(
+        self,
+        recipe: AnyRecipe,
+        world: World,
+        phases: Phases,
+        task: Callable[[AnyRecipe, Any, World, Phases], Task],
+    ) -> None:
         if recipe.engine.compile != "none" and world.gpu is None and not _has_cpp_compiler():
             raise ConfigError(
                 "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
@@ -68,32 +76,24 @@ class Pretraining:
         self.recipe, self.world, self.phases = recipe, world, phases
         self.micro_batch = recipe.micro_batch(world.size)
         self.micro_batches = recipe.optim.batch_size // (self.micro_batch * world.size)
-
-        # Data and targets
-        model = build_model(recipe)
         self.data = _training_data(recipe, world, self.micro_batch)
         self.bad = BadSamples(recipe.run.dir, recipe.data, world, self.data.names)
-        self.objective = build_objective(recipe, model, DTYPES[recipe.engine.precision], world.device)
-        self.validation = None
-        if recipe.data.validation:
-            self.validation = Validation(
-                recipe.data.validation, recipe, world, self.micro_batch, self.objective, phases
-            )
+        self.task = task(recipe, self.data, world, phases)
 
         # What decides the run's numbers, the same on all ranks
-        self.identity = identity(recipe, self.data.identity | self.objective.target.identity)
-        inputs = self.data.identity | self.objective.target.identity | {"model.init": self.identity["model.init"]}
-        if self.validation:
-            inputs |= {"data.validation (manifest)": self.validation.identity}
+        inputs = self.data.identity | self.task.identity
+        self.identity = identity(recipe, inputs)
+        inputs |= self.task.inputs | {"model.init": self.identity["model.init"]}
         warnings = preflight.check(recipe, inputs, world)
 
         # Model, from the newest checkpoint if there is one
         resumed = find_checkpoint(recipe, world, self.identity)
         self.left_out = world.from_first(left_out(recipe.run.dir))
+        model = self.task.model
         if resumed:
             model.load_state_dict(resumed.weights())
-        elif note := start_from_init(model, recipe):
-            warnings.append(f"model.init: {note}")
+        else:
+            warnings += self.task.start()
         if recipe.engine.compile == "all":
             compile_forward(model)
         steps_per_epoch = self.data.samples / recipe.optim.batch_size
@@ -102,7 +102,7 @@ class Pretraining:
         self.end = min(scheduled, recipe.run.max_steps or scheduled)
         parameters = sum(parameter.numel() for parameter in model.parameters())  # before ZeRO 3 takes them apart
         exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        self.engine = Engine(model, recipe, world, steps_per_epoch)
+        self.engine = Engine(model, recipe, world, steps_per_epoch, self.task.groups(), self.task.average)
         if resumed:
             restore(self.engine, resumed)
         else:
@@ -116,8 +116,7 @@ class Pretraining:
         self.stragglers = Stragglers()
         self.monitor: Monitor | None = None
         if world.rank == 0:
-            (recipe.run.dir / "config.yaml").write_text(recipe.to_yaml())
-            self.monitor = Monitor(recipe.run.dir, recipe.model_dump(mode="json"), self.start, self.end)
+            self.monitor = Monitor(recipe.run.dir, self.task.name, recipe.model_dump(mode="json"), self.start, self.end)
             self.monitor.say(
                 f"{parameters / 1e6:.1f}M parameters, {self.data.samples:,} images, "
                 f"{world.size} ranks x {self.micro_batches} x {self.micro_batch} images a step, "
@@ -153,7 +152,8 @@ class Pretraining:
 
     def _train(self, preemption: Preemption) -> Outcome:
         engine, settings, phases = self.engine, self.recipe.run, self.phases
-        constants = self._baselines() if self.start < self.end and self.validation else {}
+        if self.start < self.end:
+            self.task.begin(engine, self.start, self.monitor)
         trace = self._open_trace()
         profile = self._profile()
 
@@ -181,13 +181,13 @@ class Pretraining:
             if step not in self.left_out:
                 not_finite.note(step, engine.not_finite())
                 if trace:
-                    trace.write(json.dumps({"step": step, "ids": ids}) + "\n")
+                    trace.append(json_lines([{"step": step, "ids": ids}]))
 
             # On most steps that is all, and nothing above waits for the device
             done = step + 1
             if self.monitor:
                 self.monitor.advance(done)
-            validate = self.validation is not None and (done == self.end or done % settings.eval_every == 0)
+            validate = done == self.end or done % settings.eval_every == 0
             with phases("agreement"):
                 stop = preemption.agreed()
             save = stop or done == self.end or done % settings.save_every == 0
@@ -195,10 +195,9 @@ class Pretraining:
                 with phases("logging"):
                     metrics = self._metrics(done, losses, clock, not_finite.count())
                 if validate:
-                    metrics["val_loss"], metrics["val_bad_samples"] = self._validate(done)
+                    metrics |= self.task.validate(engine, done, self.monitor)
                 if self.monitor:
                     self.monitor.log(done, metrics)
-                    self.monitor.levels(done, constants if validate else {})
                     for problem in self.saver.problems():
                         self.monitor.say(f"warning: {problem}")
                 losses.zero_()
@@ -221,18 +220,18 @@ class Pretraining:
             float32 (2,): the sum of this micro-batch's losses over its images, and how many images that were.
         """
         with self.phases("target"):
-            example = self.objective.example(batch.images, batch.mask_keys)
+            prepared = self.task.prepare(batch)
         with self.phases("forward"), clock.working():
-            predictions = self.engine.predict(example.images, example.mask, example.masked)
+            errors, weights = self.task.errors(self.engine, prepared)
+            errors = errors * weights
             # A bad sample's weight is 0, and its slot still counts: so the gradients of the others stay the same
-            errors = self.objective.target.errors(predictions, example.targets, len(batch.images)) * batch.weights
             loss = errors.mean()
         with self.phases("backward"):
             self.engine.backward(loss)
         with self.phases("optimizer"):
             self.engine.update()
         finite = errors.detach().isfinite()
-        return torch.stack([errors.detach().where(finite, 0).sum(), (batch.weights * finite).sum()])
+        return torch.stack([errors.detach().where(finite, 0).sum(), (weights * finite).sum()])
 
     def _metrics(self, done: int, losses: Tensor, clock: Clock, not_finite: int) -> Metrics:
         """The numbers of the steps since the last log, over all ranks."""
@@ -277,28 +276,6 @@ class Pretraining:
         self.engine.deepspeed.destroy()
         return Outcome.ROLLED_BACK
 
-    def _validate(self, done: int) -> tuple[float, int]:
-        assert self.validation
-        loss, bad = self.validation.loss(self.engine)
-        picture = self.validation.picture(self.engine)
-        if self.monitor:
-            self.monitor.picture(done, picture)
-        return loss, bad
-
-    def _baselines(self) -> Metrics:
-        """Validation losses of predictors that learn nothing."""
-        assert self.validation
-        if self.monitor:
-            self.monitor.say("validation losses to compare with: zero, the mean target, the untrained model ...")
-        losses = self.validation.baselines(
-            self.recipe.run.dir,
-            lambda batches: self.data.batches(0, batches),
-            None if self.start else lambda: self._validate(0)[0],
-        )
-        if self.monitor:
-            self.monitor.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
-        return {name: losses[name] for name in ("zero", "mean")}
-
     def _save(self, done: int, *, last: bool) -> None:
         """Begin to save; what goes wrong is told at the next log step, or raised if there is none."""
         if self.monitor:
@@ -316,7 +293,7 @@ class Pretraining:
             return None
         return Profile(self.recipe.run.dir / "profile", self.world.rank, first, last, self.world.device)
 
-    def _open_trace(self) -> TextIO | None:
+    def _open_trace(self) -> Growing | None:
         if not self.recipe.run.trace_samples:
             return None
         folder = self.recipe.run.dir
@@ -324,10 +301,10 @@ class Pretraining:
             for path in folder.glob("samples-rank*.jsonl"):
                 keep_lines(path, self.start - 1)
         self.world.barrier()
-        return (folder / f"samples-rank{self.world.rank}.jsonl").open("a", buffering=1)
+        return Growing(folder / f"samples-rank{self.world.rank}.jsonl", Writing())
 
 
-def _training_data(recipe: Recipe, world: World, micro_batch: int) -> ExactData | StreamData:
+def _training_data(recipe: TrainingRecipe, world: World, micro_batch: int) -> ExactData | StreamData:
     if recipe.data.mode == "stream":
         return StreamData(recipe, micro_batch, world.device, rank=world.rank, world_size=world.size)
     return ExactData(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, stack
 
+from pipeline.train.writing import json_lines, replace
+
 
 class TooManyNonFinite(Exception):
     """So many steps in a row had no finite gradient. `steps` are those, counted from 0."""
@@ -62,9 +64,7 @@ def left_out(folder: Path) -> list[int]:
 def leave_out(folder: Path, steps: list[int]) -> Path:
     """Write down which steps the next life of a run is to pass over."""
     path = _record(folder)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"steps": steps, "reason": "no finite gradient"}) + "\n")
-    partial.rename(path)
+    replace(path, json_lines([{"steps": steps, "reason": "no finite gradient"}]))
     return path
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
+from statistics import median_low
 
 import torch
 
@@ -79,7 +79,7 @@ class Stragglers:
         Args:
             seconds: of every rank's own work, since the last log.
         """
-        usual = median(seconds)
+        usual = median_low(seconds)  # of two ranks, the faster one
         slow = {rank: own / usual for rank, own in enumerate(seconds) if own > SLOW * usual > 0}
         self._row = {rank: self._row.get(rank, 0) + 1 for rank in slow}
         return {rank: times for rank, times in slow.items() if self._row[rank] == IN_A_ROW}

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +18,7 @@ from torch.profiler import record_function
 NAMES = ("data wait", "target", "forward", "backward", "optimizer", "agreement", "logging", "validation", "save")
 
 _TICK = 1.0  # seconds
+_LAST_WORDS = 10.0  # seconds
 
 
 class Phases:
@@ -72,19 +73,25 @@ class Phases:
                 self._give_up()
 
     def _give_up(self) -> None:
+        telling = threading.Thread(target=self._tell, name="last words", daemon=True)
+        telling.start()
+        telling.join(_LAST_WORDS)  # the storage, or who listens to this process, may be what hangs
+        os._exit(1)
+
+    def _tell(self) -> None:
         known = f"rank {self._rank} has been in {self._name!r} of step {self.step} for {self._deadline:g} s"
         stacks = self._folder / f"stacks-rank{self._rank}.txt"
+        with suppress(OSError):
+            print(
+                f"error: {known} (run.deadline): another rank or the storage does not answer; stacks go to {stacks}; "
+                "this process ends, the same command goes on from the last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with stacks.open("w") as file:
                 print(known, file=file, flush=True)
                 faulthandler.dump_traceback(file)
-        except OSError as error:  # the folder's disk may be what hangs or is full
-            known += f" (no stacks: {error})"
-        print(
-            f"error: {known} (run.deadline): another rank or the storage does not answer; stacks in {stacks}; "
-            "this process ends, the same command goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
+        except OSError:
+            faulthandler.dump_traceback(sys.stderr)

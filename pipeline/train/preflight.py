@@ -22,7 +22,7 @@ import timm
 import torch
 from nvidia import dali
 
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import ConfigError, TrainingRecipe
 from pipeline.train.findings import Finding, Verdict, conclude
 from pipeline.train.world import World
 
@@ -50,7 +50,7 @@ class Claims:
     run_dir: str
 
 
-def check(recipe: Recipe, inputs: Mapping[str, Any], world: World) -> list[str]:
+def check(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) -> list[str]:
     """Compare what the ranks are about to run; all ranks call this together. It makes `run.dir`.
 
     Args:
@@ -68,7 +68,7 @@ def check(recipe: Recipe, inputs: Mapping[str, Any], world: World) -> list[str]:
     return [str(finding) for finding in findings if finding.verdict is Verdict.WARNING]
 
 
-def exchange(recipe: Recipe, inputs: Mapping[str, Any], world: World) -> list[Claims]:
+def exchange(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) -> list[Claims]:
     """The claims of all ranks, on every rank: one broadcast, one gather."""
     # A new name each time: network file systems remember for seconds that a file was not there
     sign, problem = recipe.run.dir / f".preflight-{uuid4().hex}", ""

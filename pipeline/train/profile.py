@@ -7,6 +7,7 @@ from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.train.phases import NAMES
+from pipeline.train.writing import Writing
 
 SETTLING = 3  # steps before the first that is profiled: compiling, filling queues
 
@@ -41,8 +42,9 @@ class Profile:
         if self._gpu:
             torch.cuda.synchronize()
         self._profile.stop()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self._path))
+        with Writing()(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._profile.export_chrome_trace(str(self._path))
         return self._table()
 
     def _table(self) -> str:

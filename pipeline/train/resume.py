@@ -3,11 +3,12 @@
 from typing import Any
 
 from pipeline.build import init_identity
-from pipeline.config import Recipe
+from pipeline.config import TrainingRecipe
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.world import World
 
+_FREE_SECTIONS = {"run", "engine", "target"}  # a target tells its own identity, whose weights it has too
 # Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
 FREE = {
     "shards",
@@ -24,7 +25,7 @@ FREE = {
 }
 
 
-def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
+def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
     """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
     settings = recipe.model_dump(mode="json")
     return (
@@ -32,7 +33,7 @@ def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
         | data
         | {
             f"{section}.{key}": value
-            for section in ("data", "mask", "model", "optim")
+            for section in sorted(settings.keys() - _FREE_SECTIONS)
             for key, value in settings[section].items()
             if key not in FREE
         }
@@ -40,7 +41,7 @@ def identity(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def find_checkpoint(recipe: Recipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(recipe: TrainingRecipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
     """The newest valid checkpoint, the same on all ranks, who check it together; None if the run has none yet.
 
     Raises:

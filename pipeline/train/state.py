@@ -5,6 +5,7 @@ not, but do nothing at stage 0, which is filled in here.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from pipeline.train.checkpoint import Checkpoint
-from pipeline.train.engine import MOMENTS, Engine
+from pipeline.train.checkpoint import AVERAGE, Checkpoint
+from pipeline.train.engine import Engine
 from pipeline.train.world import World
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -46,15 +47,12 @@ def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
 def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
     """Set the fp32 masters, which DeepSpeed makes of weights rounded to the precision that it computes in.
 
-    All ranks call this together.
+    An average of the weights begins with them. All ranks call this together.
     """
-    masters = _stage_0_masters(engine)
-    with torch.no_grad():
-        for name, parameter in named_parameters(engine):
-            if masters is not None:
-                masters[parameter].copy_(weights[name])
-            else:
-                safe_set_full_fp32_param(parameter, weights[name].to(parameter.device))
+    masters, averages = _stage_0_masters(engine), {AVERAGE} & set(engine.states)
+    for name, parameter in named_parameters(engine):
+        weight = weights[name].to(parameter.device)
+        _set(engine, parameter, masters, {"weight": weight} | dict.fromkeys(averages, weight))
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
@@ -62,21 +60,41 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
 
     All ranks call this together.
     """
-    masters = _stage_0_masters(engine)
-    with checkpoint.tensors() as tensors, torch.no_grad():
+    masters, parts = _stage_0_masters(engine), ("weight", *engine.states)
+    with checkpoint.tensors() as tensors:
         for name, parameter in named_parameters(engine):
-            weight = tensors[f"weight/{name}"].to(parameter.device)
-            moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS}
-            if masters is not None:
-                master = masters[parameter]
-                master.copy_(weight)
-                for key, moment in moments.items():
-                    engine.optimizer.state[master][key].copy_(moment)
-            else:
-                safe_set_full_fp32_param(parameter, weight)
-                for key, moment in moments.items():
-                    safe_set_full_optimizer_state(parameter, moment, key)
+            state = {part: tensors[f"{part}/{name}"].to(parameter.device) for part in parts}
+            _set(engine, parameter, masters, state)
     _set_counters(engine, checkpoint.facts.step, checkpoint.facts.counters)
+
+
+@contextmanager
+def averaged(engine: Engine) -> Iterator[None]:
+    """Inside, the model computes with the average of its weights. Not at stage 3, where it has pieces of them only."""
+    parameters = [parameter.detach() for _, parameter in named_parameters(engine)]
+    kept = [parameter.clone() for parameter in parameters]
+    averages = [state[AVERAGE] for _, state in _full_states(engine)]
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(parameters, kept)
+
+
+def _set(
+    engine: Engine, parameter: nn.Parameter, masters: dict[nn.Parameter, Tensor] | None, state: Mapping[str, Tensor]
+) -> None:
+    """Set a parameter's fp32 master, "weight", and any of `engine.states`."""
+    for key, value in state.items():
+        if masters is not None:
+            master = masters[parameter]
+            with torch.no_grad():
+                (master if key == "weight" else engine.optimizer.state[master][key]).copy_(value)
+        elif key == "weight":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
 
 
 def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -85,9 +103,9 @@ def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
         if masters is not None:
             master = masters[parameter]
             moments = engine.optimizer.state[master]
-            yield name, {"weight": master.detach()} | {key: moments[key] for key in MOMENTS}
+            yield name, {"weight": master.detach()} | {key: moments[key] for key in engine.states}
         else:
-            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in engine.states}
             yield name, {"weight": safe_get_full_fp32_param(parameter)} | moments
 
 

@@ -40,8 +40,8 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from hosts import PROBE, Hosts
 
@@ -90,7 +90,7 @@ class Life:
 class Supervisor:
     """Starts `command` until the run is complete, is asked to stop, or fails again and again."""
 
-    def __init__(self, options: argparse.Namespace, run: Path, hosts: Hosts, log: TextIO) -> None:
+    def __init__(self, options: argparse.Namespace, run: Path, hosts: Hosts, log: FileIO) -> None:
         self._options, self._run, self._hosts, self._log = options, run, hosts, log
         self._signals = Signals()
         self._asked = False
@@ -104,7 +104,7 @@ class Supervisor:
         while True:
             life = self._live()
             life.step, life.ended = reached(self._run), now()
-            self._log.write(json.dumps(asdict(life)) + "\n")
+            self._write(life)
             say(f"life {life.began} to {life.ended}: {life.why}, step {life.step}")
             if life.status in (0, NOT_UNDERSTOOD):
                 return life.status
@@ -127,13 +127,17 @@ class Supervisor:
 
     def _live(self) -> Life:
         """Start the launcher and wait for the end of everything that it started."""
-        command, environment, answering = self._options.command, dict(os.environ), {}
+        command, environment, answering = self._options.command, self._hosts.environment(), {}
         if len(self._hosts):
             answering = self._hosts.answering()
             if len(answering) < self._options.min_nodes:
                 why = f"only {len(answering)} of {len(self._hosts)} nodes answer, {self._options.min_nodes} are needed"
                 return Life(now(), list(answering), why=why)
-            command, environment = self._hosts.command(command, answering), self._hosts.environment()
+            try:
+                command = self._hosts.command(command, answering)
+            except OSError as error:
+                why = f"{self._run}/hosts cannot be written: {error.strerror}"
+                return Life(now(), list(answering), why=why)
         life = Life(now(), list(answering))
         complete = self._run / "complete"
         complete.unlink(missing_ok=True)
@@ -169,6 +173,12 @@ class Supervisor:
                 launcher.wait()
         return launcher.returncode
 
+    def _write(self, life: Life) -> None:
+        try:
+            self._log.write((json.dumps(asdict(life)) + "\n").encode())
+        except OSError as error:  # a full disk must not end what starts the run again
+            say(f"{self._log.name}: {error.strerror}")
+
     def _explain(self, status: int) -> str:
         if status == 0:
             return "complete"
@@ -203,7 +213,8 @@ def now() -> str:
 
 def say(text: str) -> None:
     """A line for the operator."""
-    print(f"supervise: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # it may go to a disk that is full
+        print(f"supervise: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
@@ -240,7 +251,7 @@ def main() -> int:
 
     run = Path(runs[-1])
     run.mkdir(parents=True, exist_ok=True)
-    with (run / f"lives-{socket.gethostname()}.jsonl").open("a", buffering=1) as log:
+    with (run / f"lives-{socket.gethostname()}.jsonl").open("ab", buffering=0) as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -21,7 +21,8 @@ from launching import free_port, losses, small_recipe, trace
 from ranks import CHECKOUT, Ranks
 
 from pipeline.data.plan import Plan
-from pipeline.train.loop import Pretraining
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.loop import Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
 from pipeline.train.world import join
@@ -69,7 +70,7 @@ def work(shards: Path, out: Path, cases: list[Case]) -> None:
         ]
         recipe = small_recipe(shards, folder, *settings)
         with Phases(folder, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-            Pretraining(recipe, world, phases).run(preemption)
+            Training(recipe, world, phases, Pretraining).run(preemption)
 
 
 def difference(out: Path, case: Case, reference: Case) -> float:

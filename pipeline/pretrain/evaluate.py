@@ -1,9 +1,8 @@
-"""Validation: the model's loss, the losses of two predictors that learn nothing, and the picture."""
+"""Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,11 +12,12 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
+from pipeline.pretrain.picture import Picture, draw
 from pipeline.targets.objective import Objective
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
-from pipeline.train.picture import Picture, draw
 from pipeline.train.world import World
+from pipeline.train.writing import Writing, json_lines, replace
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
@@ -29,15 +29,14 @@ class Validation:
 
     Args:
         shards: their folder or URL, as `maskfeat-shards build` wrote it.
-        recipe, world, micro_batch, objective, phases: those of the run.
+        recipe, world, objective, phases: those of the run.
     """
 
-    def __init__(
-        self, shards: str, recipe: Recipe, world: World, micro_batch: int, objective: Objective, phases: Phases
-    ) -> None:
+    def __init__(self, shards: str, recipe: Recipe, world: World, objective: Objective, phases: Phases) -> None:
+        micro_batch = recipe.micro_batch(world.size)
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
-        self._samples = min(recipe.data.validation_samples, len(self._manifest))
+        self._samples = min(recipe.data.validation_samples or len(self._manifest), len(self._manifest))
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
         self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
         self._phases = phases
@@ -66,18 +65,17 @@ class Validation:
         return float(loss / images), self._samples - int(images)
 
     def baselines(
-        self, folder: Path, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
+        self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
     ) -> dict[str, float]:
         """Losses of predicting zero, of predicting the mean target and, where it can be had, of the untrained model.
 
-        They are measured once in a run: baselines.json keeps them, and of which images they are.
+        They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are.
 
         Args:
-            folder: `run.dir`.
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        path = folder / "baselines.json"
+        path = self._recipe.run.dir / "baselines.json"
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
         known = self._world.from_first(json.loads(path.read_text()) if path.exists() else {})
         if known.get("of") != of:
@@ -86,9 +84,8 @@ class Validation:
             if untrained:
                 known["untrained"] = untrained()
             if self._world.rank == 0:
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(known) + "\n")
-                partial.rename(path)
+                with Writing()(path):
+                    replace(path, json_lines([known]))
         return {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
 
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
@@ -126,7 +123,7 @@ class Validation:
     def _requests(self) -> Iterator[Request]:
         return validation_requests(
             self._manifest,
-            samples=self._recipe.data.validation_samples,
+            samples=self._samples,
             micro_batch=self._micro_batch,
             rank=self._world.rank,
             world_size=self._world.size,

@@ -1,0 +1,1 @@
+"""Pre-training: learning to predict what is under masked patches."""

@@ -1,0 +1,80 @@
+"""The command line of a training run: what scripts/pretrain.py and scripts/finetune.py share."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed import DistBackendError
+
+from pipeline.config import AnyRecipe, ConfigError, load
+from pipeline.data.errors import DataError
+from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.loop import Outcome, Training, TrainingError
+from pipeline.train.phases import Phases
+from pipeline.train.preemption import EXIT_STATUS, Preemption
+from pipeline.train.task import Task
+from pipeline.train.world import World, join
+from shards.files import ShardError
+
+EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
+
+MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
+
+
+def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
+    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(kind.folder.parents[1])}, or path")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_args()
+    try:
+        recipe = load(kind, arguments.recipe, arguments.overrides)
+    except ConfigError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    started = False
+    try:
+        with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
+            world = join()
+            outcome = Outcome.ROLLED_BACK
+            with Preemption(world) as preemption:
+                while outcome is Outcome.ROLLED_BACK:
+                    training = Training(recipe, world, phases, task)
+                    started = True
+                    outcome = training.run(preemption)
+                    del training  # before the next life takes as much memory
+    except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
+        if local_rank == 0 or (started and isinstance(error, DataError)):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, DistBackendError):
+            raise
+        print(f"error: rank {rank} lost another rank, whose own error tells why", file=sys.stderr)
+        return 1
+    return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
+
+
+def leave(main: Callable[[], int]) -> None:
+    """Run `main` and end the process with its status, whatever its threads do."""
+    try:
+        status = main()
+    except KeyboardInterrupt:
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a full disk, or nobody who listens: what remains to be said must not change the status
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if status:
+        os._exit(status)  # a thread that waits for storage that hangs must not keep a failed run alive

@@ -1,0 +1,109 @@
+"""What a run writes beside its checkpoints. A disk that is full, or fails, does not end the training."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+class Writing:
+    """Tries to write. What fails is counted, and told once until it works again.
+
+    Attributes:
+        failures: so many.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._failing: set[Path] = set()
+
+    @contextmanager
+    def __call__(self, path: Path) -> Iterator[None]:
+        """What happens inside writes there; when it fails, the rest of it is left out."""
+        try:
+            yield
+        except OSError as error:
+            self.failures += 1
+            if path not in self._failing:
+                self._failing.add(path)
+                _tell(
+                    f"warning: {path} cannot be written ({error.strerror or error}), training goes on: make room there"
+                )
+        else:
+            if path in self._failing:
+                self._failing.remove(path)
+                _tell(f"note: {path} can be written again")
+
+
+class Growing:
+    """A file that is appended to, each time all or nothing; what fails waits in memory, and goes first next time.
+
+    It is opened anew each time: so nothing lasts that has failed, and nothing waits in a buffer when the process dies.
+    """
+
+    def __init__(self, path: Path, writing: Writing) -> None:
+        self._path, self._writing = path, writing
+        self._waiting = b""
+
+    def append(self, data: bytes) -> None:
+        """Write it, after what waits."""
+        self._waiting += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            with self._writing(self._path):
+                self._append()
+
+    def _append(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                left = memoryview(self._waiting)
+                while left:
+                    left = left[file.write(left) :]  # as much as there was room for
+            except OSError:
+                file.truncate(end)
+                raise
+        self._waiting = b""
+
+
+def json_lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
+    """One line of JSON each."""
+    return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+
+
+def keep_lines(path: Path, step: int) -> None:
+    """Cut a file of JSON lines, by step, down to the whole ones up to `step`, as a run that resumes there has to."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = 0
+        for line in file:
+            try:
+                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
+                    break
+            except ValueError:  # torn by a crash
+                break
+            end += len(line)
+        file.truncate(end)  # which takes no room
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Give a file a new content, all or nothing."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # where what is said goes may be the same disk
+        print(text, flush=True)

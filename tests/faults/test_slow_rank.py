@@ -1,0 +1,57 @@
+"""A rank that is really slow is named, and that is all that comes of it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from launching import launch, losses, start
+from ranks import Ranks
+
+from pipeline.train.checkpoint import newest
+
+STOPPED, RUNNING = 0.05, 0.005  # seconds, by turns
+
+
+@contextmanager
+def slowed(ranks: Ranks, rank: int) -> Iterator[None]:
+    """The rank is stopped most of the time, again and again."""
+    over = threading.Event()
+
+    def pulse() -> None:
+        while not over.wait(RUNNING):
+            ranks.signal(rank, signal.SIGSTOP)
+            over.wait(STOPPED)
+            ranks.signal(rank, signal.SIGCONT)
+
+    thread = threading.Thread(target=pulse)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def test_a_slow_rank_is_named_and_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    options = ["run.log_every=2", "optim.epochs=20000"]
+    ranks = start(shards, run, *options)
+    ranks.until(lambda: "step 2/" in ranks.said())
+    with slowed(ranks, 1):
+        ranks.until(lambda: "note: rank 1 takes" in ranks.said(), 240)
+    ranks.signal(1, signal.SIGTERM)
+    assert ranks.wait(60) == [75, 75], ranks.said()
+    assert "rank 0 takes" not in ranks.said()
+
+    stopped = newest(run / "checkpoints", report=print)
+    assert stopped
+    launch(shards, whole, *options, f"run.max_steps={stopped.facts.step}")
+    ended = newest(whole / "checkpoints", report=print)
+    assert ended
+    weights = stopped.weights()
+    for name, value in ended.weights().items():
+        assert torch.equal(weights[name], value), name
+    assert losses(run) == losses(whole)
