@@ -5,7 +5,8 @@
 Modelled, a step of W ranks:
 - Compute: images a rank / images per second of one GPU. That rate is taken from the --rates that `scripts/bench.py step
   --json` or `gpu` wrote, or given by --images-per-second, as measured from pixels to the optimizer step, or else
-  assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of its forward pass.
+  assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of its forward pass, and two for every
+  one of a teacher's.
 - Wire: what each rank sends, (W - 1) / W of so many times the weights in the training precision, as counted with
   DeepSpeed 0.19, for m micro-batches: 2 at ZeRO 0 (all-reduce of the gradient), 3 at ZeRO 1 (the same, and all-gather
   of the weights), 2 m + 1 at ZeRO 2 (an all-reduce for each micro-batch), 2 m at ZeRO 3 (all-gather and reduce-scatter
@@ -31,9 +32,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.flops import training_flops
+from model.flops import encoder_macs, training_flops
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.targets.features import build_teacher
 from pipeline.targets.masking import masked_patches
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -177,6 +179,10 @@ def main() -> int:
         sizes = [parameter.numel() for parameter in model.parameters()]
         size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
         flops = training_flops(model, masked_patches(model.grid, recipe.mask.ratio))
+        if recipe.target.teacher:
+            flops += 2 * encoder_macs(
+                build_teacher(recipe.target.teacher, device="meta"), model.grid[0] * model.grid[1]
+            )
         rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / flops
         if arguments.rates:
             rate = measured_rate(arguments.rates, recipe)

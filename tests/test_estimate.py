@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,20 @@ def test_flops_of_an_image_are_those_known_of_the_models(name: str, gflop: float
         model = build_model(recipe(name))
     assert training_flops(model, masked=196) / 1e9 == pytest.approx(gflop, rel=1.3e-3)
     assert training_flops(model, masked=78) / 1e9 == pytest.approx(gflop, rel=2e-3)
+
+
+def test_a_teacher_looks_at_each_image_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ViT-S/16 takes 4.6 GMAC; what it costs more is all that differs from the same model with pixels to predict."""
+    gflop = {}
+    for target in (["kind=pixels"], ["kind=features", "teacher=vit_small_patch16_224"]):
+        settings = [f"target.{setting}" for setting in target]
+        monkeypatch.setattr(sys, "argv", ["estimate.py", "vit_base_300e", *settings, "--gpus", "8"])
+        assert main() == 0
+        gflop[target[0]] = float(re.search(r"([\d.]+) GFLOP an image", capsys.readouterr().out)[1])
+    heads = 6 * 78 * 768 * (384 - 768) / 1e9  # of the student: as wide as what is predicted
+    assert gflop["kind=features"] - gflop["kind=pixels"] - heads == pytest.approx(2 * 4.6, rel=0.01)
 
 
 def test_flops_are_those_that_torch_counts() -> None:

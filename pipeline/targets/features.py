@@ -35,7 +35,7 @@ def teacher_width(teacher: str) -> int:
     Raises:
         TeacherError: there is no such model.
     """
-    return cast(int, _create(teacher, device="meta").num_features)
+    return cast(int, build_teacher(teacher, device="meta").num_features)
 
 
 def load_teacher(teacher: str, weights: Path | None) -> nn.Module:
@@ -60,7 +60,9 @@ def load_teacher(teacher: str, weights: Path | None) -> nn.Module:
     if given and Path(teacher).is_dir():
         raise TeacherError(f"{teacher} has weights of its own: leave out target.teacher_weights, or name a model")
     # Classes as the weights have them, since timm compares keys strictly only then
-    model = _create(teacher, pretrained=True, pretrained_cfg_overlay={"state_dict": given.tensors} if given else None)
+    model = build_teacher(
+        teacher, pretrained=True, pretrained_cfg_overlay={"state_dict": given.tensors} if given else None
+    )
     model.reset_classifier(0)
     own = given.normalisation if given else None
     mean, std = (own.mean, own.std) if own else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
@@ -159,7 +161,7 @@ class Features:
         return F.normalize(tokens, dim=-1) if self._loss == "cosine" else F.layer_norm(tokens, tokens.shape[-1:])
 
 
-def _create(teacher: str, **options: Any) -> Any:
+def build_teacher(teacher: str, **options: Any) -> Any:
     """`timm.create_model` of a name or a folder, whose every failure is a TeacherError."""
     folder = Path(teacher).is_dir()
     if not folder and not timm.is_model(teacher.partition(".")[0]):

@@ -1,5 +1,6 @@
 """A training step as plain PyTorch would take it: the peer of `pipeline.train.engine.Engine`, call for call."""
 
+import math
 from copy import deepcopy
 from typing import cast
 
@@ -33,7 +34,7 @@ class PlainEngine:
         dtype = DTYPES[recipe.engine.precision]
         masters = model if dtype == torch.float32 else deepcopy(model)
         model.to(dtype)
-        self._clip = recipe.optim.clip
+        self._clip = recipe.optim.clip or math.inf
         self._masters: list[Tensor] = list(masters.parameters())
         self._weights: list[Tensor] = list(model.parameters())
         self.optimizer = torch.optim.AdamW(

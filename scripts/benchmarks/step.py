@@ -19,6 +19,7 @@ from pipeline.build import build_model, build_objective, compile_forward
 from pipeline.config import Recipe, load_recipe
 from pipeline.targets.masking import masked_patches
 from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.state import set_weights
 from pipeline.train.world import World
 
 STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
@@ -82,7 +83,10 @@ class Loop:
         self.objective = build_objective(recipe, model, DTYPES[recipe.engine.precision], world.device)
         self.loss = torch.zeros((), device=world.device)
         self.micro_batches = self.images // (recipe.micro_batch(world.size) * world.size)
+        exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.engine = engine(model, recipe, world, STEPS_PER_EPOCH)
+        if isinstance(self.engine, Engine):
+            set_weights(self.engine, exact)
         self._steps = 0
 
     def step(self, batches: Iterator[Pixels]) -> None:
