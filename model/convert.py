@@ -13,12 +13,16 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from model.classifier import Classifier
 from model.maskfeat import MaskFeat, build_encoder
 from model.weights import MMPRETRAIN, SLOWFAST, TIMM, Layout, Normalisation, Weights, WeightsError, read
 
 HEAD_WIDTH = 64  # of an attention head in all published MaskFeat weights: no shape tells it
 
 _SIZES = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}  # timm's, by width and depth
+
+_CLASSIFIERS = ("encoder.fc_norm.", "encoder.head.")  # what only a classifier has ...
+_MASKFEATS = ("encoder.norm.", "mask_token", "head.")  # ... and what only a MaskFeat has
 
 _TO_CLASS_TOKEN = 3  # of BEiT's relative position biases, at the end: from it, to it, and its own
 
@@ -93,13 +97,14 @@ def classifier(weights: Weights) -> VisionTransformer:
     return cast(VisionTransformer, model)
 
 
-def fill(model: MaskFeat, weights: Weights, normalisation: Normalisation | None = None) -> list[str]:
+def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalisation | None = None) -> list[str]:
     """Overwrite a model's weights, to start from others'.
 
     What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
-    LayerNorm was trained behind the pooling, the encoder's norm. Positions of another square grid are resampled by
-    timm's functions: embeddings bicubically, BEiT's relative biases as in its own code but linearly. The patch
-    embedding is rewritten if `weights` tells that it was trained on images normalised otherwise.
+    LayerNorm was trained behind the pooling, the encoder's norm. A classifier's LayerNorm and head always stay as they
+    are. Positions of another square grid are resampled by timm's functions: embeddings bicubically, BEiT's relative
+    biases as in its own code but linearly. The patch embedding is rewritten if `weights` tells that it was trained on
+    images normalised otherwise.
 
     Args:
         normalisation: of the images that the model will see; None: as in the weights' training.
@@ -112,9 +117,12 @@ def fill(model: MaskFeat, weights: Weights, normalisation: Normalisation | None 
     """
     key, ignored = weights.layout.key, weights.layout.ignored
     untouched: tuple[str, ...] = ()
-    if weights.fine_tuned or weights.layout is TIMM:
+    if isinstance(model, Classifier):
+        untouched += _CLASSIFIERS
+        ignored += tuple(key(name) for name in (*_CLASSIFIERS, *_MASKFEATS))
+    elif weights.fine_tuned or weights.layout is TIMM:
         untouched += ("mask_token", "head.")
-        ignored += (key("encoder.head."), key("encoder.fc_norm."))
+        ignored += tuple(key(name) for name in _CLASSIFIERS)
         if weights.has("encoder.fc_norm.weight"):
             untouched += ("encoder.norm.",)
     state = model.state_dict()
@@ -141,7 +149,7 @@ def _load(path: Path | str, layout: Layout) -> MaskFeat:
     return maskfeat(weights)
 
 
-def _resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat) -> Tensor | None:
+def _resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | Classifier) -> Tensor | None:
     """The positions that we call `name`, made to fit the model's grid and `shape`, if they are of another square."""
     if not weights.has(name):
         return None

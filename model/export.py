@@ -1,5 +1,6 @@
 """An encoder in timm's folder layout, which `timm.create_model("local-dir:FOLDER")` and the Hugging Face hub read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ def export_timm(
     options: dict[str, Any],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    crop: float = 1.0,
+    classes: Sequence[str] = (),
 ) -> None:
     """Write model.safetensors and config.json.
 
@@ -27,6 +30,8 @@ def export_timm(
         image_size: side in pixels.
         options: what the encoder was built with besides its name and image size.
         mean, std: of the images' normalisation, per channel, of values in [0, 1].
+        crop: share of the short side that is seen when the model is used.
+        classes: names, in the order of the head's outputs; none: they are not told.
     """
     kept = ("architecture", "first_conv", "classifier")  # the rest describes timm's own weights of that name
     encoder.pretrained_cfg = {key: encoder.pretrained_cfg[key] for key in kept} | {
@@ -35,10 +40,12 @@ def export_timm(
         "input_size": (3, image_size, image_size),
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": crop,
         "mean": mean,
         "std": std,
     }
+    if classes:
+        encoder.pretrained_cfg["label_names"] = list(classes)
     # A LayerNorm is behind the pooling or before it
     fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
     save_for_hf(

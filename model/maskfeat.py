@@ -17,15 +17,16 @@ PositionInit = Literal["random", "sincos"]
 Encoder: TypeAlias = VisionTransformer | Beit
 
 
-def build_encoder(name: str, image_size: int, **options: Any) -> Encoder:
-    """A timm vision transformer without a head, whose pooled feature is the mean of its patch tokens.
+def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: Any) -> Encoder:
+    """A timm vision transformer whose pooled feature is the mean of its patch tokens.
 
-    The final LayerNorm sits before the pooling, since it is trained by MaskFeat; the class token is kept, as in the
-    published weights, though no loss reaches its output.
+    Without a head its final LayerNorm sits before the pooling, where MaskFeat trains it, else behind it; the class
+    token is kept, as in the published weights, though no loss of MaskFeat's reaches its output.
 
     Args:
         name: any timm model that is a `VisionTransformer` or, with relative positions, a `Beit`.
         image_size: side in pixels.
+        classes: of its head; 0: it has none.
         options: passed on to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
 
     Raises:
@@ -37,7 +38,12 @@ def build_encoder(name: str, image_size: int, **options: Any) -> Encoder:
     norm_behind_pooling = "use_fc_norm" if is_model_in_modules(name, ["beit"]) else "fc_norm"
     try:
         encoder = timm.create_model(
-            name, img_size=image_size, num_classes=0, global_pool="avg", **{norm_behind_pooling: False}, **options
+            name,
+            img_size=image_size,
+            num_classes=classes,
+            global_pool="avg",
+            **{norm_behind_pooling: classes > 0},
+            **options,
         )
     except TypeError as error:
         raise ValueError(f"{name!r} is no plain vision transformer, or takes no such option: {error}") from error
@@ -72,7 +78,7 @@ class MaskFeat(nn.Module):
         self.patch: int = encoder.patch_embed.patch_size[0]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.embed_dim))
         self.head = nn.Linear(encoder.embed_dim, target_width)
-        self._initialise(position_init)
+        initialise(self, encoder, position_init, self.mask_token)
 
     def forward(self, images: Tensor, mask: Tensor, masked: int | None = None) -> Tensor:
         """Predictions for the masked patches.
@@ -93,24 +99,32 @@ class MaskFeat(nn.Module):
         predictions: Tensor = self.head(x[masked_index(mask, masked)])
         return predictions
 
-    def _initialise(self, position_init: PositionInit) -> None:
-        """Truncated normals of 0.02 for weights and tokens, as in the published code; zeros for biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        encoder = self.encoder
-        tokens = [self.mask_token, encoder.cls_token, getattr(encoder, "reg_token", None), encoder.pos_embed]
-        for token in tokens:
-            if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
-        if position_init == "sincos":
-            if encoder.pos_embed is None:
-                raise ValueError("position_init=sincos needs an encoder with absolute positions: set it to random")
-            table = sincos_positions(self.grid, encoder.embed_dim)
-            with torch.no_grad():
-                encoder.pos_embed[0, -len(table) :] = table
+
+def initialise(model: nn.Module, encoder: Encoder, position_init: PositionInit, *tokens: Tensor) -> None:
+    """Truncated normals of 0.02 for weights and tokens, as in the published code; zeros for biases.
+
+    Args:
+        model: all of it, the encoder among it.
+        position_init: see `MaskFeat`.
+        tokens: those that the encoder does not have.
+
+    Raises:
+        ValueError: there are no absolute positions to initialise so.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for token in [*tokens, encoder.cls_token, getattr(encoder, "reg_token", None), encoder.pos_embed]:
+        if token is not None:
+            nn.init.trunc_normal_(token, std=0.02)
+    if position_init == "sincos":
+        if encoder.pos_embed is None:
+            raise ValueError("position_init=sincos needs an encoder with absolute positions: set it to random")
+        table = sincos_positions(encoder.patch_embed.grid_size, encoder.embed_dim)
+        with torch.no_grad():
+            encoder.pos_embed[0, -len(table) :] = table
 
 
 def _encode(encoder: VisionTransformer, x: Tensor) -> Tensor:

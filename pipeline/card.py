@@ -110,7 +110,7 @@ def model_card(
         std=std,
         targets=_TARGETS[recipe.target.kind],
         loss="one minus the cosine" if _by_cosine(recipe) else "squared errors",
-        training=_table(_training(run, facts, recipe)),
+        training=table(_training(run, facts, recipe)),
         identity=yaml.safe_dump(facts.identity, sort_keys=False),
         torch=torch.__version__,
         timm=timm.__version__,
@@ -127,7 +127,7 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
         "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images: {images:,} in all",
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
-    logged = [line for line in _json_lines(run / "metrics.jsonl") if line["step"] <= facts.step]
+    logged = [line for line in json_lines(run / "metrics.jsonl") if line["step"] <= facts.step]
     if logged:
         rows[f"training loss at step {logged[-1]['step']:,}"] = _loss(logged[-1]["loss"])
     validated = [line for line in logged if "val_loss" in line]
@@ -144,10 +144,12 @@ def _loss(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4f}"
 
 
-def _table(rows: dict[str, str]) -> str:
+def table(rows: dict[str, str]) -> str:
+    """Markdown of names and values."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, none if there is no such file."""
     whole = path.read_text().split("\n")[:-1] if path.exists() else []  # the run may be writing the next one
     return [json.loads(line) for line in whole]

@@ -91,6 +91,15 @@ def masks(json: Json = None) -> None:
 
 
 @app.command()
+def augment(threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
+    """RandAugment."""
+    from benchmarks.augment import augment
+
+    device = _device()
+    publish(augment(size, device, 256 if device.type == "cuda" else 64, threads), json)
+
+
+@app.command()
 def plan(json: Json = None) -> None:
     """The sample order of 10^10 samples."""
     from benchmarks.order import plan

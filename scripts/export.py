@@ -1,6 +1,6 @@
-"""Export a run's encoder as ordinary timm / Hugging Face weights.
+"""Export a run's encoder, or a fine-tuned run's classifier, as ordinary timm / Hugging Face weights.
 
-    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx]
+    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx] [--average]
 
 RUN is a run.dir; its newest valid checkpoint is taken, or that of step N, whatever ZeRO stage and number of ranks wrote
 it. OUT gets, as asked:
@@ -23,29 +23,44 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from model.classifier import Classifier
 from model.export import export_timm
 from model.maskfeat import MaskFeat
 from model.onnx import OnnxError, export_onnx
 from pipeline.build import build_model
 from pipeline.card import model_card
 from pipeline.config import ConfigError, Recipe
+from pipeline.finetune.build import CLASSES, build_classifier
+from pipeline.finetune.card import classifier_card
+from pipeline.finetune.config import FinetuneRecipe
 from pipeline.targets.objective import MEAN, STD
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Checkpoint, CheckpointError
+from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 
 FORMATS = ("timm", "torch", "onnx")
 
 
-def load_model(found: Checkpoint) -> tuple[MaskFeat, Recipe]:
+def load_model(found: Checkpoint, average: bool = False) -> tuple[MaskFeat | Classifier, Recipe | FinetuneRecipe]:
     """The model of a checkpoint, and its recipe.
 
+    Args:
+        average: with the moving average of the weights.
+
     Raises:
-        CheckpointError: its recipe is none, or is of another model than its weights.
+        CheckpointError: its recipe is none, or is of another model than its weights, of which it has no average.
     """
     try:
-        recipe = Recipe.model_validate(found.facts.recipe)
-        weights = found.weights()
-        model = build_model(recipe, len(weights["head.weight"]))
+        weights = found.weights(AVERAGE if average else "weight")
+        if average and not weights:
+            raise CheckpointError(f"{found.folder} has no average of the weights: leave out --average")
+        recipe: Recipe | FinetuneRecipe
+        model: MaskFeat | Classifier
+        if "augment" in found.facts.recipe:
+            recipe = FinetuneRecipe.model_validate(found.facts.recipe)
+            model = build_classifier(recipe, len(weights["encoder.head.weight"]))
+        else:
+            recipe = Recipe.model_validate(found.facts.recipe)
+            model = build_model(recipe, len(weights["head.weight"]))
         model.load_state_dict(weights)
     except (ValidationError, ConfigError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[:2][-1].strip()
@@ -53,26 +68,40 @@ def load_model(found: Checkpoint) -> tuple[MaskFeat, Recipe]:
     return model.eval(), recipe
 
 
+def write_timm(run: Path, found: Checkpoint, model: MaskFeat | Classifier, out: Path, average: bool) -> None:
+    """The folder that timm and the Hugging Face hub read."""
+    recipe = found.facts.recipe
+    size, options = recipe["data"]["image_size"], recipe["model"]["options"]
+    crop, classes = 1.0, []
+    if isinstance(model, Classifier):
+        card = classifier_card(run, found.facts, model, average)
+        crop, classes = recipe["data"]["validation_crop"], (run / CLASSES).read_text().splitlines()
+    else:
+        card = model_card(run, found.facts, model, MEAN, STD)
+    (out / "README.md").write_text(card)
+    export_timm(model.encoder, out, image_size=size, options=options, mean=MEAN, std=STD, crop=crop, classes=classes)
+
+
 def main() -> int:
     """Exit status 0 when OUT is complete, 1 when the run cannot be exported."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
+    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or scripts/finetune.py")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--step", type=int, help="of an older checkpoint")
     parser.add_argument(
         "--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several; timm if left out"
     )
+    parser.add_argument("--average", action="store_true", help="the moving average that optim.average kept")
     arguments = parser.parse_args()
     run, out = arguments.run, arguments.out
     try:
         found = checkpoint.chosen(run, arguments.step)
-        model, recipe = load_model(found)
+        model, recipe = load_model(found, arguments.average)
         size = recipe.data.image_size
         out.mkdir(parents=True, exist_ok=True)
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:
-            (out / "README.md").write_text(model_card(run, found.facts, model, MEAN, STD))
-            export_timm(model.encoder, out, image_size=size, options=recipe.model.options, mean=MEAN, std=STD)
+            write_timm(run, found, model, out, arguments.average)
             print(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
         if "torch" in arguments.format:
             torch.save(model.encoder.state_dict(), out / "encoder.pt")

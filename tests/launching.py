@@ -9,7 +9,7 @@ from typing import Any
 
 from ranks import Ranks
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe, load, load_recipe
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -21,10 +21,23 @@ SMALL = (
     "model.options={embed_dim: 32, depth: 2, num_heads: 1}",
     "optim.batch_size=16",
     "optim.epochs=20",
+    "engine.zero_stage=1",
     "engine.compile=none",
     "run.log_every=1",
     "run.eval_every=1000",
     "run.save_every=1000",
+)
+
+
+# Besides, for fine-tuning, on a few dozen images
+FINETUNE = (
+    "model.options={embed_dim: 32, depth: 2, num_heads: 1, drop_path_rate: 0.2}",
+    "optim.lr=0.03",
+    "augment.randaugment=9",
+    "augment.erasing=0.25",
+    "augment.mixup=0.8",
+    "augment.cutmix=1",
+    "run.eval_every=20",
 )
 
 
@@ -35,15 +48,31 @@ def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
 
 def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
-    from pipeline.train.loop import Outcome, Pretraining
+    from pipeline.pretrain.task import Pretraining
+    from pipeline.train.loop import Outcome, Training
     from pipeline.train.phases import Phases
     from pipeline.train.preemption import Preemption
     from pipeline.train.world import join
 
     recipe, world = small_recipe(shards, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        while Pretraining(recipe, world, phases).run(preemption) is Outcome.ROLLED_BACK:
+        while Training(recipe, world, phases, Pretraining).run(preemption) is Outcome.ROLLED_BACK:
             pass
+
+
+def finetune(training: Path, validation: Path, run: Path, *overrides: str) -> None:
+    """Fine-tune in this process, a world of one."""
+    from pipeline.finetune.config import FinetuneRecipe
+    from pipeline.finetune.task import Finetuning
+    from pipeline.train.loop import Training
+    from pipeline.train.phases import Phases
+    from pipeline.train.preemption import Preemption
+    from pipeline.train.world import join
+
+    data = (f"data.shards={training}", f"data.validation={validation}", f"run.dir={run}")
+    recipe, world = load(FinetuneRecipe, "small", [*SMALL, *FINETUNE, *data, *overrides]), join()
+    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+        Training(recipe, world, phases, Finetuning).run(preemption)
 
 
 def launch(shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0) -> str:

@@ -1,0 +1,1 @@
+"""Fine-tuning: the encoder of a pre-training run learns to name classes."""

@@ -1,0 +1,85 @@
+"""The model card of a fine-tuned run's exported weights."""
+
+from pathlib import Path
+
+import timm
+import torch
+import yaml
+
+from model.classifier import Classifier
+from pipeline.card import json_lines, table
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.train.checkpoint import AVERAGE, Facts
+
+# No license: it is for those to choose who publish the weights
+_FRONT = {
+    "library_name": "timm",
+    "pipeline_tag": "image-classification",
+    "tags": ["maskfeat", "vision-transformer", "image-classification", "timm"],
+}
+
+_CARD = """\
+---
+{front}---
+
+# {name} fine-tuned after MaskFeat
+
+A vision transformer of {parameters:.1f} million parameters that tells {classes:,} classes apart, whose names stand in
+`config.json`, in {size}x{size} images.
+
+## Use
+
+```python
+import timm, torch
+from PIL import Image
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # "hf-hub:USER/NAME" once it is uploaded
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = transform(Image.open("image.jpg").convert("RGB"))[None]
+with torch.no_grad():
+    label = model.pretrained_cfg["label_names"][model(image).argmax()]
+```
+
+## Training
+
+{training}
+
+All that decides the numbers of the run, its data set and the weights that it started from included:
+
+```yaml
+{identity}```
+
+Exported with torch {torch} and timm {timm}.
+"""
+
+
+def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -> str:
+    """Markdown with the YAML front matter of the Hugging Face hub.
+
+    Args:
+        run: the run's folder, of whose metrics.jsonl accuracies are quoted as far as they are there.
+        facts: of the checkpoint.
+        model: as exported.
+        average: its weights are the run's moving average.
+    """
+    recipe = FinetuneRecipe.model_validate(facts.recipe)
+    rows = {
+        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images",
+        "weights": "moving average" if average else "of the last step",
+    }
+    suffix = f"_{AVERAGE}" if average else ""
+    logged = [line for line in json_lines(run / "metrics.jsonl") if "val_top1" in line and line["step"] <= facts.step]
+    if logged:
+        for key, name in (("val_top1", "top-1"), ("val_top5", "top-5")):
+            rows[f"{name} on validation at step {logged[-1]['step']:,}"] = f"{logged[-1][key + suffix]:.2%}"
+    return _CARD.format(
+        front=yaml.safe_dump(_FRONT, sort_keys=False),
+        name=recipe.model.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
+        classes=model.encoder.num_classes,
+        size=recipe.data.image_size,
+        training=table(rows),
+        identity=yaml.safe_dump(facts.identity, sort_keys=False),
+        torch=torch.__version__,
+        timm=timm.__version__,
+    )

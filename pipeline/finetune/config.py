@@ -1,0 +1,65 @@
+"""A fine-tuning recipe: what it has beside the settings of pre-training, or with other defaults."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.config import RECIPES, Data, Engine, Optim, Range, Section, Share, TrainingRecipe
+
+Strength = Annotated[float, Field(ge=0)]
+
+
+class LabelledData(Data):
+    """Both data sets need labels."""
+
+    mode: Literal["exact"] = "exact"
+    validation: str
+    validation_samples: int | None = Field(None, ge=1)
+    validation_crop: float = Field(224 / 256, gt=0, le=1)  # of the short side, whose centre is seen
+    crop_scale: Range = (0.08, 1.0)
+
+
+class Augment(Section):
+    """How images and labels are varied, besides crop and flip."""
+
+    randaugment: float | None = Field(9.0, ge=0, le=10)  # magnitude, of timm's rand-m9-mstd0.5-inc1; None: not at all
+    erasing: float = Field(0.25, ge=0, le=1)  # probability that a rectangle becomes noise
+    mixup: Strength = 0.8  # alpha of the Beta distribution of the share of each of two mixed images; 0: not at all
+    cutmix: Strength = 1.0  # the same where a rectangle of one covers the other
+    cutmix_share: float = Field(0.5, ge=0, le=1)  # of the batches, where there is mixup too
+    smoothing: float = Field(0.1, ge=0, lt=1)  # share of a label that all classes get alike
+
+
+class FinetuneOptim(Optim):
+    """AdamW whose rate falls from the last layer to the first."""
+
+    lr: float = Field(1e-3, gt=0)  # per 256 images of a batch, of the last layer
+    warmup_epochs: float = Field(20, ge=0)
+    clip: float | None = Field(None, gt=0)
+    layer_decay: float = Field(0.65, gt=0, le=1)  # by which it falls from layer to layer
+    average: Share | None = None  # decay of a moving average (EMA) of the weights, which is validated too
+
+
+class FinetuneEngine(Engine):
+    """How a step is computed."""
+
+    compile: Literal["none", "all"] = "all"  # torch.compile of the model
+
+
+class FinetuneRecipe(TrainingRecipe):
+    """A whole fine-tuning run."""
+
+    folder: ClassVar = RECIPES / "finetune"
+
+    data: LabelledData
+    augment: Augment = Augment()
+    optim: FinetuneOptim
+    engine: FinetuneEngine = FinetuneEngine()
+
+    @model_validator(mode="after")
+    def _has_whole_weights(self) -> Self:
+        if self.optim.average and self.engine.zero_stage == 3:
+            raise ValueError(
+                "optim.average is validated with whole weights, which engine.zero_stage=3 has not: set it to 2"
+            )
+        return self

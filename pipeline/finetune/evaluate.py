@@ -1,0 +1,128 @@
+"""Accuracy on validation images, each counted once whatever the number of ranks, and what is taken for what."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch.nn import functional as F
+
+from pipeline.data.errors import DataError
+from pipeline.data.labels import Int64s
+from pipeline.data.loader import Loader
+from pipeline.data.request import validation_requests
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.probe.accuracy import TOP, hits
+from pipeline.targets.objective import normalise
+from pipeline.train.engine import Engine
+from pipeline.train.monitor import Metrics
+from pipeline.train.phases import Phases
+from pipeline.train.world import World
+from shards.manifest import Manifest
+
+PICTURED = 40  # the most classes in a picture
+
+
+class Validation:
+    """The validation images of a run, always the same centre crops. All ranks call everything together.
+
+    Args:
+        manifest: of the images.
+        labels: of all of them, (n,).
+        classes: how many there are.
+        recipe, world, phases: those of the run.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        labels: Int64s,
+        classes: int,
+        recipe: FinetuneRecipe,
+        world: World,
+        phases: Phases,
+    ) -> None:
+        self._manifest, self._recipe, self._world, self._phases = manifest, recipe, world, phases
+        self._samples = min(recipe.data.validation_samples or len(manifest), len(manifest))
+        self._labels, self._classes = torch.from_numpy(labels), classes
+        self._micro_batch = recipe.micro_batch(world.size)
+        self._loader = Loader(manifest, recipe.data, self._micro_batch, world.device)
+
+    def chance(self) -> float:
+        """The accuracy of always naming the most frequent class."""
+        return float(self._labels[: self._samples].bincount().max() / self._samples)
+
+    def measure(self, engine: Engine) -> tuple[Metrics, NDArray[np.int64]]:
+        """Loss, top-1 and top-5 accuracy, how many images were bad, and the confusion table.
+
+        Returns:
+            the table is (classes, classes): how many images of each class, by row, were taken for which, by column.
+
+        Raises:
+            DataError: no image can be used.
+        """
+        device, classes = self._world.device, self._classes
+        sums = torch.zeros(1 + len(TOP), dtype=torch.float64, device=device)
+        table = torch.zeros(classes * classes, dtype=torch.float64, device=device)
+        requests = validation_requests(
+            self._manifest,
+            samples=self._samples,
+            micro_batch=self._micro_batch,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            seed=self._recipe.run.seed,
+            share=self._recipe.data.validation_crop,
+        )
+        engine.deepspeed.eval()
+        with torch.no_grad():
+            for batch in self._loader.batches(requests):
+                with self._phases("validation"):
+                    labels = self._labels[torch.from_numpy(batch.request.ids)].to(device, non_blocking=True)
+                    logits = engine.predict(normalise(batch.images, engine.dtype)).float()
+                    good, weights = batch.weights > 0, batch.weights.double()
+                    losses = F.cross_entropy(logits, labels, reduction="none").double()
+                    counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit
+                    sums += torch.cat([(losses * weights).sum()[None], hits(counted, labels)])
+                    table += torch.bincount(labels * classes + logits.argmax(1), weights, classes**2)
+        engine.deepspeed.train()
+        loss, top1, top5, *counts = self._world.sum(torch.cat([sums, table])).tolist()
+        confusion = np.array(counts, dtype=np.int64).reshape(classes, classes)
+        if not (images := int(confusion.sum())):
+            raise DataError(
+                f"{self._manifest.root}: none of the validation images can be used; run `maskfeat-shards verify`"
+            )
+        accuracy = {"val_loss": loss / images, "val_top1": top1 / images, "val_top5": top5 / images}
+        return accuracy | {"val_bad_samples": self._samples - images}, confusion
+
+
+def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
+    """The confusion table: a row for each class with what its images were taken for."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+    return text.getvalue().encode()
+
+
+def draw_table(confusion: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
+    """The same as a picture, uint8 (height, width, 3): the darker, the larger a share of the row's images."""
+    cell, margin = 36, 8 + 7 * max(map(len, names))
+    side = margin + cell * len(names)
+    sheet = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(sheet)
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    for row, name in enumerate(names):
+        pen.text((4, margin + cell * row + cell // 3), name, "black")
+        column = Image.new("RGB", (margin, 12), "white")
+        ImageDraw.Draw(column).text((4, 0), name, "black")
+        sheet.paste(column.rotate(90, expand=True), (margin + cell * row + cell // 3, 0))
+        for taken, share in enumerate(shares[row]):
+            left, top = margin + cell * taken, margin + cell * row
+            grey = round(255 * (1 - share))
+            pen.rectangle((left, top, left + cell - 2, top + cell - 2), (grey, grey, 255 if taken == row else grey))
+            if count := confusion[row, taken]:
+                pen.text((left + 4, top + cell // 3), str(count), "white" if share > 0.5 else "black")
+    return np.asarray(sheet)

@@ -1,0 +1,138 @@
+"""Fine-tuning: from pixels and labels to the loss of naming the class.
+
+Recipe: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, after Bao et al.,
+"BEiT", ICLR 2022: rates that fall from layer to layer, RandAugment, erasing, mixup and CutMix, smoothed labels.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup, mixup_target
+from timm.optim import param_groups_layer_decay
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.build import start_from_init
+from pipeline.config import ConfigError
+from pipeline.data.batch import Batch
+from pipeline.data.exact import ExactData
+from pipeline.data.labels import labels_of
+from pipeline.finetune.build import CLASSES, build_classifier
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.erasing import random_erasing
+from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
+from pipeline.finetune.randaugment import rand_augment
+from pipeline.targets.objective import normalise
+from pipeline.train.checkpoint import AVERAGE
+from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.monitor import Metrics, Monitor
+from pipeline.train.phases import Phases
+from pipeline.train.state import averaged
+from pipeline.train.world import World
+from pipeline.train.writing import Writing, replace
+from shards.manifest import Manifest
+
+
+class Finetuning:
+    """The `Task` of a fine-tuning run.
+
+    Args:
+        recipe, world, phases: of the run.
+        data: its training images.
+
+    Raises:
+        ConfigError, ShardError: the model, the labels or the validation images cannot be used.
+    """
+
+    name = "fine-tuning"
+
+    def __init__(self, recipe: FinetuneRecipe, data: ExactData, world: World, phases: Phases) -> None:
+        self._recipe, self._device, self.average = recipe, world.device, recipe.optim.average
+        training, validation = data.manifest, Manifest.load(recipe.data.validation)
+        labels, validation_labels = labels_of(training, validation)
+        self._labels, self.names = torch.from_numpy(labels), training.classes
+        self.model = build_classifier(recipe, len(self.names))
+        listed = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        self.identity: dict[str, Any] = {"classes": f"{len(self.names)}, sha256 {listed[:16]}"}
+        self.inputs: dict[str, Any] = {"data.validation (manifest)": validation.identity}
+        self._validation = Validation(validation, validation_labels, len(self.names), recipe, world, phases)
+        augment = recipe.augment
+        self._writing = Writing()
+        self._mixup = None
+        if augment.mixup or augment.cutmix:
+            if recipe.micro_batch(world.size) % 2:
+                raise ConfigError(
+                    f"mixup pairs the images of a micro-batch, and {recipe.micro_batch(world.size)} are an odd number: "
+                    "change optim.batch_size or engine.micro_batch, or set augment.mixup and augment.cutmix to 0"
+                )
+            self._mixup = Mixup(
+                augment.mixup,
+                augment.cutmix,
+                switch_prob=augment.cutmix_share,
+                label_smoothing=augment.smoothing,
+                num_classes=len(self.names),
+            )
+
+    def start(self) -> list[str]:
+        """See `Task`."""
+        if self._recipe.model.init is None:
+            return ["model.init is not set: training from scratch"]
+        note = start_from_init(self.model, self._recipe)
+        return [f"model.init: {note}"] if note else []
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Rates fall from layer to layer; vectors and biases are not decayed, all else is, tokens included."""
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            self.model.encoder, self._recipe.optim.weight_decay, layer_decay=self._recipe.optim.layer_decay
+        )
+        return groups
+
+    def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images in the model's dtype (n, 3, H, W), shares of the classes (n, classes), weights of the images (n,)."""
+        augment, keys = self._recipe.augment, batch.request.mask_keys
+        images, weights = batch.images, batch.weights
+        if augment.randaugment is not None:
+            images = rand_augment(images, keys, augment.randaugment)
+        pixels = normalise(images, DTYPES[self._recipe.engine.precision])
+        if augment.erasing:
+            pixels = random_erasing(pixels, keys, augment.erasing)
+        labels = self._labels[torch.from_numpy(batch.request.ids)].to(self._device, non_blocking=True)
+        if self._mixup is None:
+            return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
+        np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's
+        pixels, shares = self._mixup(pixels, labels)
+        return pixels, shares, weights * weights.flip(0)  # an image that a bad one is mixed into is left out, too
+
+    def errors(self, engine: Engine, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropy."""
+        pixels, shares, weights = prepared
+        return F.cross_entropy(engine.predict(pixels).float(), shares.float(), reduction="none"), weights
+
+    def begin(self, engine: Engine, done: int, monitor: Monitor | None) -> None:
+        """Say what the accuracy has to be compared with, and keep the names of the classes."""
+        if monitor:
+            self._write(CLASSES, "".join(f"{name}\n" for name in self.names).encode())
+            monitor.say(
+                f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
+                "of the validation images"
+            )
+
+    def validate(self, engine: Engine, done: int, monitor: Monitor | None) -> Metrics:
+        """Accuracy of the weights and, if there is one, of their average; the confusion table of the better known."""
+        metrics, confusion = self._validation.measure(engine)
+        if AVERAGE in engine.states:
+            with averaged(engine):
+                of_average, confusion = self._validation.measure(engine)
+            metrics |= {f"{name}_{AVERAGE}": of_average[name] for name in ("val_loss", "val_top1", "val_top5")}
+        if monitor:
+            self._write("confusion.csv", as_csv(confusion, self.names))
+            if len(self.names) <= PICTURED:
+                monitor.picture(done, "confusion", draw_table(confusion, self.names))
+        return metrics
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self._recipe.run.dir / name
+        with self._writing(path):
+            replace(path, content)

@@ -1,0 +1,353 @@
+"""Fine-tuning: what the recipe says is what happens, accuracy counts every image once, and faults cost nothing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from launching import CHECKOUT, FINETUNE, SMALL, finetune, free_port, pretrain
+from PIL import Image
+from ranks import Ranks
+from safetensors.torch import save_file
+
+from model.convert import fill
+from model.maskfeat import MaskFeat, build_encoder
+from model.weights import TIMM, Weights
+from pipeline.config import ConfigError, Recipe, load
+from pipeline.data.loader import Loader
+from pipeline.data.request import centre_requests
+from pipeline.finetune.build import build_classifier
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.task import Finetuning
+from pipeline.targets.objective import normalise
+from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError, newest
+from pipeline.train.engine import Engine
+from pipeline.train.state import averaged, capture, set_weights
+from pipeline.train.world import World, join
+from shards.build import build
+from shards.manifest import Manifest
+
+CLASSES = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Noisy images in three colours: 3 x 16 to train on; to validate 13 of two colours, in another order."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("labelled")
+    for part, counts in (("train", dict.fromkeys(CLASSES, 16)), ("validation", {"red": 7, "green": 6})):
+        for name, count in counts.items():
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                noise = rng.normal(CLASSES[name], 90, (48, 40, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(noise).save(folder / part / name / f"{index}.png")
+        build(folder / part, folder / f"{part}-shards", samples_per_shard=16, workers=1)
+    return {part: folder / f"{part}-shards" for part in ("train", "validation")}
+
+
+@pytest.fixture
+def world() -> World:
+    return join()
+
+
+def small(labelled: dict[str, Path], run: Path, *overrides: str) -> FinetuneRecipe:
+    data = [f"data.shards={labelled['train']}", f"data.validation={labelled['validation']}", f"run.dir={run}"]
+    return load(FinetuneRecipe, "small", [*SMALL, *FINETUNE, *data, *overrides])
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def last(run: Path) -> Checkpoint:
+    found = newest(run / "checkpoints", print)
+    assert found
+    return found
+
+
+def test_rates_fall_from_layer_to_layer_and_only_matrices_decay(labelled: dict[str, Path], tmp_path: Path) -> None:
+    """Layer 0 embeds, block i is layer i + 1, all after the last block is one more, as in the published codes."""
+    recipe = small(labelled, tmp_path, "optim.layer_decay=0.5", "optim.weight_decay=0.1")
+    model = build_classifier(recipe, 3)
+    depth = len(model.encoder.blocks)
+
+    def layer(name: str) -> int:
+        name = name.removeprefix("encoder.")
+        if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+
+    task = Finetuning.__new__(Finetuning)
+    task._recipe, task.model = recipe, model
+    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    seen = {}
+    for group in task.groups():
+        for parameter in group["params"]:
+            seen[name_of[parameter]] = (group["lr_scale"], group["weight_decay"])
+    assert seen == {
+        name: (0.5 ** (depth + 1 - layer(name)), 0.1 if parameter.ndim > 1 else 0.0)
+        for name, parameter in model.named_parameters()
+    }
+
+
+def test_starts_from_pretrained_weights_but_for_norm_and_head(
+    labelled: dict[str, Path], tmp_path: Path, world: World
+) -> None:
+    encoder = build_encoder("vit_tiny_patch16_224", 32, embed_dim=32, depth=2, num_heads=1)
+    MaskFeat(encoder)
+    weights = encoder.state_dict()
+    recipe = small(labelled, tmp_path)
+    model = build_classifier(recipe, 3)
+    notes = fill(model, Weights(tmp_path, TIMM, weights))
+    state = model.encoder.state_dict()
+    assert state.keys() - weights.keys() == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert all(torch.equal(state[name], weights[name]) for name in state.keys() & weights.keys())
+    assert torch.equal(state["fc_norm.weight"], torch.ones(32)) and not state["head.bias"].any()
+    assert 1e-5 < state["head.weight"].std() < 3e-5
+    assert notes[0].startswith("encoder.fc_norm.weight") and "norm.weight, norm.bias passed over" in notes[1]
+
+    classifier = Weights(tmp_path, TIMM, {name: tensor + 1 for name, tensor in state.items()})  # fine-tuned before
+    again = build_classifier(recipe, 3)
+    fill(again, classifier)
+    assert torch.equal(again.encoder.cls_token, state["cls_token"] + 1)
+    assert torch.equal(again.encoder.fc_norm.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "fp32"), (1, "fp16")])
+def test_the_average_follows_the_weights(
+    labelled: dict[str, Path], tmp_path: Path, world: World, stage: int, precision: str
+) -> None:
+    recipe = small(labelled, tmp_path, f"engine.zero_stage={stage}", f"engine.precision={precision}")
+    torch.manual_seed(0)
+    model = build_classifier(recipe, 3)
+    exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    engine = Engine(model, recipe, world, 3.0, average=0.9)
+    set_weights(engine, exact)
+
+    def states(part: str) -> dict[str, torch.Tensor]:
+        found = {name: tensor.clone() for name, tensor in capture(engine, world)}
+        return {name.partition("/")[2]: tensor for name, tensor in found.items() if name.startswith(f"{part}/")}
+
+    expected = exact
+    images = torch.randn(4, 3, 32, 32).to(engine.dtype)
+    labels = torch.tensor([0, 1, 2, 0])
+    for step in range(3):
+        engine.schedule.step_update(5 + step)
+        engine.backward(torch.nn.functional.cross_entropy(engine.predict(images).float(), labels))
+        engine.update()
+        weights = states("weight")
+        expected = {name: 0.9 * expected[name] + 0.1 * weights[name] for name in weights}
+    assert any(not torch.equal(weights[name], exact[name]) for name in weights)
+    for name, average in states(AVERAGE).items():
+        torch.testing.assert_close(average, expected[name], rtol=1e-5, atol=1e-7)
+
+    engine.deepspeed.eval()
+    before = engine.predict(images)
+    with averaged(engine):
+        within = engine.predict(images)
+        plain = build_classifier(recipe, 3).eval()
+        plain.load_state_dict(expected)
+        torch.testing.assert_close(within, plain.to(engine.dtype)(images), rtol=2e-2, atol=2e-5)
+    assert torch.equal(engine.predict(images), before) and not torch.equal(within, before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(labelled: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finetune(labelled["train"], labelled["validation"], run, "optim.average=0.8")
+    return run
+
+
+def test_learns_to_tell_the_classes(undisturbed: Path) -> None:
+    first, *_, last = (line for line in logged(undisturbed) if "val_loss" in line)
+    assert last["val_top1"] == 1 and last["val_loss"] < 0.4 < first["val_loss"]
+    assert last["val_top1_ema"] == 1
+
+
+def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
+    labelled: dict[str, Path], undisturbed: Path, world: World
+) -> None:
+    """Against timm's own model on the crops, without any part of training or validation."""
+    recipe = small(labelled, undisturbed)
+    model = build_classifier(recipe, 3).eval()
+    found = last(undisturbed)
+    with found.tensors() as tensors:
+        average = {name.partition("/")[2]: tensors[name] for name in tensors.names if name.startswith(f"{AVERAGE}/")}
+    manifest = Manifest.load(str(labelled["validation"]))
+    loader = Loader(manifest, recipe.data, 13, world.device)
+    (batch,) = loader.batches(centre_requests(manifest, 0, 13, 13, 224 / 256))
+    names = ["blue", "green", "red"]
+    truth = torch.tensor([names.index(manifest.classes[label]) for label in manifest.label])
+    for weights, suffix in ((found.weights(), ""), (average, "_ema")):
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            logits = model.encoder(normalise(batch.images, torch.float32))
+        metrics = logged(undisturbed)[-1]
+        assert metrics[f"val_top1{suffix}"] == pytest.approx(float((logits.argmax(1) == truth).double().mean()))
+        loss = torch.nn.functional.cross_entropy(logits, truth)
+        assert metrics[f"val_loss{suffix}"] == pytest.approx(float(loss), rel=1e-4)
+
+    with (undisturbed / "confusion.csv").open() as file:
+        header, *rows = csv.reader(file)
+    table = np.array([row[1:] for row in rows], dtype=int)
+    assert header[1:] == names and [row[0] for row in rows] == names
+    for row, column in np.ndindex(3, 3):
+        assert table[row, column] == ((truth == row) & (logits.argmax(1) == column)).sum()
+    assert (undisturbed / "pictures" / "step-00000060.png").exists()
+
+
+@pytest.mark.parametrize("stop", [7])
+def test_resumed_equals_undisturbed_bit_for_bit(
+    labelled: dict[str, Path], undisturbed: Path, tmp_path: Path, stop: int
+) -> None:
+    """Weights, moments, average and what was logged, under mixup, CutMix, RandAugment, erasing and drop path."""
+    run = tmp_path / "run"
+    sets = (labelled["train"], labelled["validation"], run, "optim.average=0.8")
+    finetune(*sets, f"run.max_steps={stop}")
+    finetune(*sets)
+    with last(undisturbed).tensors() as one, last(run).tensors() as other:
+        assert sorted(one.names) == sorted(other.names) and any(name.startswith("ema/") for name in one.names)
+        assert all(torch.equal(one[name], other[name]) for name in one.names)
+    kept = ("step", "loss", "val_loss", "val_top1", "val_loss_ema", "lr")
+    lives = [
+        {line["step"]: [line.get(key) for key in kept] for line in logged(folder)} for folder in (undisturbed, run)
+    ]
+    assert {step: line for step, line in lives[1].items() if step != stop} == {
+        step: line for step, line in lives[0].items() if step != stop
+    }
+
+
+def test_two_ranks_count_each_validation_image_once(labelled: dict[str, Path], tmp_path: Path) -> None:
+    """13 images do not go evenly into two ranks' batches. Without what is random by rank, losses agree too."""
+    plain = ("augment.mixup=0", "augment.cutmix=0", "augment.erasing=0", "run.max_steps=6", "run.eval_every=3")
+    still = (*plain, "model.options={embed_dim: 32, depth: 2, num_heads: 1}")
+    one, two = tmp_path / "one", tmp_path / "two"
+    finetune(labelled["train"], labelled["validation"], one, *still)
+    data = [f"data.shards={labelled['train']}", f"data.validation={labelled['validation']}", f"run.dir={two}"]
+    settings = ["small", *SMALL, *FINETUNE, *data, *still, "engine.zero_stage=2"]
+    ranks = Ranks(2, settings, tmp_path / "said", free_port(), "scripts/finetune.py")
+    assert ranks.wait(240) == [0, 0], ranks.said()[-3000:]
+    for mine, theirs in zip(logged(one), logged(two), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-5)
+        if "val_top1" in mine:
+            assert theirs["val_top1"] == mine["val_top1"] and theirs["val_top5"] == 1
+            assert theirs["val_loss"] == pytest.approx(mine["val_loss"], abs=1e-5)
+
+
+def test_a_bad_image_and_the_one_it_was_mixed_with_do_not_count(
+    labelled: dict[str, Path], tmp_path: Path, world: World
+) -> None:
+    from pipeline.data.exact import ExactData
+    from pipeline.train.phases import Phases
+
+    recipe = small(labelled, tmp_path)
+    data = ExactData(recipe, 16, world.device, rank=0, world_size=1, local_rank=0, local_size=1)
+    with Phases(tmp_path, 0, 60) as phases:
+        task = Finetuning(recipe, data, world, phases)
+        batch = next(data.batches(0, 1))
+        batch.weights[3] = 0
+        torch.manual_seed(5)
+        pixels, shares, weights = task.prepare(batch)
+    assert weights.tolist() == [0 if place in (3, 12) else 1 for place in range(16)]
+    assert pixels.shape == (16, 3, 32, 32) and shares.shape == (16, 3)
+    torch.testing.assert_close(shares.sum(1), torch.ones(16))
+    labels = torch.from_numpy(data.manifest.label.astype(np.int64))[torch.from_numpy(batch.request.ids)]
+    own, other = (torch.nn.functional.one_hot(of, 3) * 0.9 + 0.1 / 3 for of in (labels, labels.flip(0)))
+    mixed = labels != labels.flip(0)
+    lam = ((shares - other) / (own - other))[mixed]
+    lam = lam[lam.isfinite()]
+    torch.testing.assert_close(lam, lam[0].expand_as(lam), rtol=1e-3, atol=1e-3)  # one share for the batch
+    assert 0 <= lam[0] <= 1
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_the_exported_classifier_is_plain_timms(
+    labelled: dict[str, Path], undisturbed: Path, tmp_path: Path, average: bool
+) -> None:
+    """Its accuracy, by timm's own preprocessing of the image files, is the one that the run logged."""
+    options = ["--average"] if average else []
+    command = [sys.executable, "scripts/export.py", undisturbed, tmp_path / "out", *options]
+    subprocess.run(list(map(str, command)), cwd=CHECKOUT, check=True)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    names = model.pretrained_cfg["label_names"]
+    folder = labelled["validation"].with_name("validation")
+    hits = 0
+    for path in sorted(folder.glob("*/*.png")):
+        with torch.no_grad():
+            logits = model(transform(Image.open(path).convert("RGB"))[None])
+        hits += names[int(logits.argmax())] == path.parent.name
+    metrics = logged(undisturbed)[-1]
+    assert hits / 13 == metrics["val_top1_ema" if average else "val_top1"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {hits / 13:.2%} |" in card and ("moving average" in card) == average
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "warmup", "batch", "rate", "decay", "drop_path"),
+    [
+        ("vit_base_100e", 100, 20, 4096, 1.6e-2, 0.65, 0.1),
+        ("vit_base_100e_slowfast", 100, 20, 512, 2e-3, 0.65, 0.1),
+        ("vit_large_50e", 50, 5, 256, 1e-3, 0.75, 0.1),
+    ],
+)
+def test_recipes_are_the_published_ones(
+    name: str, epochs: int, warmup: int, batch: int, rate: float, decay: float, drop_path: float
+) -> None:
+    recipe = load(FinetuneRecipe, name, ["data.shards=a", "data.validation=b"])
+    optim, augment = recipe.optim, recipe.augment
+    assert (optim.epochs, optim.warmup_epochs, optim.batch_size, optim.layer_decay) == (epochs, warmup, batch, decay)
+    assert optim.lr * batch / 256 == pytest.approx(rate) and (optim.weight_decay, optim.clip) == (0.05, None)
+    assert recipe.model.options == {"drop_path_rate": drop_path}
+    assert (augment.randaugment, augment.erasing, augment.smoothing) == (9, 0.25, 0.1)
+    assert (augment.mixup, augment.cutmix, augment.cutmix_share) == (0.8, 1.0, 0.5)
+    assert recipe.data.crop_scale == (0.08, 1) and recipe.data.validation_crop == 224 / 256
+
+
+def test_every_setting_that_differs_is_documented() -> None:
+    text = (CHECKOUT / "docs" / "finetuning.md").read_text()
+    ours, base = FinetuneRecipe.model_fields, Recipe.model_fields
+    for section, field in ours.items():
+        known = base[section].annotation.model_fields if section in base else {}
+        for key, setting in field.annotation.model_fields.items():
+            if key not in known or (setting.default != known[key].default and key != "mode"):
+                assert f"`{section}.{key}`" in text, f"{section}.{key}"
+
+
+def test_compare_reads_what_probes_and_runs_wrote(undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/compare.py", str(tmp_path)]
+    empty = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    assert empty.returncode == 1 and "is not complete" in empty.stderr and empty.stderr.count("\n") == 1
+    for index, kind in enumerate(("scratch", "hog", "pixels")):
+        layer = {"linear": {"top1": 0.25 + index / 10}, "neighbours": [{"k": 20, "top1": 0.125}]}
+        (tmp_path / "probe" / kind).mkdir(parents=True)
+        (tmp_path / "probe" / kind / "step.json").write_text(json.dumps({"layers": {"1": layer}}))
+        (tmp_path / "finetune").mkdir(exist_ok=True)
+        (tmp_path / "finetune" / f"{kind}-0").symlink_to(undisturbed)
+    full = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in full.stdout.splitlines() if "%" in line]
+    assert rows[1] == ["HOG", "35.0%", "12.5%", "100.0%", "100.0%"]
+    assert Image.open(tmp_path / "results.png").size == (1200, 480)
+
+
+def test_mistakes_are_told(labelled: dict[str, Path], shards: Path, tmp_path: Path) -> None:
+    train, validation = labelled["train"], labelled["validation"]
+    with pytest.raises(ConfigError, match="have no label"):
+        finetune(shards, validation, tmp_path / "a")
+    with pytest.raises(ConfigError, match="odd number"):
+        finetune(train, validation, tmp_path / "b", "optim.batch_size=15")
+    pretrain(train, tmp_path / "c", "run.max_steps=1")
+    with pytest.raises(ConfigError, match=r"is a run: .*scripts/export.py"):
+        finetune(train, validation, tmp_path / "d", f"model.init={tmp_path / 'c'}")
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        finetune(train, validation, tmp_path / "c")
+    save_file({"patch_embed.proj.weight": torch.zeros(2, 3, 16, 16)}, tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"model.init: .*missing"):
+        finetune(train, validation, tmp_path / "e", f"model.init={tmp_path / 'other.safetensors'}")
+    with pytest.raises(ConfigError, match=r"optim.average is validated with whole weights"):
+        small(labelled, tmp_path, "engine.zero_stage=3", "optim.average=0.9")
