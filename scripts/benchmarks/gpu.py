@@ -19,7 +19,15 @@ import torch
 
 from benchmarks.children import run
 from benchmarks.figures import Figure, machine, print_figures, write
-from benchmarks.gpu_checks import Check, bad_image, compiled_loss, decoded_pixels, fused_kernel, no_waiting
+from benchmarks.gpu_checks import (
+    Check,
+    augmented_pixels,
+    bad_image,
+    compiled_loss,
+    decoded_pixels,
+    fused_kernel,
+    no_waiting,
+)
 from benchmarks.gpu_figures import (
     checkpointing,
     compile_modes,
@@ -39,7 +47,7 @@ Part = Callable[[Scale, Path], list[Check] | list[Figure]]
 
 # By importance, with the seconds that each may take
 GROUPS: list[tuple[int, list[Part]]] = [
-    (100, [fused_kernel, decoded_pixels, bad_image, no_waiting, compiled_loss]),
+    (110, [fused_kernel, decoded_pixels, bad_image, no_waiting, compiled_loss, augmented_pixels]),
     (50, [hog_and_image, masks_alone]),
     (120, [step_base]),
     (140, [step_large]),

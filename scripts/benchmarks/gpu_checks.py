@@ -12,7 +12,10 @@ from torch import Tensor
 from benchmarks.data import encoded_batches
 from benchmarks.scale import Scale
 from benchmarks.step import Loop, resident
+from pipeline.data.augment import sample_keys
 from pipeline.data.decode import decoder_for
+from pipeline.finetune.erasing import random_erasing
+from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
 from pipeline.targets.hog import hog_target
 from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.world import join
@@ -145,3 +148,29 @@ def no_waiting(scale: Scale, shards: Path) -> list[Check]:
         passed = None if scale.dry else waited is None
         checks.append(Check(f"no host synchronisation in a step, ZeRO {stage}", passed, {"error": waited}))
     return checks
+
+
+def augmented_pixels(scale: Scale, shards: Path) -> list[Check]:
+    """Every transform on the device against the CPU's, and that neither they nor erasing wait for it."""
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 3, *scale.check_size), dtype=torch.uint8, generator=noise)
+    there = images.to(scale.device).contiguous(memory_format=torch.channels_last)
+    off = {}
+    for name, transform in TRANSFORMS.items():
+        arguments = torch.from_numpy(transform.argument(np.full(32, 9.0), np.ones(32)))
+        changed = transform.apply(there, arguments.to(scale.device)).cpu().short()
+        difference = (changed - transform.apply(images, arguments).short()).abs()
+        off[name] = [int(difference.max()), float(difference.float().mean())]
+    keys = sample_keys(0, np.zeros(32, np.int64), np.arange(32, dtype=np.int64))
+    waited = None
+    if not scale.dry:
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        random_erasing(rand_augment(there, keys).float(), keys)
+    except RuntimeError as error:
+        waited = str(error)
+    finally:
+        if not scale.dry:
+            torch.cuda.set_sync_debug_mode("default")
+    right = all(most <= 1 and mean < 0.01 for most, mean in off.values()) and not waited
+    return [Check("augmented pixels", right, {"off by: most, mean": off, "waited": waited})]
