@@ -15,7 +15,12 @@ from pipeline.build import build_model
 from pipeline.config import load_recipe
 
 BENCH = CHECKOUT / "scripts" / "bench.py"
-SMALL = ("data.image_size=32", "model.options={embed_dim: 32, depth: 2, num_heads: 1}", "engine.compile=none")
+SMALL = (
+    "data.image_size=32",
+    "model.options={embed_dim: 32, depth: 2, num_heads: 1}",
+    "engine.zero_stage=1",
+    "engine.compile=none",
+)
 
 
 @pytest.fixture
