@@ -38,7 +38,7 @@ SECONDS = 300  # that one launch may take
 def growth(world: World, times: int) -> list[Figure]:
     """Milliseconds a step of each change in turns, beside those of the first by the FLOP of both."""
     loops = {
-        name: Loop(step_recipe(["demo", *settings], images, world), world)
+        name: Loop(step_recipe(["demo", "engine.zero_stage=1", *settings], images, world), world)
         for name, (images, settings) in CHANGES.items()
     }
     steps = {name: partial(_steps, loop, times) for name, loop in loops.items()}
