@@ -7,7 +7,6 @@ from math import isqrt
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from timm.models import VisionTransformer
@@ -91,7 +90,7 @@ def classifier(weights: Weights) -> VisionTransformer:
     """
     name, image_size, options = geometry(weights)
     classes = len(weights.get("encoder.head.weight", 2))
-    model = timm.create_model(name, img_size=image_size, num_classes=classes, global_pool="avg", **options)
+    model = build_encoder(name, image_size, classes, **options)
     keys = {name: weights.layout.key(f"encoder.{name}") for name in model.state_dict()}
     _copy(weights, model, keys, weights.layout.ignored)
     return cast(VisionTransformer, model)

@@ -5,7 +5,7 @@ from torch import nn
 
 from model.classifier import Classifier
 from model.convert import fill
-from model.maskfeat import MaskFeat, build_encoder
+from model.maskfeat import Encoder, MaskFeat, build_encoder
 from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import ConfigError, Recipe, TrainingRecipe
 from pipeline.targets.features import Features, TeacherError, load_teacher, teacher_width
@@ -30,16 +30,21 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
         raise ConfigError(str(error)) from error
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"model: {error}") from error
-    encoder.set_grad_checkpointing(recipe.engine.activation_checkpointing)
+    adapt(encoder, recipe)
     rows, columns = model.grid
-    if (rows * model.patch, columns * model.patch) != (recipe.data.image_size,) * 2:
-        raise ConfigError(
-            f"data.image_size={recipe.data.image_size} is no multiple of the {model.patch}-pixel patch of "
-            f"{recipe.model.name}"
-        )
     if not 0 < masked_patches(model.grid, recipe.mask.ratio) < rows * columns:
         raise ConfigError(f"mask.ratio={recipe.mask.ratio:g} leaves nothing to predict of a {rows}x{columns} grid")
     return model
+
+
+def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
+    """Let an encoder compute as a recipe says. Raises ConfigError where its patches do not fill the recipe's images."""
+    encoder.set_grad_checkpointing(recipe.engine.activation_checkpointing)
+    (rows, columns), patch = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
+    if (rows * patch, columns * patch) != (recipe.data.image_size,) * 2:
+        raise ConfigError(
+            f"data.image_size={recipe.data.image_size} is no multiple of the {patch}-pixel patch of {recipe.model.name}"
+        )
 
 
 def target_width(recipe: Recipe, patch: int) -> int:

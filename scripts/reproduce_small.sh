@@ -8,12 +8,11 @@
 set -euo pipefail
 data=${1:?usage: scripts/reproduce_small.sh DATA [OUT]}
 out=${2:-reproduction}
+[ -d "$data/train" ] || { echo "error: there is no $data/train: DATA holds train/CLASS/* and other such folders" >&2; exit 2; }
 data=$(realpath "$data") out=$(realpath -m "$out")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 step() { printf '\n== %s\n' "$*"; }
 run() { deepspeed --quiet --num_gpus "$processes" "$@"; }
-
-[ -d "$data/train" ] || { echo "error: there is no $data/train: DATA holds train/CLASS/* and other such folders" >&2; exit 2; }
 
 step "shards"
 for class in "$data"/train/*/; do # the other folders as one

@@ -5,11 +5,16 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from ranks import Ranks
 
 from pipeline.config import Recipe, load, load_recipe
+from pipeline.train.checkpoint import Checkpoint, newest
+
+if TYPE_CHECKING:
+    from pipeline.finetune.config import FinetuneRecipe
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -60,17 +65,23 @@ def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
             pass
 
 
+def finetune_recipe(training: Path | str, validation: Path | str, run: Path, *overrides: str) -> "FinetuneRecipe":
+    """The small recipe of fine-tuning, shrunk."""
+    from pipeline.finetune.config import FinetuneRecipe
+
+    data = (f"data.shards={training}", f"data.validation={validation}", f"run.dir={run}")
+    return load(FinetuneRecipe, "small", [*SMALL, *FINETUNE, *data, *overrides])
+
+
 def finetune(training: Path, validation: Path, run: Path, *overrides: str) -> None:
     """Fine-tune in this process, a world of one."""
-    from pipeline.finetune.config import FinetuneRecipe
     from pipeline.finetune.task import Finetuning
     from pipeline.train.loop import Training
     from pipeline.train.phases import Phases
     from pipeline.train.preemption import Preemption
     from pipeline.train.world import join
 
-    data = (f"data.shards={training}", f"data.validation={validation}", f"run.dir={run}")
-    recipe, world = load(FinetuneRecipe, "small", [*SMALL, *FINETUNE, *data, *overrides]), join()
+    recipe, world = finetune_recipe(training, validation, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
         Training(recipe, world, phases, Finetuning).run(preemption)
 
@@ -126,3 +137,17 @@ def trace(run: Path, rank: int = 0) -> dict[int, list[int]]:
     """Sample ids of this rank by step, as `run.trace_samples=true` wrote them."""
     lines = (run / f"samples-rank{rank}.jsonl").read_text().splitlines()
     return {line["step"]: line["ids"] for line in map(json.loads, lines)}
+
+
+def last_checkpoint(run: Path) -> Checkpoint:
+    found = newest(run / "checkpoints", report=print)
+    assert found
+    return found
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """The last checkpoints of two runs hold the same weights, bit for bit."""
+    weights, others = last_checkpoint(one).weights(), last_checkpoint(other).weights()
+    assert weights.keys() == others.keys()
+    for name, value in others.items():
+        assert torch.equal(weights[name], value), name

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from labelled import CLASSES, labelled_shards
 from launching import free_port, pretrain
-from PIL import Image
 from ranks import Ranks
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
@@ -25,26 +25,16 @@ from pipeline.probe.source import of_run, of_weights
 from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.checkpoint import read
 from pipeline.train.world import World, join
-from shards.build import build
 from shards.manifest import Manifest
 
-CLASSES = {"blue": (40, 60, 200), "green": (40, 200, 60), "red": (200, 40, 60)}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Images in two colours and much noise: 3 x 30 to train on, and 2 x 8, of which green comes first, to validate."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("labelled")
-    for part, names, count in (("train", CLASSES, 30), ("validation", ("green", "red"), 8)):
-        for name in names:
-            (folder / part / name).mkdir(parents=True)
-            for index in range(count):
-                noise = rng.normal(CLASSES[name], 90, (48, 40, 3)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(noise).save(folder / part / name / f"{index}.png")
-        build(folder / part, folder / f"{part}-shards", samples_per_shard=16, workers=1)
-    return {part: folder / f"{part}-shards" for part in ("train", "validation")}
+    parts = {"train": dict.fromkeys(CLASSES, 30), "validation": {"green": 8, "red": 8}}
+    return labelled_shards(tmp_path_factory.mktemp("labelled"), parts)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,14 @@
-"""From a fine-tuning recipe to its model."""
+"""From a fine-tuning recipe to its model and how fast its layers learn."""
+
+from typing import Any
+
+from timm.optim import param_groups_layer_decay
 
 from model.classifier import Classifier
 from model.maskfeat import build_encoder
+from pipeline.build import adapt
 from pipeline.config import ConfigError
-from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
 
 CLASSES = "classes.txt"  # in run.dir: a name a line, in the order of the head's outputs
 
@@ -15,5 +20,13 @@ def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
         model = Classifier(encoder, recipe.model.position_init)
     except (TypeError, ValueError, AssertionError) as error:
         raise ConfigError(f"model: {error}") from error
-    encoder.set_grad_checkpointing(recipe.engine.activation_checkpointing)
+    adapt(encoder, recipe)
     return model
+
+
+def layer_groups(model: Classifier, optim: FinetuneOptim) -> list[dict[str, Any]]:
+    """Rates fall from layer to layer; vectors and biases are not decayed, all else is, tokens included."""
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        model.encoder, optim.weight_decay, layer_decay=optim.layer_decay
+    )
+    return groups

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from pipeline.data.errors import DataError
+from pipeline.data.errors import no_validation_image
 from pipeline.data.labels import Int64s
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
@@ -91,9 +91,7 @@ class Validation:
         loss, top1, top5, *counts = self._world.sum(torch.cat([sums, table])).tolist()
         confusion = np.array(counts, dtype=np.int64).reshape(classes, classes)
         if not (images := int(confusion.sum())):
-            raise DataError(
-                f"{self._manifest.root}: none of the validation images can be used; run `maskfeat-shards verify`"
-            )
+            raise no_validation_image(self._manifest.root)
         accuracy = {"val_loss": loss / images, "val_top1": top1 / images, "val_top5": top5 / images}
         return accuracy | {"val_bad_samples": self._samples - images}, confusion
 

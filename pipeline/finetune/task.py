@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data.mixup import Mixup, mixup_target
-from timm.optim import param_groups_layer_decay
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +18,7 @@ from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
 from pipeline.data.labels import labels_of
-from pipeline.finetune.build import CLASSES, build_classifier
+from pipeline.finetune.build import CLASSES, build_classifier, layer_groups
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
@@ -83,11 +82,8 @@ class Finetuning:
         return [f"model.init: {note}"] if note else []
 
     def groups(self) -> list[dict[str, Any]]:
-        """Rates fall from layer to layer; vectors and biases are not decayed, all else is, tokens included."""
-        groups: list[dict[str, Any]] = param_groups_layer_decay(
-            self.model.encoder, self._recipe.optim.weight_decay, layer_decay=self._recipe.optim.layer_decay
-        )
-        return groups
+        """See `Task`."""
+        return layer_groups(self.model, self._recipe.optim)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images in the model's dtype (n, 3, H, W), shares of the classes (n, classes), weights of the images (n,)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
-from pipeline.data.errors import DataError
+from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
 from pipeline.pretrain.picture import Picture, draw
@@ -59,9 +59,7 @@ class Validation:
         engine.deepspeed.train()
         loss, images = self._world.sum(total).tolist()
         if not images:
-            raise DataError(
-                f"{self._manifest.root}: none of the validation images can be used; run `maskfeat-shards verify`"
-            )
+            raise no_validation_image(self._manifest.root)
         return float(loss / images), self._samples - int(images)
 
     def baselines(

@@ -148,12 +148,12 @@ class Engine:
 
     def update(self) -> None:
         """Update the weights, if this micro-batch is the last of its step and the gradient of all ranks is finite."""
-        if self._clip is not None and self.deepspeed.is_gradient_accumulation_boundary():
+        last = self.deepspeed.is_gradient_accumulation_boundary()
+        if self._clip is not None and last:
             self._grad_norm = self._global_norm()
             # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
             self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
             self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
-        last = self.deepspeed.is_gradient_accumulation_boundary()
         self.deepspeed.step()
         if self._average is not None and last:
             averages = [self.optimizer.state[weight][AVERAGE] for weight in self._updated]

@@ -6,11 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from launching import launch, losses, start
+from launching import assert_same_weights, last_checkpoint, launch, losses, start
 from ranks import Ranks
-
-from pipeline.train.checkpoint import newest
 
 STOPPED, RUNNING = 0.05, 0.005  # seconds, by turns
 
@@ -46,12 +43,6 @@ def test_a_slow_rank_is_named_and_changes_nothing(shards: Path, tmp_path: Path) 
     assert ranks.wait(60) == [75, 75], ranks.said()
     assert "rank 0 takes" not in ranks.said()
 
-    stopped = newest(run / "checkpoints", report=print)
-    assert stopped
-    launch(shards, whole, *options, f"run.max_steps={stopped.facts.step}")
-    ended = newest(whole / "checkpoints", report=print)
-    assert ended
-    weights = stopped.weights()
-    for name, value in ended.weights().items():
-        assert torch.equal(weights[name], value), name
+    launch(shards, whole, *options, f"run.max_steps={last_checkpoint(run).facts.step}")
+    assert_same_weights(run, whole)
     assert losses(run) == losses(whole)
