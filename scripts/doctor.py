@@ -2,8 +2,9 @@
 
     deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
 
-Start it as the run is to be started: same launcher, same recipe, same overrides; one process alone works too. It takes
-about a minute, makes run.dir but leaves nothing there, and prints what it found with remedies:
+Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a run of
+scripts/finetune.py; one process alone works too. It takes about a minute, makes run.dir but leaves nothing there, and
+prints what it found with remedies:
 
 - versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
 - storage, decoding: random samples are read and decoded as in training, and timed
@@ -15,6 +16,8 @@ Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems fi
 Examples, each on one line:
 
     deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+
+    deepspeed scripts/doctor.py vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
 
     DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
 """
@@ -36,11 +39,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 from torch.distributed import DistError
 
 from pipeline.build import build_model
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import ConfigError, Recipe, TrainingRecipe, load
 from pipeline.data.errors import DataError
+from pipeline.data.labels import labels_of
+from pipeline.finetune.build import build_classifier
+from pipeline.finetune.config import FinetuneRecipe
 from pipeline.train import diagnosis, measure
 from pipeline.train.checkpoint import PARTS
 from pipeline.train.diagnosis import Vitals
@@ -64,8 +71,9 @@ STUCK = (
 def main() -> int:
     """Exit status 0: no problems; 1: problems; 2: it was not understood."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="name in scripts/recipes, or path of a YAML file")
+    parser.add_argument("recipe", help="name in scripts/recipes or, with --finetune, its folder finetune; or path")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument("--finetune", action="store_true", help="RECIPE is one of fine-tuning")
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
     parser.add_argument("--images-per-second", type=float, metavar="R", help="of one rank, that training needs")
     parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
@@ -77,7 +85,8 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        kind = FinetuneRecipe if arguments.finetune else Recipe
+        recipe = load(kind, arguments.recipe, arguments.overrides)
         with _within(arguments.deadline, "joining the other ranks"):
             world = join()
         findings = examine(recipe, world, arguments)
@@ -100,11 +109,11 @@ def main() -> int:
     return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
 
 
-def examine(recipe: Recipe, world: World, arguments: argparse.Namespace) -> list[Finding]:
+def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace) -> list[Finding]:
     """All findings; all ranks do this together, and find the same.
 
     Raises:
-        ConfigError: no run can be made of rank 0's recipe.
+        ConfigError: no run can be made of rank 0's recipe, or of the labels.
     """
     deadline = arguments.deadline
     with _within(deadline, "reading the manifests"):
@@ -114,7 +123,7 @@ def examine(recipe: Recipe, world: World, arguments: argparse.Namespace) -> list
         recipe = world.from_first(recipe)  # so that ranks that differ do not hang in what follows
     recipe.micro_batch(world.size)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build_model(recipe).parameters())
+        parameters = sum(parameter.numel() for parameter in _model(recipe, manifest).parameters())
 
     batches = max(2, -(-arguments.samples // BATCH))
     with _within(deadline, f"reading and decoding {batches * BATCH} samples of {recipe.data.shards}"):
@@ -131,6 +140,8 @@ def examine(recipe: Recipe, world: World, arguments: argparse.Namespace) -> list
 
     one_node = len({rank.node for rank in vitals}) == 1
     expected = (arguments.link if one_node else arguments.network) * 1e9 if world.gpu is not None else None
+    averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
+    states = len(PARTS) + averaged
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
         diagnosis.storage(vitals, recipe.data.bad_share, arguments.images_per_second),
@@ -141,14 +152,25 @@ def examine(recipe: Recipe, world: World, arguments: argparse.Namespace) -> list
         diagnosis.cores(vitals, recipe.data.decode_threads),
         diagnosis.open_files(vitals, recipe.data.requests),
         diagnosis.shared_memory(vitals, gpus),
-        diagnosis.room(vitals, 4 * len(PARTS) * parameters, max(1, recipe.run.keep + 1 - kept)),
+        diagnosis.room(vitals, 4 * states * parameters, max(1, recipe.run.keep + 1 - kept)),
     ]
     if recipe.data.cache:
         findings.append(diagnosis.cache(vitals, recipe.data.cache_size))
     return findings
 
 
-def _inputs(recipe: Recipe) -> tuple[Manifest | str, dict[str, str]]:
+def _model(recipe: TrainingRecipe, training: Manifest | str) -> nn.Module:
+    """What the run would train; classes that cannot be counted, because the data cannot be opened, are none."""
+    if isinstance(recipe, Recipe):
+        return build_model(recipe)
+    assert isinstance(recipe, FinetuneRecipe)
+    if isinstance(training, str):
+        return build_classifier(recipe, 0)
+    labels_of(training, Manifest.load(recipe.data.validation))
+    return build_classifier(recipe, len(training.classes))
+
+
+def _inputs(recipe: TrainingRecipe) -> tuple[Manifest | str, dict[str, str]]:
     """The training set, or why not all can be opened, and the identities of all that is read."""
     if recipe.data.mode == "stream":
         return "", {"data.shards": recipe.data.shards}
@@ -169,7 +191,7 @@ def _opened(root: str) -> Manifest | str:
 
 
 def _data_rates(
-    manifest: Manifest | str, recipe: Recipe, world: World, batches: int
+    manifest: Manifest | str, recipe: TrainingRecipe, world: World, batches: int
 ) -> tuple[Rate | str, Rate | str | None]:
     """How fast samples can be read, and decoded, or why they cannot."""
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config import Data, Recipe
+from pipeline.config import Data, TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.reader import Reader, Sample
@@ -109,7 +109,7 @@ def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data:
     return _rate(Batcher(data, BATCH, device, remedy).batches(read), device)
 
 
-def streaming(recipe: Recipe, world: World, batches: int) -> Rate:
+def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
     """Read and decode what `data.mode=stream` gives. Raises DataError where that is nothing."""
     data = StreamData(recipe, BATCH, world.device, rank=world.rank, world_size=world.size)
     return _rate(data.batches(0, batches), world.device)
@@ -128,7 +128,7 @@ def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
     return Rate(images / seconds, 0, BATCH + images, len(bad), bad[0].reason if bad else "")
 
 
-def machine(recipe: Recipe) -> Machine:
+def machine(recipe: TrainingRecipe) -> Machine:
     """What this rank may use of its node."""
     shm, (files, _) = Path("/dev/shm"), resource.getrlimit(resource.RLIMIT_NOFILE)
     return Machine(
