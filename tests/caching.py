@@ -1,0 +1,103 @@
+"""A small data set of shards for tests of the node cache, and what is to be found in a cache of it."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from cache_process import BATCH, schedule
+
+from shards.manifest import Dataset, Manifest, Shard, write_manifest
+
+SHARDS = 24
+ALL = set(range(SHARDS))
+PLENTY = 10**9
+
+
+def make_set(folder: Path, seed: int = 0, page: int = 1) -> Path:
+    """24 shards of 5 to 29 samples and 1 to 8 KB, in multiples of `page` bytes; random, as a cache looks at none."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    listed, columns = [], []
+    for index in range(SHARDS):
+        count, data = int(rng.integers(5, 30)), rng.bytes(-(-int(rng.integers(1000, 8000)) // page) * page)
+        (folder / f"{index}.tar").write_bytes(data)
+        listed.append(Shard(f"{index}.tar", count, len(data), hashlib.sha256(data).hexdigest()))
+        numbers = {name: [0] * count for name in ("offset", "size", "label", "height", "width", "crc32c")}
+        columns.append({"key": [""] * count, "path": [""] * count, **numbers})
+    write_manifest(folder / "manifest.parquet", columns)
+    identity = hashlib.sha256((folder / "manifest.parquet").read_bytes()).hexdigest()
+    samples = sum(shard.samples for shard in listed)
+    (folder / "dataset.json").write_text(Dataset(samples, 0, [], listed, identity, 0, 0, None, "").dump())
+    return folder
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def shards_in(folder: Path, manifest: Manifest) -> set[int]:
+    """The whole shards that lie in the cache, by their names."""
+    return {int(file.name.split("-")[0]) for file in (folder / manifest.identity[:16]).glob("*.tar")}
+
+
+def bytes_in(folder: Path) -> int:
+    """What a cache takes by the real sizes of its files, of all data sets."""
+    total = 0
+    for file in folder.glob("*/*-*"):
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def assert_right(folder: Path, manifest: Manifest, source: Path) -> None:
+    """Every cached shard has the bytes of its source, and nothing else lies about."""
+    inside = folder / manifest.identity[:16]
+    for shard in shards_in(folder, manifest):
+        (file,) = inside.glob(f"{shard:06d}-*")
+        assert file.read_bytes() == (source / f"{shard}.tar").read_bytes()
+    assert {file.suffix for file in inside.iterdir()} <= {".tar", ".lock"}
+
+
+def fetches(requests: list[tuple[str, str]]) -> list[int]:
+    """The shards that a server was asked for, in order. One request is a whole shard here."""
+    return [int(path.split("/")[-1][:-4]) for path, _ in requests if path.endswith(".tar")]
+
+
+def foreseen(manifest: Manifest, step: int, epochs: int) -> list[tuple[int, int]]:
+    """(next use, shard) by going through all the uses of this epoch and those after it."""
+    plan = schedule(manifest)
+    epoch = step * BATCH // plan.plan.samples
+    first: dict[int, int] = {}
+    for later in range(epoch, epoch + epochs):
+        uses = plan.uses(later)
+        for shard, begin, end in zip(*(a.tolist() for a in (uses.shard, uses.first_step, uses.last_step)), strict=True):
+            if end >= step:
+                first.setdefault(shard, max(begin, step))
+    return sorted(((use, shard) for shard, use in first.items()), key=lambda pair: pair[0])
+
+
+@contextmanager
+def watching(folder: Path) -> Iterator[list[int]]:
+    """The bytes that a cache takes, looked at all the while."""
+    seen, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            seen.append(bytes_in(folder))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
