@@ -26,8 +26,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -38,11 +36,10 @@ from model.weights import WeightsError
 from pipeline.config import ConfigError
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
-from pipeline.data.loader import Loader
-from pipeline.data.request import centre_request
 from pipeline.probe.features import View, compute
 from pipeline.probe.judge import Judgement, Settings, judge
-from pipeline.probe.pictures import Picture, attention, draw_attention, draw_neighbours
+from pipeline.probe.look import look
+from pipeline.probe.pictures import Picture
 from pipeline.probe.source import Source, of_run, of_weights
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError
@@ -52,7 +49,6 @@ from shards.manifest import Manifest
 
 EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError)  # one line says it all
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
-PICTURED, SHOWN = 8, 6  # validation images in the pictures, and nearest training images of each
 
 
 def main() -> int:
@@ -134,6 +130,10 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
         return
     ended = time.perf_counter()
     show(console, f"{arguments.source}, {name}", judgements)
+    judged = judgements[layers[-1]]
+    pictures, attended = look(source, arguments.crop, arguments.pool, training, validation, judged, world)
+    listed = " ".join(f"{tokens:.3g}" for tokens in attended)
+    console.print(f"tokens that a query attends to, block by block: {listed}")
     seconds = {"features": computed - started, "probes": ended - computed}
     console.print(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
     report = {
@@ -143,13 +143,13 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
         "training": described(training),
         "validation": described(validation),
         "layers": {str(layer): judgement.report() for layer, judgement in judgements.items()},
+        "attended_tokens": attended,
         "seconds": seconds,
         "ranks": world.size,
         "device": str(world.device),
     }
     (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    pictures = drawn(source, arguments, training, validation, judgements[layers[-1]], world)
-    keep(out, name, step, judgements, pictures)
+    keep(out, name, step, judgements, attended, pictures)
 
 
 def find(arguments: argparse.Namespace) -> tuple[Source, str, int]:
@@ -192,36 +192,14 @@ def show(console: Console, title: str, judgements: dict[int, Judgement]) -> None
     )
 
 
-def drawn(
-    source: Source,
-    arguments: argparse.Namespace,
-    training: Manifest,
-    validation: Manifest,
-    judgement: Judgement,
-    world: World,
-) -> dict[str, Picture]:
-    """Pictures of a few validation images, by their names."""
-    chosen = np.linspace(0, len(judgement.validation_ids) - 1, PICTURED).astype(np.int64)
-    ids = judgement.validation_ids[chosen]
-    near = judgement.nearest[chosen, :SHOWN]
-
-    def images(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
-        loader = Loader(manifest, source.recipe.data, len(ids), world.device)
-        (batch,) = loader.batches([centre_request(manifest, ids, arguments.crop)])
-        return batch.images
-
-    pictured = images(validation, ids)
-    neighbours = images(training, near.flatten())
-    neighbours = neighbours.view(*near.shape, *neighbours.shape[1:])
-    names = [validation.classes[label] for label in validation.label[ids]]
-    near_names = [[training.classes[label] for label in training.label[row]] for row in near]
-    return {
-        "neighbours": draw_neighbours(pictured, names, neighbours, near_names, judgement.cosines[chosen, :SHOWN]),
-        "attention": draw_attention(pictured, attention(source.encoder, pictured, arguments.pool)),
-    }
-
-
-def keep(out: Path, name: str, step: int, judgements: dict[int, Judgement], pictures: dict[str, Picture]) -> None:
+def keep(
+    out: Path,
+    name: str,
+    step: int,
+    judgements: dict[int, Judgement],
+    attended: list[float],
+    pictures: dict[str, Picture],
+) -> None:
     """Curves over the steps of a run, and pictures, in TensorBoard; the pictures as files, too."""
     with SummaryWriter(str(out / "tensorboard")) as board:
         for layer, judgement in judgements.items():
@@ -231,6 +209,8 @@ def keep(out: Path, name: str, step: int, judgements: dict[int, Judgement], pict
             _, top1, top5 = judgement.linear[judgement.chosen]
             board.add_scalar(f"probe/block {layer}/linear top-1", top1, step)
             board.add_scalar(f"probe/block {layer}/linear top-5", top5, step)
+        for block, tokens in enumerate(attended):
+            board.add_scalar(f"probe/block {block}/attended tokens", tokens, step)
         for kind, picture in pictures.items():
             Image.fromarray(picture).save(out / f"{name}-{kind}.png")
             board.add_image(f"probe/{kind}", picture, step, dataformats="HWC")

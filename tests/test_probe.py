@@ -17,10 +17,10 @@ from model.maskfeat import build_encoder
 from pipeline.data.augment import centre_crops
 from pipeline.data.labels import held_out, labels_of
 from pipeline.probe.accuracy import hits
+from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
-from pipeline.probe.pictures import attention
 from pipeline.probe.source import of_run, of_weights
 from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.checkpoint import read
@@ -136,21 +136,33 @@ def test_layers_are_those_of_timm(name: str) -> None:
         torch.testing.assert_close(encode(encoder, images, [1, 3], "mean", torch.float32), [x.mean(1) for x in theirs])
 
 
-@pytest.mark.parametrize("pool", ["mean", "class"])
-def test_attention_is_that_of_the_last_block(pool: str) -> None:
+def test_attention_is_what_queries_and_keys_make_it() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("vit_tiny_patch16_224", 48, embed_dim=32, depth=2, num_heads=2).eval()
     images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    inputs: list[torch.Tensor] = []
-    encoder.blocks[1].attn.qkv.register_forward_hook(lambda _, __, out: inputs.append(out))
-    fused = encoder.blocks[1].attn.fused_attn
-    got = attention(encoder, images, pool)
-    assert encoder.blocks[1].attn.fused_attn == fused
-    q, k, _ = inputs[0].view(2, 10, 3, 2, 16).permute(2, 0, 3, 1, 4).detach().numpy()
-    scores = np.exp(q @ k.transpose(0, 1, 3, 2) / 4)
-    weights = (scores / scores.sum(-1, keepdims=True)).mean(1)
-    want = weights[:, 0, 1:] if pool == "class" else weights[:, 1:, 1:].mean(1)
-    np.testing.assert_allclose(got, want.reshape(2, 3, 3), atol=1e-6)
+    for block in encoder.blocks:  # not all tokens alike, as fresh weights have it
+        block.attn.qkv.weight.data *= 20
+    outputs: list[torch.Tensor] = []
+    for block in encoder.blocks:
+        block.attn.qkv.register_forward_hook(lambda _, __, out: outputs.append(out))
+    fused = [block.attn.fused_attn for block in encoder.blocks]
+    got = attention_weights(encoder, images)
+    assert [block.attn.fused_attn for block in encoder.blocks] == fused
+    for output, weights in zip(outputs, got, strict=True):
+        q, k, _ = output.view(2, 10, 3, 2, 16).permute(2, 0, 3, 1, 4).detach().numpy()
+        scores = np.exp(q @ k.transpose(0, 1, 3, 2) / 4)
+        want = scores / scores.sum(-1, keepdims=True)
+        np.testing.assert_allclose(weights, want, atol=1e-6)
+        entropy = -(want * np.log(want)).sum(-1).mean()
+        assert 1.5 < attended_tokens(weights) < 9.5 and abs(np.log(attended_tokens(weights)) - entropy) < 1e-5
+    heads = want.mean(1)  # of the last block
+    for pool, looked in (("class", heads[:, 0, 1:]), ("mean", heads[:, 1:, 1:].mean(1))):
+        np.testing.assert_allclose(looked_at(got[-1], encoder, pool), looked.reshape(2, 3, 3), atol=1e-6)
+
+
+def test_attended_tokens_are_one_of_a_collapsed_block_and_all_of_a_uniform_one() -> None:
+    assert attended_tokens(torch.full((2, 3, 10, 10), 0.1)) == pytest.approx(10)
+    assert attended_tokens(torch.eye(10).expand(2, 3, 10, 10)) == 1
 
 
 def test_the_crop_is_the_centre_of_the_resized_image() -> None:
@@ -237,6 +249,9 @@ def test_two_ranks_judge_as_one(run: Path, labelled: dict[str, Path], tmp_path: 
     images = one["layers"]["1"]["images"]
     assert images["trained"] + images["held_out"] == 90 and images["validated"] == 16 and images["bad"] == 0
     assert one["layers"]["1"]["linear"]["top1"] > 0.9  # colours are told apart
+    attended = one["attended_tokens"]
+    assert len(attended) == 2 and two["attended_tokens"] == pytest.approx(attended, rel=1e-5)
+    assert all(1 < tokens < 5.001 for tokens in attended)  # of four patches and the class token
     for place in (tmp_path / "1" / "features").iterdir():
         whole = load(place, 0, 1, CPU)
         parts = [load_file(path) for path in sorted((tmp_path / "2" / "features" / place.name).glob("part-*"))]

@@ -7,11 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
-
-from model.maskfeat import Encoder
-from pipeline.probe.features import Pool
-from pipeline.targets.objective import normalise
+from torch import Tensor
 
 Picture = NDArray[np.uint8]
 
@@ -19,33 +15,6 @@ _GAP = 4
 _CAPTION = 14
 _RIGHT, _WRONG, _PLAIN = (0, 120, 0), (190, 0, 0), (0, 0, 0)
 _DARK = 0.2  # brightness where the last block does not look at all
-
-
-def attention(encoder: Encoder, images: Tensor, pool: Pool) -> Tensor:
-    """Where the last block looks for what is pooled: float32 (B, rows, columns), mean of the heads.
-
-    Of the patches it is the mean over their queries; of the class token it is its own query.
-
-    Args:
-        images: uint8 (B, 3, H, W).
-    """
-    last = encoder.blocks[-1].attn
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
-        seen.append(inputs[0])
-
-    fused, last.fused_attn = last.fused_attn, False  # fused, its weights are never there to be seen
-    hook = last.attn_drop.register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            encoder.forward_features(normalise(images, torch.float32))
-    finally:
-        hook.remove()
-        last.fused_attn = fused
-    weights, prefix = seen[0].float().mean(1), encoder.num_prefix_tokens  # (B, tokens, tokens): a query, its keys
-    looked = weights[:, 0] if pool == "class" else weights[:, prefix:].mean(1)
-    return looked[:, prefix:].reshape(-1, *encoder.patch_embed.grid_size)
 
 
 def draw_attention(images: Tensor, looked: Tensor) -> Picture:
