@@ -57,8 +57,8 @@ study() {
 
 processes=$(python -c 'import torch; print(torch.cuda.device_count())')
 if [ "$processes" = 0 ]; then
-  export DS_ACCELERATOR=cpu
-  processes=1
+  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  processes=2
   command -v "${CXX:-g++}" >/dev/null || slow=engine.compile=none
   study "$out" 2 "${slow:-}" ""
 else
