@@ -8,6 +8,7 @@ from timm.models import Beit, save_for_hf
 from torch import nn
 
 from model.maskfeat import Encoder
+from model.weights import share
 
 
 def export_timm(
@@ -60,3 +61,4 @@ def export_timm(
             **options,
         },
     )
+    share(folder / "model.safetensors")

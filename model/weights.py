@@ -7,6 +7,7 @@ github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open
 import json
 import re
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -238,3 +239,9 @@ def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     today = {"head.head.": head, "head.predictor.fc.": head, "backbone.fc_norm.": "backbone.ln2."}
     before = re.compile("|".join(map(re.escape, today)))
     return {before.sub(lambda found: today[found[0]], key): tensor for key, tensor in tensors.items()}
+
+
+def share(file: Path) -> None:
+    """Let whoever may read its folder read a safetensors file, which safetensors leaves to its owner alone."""
+    with suppress(PermissionError):  # a file system without such modes
+        file.chmod(file.stat().st_mode | file.parent.stat().st_mode & 0o444)

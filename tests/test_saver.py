@@ -1,6 +1,7 @@
 """Saving: beside the training, of the step it names, all or nothing, whatever the disk or another rank does."""
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -86,6 +87,19 @@ def test_the_newest_and_every_fourth_are_kept(tmp_path: Path) -> None:
         saver.start(states(step, 1), facts(step))
     assert saver.wait() is None
     assert names_in(tmp_path) == [f"step-{step:08d}" for step in (4, 8, 10, 11)]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_all_files_may_be_read_by_the_same_people(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        saver = saver_in(tmp_path)
+        saver.start(states(0, 1), facts(1))
+        assert saver.wait() is None
+    finally:
+        os.umask(before)
+    (folder,) = tmp_path.iterdir()
+    assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == 3 * [mode]
 
 
 def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.maskfeat import Encoder
+from model.weights import share
 from pipeline.config import Recipe
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
@@ -114,6 +115,7 @@ def compute(
     name = f"part-{world.rank:05d}.safetensors"
     for layer, rows in zip(missing, values, strict=True):
         save_file({"ids": ids, "features": rows}, partial[layer] / name)
+        share(partial[layer] / name)
         fsync(partial[layer] / name)
     world.barrier()
     if world.rank == 0:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
+from model.weights import share
 from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, seal, step_of
 from pipeline.train.world import World
 from shards.files import fsync
@@ -145,6 +146,7 @@ class Saver:
             save_file(self._snapshot, part)
         except SafetensorError as error:  # of the disk, too
             raise OSError(f"{part}: {error}") from error
+        share(part)
         fsync(part)
         return part.name, seal(part)
 
