@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.targets.objective import Example, Objective
 from pipeline.train.checkpoint import newest
-from pipeline.train.loop import TrainingError
+from pipeline.train.errors import TrainingError
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
 from pipeline.train.phases import Phases
 
@@ -97,6 +97,14 @@ def test_a_second_row_ends_the_run(shards: Path, tmp_path: Path, spoil: Spoil) -
     with pytest.raises(TrainingError, match=r"6 to 8, after the run had rolled back once: .*optim\.lr"):
         pretrain(shards, tmp_path / "run", *options)
     assert newest(tmp_path / "run" / "checkpoints", report=print)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_fp16_without_any_finite_gradient_ends_the_run(stage: int, shards: Path, tmp_path: Path, spoil: Spoil) -> None:
+    spoil(range(100))
+    options = ["run.max_steps=60", "engine.precision=fp16", f"engine.zero_stage={stage}"]
+    with pytest.raises(TrainingError, match=r"however small fp16's loss scale: .*optim\.lr"):
+        pretrain(shards, tmp_path / "run", *options)
 
 
 def test_only_steps_in_a_row_count() -> None:

@@ -12,7 +12,8 @@ from torch.distributed import DistBackendError
 from pipeline.config import AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
-from pipeline.train.loop import Outcome, Training, TrainingError
+from pipeline.train.errors import TrainingError
+from pipeline.train.loop import Outcome, Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.task import Task

@@ -26,9 +26,14 @@ from torch import Tensor, nn
 
 from pipeline.config import Optim, TrainingRecipe
 from pipeline.train.checkpoint import AVERAGE
+from pipeline.train.errors import TrainingError
 from pipeline.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+NO_SCALE = (
+    "no gradient is finite, however small fp16's loss scale: start again with a lower optim.lr, or with "
+    "engine.precision=bf16 or fp32"
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -147,14 +152,26 @@ class Engine:
         self.deepspeed.backward(loss * self._loss_scale)
 
     def update(self) -> None:
-        """Update the weights, if this micro-batch is the last of its step and the gradient of all ranks is finite."""
+        """Update the weights, if this micro-batch is the last of its step and the gradient of all ranks is finite.
+
+        Raises:
+            TrainingError: fp16 has found no loss scale, on all ranks alike.
+        """
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if self._clip is not None and last:
             self._grad_norm = self._global_norm()
             # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
             self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
             self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
-        self.deepspeed.step()
+        try:
+            self.deepspeed.step()
+        except Exception as error:  # which has no class of its own
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise TrainingError(NO_SCALE) from error
+        smallest = self._scaler is not None and self._loss_scale <= self._scaler.min_loss_scale
+        if last and smallest and self.deepspeed.optimizer.overflow:  # stage 0 would go on for ever
+            raise TrainingError(NO_SCALE)
         if self._average is not None and last:
             averages = [self.optimizer.state[weight][AVERAGE] for weight in self._updated]
             with torch.no_grad():

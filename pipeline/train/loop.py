@@ -22,6 +22,7 @@ from pipeline.train import preflight
 from pipeline.train.bad_samples import BadSamples
 from pipeline.train.checkpoint import CheckpointError, Facts
 from pipeline.train.engine import Engine, total_steps
+from pipeline.train.errors import TrainingError
 from pipeline.train.monitor import Metrics, Monitor
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
 from pipeline.train.pace import Clock, Stragglers
@@ -34,10 +35,6 @@ from pipeline.train.state import capture, counters, restore, set_weights
 from pipeline.train.task import Task
 from pipeline.train.world import World
 from pipeline.train.writing import Growing, Writing, json_lines, keep_lines
-
-
-class TrainingError(Exception):
-    """Training cannot go on. The message says why and what to do."""
 
 
 class Outcome(Enum):
