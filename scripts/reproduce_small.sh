@@ -66,7 +66,7 @@ else
   for model in vit_small_patch16_224 vit_base_patch16_224; do
     gpu="model.name=$model model.options={} data.image_size=128 data.decode_threads=4 optim.batch_size=256 \
       engine.precision=bf16 engine.zero_stage=1"
-    study "$out/$model" 3 "$gpu engine.compile=all optim.epochs=800 optim.warmup_epochs=40 optim.lr=1.0e-3" \
+    study "$out/$model" 3 "$gpu engine.compile=all optim.epochs=800 optim.warmup_epochs=40 optim.lr=5.0e-4" \
       "$gpu engine.compile=all optim.epochs=100 optim.warmup_epochs=5 optim.lr=1.0e-3"
   done
 fi

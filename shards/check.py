@@ -7,13 +7,14 @@ ones remain, and so do PNGs whose EXIF follows their pixels.
 """
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
+
+from shards.exif import TURNED, orientation
 
 # A closed list: Pillow would also open formats that run other programs (EPS) or lose bits without a word.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -33,7 +34,6 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 
 
@@ -85,12 +85,12 @@ def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check =
 def thumbnail(data: bytes, side: int) -> bytes:
     """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        orientation = _orientation(image.info.get("exif", b""))
+        turn = orientation(image.info.get("exif", b""))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image.thumbnail((side, side))
         pixels = image.convert("RGB")
-    if orientation in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[orientation])
+    if turn in _UPRIGHT:
+        pixels = pixels.transpose(_UPRIGHT[turn])
     file = io.BytesIO()
     pixels.save(file, "JPEG", quality=80)
     return file.getvalue()
@@ -111,17 +111,17 @@ def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None,
                 copy.verify()
         image.load()
 
-    orientation = _orientation(image.info.get("exif", b""))
+    turn = orientation(image.info.get("exif", b""))
     shrink = resize is not None and min(image.size) > resize
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and not shrink:
-        height, width = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
+        height, width = (image.width, image.height) if turn >= TURNED else (image.height, image.width)
         return Checked(data, "jpg", height, width)
     if _is_plain_png(image, data) and resize is None:
         return Checked(data, "png", image.height, image.width)
 
     pixels = _flatten(image)
-    if orientation in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[orientation])
+    if turn in _UPRIGHT:
+        pixels = pixels.transpose(_UPRIGHT[turn])
     if resize is None:
         return Checked(_encode(pixels, "PNG"), "png", pixels.height, pixels.width)
     pixels = pixels.convert("RGB")
@@ -172,25 +172,3 @@ def _encode(pixels: Image.Image, file_format: Literal["JPEG", "PNG"]) -> bytes:
     else:
         pixels.save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation that EXIF data gives, 1 (upright) to 8.
-
-    Pillow's own reader gives up on a truncated block, of which web images have many, and also believes XMP.
-    DALI does neither, and a disagreement would swap `height` and `width`.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, value = struct.unpack_from(f"{order}H6xH", tiff, entry)
-            if tag == _ORIENTATION_TAG:
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1

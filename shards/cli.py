@@ -97,8 +97,8 @@ def build(
         )
     if finished_before:
         print(f"{out}: already built from these images with these options; nothing to do")
-        return
-    summarise(out, dataset, time.monotonic() - begun)
+    else:
+        summarise(out, dataset, time.monotonic() - begun)
     _judge(out, dataset, max_rejects)
 
 
@@ -126,8 +126,8 @@ def index(
         dataset, finished_before = index_tars(tars, out, workers=workers, max_pixels=max_pixels, progress=report)
     if finished_before:
         print(f"{out}: already made from these tars; nothing to do")
-        return
-    summarise(out, dataset, time.monotonic() - begun)
+    else:
+        summarise(out, dataset, time.monotonic() - begun)
     _judge(out, dataset, max_rejects)
 
 

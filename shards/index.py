@@ -115,7 +115,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     tars: list[str] = []
     for pattern in patterns:
         try:
-            expanded = [pattern] if Path(pattern).is_file() else list(braceexpand.braceexpand(pattern))
+            expanded = [pattern] if _is_file(pattern) else list(braceexpand.braceexpand(pattern))
         except ValueError:
             raise ShardError(f"{pattern}: its braces do not match; correct them") from None
         for one in expanded:
@@ -129,14 +129,21 @@ def _expand(patterns: Sequence[str]) -> list[str]:
                 if why is not None:
                     raise ShardError(f"{printable_url(one)}: cannot be read: {why}")
                 tars.append(one)
-            elif Path(one).is_file():
+            elif _is_file(one):
                 tars.append(one)
             else:
-                found = sorted(path for path in glob.glob(one, recursive=True) if Path(path).is_file())  # noqa: PTH207
+                found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
                 if not found:
                     raise ShardError(f"{one}: no such tar; correct the path or the pattern")
                 tars += found
     return list(dict.fromkeys(tars))
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # a name that is too long, or a folder that is closed
+        return False
 
 
 def _name(tar: str, out: str) -> str:

@@ -93,14 +93,14 @@ class Dataset:
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":
         """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
-        if not is_url(str(root)) and not Path(root).is_dir():
-            raise ShardError(f"{root}: no such folder")
         path = join(root, DATASET)
         try:
             text = read(path)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise _unreadable(path, error) from None
+            if not is_url(str(root)) and not Path(root).is_dir():
+                raise ShardError(f"{root}: no such folder") from None
             raise ShardError(
                 f"{printable_url(str(root))}: has no {DATASET}, so it is no finished data set; correct the name, or "
                 "run its `maskfeat-shards build` or `index` again"
@@ -159,12 +159,18 @@ class Manifest:
                     f"{join(root, MANIFEST)}: does not match {DATASET}; copy both from one build or build again"
                 )
             table = pq.read_table(path, columns=numeric)
+        counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
+        if not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
+            raise ShardError(
+                f"{root}: {DATASET} and {MANIFEST} disagree on the samples of shards; copy both from one build or "
+                "build again"
+            )
         return cls(
             root=str(root),
             shard_names=[shard.name for shard in dataset.shards],
             shard_bytes=np.array([shard.bytes for shard in dataset.shards], np.int64),
-            counts=np.array([shard.samples for shard in dataset.shards], np.int64),
-            shard=table["shard"].to_numpy(),
+            counts=counts,
+            shard=shard,
             offset=table["offset"].to_numpy(),
             size=table["size"].to_numpy(),
             label=table["label"].fill_null(-1).to_numpy(),

@@ -1,5 +1,6 @@
 """Lists the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from shards.tar_source import list_tar_of_tars
 
 def list_source(source: Path) -> Listing:
     """Lists `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`. Raises ShardError for any other."""
-    if source.is_dir():
+    try:
+        kind = source.stat().st_mode
+    except OSError as error:
+        why = "no such folder or file" if error.errno == errno.ENOENT else f"{error.strerror}; make it readable"
+        raise ShardError(f"{source}: {why}") from None
+    if stat.S_ISDIR(kind):
         return list_folder(source)
-    if not source.is_file():
-        raise ShardError(f"{source}: no such folder or file")
-    if source.suffix == ".tar":
+    if stat.S_ISREG(kind) and source.suffix == ".tar":
         return list_tar_of_tars(source)
-    if source.suffix in (".csv", ".parquet"):
+    if stat.S_ISREG(kind) and source.suffix in (".csv", ".parquet"):
         return list_table(source)
     raise ShardError(f"{source}: is neither a folder nor a .tar, .csv or .parquet file; give one of these")
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from shards.files import ShardError
 from shards.listing import MAX_LABEL, Listing, is_url
-from shards.storage import why_unsupported
+from shards.storage import printable_url, shows_credentials, why_unsupported
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 
@@ -78,13 +78,20 @@ def _sizes(source: Path, paths: list[Any]) -> Iterator[int | None]:
         if not isinstance(path, str) or not path.strip() or "\0" in path:
             raise ShardError(f"{source}: row {number} has no usable path ({path!r}); correct it or leave it out")
         if rows.setdefault(path, number) != number:
-            raise ShardError(f"{source}: row {number}: {path} is in row {rows[path]} already; leave one of them out")
+            raise ShardError(
+                f"{source}: row {number}: {printable_url(path)} is in row {rows[path]} already; leave one of them out"
+            )
         if is_url(path):
+            if shows_credentials(path):
+                raise ShardError(
+                    f"{source}: row {number}: {printable_url(path)} holds credentials, which the data set would show; "
+                    "leave them out, they come from the environment"
+                )
             protocol = path.partition("://")[0]
             if protocol not in protocols:
                 why = why_unsupported(path)
                 if why is not None:
-                    raise ShardError(f"{source}: row {number}: {path} cannot be read: {why}")
+                    raise ShardError(f"{source}: row {number}: {printable_url(path)} cannot be read: {why}")
                 protocols.add(protocol)
             yield None
             continue

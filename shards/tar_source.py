@@ -11,24 +11,28 @@ from posixpath import normpath
 
 from shards.files import ShardError
 from shards.listing import Listing, is_candidate, labelled, no_images
-from shards.tarfiles import why_unsafe
+from shards.tarfiles import members, why_unsafe
 
 
 def list_tar_of_tars(source: Path) -> Listing:
     """Lists the images in the `<class>.tar` members of `source` as if it had been unpacked to class folders.
 
-    Raises ShardError for another kind of tar, a damaged one, and members that are no plain files.
+    Raises ShardError for another kind of tar, a damaged one, two class tars of one name, and members that are no plain
+    files.
     """
     places: dict[str, tuple[int, int]] = {}  # of a name that is there twice the last counts, as when unpacking
-    class_tars = ignored = 0
+    folders: set[str] = set()
+    ignored = 0
     try:
         with tarfile.open(source, "r:") as outer:
             for member in _plain_files(outer, source):
                 if not member.name.endswith(".tar"):
                     ignored += 1
                     continue
-                class_tars += 1
                 folder = PurePosixPath(member.name).stem
+                if folder in folders:
+                    raise ShardError(f"{source}: holds two tars for the class {folder}; give each class a tar")
+                folders.add(folder)
                 with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                     for image in _plain_files(inner, source / member.name):
                         path = f"{folder}/{normpath(image.name)}"
@@ -40,7 +44,7 @@ def list_tar_of_tars(source: Path) -> Listing:
         raise ShardError(f"{source}: not a readable tar of tars ({error}); download it again") from None
     except OSError as error:
         raise ShardError(f"{source}: {error.strerror}; make it readable") from None
-    if not class_tars:
+    if not folders:
         raise ShardError(f"{source}: holds no <class>.tar; to use a WebDataset tar, see `maskfeat-shards index`")
     if not places:
         raise no_images(source, ignored)
@@ -58,7 +62,7 @@ def list_tar_of_tars(source: Path) -> Listing:
 
 
 def _plain_files(tar: tarfile.TarFile, name: Path) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
+    for member in members(tar):
         if member.isdir():
             continue
         why = why_unsafe(member)

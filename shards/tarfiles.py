@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -27,11 +27,11 @@ class Sample(NamedTuple):
 
 
 def samples_of(tar_path: Path) -> list[Sample]:
-    """Reads the headers of a tar. Raises ShardError for a file that is not a tar, or a truncated one."""
+    """Reads the headers of a tar. Raises ShardError for a file that is no tar, is cut off, or has a damaged header."""
     samples: list[Sample] = []
     try:
         with tarfile.open(tar_path, "r:") as tar:
-            for member in tar:
+            for member in members(tar):
                 if member.isdir():
                     continue
                 # As WebDataset and DALI cut names: dots in folder names do not count.
@@ -50,6 +50,15 @@ def samples_of(tar_path: Path) -> list[Sample]:
     except tarfile.TarError as error:
         raise ShardError(f"{tar_path}: not a readable tar ({error}); copy or build it again") from None
     return samples
+
+
+def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members. Raises tarfile.ReadError where headers end before the end mark, which tarfile takes for the end."""
+    yield from tar
+    assert tar.fileobj
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"no header at byte {tar.offset}, where another member or the end mark has to be")
 
 
 def why_unsafe(member: tarfile.TarInfo) -> str | None:

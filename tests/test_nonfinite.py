@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from launching import metrics, pretrain
+from servers import http_server
 from torch import Tensor
 
 from pipeline.targets.objective import Example, Objective
@@ -89,6 +90,16 @@ def test_a_row_of_them_rolls_the_run_back_and_passes_over_them(
     assert_equal(weights(tmp_path / "run"), weights(tmp_path / "passed"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples-rank0.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} >= {0, 1, 2, 6, 7, 8}
+
+
+def test_the_life_after_a_rollback_fills_the_cache(shards: Path, tmp_path: Path, spoil: Spoil) -> None:
+    spoil([3, 4, 5])
+    with http_server(shards) as server:
+        options = ["run.max_steps=40", "run.save_every=2", "run.nonfinite_in_a_row=3", f"data.cache={tmp_path}/cache"]
+        pretrain(server.url, tmp_path / "run", *options)
+    last = metrics(tmp_path / "run")[-1]
+    assert last["nonfinite_steps"] == 0 and left_out(tmp_path / "run") == [3, 4, 5]
+    assert last["data/cache_owners"] == 1 and last["data/cache_shards"] > 0
 
 
 def test_a_second_row_ends_the_run(shards: Path, tmp_path: Path, spoil: Spoil) -> None:

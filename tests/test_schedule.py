@@ -91,20 +91,20 @@ def test_only_the_lanes_of_a_node_count(lanes: int, batch_size: int) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(node=nodes(), epoch=st.integers(0, 3), ahead=st.integers(0, 6))
-def test_the_working_set_is_the_fullest_step(node: tuple[Plan, int, int, int, int], epoch: int, ahead: int) -> None:
+@given(node=nodes(), epoch=st.integers(0, 3))
+def test_the_working_set_is_the_fullest_step(node: tuple[Plan, int, int, int, int], epoch: int) -> None:
     schedule, plan = Schedule(*node), node[0]
     shard_bytes = np.random.default_rng(plan.seed % 1000).integers(1, 1000, len(plan.counts))
     in_use: dict[int, set[int]] = {}
     final = (epoch + 1) * plan.samples // node[1]
     for uses, last in ((schedule.uses(epoch), None), (schedule.uses(epoch + 1), final)):
         for shard, begin, end in zip(uses.shard, uses.first_step, uses.last_step, strict=True):
-            for step in range(int(begin) - ahead, int(end) + 1):
+            for step in range(int(begin), int(end) + 1):
                 if last is None or step <= last:
                     in_use.setdefault(step, set()).add(int(shard))
     most = max((sum(shard_bytes[list(shards)]) for shards in in_use.values()), default=0)
     expected = (most, max(map(len, in_use.values()), default=0))
-    assert schedule.working_set(epoch, shard_bytes, ahead) == expected
+    assert schedule.working_set(epoch, shard_bytes) == expected
 
 
 def test_a_node_of_few_lanes_reads_few_shards() -> None:

@@ -1,5 +1,6 @@
 """Training straight from tars without a manifest: shared out, shuffled, endless, and clear about what is wrong."""
 
+import errno
 import io
 import itertools
 import shutil
@@ -17,9 +18,10 @@ from PIL import Image
 from servers import http_server
 
 from pipeline.config import ConfigError
+from pipeline.data import stream as stream_module
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
-from pipeline.data.stream import StreamData
+from pipeline.data.stream import StreamData, _size
 
 PER_TAR = 6
 
@@ -142,6 +144,37 @@ def test_damage_costs_a_tar_or_a_sample_and_is_counted(tars: Path, tmp_path: Pat
     assert any(batch.bad for batch in batches)  # the torn JPEG has its header, so only decoding tells
     counters = data.counters()
     assert counters["tar_errors"] >= 3 and counters["skipped_samples"] >= 1
+
+
+def test_images_lie_as_the_decoder_lays_them(tmp_path: Path) -> None:
+    """It obeys EXIF, if that is whole, and nothing else."""
+    noise = Image.effect_noise((80, 40), 80).convert("RGB")
+    turned = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 50
+    images = {}
+    for name, options in (("xmp", {"xmp": turned}), ("exif", {"exif": exif}), ("cut", {"exif": exif.tobytes()[:-30]})):
+        file = io.BytesIO()
+        noise.save(file, "JPEG", **options)
+        images[name] = file.getvalue()
+    sizes = {name: _size(image) for name, image in images.items()}
+    assert sizes == {"xmp": (40, 80), "exif": (80, 40), "cut": (40, 80)}
+    write_tar(tmp_path / "a.tar", images)
+    data = stream(f"{tmp_path}/a.tar", crop_scale=[1, 1], crop_ratio=[0.1, 10])
+    assert not [bad for batch in data.batches(0, 8) for bad in batch.bad]
+
+
+def test_the_last_error_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _: object) -> int:
+            raise OSError(errno.ETIMEDOUT, "tried for 300 s", "https://h/a.tar?sig=x")
+
+    monkeypatch.setattr(stream_module, "opened", lambda url, deadline: Silent())
+    with pytest.raises(DataError, match=r"the last error: https://h/a\.tar: tried for 300 s$"):
+        next(stream("https://h/a.tar?sig=x").batches(0, 1))
 
 
 def test_nothing_to_train_on_is_one_error(tmp_path: Path) -> None:

@@ -92,6 +92,10 @@ class ExactData:
         """See `Loader.counters`."""
         return self._loader.counters()
 
+    def close(self) -> None:
+        """See `Loader.close`."""
+        self._loader.close()
+
     def names(self, sample: int) -> dict[str, str]:
         """What a person looks for when a sample is bad: its key, its path in the source, and its shard."""
         chunk, row = divmod(sample, _NAMES)

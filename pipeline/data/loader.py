@@ -58,6 +58,11 @@ class Loader:
         """What remote storage and the cache did so far, in this process; empty for local shards."""
         return self._reader.counters() | (self._cache.counters() if self._cache else {})
 
+    def close(self) -> None:
+        """Leave the cache to others of this node. Reading goes on without it."""
+        if self._cache:
+            self._cache.close()
+
     def _read(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[Sample]]]:
         reading = deque((request, self._reader.submit(request.ids)) for request in islice(requests, AHEAD))
         while reading:

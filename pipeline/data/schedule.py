@@ -78,21 +78,20 @@ class Schedule:
             (first[lane] + (after_last - 1) * self.plan.lanes) // self.batch_size,
         )
 
-    def working_set(self, epoch: int, shard_bytes: Int64s, ahead: int = 0) -> tuple[int, int]:
+    def working_set(self, epoch: int, shard_bytes: Int64s) -> tuple[int, int]:
         """The most bytes, and the most shards, that are in use at one step of an epoch.
 
-        Shards of the epoch after it count where they are used, or fetched, before this one ends.
+        Shards of the epoch after it count where they are used before this one ends.
 
         Args:
             epoch: the epoch.
             shard_bytes: the size of every shard, (shards,) int64.
-            ahead: a shard counts from so many steps before its first use.
         """
         this, after = self.uses(epoch), self.uses(epoch + 1)
-        soon = after.first_step - ahead <= (epoch + 1) * self.plan.samples // self.batch_size
+        soon = after.first_step <= (epoch + 1) * self.plan.samples // self.batch_size
         used = _merged(
             np.concatenate([this.shard, after.shard[soon]]),
-            np.concatenate([this.first_step, after.first_step[soon]]) - ahead,
+            np.concatenate([this.first_step, after.first_step[soon]]),
             np.concatenate([this.last_step, after.last_step[soon]]),
         )
         size = shard_bytes[used.shard]

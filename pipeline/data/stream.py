@@ -33,6 +33,7 @@ from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.random import mix_int
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
+from shards.exif import TURNED, orientation
 from shards.index import IMAGE_EXTENSIONS
 from shards.listing import is_url
 from shards.storage import opened, printable_url
@@ -40,7 +41,6 @@ from shards.storage import opened, printable_url
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
 _PAUSE = 10.0  # seconds before tars that gave nothing are tried again
 _QUEUED = 64  # samples read ahead of the shuffle buffer
-_ORIENTATION, _TURNED = 0x0112, 5  # EXIF's tag, and the first of its values that exchange height and width
 
 Sized = tuple[bytes, int, int]  # an encoded image, its height and width
 Arriving = queue.Queue[tuple[int, Sized | None]]  # from which worker, and what
@@ -93,6 +93,9 @@ class StreamData:
     def counters(self) -> dict[str, float]:
         """Tars opened and failed, and samples without a usable image, so far, in this process."""
         return dict(self._counters)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def names(self, sample: int) -> dict[str, str]:
         """Nothing: what was streamed has no number to look up."""
@@ -200,8 +203,9 @@ class StreamData:
     def _failed(self, error: Exception) -> bool:
         """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
         self._count("tar_errors")
-        # webdataset adds the stream and the URL to the arguments of what it caught
-        text = f"{error.args[-1]}: {error.args[0]}" if len(error.args) > 2 else str(error)
+        # webdataset adds the stream and the URL to the arguments of what it caught, whose first may be an error number
+        what = error.strerror if isinstance(error, OSError) and error.strerror else error.args[0] if error.args else ""
+        text = f"{error.args[-1]}: {what}" if len(error.args) > 2 else str(error)
         self._last_error = printable_url(text)
         if self._last_error not in self._warned:  # once, and not in every round
             self._warned.add(self._last_error)
@@ -218,7 +222,7 @@ def _size(image: bytes) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(image), formats=FORMATS) as header:
             width, height = header.size
-            turned = header.getexif().get(_ORIENTATION, 1) >= _TURNED
+            turned = orientation(header.info.get("exif", b"")) >= TURNED
     except Exception:  # Pillow raises nearly every type on damaged input
         return None
     if width * height > DEFAULT_MAX_PIXELS:

@@ -144,6 +144,7 @@ class Training:
         except TooManyNonFinite as error:
             return self._roll_back(error)
         finally:
+            self.data.close()
             if self.monitor:
                 self.monitor.close()
 

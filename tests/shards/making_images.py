@@ -54,6 +54,19 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+def headers(tar: Path) -> list[int]:
+    """Where the header of each member lies, and where the end mark does."""
+    with tarfile.open(tar, "r:") as file:
+        return [*(member.offset for member in file), file.offset]
+
+
+def damage_header(tar: Path, number: int, how: str) -> None:
+    """Flip a bit of a member's header, or cut the tar at it, or in it."""
+    content, begin = bytearray(tar.read_bytes()), headers(tar)[number]
+    content[begin] ^= 1
+    tar.write_bytes({"flip": content, "cut": content[:begin], "cut within": content[: begin + 100]}[how])
+
+
 def make_tar_of_tars(path: Path, root: Path) -> Path:
     """The class folders of `root` as ImageNet's training images are published."""
     classes = {}

@@ -9,8 +9,9 @@ import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from making_images import contents, encoded, make_tar, picture
+from making_images import contents, damage_header, encoded, make_tar, picture
 
+from shards import tarfiles
 from shards.build import build
 from shards.files import ShardError
 from shards.index import index_tars
@@ -206,7 +207,7 @@ def test_a_changed_tar_is_found_by_verify_and_refused_by_index(tars: Path, tmp_p
     [
         ("{tmp}/nothing-*.tar", r"nothing-\*\.tar: no such tar"),
         ("{tmp}/gone.tar", r"gone\.tar: no such tar; correct the path"),
-        ("{tmp}/{{0..", "its braces do not match|no such tar"),
+        ("{tmp}/{{0..", "its braces do not match"),
         ("none://a.tar", "none://a.tar: cannot be read: Protocol not known"),
         ("{tmp}/text.tar", r"text\.tar: not a readable tar"),
     ],
@@ -215,6 +216,29 @@ def test_what_is_no_tar_is_an_error(pattern: str, message: str, tmp_path: Path) 
     (tmp_path / "text.tar").write_bytes(b"x" * 1024)
     with pytest.raises(ShardError, match=message):
         index_tars([pattern.format(tmp=tmp_path)], tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "cut within"])
+@pytest.mark.parametrize("number", [3, 10])  # the sample after the first three, and the end mark
+def test_nothing_is_lost_behind_a_damaged_header(how: str, number: int, tmp_path: Path) -> None:
+    """tarfile takes a header that it cannot read for the end of the tar."""
+    tar = make_tar(tmp_path / "a.tar", {f"{seed}.jpg": jpeg(seed) for seed in range(10)})
+    assert index_tars([str(tar)], tmp_path / "whole", workers=1)[0].samples == 10
+    damage_header(tar, number, how)
+    with pytest.raises(ShardError, match=r"a\.tar: not a readable tar \(no header at byte \d+, .* or build it again"):
+        index_tars([str(tar)], tmp_path / "out", workers=1)
+
+
+def test_a_set_that_was_indexed_from_a_damaged_tar_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = make_tar(tmp_path / "a.tar", {f"{seed}.jpg": jpeg(seed) for seed in range(10)})
+    damage_header(tar, 3, "flip")
+    with monkeypatch.context() as patch:  # as before headers were checked
+        patch.setattr(tarfiles, "members", iter)
+        assert index_tars([str(tar)], tmp_path / "out", workers=1)[0].samples == 3
+    (problem,) = verify(tmp_path / "out", workers=1)
+    assert "a.tar: not a readable tar (no header at byte" in str(problem)
 
 
 def test_tars_behind_urls_are_described_as_those_on_disk(tars: Path, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_dali_decodes_to_the_sizes_in_the_manifest_whatever_the_exif() -> None:
         numbers = [(1, 2), (0x0112, 2), (kind, 2), (1, 4)]
         return b"Exif\0\0" + head + b"".join(n.to_bytes(size, order) for n, size in numbers) + value + end
 
+    def directory(order: str, tags: list[tuple[int, int, int, int]], entries: int | None = None) -> bytes:
+        """These tags, then 48 bytes."""
+        sizes = (2, 2, 4, 4)
+        head = b"II*\0\x08\0\0\0" if order == "little" else b"MM\0*\0\0\0\x08"
+        body = (len(tags) if entries is None else entries).to_bytes(2, order)
+        for tag in tags:
+            body += b"".join(number.to_bytes(size, order) for number, size in zip(tag, sizes, strict=True))
+        return b"Exif\0\0" + head + body + bytes(48)
+
     exifs = []
     for orientation in range(10):
         exif = Image.Exif()
@@ -90,6 +99,13 @@ def test_dali_decodes_to_the_sizes_in_the_manifest_whatever_the_exif() -> None:
     exifs += [b"Exif\0\0garbage", tiff("little", 3, b"\6\0\0\0", b""), tiff("big", 3, b"\0\6\0\0")]
     exifs += [tiff("little", kind, b"\6\0\0\0") for kind in (1, 4)]
     exifs += [tiff("big", 1, b"\6\0\0\0"), tiff("big", 4, b"\0\0\0\6")]
+    for order in ("little", "big"):
+        turn = (0x0112, 3, 1, 6 if order == "little" else 6 << 16)
+        exifs += [directory(order, [turn], entries) for entries in (0, 1, 2, 9)]
+        for tag in (0x0100, 0x010E, 0x0110, 0x0112, 0x011B, 0x0128, 0x0131, 0x013F, 0x0211, 0x8298, 0x8769):
+            for length, place in ((4, 4), (30, 40), (48, 38), (49, 38), (1, 500)):  # the last two are beyond the end
+                other = (tag, 2, length, place)
+                exifs += [directory(order, [other, turn]), directory(order, [turn, other])]
     stored = [check_image(jpeg(exif), 10_000, None) for exif in exifs]
     stored.append(check_image(encoded(picture(0), "PNG", exif=exifs[6]), 10_000, None))
 

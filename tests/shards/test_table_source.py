@@ -65,6 +65,11 @@ def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
         ("path,label\na.jpg,1\nb.jpg,2\na.jpg,1\n", r"row 3: a\.jpg is in row 1 already"),
         ("path\n.\n", r"row 1: \. is not a file"),
         ("path\nnone://a.jpg\n", r"row 1: none://a\.jpg cannot be read: Protocol not known: none"),
+        (
+            "path\nhttps://h/a.jpg\nhttps://me:pass@h/b.jpg\n",
+            r"row 2: https://h/b\.jpg holds .*environment$",
+        ),
+        ("path\nhttps://h/a.jpg?w=1\nhttps://h/a.jpg?sig=x\n", r"row 2: https://h/a\.jpg holds credentials"),
         ('path\n"a.jpg\n', "not a readable UTF-8 .csv table"),
     ],
 )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from making_images import contents, make_tar, make_tar_of_tars, make_tree
+from making_images import contents, damage_header, encoded, make_tar, make_tar_of_tars, make_tree, picture
 
 from shards.build import build
 from shards.files import ShardError
@@ -65,6 +65,31 @@ def test_a_truncated_tar_is_an_error(tree: Path, tmp_path: Path) -> None:
     tar = make_tar_of_tars(tmp_path / "images.tar", tree)
     tar.write_bytes(tar.read_bytes()[:-30_000])
     with pytest.raises(ShardError, match=r"images\.tar: not a readable tar of tars \(unexpected end of data\)"):
+        list_source(tar)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "cut within"])
+@pytest.mark.parametrize("number", [2, 3])  # the last class, and the end mark
+def test_no_class_is_lost_behind_a_damaged_header(how: str, number: int, tree: Path, tmp_path: Path) -> None:
+    tar = make_tar_of_tars(tmp_path / "images.tar", tree)
+    damage_header(tar, number, how)
+    with pytest.raises(ShardError, match=r"images\.tar: not a readable tar of tars \(no header at byte"):
+        list_source(tar)
+
+
+def test_no_image_is_lost_behind_a_damaged_header_of_a_class(tmp_path: Path) -> None:
+    inner = make_tar(tmp_path / "cat.tar", {f"{n}.jpg": encoded(picture(n), "JPEG") for n in range(5)})
+    whole = inner.read_bytes()
+    damage_header(inner, 3, "flip")
+    tar = make_tar(tmp_path / "images.tar", {"cat.tar": inner.read_bytes(), "dog.tar": whole})
+    with pytest.raises(ShardError, match=r"images\.tar: not a readable tar of tars \(no header at byte"):
+        list_source(tar)
+
+
+def test_two_tars_of_one_class_are_refused(tmp_path: Path) -> None:
+    inner = make_tar(tmp_path / "inner", {"1.jpg": b"", "2.jpg": b""}).read_bytes()
+    tar = make_tar(tmp_path / "images.tar", {"train/cat.tar": inner, "val/cat.tar": inner})
+    with pytest.raises(ShardError, match="holds two tars for the class cat"):
         list_source(tar)
 
 

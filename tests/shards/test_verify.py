@@ -102,7 +102,7 @@ def test_an_index_of_another_shard_is_named(built: Path) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "what"),
     [
-        ('"samples": 12', '"samples": 13', "its numbers of samples are not those of the manifest"),
+        ('"samples": 12', '"samples": 13', "its number of samples is not that of the manifest"),
         ('"bytes"', '"bytes": 1, "ignored"', "its number of bytes is not that of the manifest"),
         ('"rejects": 1', '"rejects": 2', "counts 2 rejects, rejects.parquet 1"),
     ],
