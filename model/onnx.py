@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from model.maskfeat import Encoder
 
-OUTPUTS = ("pooled", "patches")
 TOLERANCE = 1e-4  # of the largest number of an output: float32 sums in another order differ by a tenth of it
 _CHECKED_BATCHES = (1, 3)
 
@@ -21,8 +20,8 @@ def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
     """Write an encoder's graph to `path`, and its weights beside it, to PATH.data: one file could hold 2 GiB at most.
 
     The input is `images`, float32 (batch, 3, image_size, image_size), normalised. The outputs are `pooled`, float32
-    (batch, width), the mean of the patch tokens, and `patches`, float32 (batch, rows * columns, width), row-major.
-    The batch may have any size.
+    (batch, width), the mean of the patch tokens, `patches`, float32 (batch, rows * columns, width), row-major, and of
+    a classifier `logits`, float32 (batch, classes). The batch may have any size.
 
     Returns:
         The largest difference of an output between ONNX Runtime on a CPU and torch, on random images.
@@ -37,6 +36,7 @@ def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
     except ImportError as error:
         raise OnnxError(f"ONNX needs more packages ({error}): pip install 'maskfeat-pipeline[onnx]'") from error
     features = _Features(encoder).eval()
+    outputs = ["pooled", "patches", "logits"][: 3 if encoder.num_classes else 2]
     exported = deepcopy(features)
     for module in exported.modules():
         if "fused_attn" in vars(module):  # torch cannot decompose it where attention has BEiT's biases
@@ -49,7 +49,7 @@ def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
         path,
         dynamo=True,
         input_names=["images"],
-        output_names=OUTPUTS,
+        output_names=outputs,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=True,
         verbose=False,
@@ -59,7 +59,7 @@ def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
     for images in samples:
         with torch.no_grad():
             wanted = features(images)
-        for name, ours, theirs in zip(OUTPUTS, wanted, session.run(OUTPUTS, {"images": images.numpy()}), strict=True):
+        for name, ours, theirs in zip(outputs, wanted, session.run(outputs, {"images": images.numpy()}), strict=True):
             difference = (ours - torch.from_numpy(theirs)).abs().max().item()
             if not difference <= TOLERANCE * max(1.0, ours.abs().max().item()):
                 raise OnnxError(
@@ -74,6 +74,8 @@ class _Features(nn.Module):
         super().__init__()
         self.encoder = deepcopy(encoder)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         tokens = self.encoder.forward_features(images)
-        return self.encoder.forward_head(tokens, pre_logits=True), tokens[:, self.encoder.num_prefix_tokens :]
+        patches = tokens[:, self.encoder.num_prefix_tokens :]
+        logits = [self.encoder.forward_head(tokens)] if self.encoder.num_classes else []
+        return patches.mean(1), patches, *logits

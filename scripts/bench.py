@@ -26,7 +26,18 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 Shards = Annotated[Path, typer.Argument(help="A data set that maskfeat-shards built.")]
 Threads = Annotated[int, typer.Option(min=1, help="Ours, and workers of the peers.")]
 Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write machine, versions and figures here.")]
+
+
+def _in_a_folder(file: Path | None) -> Path | None:
+    if file and not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent}")
+    return file
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write machine, versions and figures here.", callback=_in_a_folder),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Steps a round; 20 on a GPU, 3 on a CPU.")]
 Images = Annotated[int | None, typer.Option(min=1, help="A rank and step; 256 on a GPU, 16 on a CPU.")]
 Settings = Annotated[
@@ -171,7 +182,7 @@ def growth(
 @app.command()
 def gpu(
     shards: Shards,
-    out: Annotated[Path, typer.Argument(help="JSON.")],
+    out: Annotated[Path, typer.Argument(help="JSON.", callback=_in_a_folder)],
     dry: Annotated[bool, typer.Option(help="Tiny, on a CPU: proves that the rest would run.")] = False,
 ) -> None:
     """All that needs a GPU: first whether it is right, then how fast it is. Under 8 minutes."""

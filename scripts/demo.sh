@@ -5,8 +5,9 @@
 # ViT with DeepSpeed, exports it and draws what it has learned: about 5 minutes on two cores after the install.
 # A second call reuses what is there; remove FOLDER to start over.
 set -euo pipefail
+demo=${1:+$(realpath -m "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-demo=${1:-demo}
+demo=${demo:-demo}
 step() { printf '\n== %s\n' "$*"; }
 
 step "images: overlapping crops of nine photographs; validation shows other crops of the same ones"

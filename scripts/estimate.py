@@ -119,7 +119,7 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
     if gpus < 1 or batch % gpus:
         raise ConfigError(f"optim.batch_size={batch} cannot be shared out evenly to {gpus} GPUs")
     share = batch // gpus
-    micro_batches = math.ceil(share / (recipe.engine.micro_batch or share))
+    micro_batches = share // recipe.micro_batch(gpus)
     sent = wire_bytes(size.parameters, ITEM_BYTES[recipe.engine.precision], stage, gpus, micro_batches)
     compute, wire = share / rate, sent / cluster.bandwidth
     latency = wire_rounds(size, stage, micro_batches) * math.log2(gpus) * cluster.latency
@@ -138,6 +138,9 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "model.options": values["model"]["options"],
         "data.image_size": recipe.data.image_size,
         "engine.precision": recipe.engine.precision,
+        "engine.activation_checkpointing": recipe.engine.activation_checkpointing,
+        "target.kind": recipe.target.kind,
+        "target.teacher": recipe.target.teacher,
         "ranks": 1,
     }
     try:
@@ -148,7 +151,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     if not found:
         raise ConfigError(
             f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px in "
-            f"{recipe.engine.precision}: measure it with `scripts/bench.py step RECIPE --json {file}`"
+            f"{recipe.engine.precision} with this target: measure it with `scripts/bench.py step RECIPE --json {file}`"
         )
     same_stage = [f for f in found if f["settings"]["engine.zero_stage"] == recipe.engine.zero_stage]
     return float(max(f["achieved"] for f in same_stage or found))

@@ -21,7 +21,6 @@ import json
 import os
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from pipeline.probe.pictures import Picture
 from pipeline.probe.source import Source, of_run, of_weights
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.command import leave
 from pipeline.train.world import World, join
 from shards.files import ShardError
 from shards.manifest import Manifest
@@ -76,8 +76,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
-    if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1 and min(arguments.k) > 0):
-        parser.error("--crop lies in (0, 1], --held-out in (0, 1), and --k is at least 1")
+    if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
+        parser.error("--crop lies in (0, 1], --held-out in (0, 1)")
+    if min(arguments.temperature, *arguments.rates) <= 0:
+        parser.error("--temperature and --rates are more than 0")
+    if min(*arguments.k, arguments.epochs, arguments.batch_size) < 1:
+        parser.error("--k, --epochs and --batch-size are at least 1")
     try:
         world = join()
         probe(arguments, world)
@@ -116,7 +120,7 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
     settings = Settings(
         arguments.k,
         arguments.temperature,
-        arguments.rates,
+        sorted(set(arguments.rates)),
         arguments.epochs,
         arguments.batch_size,
         arguments.held_out,
@@ -130,10 +134,6 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
         return
     ended = time.perf_counter()
     show(console, f"{arguments.source}, {name}", judgements)
-    judged = judgements[layers[-1]]
-    pictures, attended = look(source, arguments.crop, arguments.pool, training, validation, judged, world)
-    listed = " ".join(f"{tokens:.3g}" for tokens in attended)
-    console.print(f"tokens that a query attends to, block by block: {listed}")
     seconds = {"features": computed - started, "probes": ended - computed}
     console.print(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
     report = {
@@ -143,12 +143,16 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
         "training": described(training),
         "validation": described(validation),
         "layers": {str(layer): judgement.report() for layer, judgement in judgements.items()},
-        "attended_tokens": attended,
         "seconds": seconds,
         "ranks": world.size,
         "device": str(world.device),
     }
     (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    judged = judgements[layers[-1]]
+    pictures, attended = look(source, arguments.crop, arguments.pool, training, validation, judged, world)
+    listed = " ".join(f"{tokens:.3g}" for tokens in attended)
+    console.print(f"tokens that a query attends to, block by block: {listed}")
+    (out / f"{name}.json").write_text(json.dumps(report | {"attended_tokens": attended}, indent=1) + "\n")
     keep(out, name, step, judgements, attended, pictures)
 
 
@@ -167,7 +171,7 @@ def find(arguments: argparse.Namespace) -> tuple[Source, str, int]:
 def default_folder(source: str) -> Path:
     """Where results go unless --out tells."""
     run = Path(source)
-    return run / "probe" if (run / "config.yaml").exists() else Path("runs") / f"probe-{run.stem}"
+    return run / "probe" if (run / "config.yaml").exists() else Path("runs") / f"probe-{run.name}"
 
 
 def described(manifest: Manifest) -> dict[str, Any]:
@@ -217,12 +221,4 @@ def keep(
 
 
 if __name__ == "__main__":
-    try:
-        status = main()
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if status:
-        os._exit(status)  # neither a thread that waits for storage nor a lost rank must keep it alive
+    leave(main)

@@ -16,7 +16,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then
 else
   echo "installing the pinned versions into .venv (one to five minutes, some 5 GB) ..."
   begin=$SECONDS
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  [ -x .venv/bin/pip ] || "$python" -m venv .venv
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cuda13,dev]"
   echo "$wanted" >.venv/installed
   echo "installed in $((SECONDS - begin)) s"

@@ -111,6 +111,16 @@ def test_uneven_batches_are_refused() -> None:
         load_recipe("demo", [SHARDS]).micro_batch(3)
 
 
+def test_the_readme_lists_recipes_as_they_are() -> None:
+    text = (RECIPES.parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \| (\d+) \| (\S+) \|", text, re.MULTILINE)
+    assert len(rows) == 5
+    for name, epochs, batch, rate in rows:
+        optim = load_recipe(name, [SHARDS]).optim
+        peak = optim.lr * optim.batch_size / 256
+        assert (optim.epochs, optim.batch_size, peak) == (float(epochs), int(batch), pytest.approx(float(rate))), name
+
+
 def test_the_documentation_lists_every_setting_with_its_default() -> None:
     text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \|", text, re.MULTILINE))

@@ -97,6 +97,13 @@ def test_micro_batches_cost_zero_3_more() -> None:
     assert step.latency == pytest.approx((4 * (1 + 1) + 100 + 4) * math.log2(8) * 1e-5)
 
 
+def test_micro_batches_are_those_of_a_run() -> None:
+    """130 images a rank in micro-batches of at most 64: 5 of 26, not 3."""
+    two = recipe("vit_base_300e", "engine.zero_stage=2", "optim.batch_size=2080", "engine.micro_batch=64")
+    step = estimate(two, Size(10**6, 100), 1000, Cluster(16, per_node=8, link=1e9, network=1e9, latency=1e-5))
+    assert step.sent == pytest.approx(wire_bytes(10**6, 2, 2, 16, 5))
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="2048 cannot be shared out evenly to 7 GPUs"):
         estimate(recipe(), Size(10**6, 100), 1000, Cluster(7, per_node=8, link=1e9, network=1e9, latency=1e-5))
@@ -110,6 +117,9 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         "data.image_size": 224,
         "engine.precision": "bf16",
         "engine.zero_stage": 1,
+        "engine.activation_checkpointing": False,
+        "target.kind": "hog",
+        "target.teacher": None,
         "ranks": 1,
     }
 
@@ -127,13 +137,17 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         figure(9000, "TFLOP/s"),
         figure(9000, ranks=2),
         figure(9000, data__image_size=96),
+        figure(9000, target__kind="pixels"),
+        figure(9000, engine__activation_checkpointing=True),
         {"unit": "images/s", "achieved": 9000, "settings": {}},
     ]
     file = tmp_path / "rates.json"
     file.write_text(json.dumps({"figures": figures}))
     assert measured_rate(file, recipe()) == 4100
     assert measured_rate(file, recipe("vit_base_300e", "engine.zero_stage=2")) == 4200
-    with pytest.raises(ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16: measure it with"):
+    with pytest.raises(
+        ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16 with this target: measure it with"
+    ):
         measured_rate(file, recipe("vit_large_1600e"))
     file.write_text("[]")
     with pytest.raises(ConfigError, match=r"is no file that scripts/bench\.py wrote"):

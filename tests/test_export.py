@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from scripting import Hostile, run_script
 from timm.data import create_transform, resolve_model_data_config
 
+from model.classifier import Classifier
 from model.maskfeat import MaskFeat, build_encoder
 from model.onnx import export_onnx
 from pipeline.build import build_model
@@ -170,6 +171,25 @@ def test_onnx_gives_the_features_of_torch(name: str, tmp_path: Path) -> None:
         pooled, patches = session.run(["pooled", "patches"], {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(patches), want, atol=1e-5, rtol=0)
         torch.testing.assert_close(torch.from_numpy(pooled), want.mean(1), atol=1e-5, rtol=0)
+
+
+def test_onnx_of_a_classifier_names_classes(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    torch.manual_seed(0)
+    encoder = Classifier(
+        build_encoder("vit_tiny_patch16_224", 32, 7, embed_dim=32, depth=1, num_heads=1)
+    ).encoder.eval()
+    torch.nn.init.normal_(encoder.head.weight)
+    torch.nn.init.normal_(encoder.fc_norm.weight)
+    export_onnx(encoder, tmp_path / "encoder.onnx", 32)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        want, patches = encoder(images), encoder.forward_features(images)[:, 1:]
+    pooled, logits = runtime.InferenceSession(tmp_path / "encoder.onnx").run(
+        ["pooled", "logits"], {"images": images.numpy()}
+    )
+    torch.testing.assert_close(torch.from_numpy(logits), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(pooled), patches.mean(1), atol=1e-5, rtol=0)
 
 
 def resealed(checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """Probes: linear against scikit-learn, neighbours against NumPy, features against timm, any ranks against one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.probe.source import of_run, of_weights
 from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.checkpoint import read
 from pipeline.train.world import World, join
+from scripts.probe import default_folder
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")
@@ -104,7 +106,14 @@ def test_neighbours_equal_brute_force(world: World) -> None:
     near, found = nearest(torch.tensor(queries).float(), torch.tensor(bank).float(), torch.tensor(ids), 9, world)
     np.testing.assert_array_equal(found, ids[order])
     np.testing.assert_allclose(near, np.take_along_axis(cosines, order, 1), atol=1e-6)
+    want /= np.exp(cosines.max(1, keepdims=True) / 0.07)
     np.testing.assert_allclose(votes(near, torch.tensor(labels)[found], 4, 0.07), want, rtol=1e-4)
+
+
+def test_votes_are_finite_at_any_temperature() -> None:
+    cosines, labels = torch.tensor([[0.99, 0.98, 0.5], [0.1, 0.0, -0.2]]), torch.tensor([[1, 0, 0], [2, 0, 0]])
+    assert votes(cosines, labels, 3, 1e-3).argmax(1).tolist() == [1, 2]
+    assert votes(cosines, labels, 3, 1e-3).isfinite().all()
 
 
 def test_hits_count_no_tie_and_nothing_that_is_not_finite() -> None:
@@ -258,6 +267,26 @@ def test_two_ranks_judge_as_one(run: Path, labelled: dict[str, Path], tmp_path: 
         assert len(parts) == 2
         assert torch.equal(torch.cat([part["ids"] for part in parts]), whole.ids)
         torch.testing.assert_close(torch.cat([part["features"] for part in parts]), whole.values, atol=1e-5, rtol=0)
+
+
+def test_a_run_needs_no_teacher_to_be_probed(run: Path, tmp_path: Path) -> None:
+    """Where it lay at training time there may be nothing any more."""
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    config = (moved / "config.yaml").read_text()
+    changed = config.replace("kind: hog", "kind: features").replace("teacher: null", "teacher: gone/teacher")
+    (moved / "config.yaml").write_text(changed)
+    found = read(run / "checkpoints" / "step-00000002")
+    assert of_run(moved, found, []).identity() == of_run(run, found, []).identity()
+
+
+def test_results_of_models_that_are_named_alike_lie_apart() -> None:
+    folders = {default_folder(name) for name in ("vit_base_patch16_224.dino", "vit_base_patch16_224.mae", "/w/v1.5")}
+    assert {folder.name for folder in folders} == {
+        "probe-vit_base_patch16_224.dino",
+        "probe-vit_base_patch16_224.mae",
+        "probe-v1.5",
+    }
 
 
 def test_what_cannot_be_probed_is_one_error(run: Path, shards: Path, labelled: dict[str, Path], tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ def nearest(queries: Tensor, bank: Tensor, ids: Tensor, k: int, world: World) ->
 
 
 def votes(cosines: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
-    """What each class gets: (q, k) and int64 (q, k) -> float32 (q, classes)."""
-    weights = (cosines / temperature).exp()
+    """What each class gets, as a share of the nearest one's vote: (q, k) and int64 (q, k) -> float32 (q, classes)."""
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # which a low temperature does not make infinite
     return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import yaml
 
 from model.convert import fill, geometry
 from model.maskfeat import Encoder, MaskFeat, build_encoder
@@ -58,12 +59,16 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         ConfigError: an override is wrong.
         WeightsError: the checkpoint is of another model than the recipe.
     """
-    recipe = load_recipe(str(run / "config.yaml"), overrides)
+    config = run / "config.yaml"
+    if "augment" in yaml.safe_load(config.read_text()):
+        raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
+    recipe = load_recipe(str(config), overrides)
+    weights = found.weights() if found else None
     torch.manual_seed(recipe.run.seed)  # as the run did
-    model = build_model(recipe)
-    if found:
+    model = build_model(recipe, len(weights["head.weight"]) if weights else None)  # with them, a teacher is not needed
+    if found and weights:
         prefix = "encoder."
-        tensors = {key.removeprefix(prefix): value for key, value in found.weights().items() if key.startswith(prefix)}
+        tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         fill(model, Weights(found.folder, TIMM, tensors))
     return Source(recipe, model.encoder.eval(), [])
 
