@@ -65,7 +65,7 @@ class CacheFolder:
         if self.owned:
             return False
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lease = _flock(self.path / _OWNER)
+        self._lease = flock(self.path / _OWNER)
         if self._lease is not None:
             os.utime(self._lease)  # for `clear_unused`
         return self.owned
@@ -135,7 +135,7 @@ def _size(file: Path) -> int:
 @contextmanager
 def _held(lock: Path) -> Iterator[bool]:
     """Hold a lock for a while, if nobody else has it."""
-    descriptor = _flock(lock)
+    descriptor = flock(lock)
     try:
         yield descriptor is not None
     finally:
@@ -143,7 +143,7 @@ def _held(lock: Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _flock(lock: Path) -> int | None:
+def flock(lock: Path) -> int | None:
     """A descriptor that holds the lock until it is closed; None if another does."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:

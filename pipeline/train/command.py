@@ -13,6 +13,7 @@ from pipeline.config import AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
+from pipeline.train.lock import PATIENCE, hold
 from pipeline.train.loop import Outcome, Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
@@ -44,6 +45,7 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
     try:
         with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
             world = join()
+            hold(recipe.run.dir, world, min(PATIENCE, recipe.run.deadline / 2))
             outcome = Outcome.ROLLED_BACK
             with Preemption(world) as preemption:
                 while outcome is Outcome.ROLLED_BACK:

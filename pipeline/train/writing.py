@@ -28,13 +28,13 @@ class Writing:
             self.failures += 1
             if path not in self._failing:
                 self._failing.add(path)
-                _tell(
+                tell(
                     f"warning: {path} cannot be written ({error.strerror or error}), training goes on: make room there"
                 )
         else:
             if path in self._failing:
                 self._failing.remove(path)
-                _tell(f"note: {path} can be written again")
+                tell(f"note: {path} can be written again")
 
 
 class Growing:
@@ -104,6 +104,7 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line for the operator."""
     with suppress(OSError):  # where what is said goes may be the same disk
         print(text, flush=True)

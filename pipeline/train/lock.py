@@ -1,0 +1,52 @@
+"""One run at a time in a folder: two would remove each other's checkpoints."""
+
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.data.cache_folder import flock
+from pipeline.train.world import World
+from pipeline.train.writing import tell
+
+PATIENCE = 60  # seconds: ranks that were asked to stop may still be saving
+
+
+def hold(folder: Path, world: World, patience: float) -> None:
+    """Have a run's folder for these ranks alone, until rank 0 ends. All ranks call this together.
+
+    Where the file system knows no locks, or the disk fails, the run goes on without.
+
+    Args:
+        patience: seconds to wait for another run's end.
+
+    Raises:
+        ConfigError: on all ranks alike, if another run still has it then.
+    """
+    if problem := world.from_first("" if world.rank else _take(folder, patience)):
+        raise ConfigError(problem)
+
+
+def _take(folder: Path, patience: float) -> str:
+    """Why the folder cannot be had; empty: it is."""
+    path, deadline, told = folder / ".lock", time.monotonic() + patience, False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while (lock := flock(path)) is None:
+            in_use = f"run.dir={folder} is in use by {path.read_text().strip() or 'another process'}"
+            if time.monotonic() >= deadline:
+                return f"{in_use}: wait for it or end it"
+            if not told:
+                tell(f"note: {in_use}: waiting {patience:g} s for its end")
+                told = True
+            time.sleep(0.5)
+    except OSError as error:
+        tell(f"note: {path} cannot be locked ({error.strerror}): start nothing else on this run.dir")
+        return ""
+    # Never closed: a thread may save to the very end of the process
+    with suppress(OSError):  # a full disk
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return ""

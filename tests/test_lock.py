@@ -1,0 +1,94 @@
+"""A run's folder is used by one run at a time."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import CHECKOUT, SMALL, free_port, start
+from ranks import Ranks
+
+from pipeline.config import ConfigError
+from pipeline.data import cache_folder
+from pipeline.train.checkpoint import newest
+from pipeline.train.lock import hold
+from pipeline.train.world import World, join
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from pipeline.train.lock import hold
+from pipeline.train.world import join
+hold(Path(sys.argv[1]), join(), 0)
+os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "30")  # a child that outlives it has no part in it
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def world() -> World:
+    return join()
+
+
+def holder(folder: Path, seconds: float) -> "subprocess.Popen[str]":
+    """A process that holds the folder for so long, once this returns."""
+    command = [sys.executable, "-c", HOLDER, str(folder), str(seconds)]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, world: World) -> None:
+    process = holder(tmp_path / "run", 60)
+    expected = f"run.dir={tmp_path}/run is in use by pid {process.pid} on {socket.gethostname()}: wait for it or end it"
+    with pytest.raises(ConfigError) as caught:
+        hold(tmp_path / "run", world, 0)
+    assert str(caught.value) == expected
+    process.kill()
+    process.wait()
+    hold(tmp_path / "run", world, 0)
+
+
+def test_a_run_that_is_about_to_end_is_waited_for(
+    tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = holder(tmp_path, 2)
+    hold(tmp_path, world, 30)
+    assert process.poll() is not None
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said == f"note: run.dir={tmp_path} is in use by pid {process.pid} on {socket.gethostname()}: " + (
+        "waiting 30 s for its end"
+    )
+    assert (tmp_path / ".lock").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert cache_folder.fcntl is fcntl
+    hold(tmp_path, world, 0)
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
+
+
+def test_a_second_run_leaves_the_first_alone(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = start(shards, run, "run.save_every=2", "optim.epochs=2000")
+    first.until(lambda: any(run.glob("checkpoints/step-*")))
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", "run.deadline=4", "run.max_steps=1"]
+    second = Ranks(2, ["demo", *settings], tmp_path / "second-said", free_port())
+    assert second.wait(60) == [1, 1]
+    assert second.said().count("error: ") == 1 and f"is in use by pid {first.pids[0]} on" in second.said()
+    first.signal(0, signal.SIGTERM)
+    assert first.wait(60) == [75, 75], first.said()
+    found = newest(run / "checkpoints", report=print)
+    assert found and f"stopped at step {found.facts.step}," in first.said()
