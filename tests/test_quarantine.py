@@ -12,6 +12,7 @@ import torch
 from launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
 
 from pipeline.build import build_model
+from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
@@ -134,6 +135,15 @@ def test_validation_leaves_bad_samples_out(shards: Path, damaged: Path, tmp_path
     (line,) = metrics(tmp_path)
     good = [error for sample, error in errors.items() if sample not in BAD]
     assert len(good) == 85 and line["val_loss"] == pytest.approx(np.mean(good), rel=1e-5)
+
+
+def test_validation_images_that_are_all_bad_end_the_run(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    for tar in copy.glob("*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(DataError, match=f"{copy}: none of the validation images can be used"):
+        pretrain(shards, tmp_path / "run", "run.max_steps=1", f"data.validation={copy}", "data.bad_in_a_row=1000")
 
 
 @pytest.mark.slow

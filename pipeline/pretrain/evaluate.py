@@ -87,7 +87,11 @@ class Validation:
         return {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
 
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
-        """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere."""
+        """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere.
+
+        Raises:
+            DataError: no image can be used.
+        """
         total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
         for batch in self._batches():
             targets = self._objective.example(batch.images, batch.mask_keys).targets
@@ -99,6 +103,8 @@ class Validation:
             )
             total += torch.stack([zero, constant, batch.weights.sum()])
         zero_loss, mean_loss, images = self._world.sum(total).tolist()
+        if not images:
+            raise no_validation_image(self._manifest.root)
         return float(zero_loss / images), float(mean_loss / images)
 
     def picture(self, engine: Engine) -> Picture:
