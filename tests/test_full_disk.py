@@ -27,7 +27,7 @@ from ranks import Ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.train.monitor import Monitor
-from pipeline.train.writing import Growing, Writing, keep_lines
+from pipeline.train.writing import Growing, Writing, keep_lines, replace
 
 NUMBERS = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0, "data_wait": 0.5}
 NUMBERS |= {f"data/{number}": 0.0 for number in range(20)}  # some lines fill the page that a file had left
@@ -82,6 +82,20 @@ def test_lines_are_cut_without_room_for_others(small_disk: Path) -> None:
         assert path.read_text() == "".join(whole[:kept])
         filler.unlink()
     keep_lines(small_disk / "missing", 3)
+
+
+def test_a_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "file").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    replace(tmp_path / "file", b"content")
+    assert synced == [(str(tmp_path / ".file.partial"), False)]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_what_is_watched_outlasts_a_full_disk(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,16 @@ def test_what_a_run_leaves(shards: Path, tmp_path: Path) -> None:
     assert picture.std() > 30
 
 
+@pytest.mark.parametrize("torn", ["", "[1]"])
+def test_a_torn_record_of_the_baselines_is_made_anew(shards: Path, tmp_path: Path, torn: str) -> None:
+    path, validation = tmp_path / "run" / "baselines.json", f"data.validation={shards}"
+    pretrain(shards, tmp_path / "run", validation, "run.max_steps=1")
+    measured = json.loads(path.read_text())
+    path.write_text(torn)
+    pretrain(shards, tmp_path / "run", validation, "run.max_steps=2")
+    assert measured.pop("untrained") and json.loads(path.read_text()) == measured
+
+
 def test_a_finished_run_is_left_alone(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretrain(shards, tmp_path / "run", "run.max_steps=2")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()

@@ -118,6 +118,14 @@ def test_fp16_without_any_finite_gradient_ends_the_run(stage: int, shards: Path,
         pretrain(shards, tmp_path / "run", *options)
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"steps": 3}', b"\xff", b'{"steps": ["a"]}'])
+def test_a_torn_record_of_what_is_left_out_is_named(tmp_path: Path, content: bytes) -> None:
+    assert left_out(tmp_path) == []
+    (tmp_path / "left-out.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"left-out\.json cannot be read .*restore it, or remove it"):
+        left_out(tmp_path)
+
+
 def test_only_steps_in_a_row_count() -> None:
     watch = NonFinite(3)
     flags: list[Any] = [1, 1, 0, 1, 1, 0]

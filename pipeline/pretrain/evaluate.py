@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +77,7 @@ class Validation:
         """
         path = self._recipe.run.dir / "baselines.json"
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
-        known = self._world.from_first(json.loads(path.read_text()) if path.exists() else {})
+        known = self._world.from_first(_read(path))
         if known.get("of") != of:
             zero, mean = self.constant_losses(mean_target(self._objective, training(MEAN_BATCHES), self._world))
             known = {"of": of, "zero": zero, "mean": mean}
@@ -139,6 +141,15 @@ class Validation:
         for batch in self._loader.batches(self._requests()):
             with self._phases("validation"):
                 yield batch
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What baselines.json has; nothing where it is not there or torn."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, stack
 
+from pipeline.train.errors import TrainingError
 from pipeline.train.writing import json_lines, replace
 
 
@@ -56,9 +57,21 @@ class NonFinite:
 
 
 def left_out(folder: Path) -> list[int]:
-    """The steps that a run passes over since it rolled back, empty if it never did."""
+    """The steps that a run passes over since it rolled back, empty if it never did.
+
+    Raises:
+        TrainingError: the record of them cannot be read.
+    """
     path = _record(folder)
-    return [int(step) for step in json.loads(path.read_text())["steps"]] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [int(step) for step in json.loads(path.read_text())["steps"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path} cannot be read ({error!r}), which steps the run passes over: restore it, or remove it to take "
+            "them again"
+        ) from error
 
 
 def leave_out(folder: Path, steps: list[int]) -> Path:

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shards.files import fsync
+
 
 class Writing:
     """Tries to write. What fails is counted, and told once until it works again.
@@ -94,10 +96,11 @@ def keep_lines(path: Path, step: int) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Give a file a new content, all or nothing."""
+    """Give a file a new content, all or nothing, after a power cut too."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(content)
+        fsync(partial)
         partial.rename(path)
     except OSError:
         partial.unlink(missing_ok=True)
