@@ -8,10 +8,14 @@ import pytest
 import yaml
 from launching import losses, metrics, pretrain, small_recipe, trace
 from PIL import Image
+from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.data.plan import Plan
+from pipeline.pretrain.evaluate import MEAN_BATCHES
+from pipeline.targets.objective import Example, Objective
 from pipeline.train.checkpoint import CheckpointError
+from pipeline.train.phases import Phases
 from shards.manifest import Manifest
 
 
@@ -120,6 +124,29 @@ def test_a_torn_record_of_the_baselines_is_made_anew(shards: Path, tmp_path: Pat
     path.write_text(torn)
     pretrain(shards, tmp_path / "run", validation, "run.max_steps=2")
     assert measured.pop("untrained") and json.loads(path.read_text()) == measured
+
+
+def test_the_deadline_is_for_each_batch_of_the_baselines(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No two batches, of training or validation images, lie in the same phase."""
+    phases: list[Phases] = []
+    entered: list[tuple[str, int]] = []
+    begin, example = Phases.__enter__, Objective.example
+
+    def remember(self: Phases) -> Phases:
+        phases.append(self)
+        return begin(self)
+
+    def note(self: Objective, images: Tensor, mask_keys: Tensor) -> Example:
+        entered.append((phases[0]._name, phases[0]._entered))
+        return example(self, images, mask_keys)
+
+    monkeypatch.setattr(Phases, "__enter__", remember)
+    monkeypatch.setattr(Objective, "example", note)
+    pretrain(shards, tmp_path / "run", f"data.validation={shards}", "run.max_steps=1")
+    watched = [number for name, number in entered if name == "validation"]
+    assert len(set(watched)) == len(watched) == MEAN_BATCHES + 3 * 6  # constant, untrained, and after the step
 
 
 def test_a_finished_run_is_left_alone(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

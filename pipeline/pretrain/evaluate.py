@@ -79,7 +79,8 @@ class Validation:
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
         known = self._world.from_first(_read(path))
         if known.get("of") != of:
-            zero, mean = self.constant_losses(mean_target(self._objective, training(MEAN_BATCHES), self._world))
+            batches = self._watched(training(MEAN_BATCHES))
+            zero, mean = self.constant_losses(mean_target(self._objective, batches, self._world))
             known = {"of": of, "zero": zero, "mean": mean}
             if untrained:
                 known["untrained"] = untrained()
@@ -137,8 +138,11 @@ class Validation:
         )
 
     def _batches(self) -> Iterator[Batch]:
-        """All of them, each a phase of its own, so that it is each that has a deadline."""
-        for batch in self._loader.batches(self._requests()):
+        return self._watched(self._loader.batches(self._requests()))
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Each batch in a phase of its own, so that it is each that has a deadline."""
+        for batch in batches:
             with self._phases("validation"):
                 yield batch
 
