@@ -40,7 +40,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
-from torch.distributed import DistError
 
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, TrainingRecipe, load
@@ -56,7 +55,7 @@ from pipeline.train.findings import Finding, Verdict
 from pipeline.train.measure import BATCH, Rate
 from pipeline.train.network import all_reduce, clocks
 from pipeline.train.preflight import agreement, exchange
-from pipeline.train.world import World, join
+from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
 
@@ -238,7 +237,7 @@ def _within(seconds: float, what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error).lower():
+        if not lost_a_rank(error):
             raise
         give_up(f"failed ({str(error).splitlines()[0]})")
     finally:

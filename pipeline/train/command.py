@@ -7,8 +7,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from torch.distributed import DistBackendError
-
 from pipeline.config import AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
@@ -18,7 +16,7 @@ from pipeline.train.loop import Outcome, Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.task import Task
-from pipeline.train.world import World, join
+from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
@@ -58,9 +56,10 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
             print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if "gloo" not in str(error) and not isinstance(error, DistBackendError):
+        if not lost_a_rank(error):
             raise
-        print(f"error: rank {rank} lost another rank, whose own error tells why", file=sys.stderr)
+        why = str(error).partition("\n")[0]
+        print(f"error: rank {rank} lost another rank, whose own error tells why ({why})", file=sys.stderr)
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 

@@ -11,6 +11,7 @@ import torch
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
+from torch.distributed import DistError, DistNetworkError
 
 from pipeline.config import ConfigError
 from pipeline.train.launchers import slurm_place, stop_with_launcher
@@ -67,7 +68,7 @@ def join() -> World:
     Launchers are DeepSpeed's, torchrun and srun. When they end, the process is asked to stop.
 
     Raises:
-        ConfigError: this process cannot see the GPU that is its own.
+        ConfigError: this process cannot see the GPU that is its own, or not listen for the others.
     """
     if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ:
         os.environ.update(slurm_place(os.environ))
@@ -95,8 +96,21 @@ def join() -> World:
         backend.build_shm_op = lambda: None
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    deepspeed.init_distributed(verbose=False)
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ['MASTER_PORT']} of this node is taken, by another run perhaps: give the launcher "
+            "another, deepspeed --master_port M, torchrun --master-port M, or MASTER_PORT=M srun"
+        ) from error
     return World(comm.get_rank(), comm.get_world_size(), local_rank, local_size, device)
+
+
+def lost_a_rank(error: Exception) -> bool:
+    """Whether an error tells that another rank is gone, or does not answer."""
+    return isinstance(error, DistError) or "gloo" in str(error).lower()
 
 
 def _free_port() -> int:
