@@ -221,18 +221,18 @@ def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> A
     except OSError:
         known = ", ".join(sorted(file.stem for file in kind.folder.glob("*.yaml")))
         raise ConfigError(f"no recipe {recipe!r}: give one of {known}, or the path of a .yaml file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes that are no text, days that are no dates
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings")
-    settings = {section: {} if keys is None else keys for section, keys in settings.items()}
+    empty: dict[str, Any] = {section: {} for section in kind.model_fields}
+    settings = empty | {section: {} if keys is None else keys for section, keys in settings.items()}
     for section, keys in settings.items():
         if not isinstance(keys, dict):
             raise ConfigError(f"{path}: {section} is no section of settings but {keys!r}")
     for override in overrides:
         _apply(kind, settings, override)
-    name = path.relative_to(RECIPES).with_suffix("") if path.is_relative_to(RECIPES) else path.stem
-    settings.setdefault("run", {}).setdefault("dir", f"runs/{name}")
+    settings["run"].setdefault("dir", str(Path("runs") / kind.folder.relative_to(RECIPES) / path.stem))
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
@@ -248,9 +248,9 @@ def _apply(kind: type[TrainingRecipe], settings: dict[str, Any], override: str) 
         raise ConfigError(_unknown(kind, key))
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"{override!r}: {value!r} is no YAML value") from None
-    settings.setdefault(section, {})[name] = parsed
+    settings[section][name] = parsed
 
 
 def _keys(kind: type[TrainingRecipe]) -> Iterator[str]:

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import RECIPES, ConfigError, Recipe, load_recipe
+from pipeline.config import RECIPES, ConfigError, Recipe, TrainingRecipe, load, load_recipe
+from pipeline.finetune.config import FinetuneRecipe
 
 SHARDS = "data.shards=/data/train"
 
@@ -58,6 +59,7 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "epochs=3"], "is no override"),
         ([SHARDS, "optim.lr"], "is no override"),
         ([SHARDS, "optim.lr=[1"], "is no YAML value"),
+        ([SHARDS, "run.dir=2024-13-45"], "'2024-13-45' is no YAML value"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
@@ -79,6 +81,44 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> N
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
+
+
+@pytest.mark.parametrize("text", [b"# caf\xe9\n", b"run: {dir: 2024-13-45}\n"])
+def test_bytes_that_are_no_text_and_days_that_are_no_dates(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match="mine.yaml is no YAML"):
+        load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
+
+
+def test_a_section_that_is_left_out_is_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {epochs: 40, batch_size: 8}\n")
+    mine = str(tmp_path / "mine.yaml")
+    with pytest.raises(
+        ConfigError, match=r"^data\.shards is missing: set it in the recipe or give data\.shards=VALUE$"
+    ):
+        load_recipe(mine)
+    with pytest.raises(ConfigError, match=r"^data\.shards is missing: .*; data\.validation is missing"):
+        load(FinetuneRecipe, mine)
+    assert load_recipe(mine, [SHARDS]).mask.ratio == 0.4
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "folder"),
+    [
+        (Recipe, "small", "runs/small"),
+        (Recipe, "MINE", "runs/mine"),
+        (FinetuneRecipe, "small", "runs/finetune/small"),
+        (FinetuneRecipe, "scripts/recipes/finetune/small.yaml", "runs/finetune/small"),
+        (FinetuneRecipe, "MINE", "runs/finetune/mine"),
+    ],
+)
+def test_the_folder_of_a_run_follows_from_its_recipe(
+    kind: type[TrainingRecipe], recipe: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("optim: {epochs: 40, batch_size: 8}\n")
+    monkeypatch.chdir(RECIPES.parents[1])
+    path = recipe.replace("MINE", str(tmp_path / "mine.yaml"))
+    assert load(kind, path, [SHARDS, "data.validation=val"]).run.dir == Path(folder)
 
 
 def test_empty_sections_are_defaults(tmp_path: Path) -> None:
