@@ -22,9 +22,8 @@ from pipeline.train.world import World, join
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from pipeline.train.lock import hold
-from pipeline.train.world import join
-hold(Path(sys.argv[1]), join(), 0)
+from pipeline.train.lock import _take
+assert not _take(Path(sys.argv[1]), 0)
 os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "30")  # a child that outlives it has no part in it
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))
