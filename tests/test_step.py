@@ -2,29 +2,61 @@
 
 import gzip
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import losses, pretrain
+import torch
+from labelled import CLASSES, labelled_shards
+from launching import finetune, losses, pretrain
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "unique"}  # of the host, on a GPU
+# Of the host, on a GPU
+WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "repeat_interleave"}
+WAITS |= {"_unique2", "unique_dim", "unique_consecutive"}
+INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
+METHODS = ("tolist", "cpu", "numpy")
 
 
 class CountWaits(TorchDispatchMode):
-    """Counts the operations that a host has to wait for the device for."""
+    """Counts the operations of this thread that a host has to wait for the device for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self._patches = pytest.MonkeyPatch()
+        self._thread = threading.current_thread()
+
+    def __enter__(self) -> "CountWaits":
+        for name in METHODS:
+            self._patches.setattr(Tensor, name, self._counted(name, getattr(Tensor, name)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.undo()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         if name in WAITS:
             self.counts[name] += 1
+        elif name in INDEXING and any(
+            place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1]
+        ):
+            self.counts["bool index"] += 1
         return function(*args, **(kwargs or {}))
+
+    def _counted(self, name: str, method: Any) -> Any:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is self._thread:
+                self.counts[name] += 1
+            return method(tensor, *args, **kwargs)
+
+        return call
 
 
 @pytest.mark.parametrize("settings", ["0 fp32", "1 bf16", "2 bf16"])
@@ -38,7 +70,47 @@ def test_nothing_waits_for_the_device_between_logs(shards: Path, tmp_path: Path,
             pretrain(shards, tmp_path / str(steps), *options, f"run.max_steps={steps}", "run.log_every=100")
         waits.append(mode.counts)
     assert waits[0] == waits[1]
-    assert waits[0]["_local_scalar_dense"] > 0  # those of the log: it counts
+    assert waits[0]["_local_scalar_dense"] > 0 and waits[0]["tolist"] > 0  # those of the log: it counts
+
+
+def test_every_wait_is_counted() -> None:
+    values, places = torch.arange(4), torch.tensor([True, False, True, False])
+    with CountWaits() as mode:
+        values.tolist(), values.cpu(), values.numpy(), int(values[0])
+        values.bincount(), values.unique(), values.nonzero(), values[places], values.repeat_interleave(values)
+        values.repeat_interleave(2), values[values]  # of a known size
+        values[places] = 7
+    expected = dict.fromkeys(["bincount", "_unique2", "nonzero", "repeat_interleave", "_local_scalar_dense"], 1)
+    assert mode.counts == expected | dict.fromkeys(METHODS, 1) | {"bool index": 2}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    parts = {"train": dict.fromkeys(CLASSES, 16), "validation": {"red": 7, "green": 6}}
+    return labelled_shards(tmp_path_factory.mktemp("labelled"), parts)
+
+
+def test_nothing_waits_for_the_device_between_logs_of_finetuning(labelled: dict[str, Path], tmp_path: Path) -> None:
+    """With everything that varies images, and an average of the weights."""
+    options = ["engine.precision=bf16", "engine.micro_batch=8", "optim.average=0.9", "run.eval_every=100"]
+    waits = []
+    for steps in (3, 12):
+        with CountWaits() as mode:
+            run, length = tmp_path / str(steps), [f"run.max_steps={steps}", "run.log_every=100"]
+            finetune(labelled["train"], labelled["validation"], run, *options, *length)
+        waits.append(mode.counts)
+    assert waits[0] == waits[1]
+
+
+def test_a_validation_waits_for_the_device_once(labelled: dict[str, Path], tmp_path: Path) -> None:
+    """One of four batches as often as one of one."""
+    waits = []
+    for samples in (4, 13):
+        with CountWaits() as mode:
+            run, options = tmp_path / str(samples), ["run.max_steps=1", "engine.micro_batch=4"]
+            finetune(labelled["train"], labelled["validation"], run, *options, f"data.validation_samples={samples}")
+        waits.append(mode.counts)
+    assert waits[0] == waits[1]
 
 
 def test_recomputed_activations_change_no_number(shards: Path, tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ class Validation:
                     losses = F.cross_entropy(logits, labels, reduction="none").double()
                     counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit
                     sums += torch.cat([(losses * weights).sum()[None], hits(counted, labels)])
-                    table += torch.bincount(labels * classes + logits.argmax(1), weights, classes**2)
+                    table.index_add_(0, labels * classes + logits.argmax(1), weights)
         engine.deepspeed.train()
-        loss, top1, top5, *counts = self._world.sum(torch.cat([sums, table])).tolist()
-        confusion = np.array(counts, dtype=np.int64).reshape(classes, classes)
+        loss, top1, top5 = self._world.sum(sums).tolist()
+        confusion = self._world.sum(table).cpu().numpy().astype(np.int64).reshape(classes, classes)
         if not (images := int(confusion.sum())):
             raise no_validation_image(self._manifest.root)
         accuracy = {"val_loss": loss / images, "val_top1": top1 / images, "val_top5": top5 / images}
