@@ -86,7 +86,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> N
 @pytest.mark.parametrize("text", [b"# caf\xe9\n", b"run: {dir: 2024-13-45}\n"])
 def test_bytes_that_are_no_text_and_days_that_are_no_dates(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "mine.yaml").write_bytes(text)
-    with pytest.raises(ConfigError, match="mine.yaml is no YAML"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml is no YAML"):
         load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
 
 

@@ -89,7 +89,7 @@ def test_a_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "file").exists()))
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (tmp_path / "file").exists()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
