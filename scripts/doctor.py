@@ -52,6 +52,7 @@ from pipeline.train.checkpoint import PARTS
 from pipeline.train.diagnosis import Vitals
 from pipeline.train.engine import DTYPES
 from pipeline.train.findings import Finding, Verdict
+from pipeline.train.launchers import place
 from pipeline.train.measure import BATCH, Rate
 from pipeline.train.network import all_reduce, clocks
 from pipeline.train.preflight import agreement, exchange
@@ -90,7 +91,7 @@ def main() -> int:
             world = join()
         findings = examine(recipe, world, arguments)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if place(os.environ)[1] == 0:
             print(f"error: {error}", file=sys.stderr)
         return 2
     if world.rank == 0:
@@ -227,7 +228,7 @@ def _within(seconds: float, what: str) -> Iterator[None]:
     """End this process if what happens inside takes longer: a hang is what a doctor is called for."""
 
     def give_up(why: str) -> None:
-        rank = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}"
+        rank = f"rank {place(os.environ)[0]} on {socket.gethostname()}"
         print(f"error: {rank}: {what} {why}: {STUCK}", file=sys.stderr, flush=True)
         os._exit(1)
 

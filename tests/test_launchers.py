@@ -1,8 +1,13 @@
 """The names in which a launcher tells a process its place."""
 
+import sys
+
 import pytest
 
-from pipeline.train.launchers import slurm_place
+from pipeline.config import Recipe
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.command import main
+from pipeline.train.launchers import place, slurm_place
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -25,6 +30,32 @@ def test_a_slurm_task_knows_its_place() -> None:
         "MASTER_ADDR": "gpu003",
         "MASTER_PORT": str(20000 + 1234 * 7 + 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (0, 0)),
+        (STEP, (17, 1)),
+        ({"RANK": "5", "LOCAL_RANK": "2"}, (5, 2)),
+        (STEP | {"RANK": "5", "LOCAL_RANK": "0"}, (5, 0)),
+    ],
+)
+def test_the_place_is_known_before_joining(environment: dict[str, str], expected: tuple[int, int]) -> None:
+    assert place(environment) == expected
+
+
+@pytest.mark.parametrize(("task", "lines"), [("0", 1), ("1", 0)])
+def test_a_recipe_error_is_told_once_a_node(
+    task: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", task)
+    monkeypatch.setenv("SLURM_LOCALID", task)
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "no_such_recipe"])
+    assert main("", Recipe, Pretraining) == 2
+    assert capsys.readouterr().err.count("error: no recipe 'no_such_recipe'") == lines
 
 
 @pytest.mark.parametrize(

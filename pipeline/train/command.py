@@ -11,6 +11,7 @@ from pipeline.config import AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
+from pipeline.train.launchers import place
 from pipeline.train.lock import PATIENCE, hold
 from pipeline.train.loop import Outcome, Training
 from pipeline.train.phases import Phases
@@ -31,14 +32,13 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_args()
+    rank, local_rank = place(os.environ)
     try:
         recipe = load(kind, arguments.recipe, arguments.overrides)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if local_rank == 0:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
     started = False
     try:
         with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:

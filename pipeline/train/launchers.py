@@ -10,6 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def place(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Rank and local rank of this process, known before it joins the others."""
+    rank = environment.get("RANK") or environment.get("SLURM_PROCID") or 0
+    return int(rank), int(environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or 0)
+
+
 def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     """The place of a task that srun started, in the names that DeepSpeed's launcher and torchrun use.
 
