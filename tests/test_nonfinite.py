@@ -1,6 +1,8 @@
 """Steps without a finite gradient: nothing is updated, they are counted, and a row of them rolls the run back, once."""
 
+import errno
 import json
+import os
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,35 @@ def test_a_second_row_ends_the_run(shards: Path, tmp_path: Path, spoil: Spoil) -
     with pytest.raises(TrainingError, match=r"6 to 8, after the run had rolled back once: .*optim\.lr"):
         pretrain(shards, tmp_path / "run", *options)
     assert newest(tmp_path / "run" / "checkpoints", report=print)
+
+
+def test_a_roll_back_that_cannot_be_written_down(
+    shards: Path, tmp_path: Path, spoil: Spoil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil([3, 4, 5])
+    monkeypatch.setattr("pipeline.train.nonfinite.replace", full)
+    options = ["run.max_steps=9", "run.save_every=2", "run.nonfinite_in_a_row=3"]
+    expected = r"3 to 5, and .*/run/left-out\.json, .* cannot be written \(No space left on device\): make room there"
+    with pytest.raises(TrainingError, match=expected):
+        pretrain(shards, tmp_path / "run", *options)
+    monkeypatch.undo()
+    spoil([3, 4, 5])
+    pretrain(shards, tmp_path / "run", *options)
+    assert left_out(tmp_path / "run") == [3, 4, 5]
+
+
+def test_a_run_whose_end_cannot_be_written_down(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: full() if path.name == "complete" else touch(path))
+    pretrain(shards, tmp_path / "run", "run.max_steps=1")
+    assert f"warning: {tmp_path}/run/complete cannot be written (No space left on device)" in capsys.readouterr().out
+    assert newest(tmp_path / "run" / "checkpoints", report=print)
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

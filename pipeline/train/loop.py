@@ -136,7 +136,9 @@ class Training:
             with self.saver:
                 outcome = self._train(preemption)
             if self.monitor and outcome is Outcome.COMPLETE:
-                (self.recipe.run.dir / "complete").touch()  # a launcher's status 0 does not always mean that
+                complete = self.recipe.run.dir / "complete"  # a launcher's status 0 does not always mean that
+                with Writing()(complete):
+                    complete.touch()
             return outcome
         except TooManyBad as error:
             self.bad.leave(error.bad)
@@ -266,9 +268,17 @@ class Training:
                 f"{error}, after the run had rolled back once: start again with a lower optim.lr, or with "
                 f"engine.precision=fp32; to try once more, remove {self.recipe.run.dir}/left-out.json"
             )
+        problem = ""
         if self.monitor:
-            path = leave_out(self.recipe.run.dir, error.steps)
-            self.monitor.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
+            try:
+                path = leave_out(self.recipe.run.dir, error.steps)
+            except OSError as failure:
+                problem = f"{error}, and {self.recipe.run.dir}/left-out.json, which would leave these out, cannot be "
+                problem += f"written ({failure.strerror or failure}): make room there, and start the same command again"
+            else:
+                self.monitor.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
+        if problem := self.world.from_first(problem):
+            raise TrainingError(problem)
         self.saver.wait()
         self.world.barrier()
         self.engine.deepspeed.destroy()
