@@ -173,9 +173,12 @@ class Engine:
         if last and smallest and self.deepspeed.optimizer.overflow:  # stage 0 would go on for ever
             raise TrainingError(NO_SCALE)
         if self._average is not None and last:
-            averages = [self.optimizer.state[weight][AVERAGE] for weight in self._updated]
+            # Where the weights stayed, so does their average; what says so may be on the device, and is not waited for
+            stayed = float(self.deepspeed.optimizer.overflow) if self._clip is None else self.optimizer.found_inf
+            share = (1 - self._average) * (1 - stayed)
             with torch.no_grad():
-                torch._foreach_lerp_(averages, self._updated, 1 - self._average)
+                for weight in self._updated:
+                    self.optimizer.state[weight][AVERAGE].lerp_(weight, share)
 
     def not_finite(self) -> Tensor:
         """Whether the last step was left out because its gradient was not finite: float32, 1 or 0, on the device.
