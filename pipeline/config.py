@@ -62,7 +62,7 @@ class Data(Section):
     cache_size: ByteSize | None = None  # "500GB" for instance; None: what the disk has, but for 5%
     deadline: float = Field(300, gt=0)  # seconds until a request of remote storage is given up, with all its retries
     bad_in_a_row: int = Field(100, ge=1)  # bad samples in a row on a rank end the run, and so does ...
-    bad_share: float = Field(0.01, ge=0, le=1)  # ... this share of bad ones, once there were more than so many
+    bad_share: float = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
     image_size: int = Field(224, gt=0)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
