@@ -58,7 +58,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("settings", ["0 fp32", "1 bf16", "2 fp32", "3 bf16", "1 fp16"])
+@pytest.mark.parametrize("settings", ["0 fp32", "0 bf16", "1 bf16", "2 fp32", "3 bf16", "0 fp16", "1 fp16"])
 def test_a_step_without_a_finite_gradient_changes_nothing(
     shards: Path, tmp_path: Path, spoil: Spoil, settings: str
 ) -> None:
@@ -74,8 +74,7 @@ def test_a_step_without_a_finite_gradient_changes_nothing(
     (spoiled,), (passed,) = metrics(tmp_path / "spoiled"), metrics(tmp_path / "passed")
     assert spoiled["skipped_steps"] == passed["skipped_steps"] == 1
     assert (spoiled["nonfinite_steps"], passed["nonfinite_steps"]) == (0 if precision == "fp16" else 1, 0)
-    if stage != "0" or precision == "fp32":
-        assert spoiled["loss"] == pytest.approx(passed["loss"], rel=0.01)  # the mean of the losses that are finite
+    assert spoiled["loss"] == pytest.approx(passed["loss"], rel=0.01)  # the mean of the losses that are finite
 
 
 def test_a_row_of_them_rolls_the_run_back_and_passes_over_them(
