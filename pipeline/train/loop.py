@@ -98,7 +98,7 @@ class Training:
         self.start = resumed.facts.step if resumed else 0
         self.end = min(scheduled, recipe.run.max_steps or scheduled)
         parameters = sum(parameter.numel() for parameter in model.parameters())  # before ZeRO 3 takes them apart
-        exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        exact = {} if resumed else {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self.engine = Engine(model, recipe, world, steps_per_epoch, self.task.groups(), self.task.average)
         if resumed:
             restore(self.engine, resumed)
