@@ -2,32 +2,24 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
-import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from launching import CHECKOUT, SMALL, free_port, start
+from launching import SMALL, free_port, start
 from ranks import Ranks
 
 from pipeline.config import ConfigError
 from pipeline.data import cache_folder
 from pipeline.train.checkpoint import newest
-from pipeline.train.lock import hold
+from pipeline.train.lock import _take, hold
 from pipeline.train.world import World, join
-
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from pipeline.train.lock import _take
-assert not _take(Path(sys.argv[1]), 0)
-os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "30")  # a child that outlives it has no part in it
-print("held", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
 
 
 @pytest.fixture
@@ -35,12 +27,21 @@ def world() -> World:
     return join()
 
 
-def holder(folder: Path, seconds: float) -> "subprocess.Popen[str]":
+def holder(folder: Path, seconds: float) -> multiprocessing.process.BaseProcess:
     """A process that holds the folder for so long, once this returns."""
-    command = [sys.executable, "-c", HOLDER, str(folder), str(seconds)]
-    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "held\n"
+    fork = multiprocessing.get_context("fork")
+    held = fork.Event()
+    process = fork.Process(target=_hold, args=(folder, seconds, held), daemon=True)
+    process.start()
+    assert held.wait(60)
     return process
+
+
+def _hold(folder: Path, seconds: float, held: Any) -> None:
+    assert not _take(folder, 0)
+    subprocess.Popen(["sleep", "20"])  # it outlives this process, and has no part in the lock
+    held.set()
+    time.sleep(seconds)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, world: World) -> None:
@@ -50,7 +51,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, world: World) -> None:
         hold(tmp_path / "run", world, 0)
     assert str(caught.value) == expected
     process.kill()
-    process.wait()
+    process.join()
     hold(tmp_path / "run", world, 0)
 
 
@@ -59,7 +60,8 @@ def test_a_run_that_is_about_to_end_is_waited_for(
 ) -> None:
     process = holder(tmp_path, 2)
     hold(tmp_path, world, 30)
-    assert process.poll() is not None
+    process.join(5)
+    assert process.exitcode == 0
     (said,) = capsys.readouterr().out.splitlines()
     assert said == f"note: run.dir={tmp_path} is in use by pid {process.pid} on {socket.gethostname()}: " + (
         "waiting 30 s for its end"
