@@ -74,6 +74,21 @@ class Data(Section):
     decode_threads: int = Field(4, ge=1)
     hw_decoder_load: Literal[0, 1] = 0  # share of the GPU's JPEG hardware; anything between is not reproducible
 
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
+        for key in ("shards", "validation"):
+            if shows_credentials(getattr(self, key) or ""):
+                raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
+        if self.mode == "stream" and self.stream_samples is None:
+            raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
+        return self
+
 
 class Mask(Section):
     """Which patches are hidden."""
@@ -88,6 +103,14 @@ class Target(Section):
     teacher: str | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
     teacher_weights: Path | None = None  # of a timm name, from a file; None: timm downloads them
     loss: Literal["cosine", "mse"] = "cosine"  # for kind=features
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.kind == "features" and self.teacher is None:
+            raise ValueError("target.kind=features has no teacher: set target.teacher")
+        if self.kind != "features" and (self.teacher or self.teacher_weights):
+            raise ValueError(f"target.kind={self.kind} has no teacher: leave it out, or set kind to features")
+        return self
 
 
 class Model(Section):
@@ -112,6 +135,14 @@ class Optim(Section):
     weight_decay: float = Field(0.05, ge=0)
     clip: float | None = Field(0.02, gt=0)  # L2 norm of the gradient; null: it stays as it is
 
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.warmup_epochs:g} leaves nothing of optim.epochs={self.epochs:g}"
+            )
+        return self
+
 
 class Engine(Section):
     """How a step is computed."""
@@ -121,6 +152,14 @@ class Engine(Section):
     micro_batch: int | None = Field(None, ge=1)  # images a rank computes at once, at most; None: all of its share
     compile: Literal["none", "target", "all"] = "all"  # torch.compile: nothing, the HOG target, or the model too
     activation_checkpointing: bool = False  # compute blocks twice instead of keeping what they computed: less memory
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        if self.zero_stage == 3 and self.compile == "all":
+            raise ValueError(
+                "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: change one of them"
+            )
+        return self
 
 
 class TrainingRecipe(Section):
@@ -133,29 +172,6 @@ class TrainingRecipe(Section):
     model: Model = Model()
     optim: Optim
     engine: Engine = Engine()
-
-    @model_validator(mode="after")
-    def _can_run(self) -> Self:
-        if self.optim.warmup_epochs >= self.optim.epochs:
-            raise ValueError(
-                f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of optim.epochs={self.optim.epochs:g}"
-            )
-        for key in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self.data, key)
-            if low > high:
-                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
-        if self.engine.zero_stage == 3 and self.engine.compile == "all":
-            raise ValueError(
-                "engine.compile=all fails under engine.zero_stage=3, whose weights are in pieces: change one of them"
-            )
-        for key in ("shards", "validation"):
-            if shows_credentials(getattr(self.data, key) or ""):
-                raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
-        if self.data.mode == "stream" and self.data.stream_samples is None:
-            raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
-        if self.data.crop_scale[1] > 1:
-            raise ValueError(f"data.crop_scale={list(self.data.crop_scale)} asks for more than the whole image")
-        return self
 
     def micro_batch(self, world_size: int) -> int:
         """Images a rank computes at once: `engine.micro_batch` or, where that does not divide its share, fewer.
@@ -171,10 +187,6 @@ class TrainingRecipe(Section):
         most = min(share, self.engine.micro_batch or share)
         return next(images for images in range(most, 0, -1) if share % images == 0)
 
-    def to_yaml(self) -> str:
-        """The recipe with every default filled in."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
 
 class Recipe(TrainingRecipe):
     """A whole pre-training run."""
@@ -185,13 +197,9 @@ class Recipe(TrainingRecipe):
     target: Target = Target()
 
     @model_validator(mode="after")
-    def _has_a_target(self) -> Self:
+    def _has_whole_cells(self) -> Self:
         if self.target.kind == "hog" and self.data.image_size % CELL:
             raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
-        if self.target.kind == "features" and self.target.teacher is None:
-            raise ValueError("target.kind=features has no teacher: set target.teacher")
-        if self.target.kind != "features" and (self.target.teacher or self.target.teacher_weights):
-            raise ValueError(f"target.kind={self.target.kind} has no teacher: leave it out, or set kind to features")
         return self
 
 
@@ -273,6 +281,6 @@ def _explain(kind: type[TrainingRecipe], problem: Any) -> str:
         return _unknown(kind, key)
     if problem["type"] == "missing":
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"
-    if not key:
-        return str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":  # of a section or the whole, and names its keys
+        return str(problem["ctx"]["error"])
     return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

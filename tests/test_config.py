@@ -37,7 +37,7 @@ def test_published_hyperparameters() -> None:
 def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
     recipe = load_recipe("demo", [SHARDS, "optim.lr=1e-3", "optim.lr=2e-3", "data.crop_scale=[0.2, 0.9]", "run.dir=/r"])
     assert (recipe.optim.lr, recipe.data.crop_scale, recipe.run.dir) == (2e-3, (0.2, 0.9), Path("/r"))
-    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
 
 
@@ -59,6 +59,9 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "epochs=3"], "is no override"),
         ([SHARDS, "optim.lr"], "is no override"),
         ([SHARDS, "optim.lr=[1"], "is no YAML value"),
+        ([SHARDS, "target.kind=features"], "target.kind=features has no teacher"),
+        ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
+        ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "upside down; optim.warmup_epochs=12 leaves"),
         ([SHARDS, "run.dir=2024-13-45"], "'2024-13-45' is no YAML value"),
     ],
 )
