@@ -58,7 +58,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("settings", ["0 fp32", "0 bf16", "1 bf16", "2 fp32", "3 bf16", "0 fp16", "1 fp16"])
+@pytest.mark.parametrize("settings", ["0 fp32", "0 bf16", "1 bf16", "2 fp32", "3 bf16", "1 fp16"])
 def test_a_step_without_a_finite_gradient_changes_nothing(
     shards: Path, tmp_path: Path, spoil: Spoil, settings: str
 ) -> None:

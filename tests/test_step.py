@@ -79,7 +79,7 @@ def test_every_wait_is_counted() -> None:
         values.tolist(), values.cpu(), values.numpy(), int(values[0])
         values.bincount(), values.unique(), values.nonzero(), values[places], values.repeat_interleave(values)
         values.repeat_interleave(2), values[values]  # of a known size
-        values[places] = values[:2]
+        values[places] = values[:2].clone()
     expected = dict.fromkeys(["bincount", "_unique2", "nonzero", "repeat_interleave", "_local_scalar_dense"], 1)
     assert mode.counts == expected | dict.fromkeys(METHODS, 1) | {"bool index": 2}
 
