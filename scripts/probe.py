@@ -43,11 +43,11 @@ from pipeline.probe.source import Source, of_run, of_weights
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.command import leave
-from pipeline.train.world import World, join
+from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
 
-EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError)  # one line says it all
+EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError, OSError)  # one line says it all
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 
 
@@ -89,6 +89,11 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        print(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})", file=sys.stderr)
+        return 1
     return 0
 
 
