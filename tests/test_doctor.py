@@ -16,8 +16,10 @@ from pipeline.finetune.build import build_classifier
 def doctor(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run it alone, for the small recipe of fine-tuning."""
     command = [sys.executable, "scripts/doctor.py", "small", "--finetune", "--samples=64", *SMALL, *FINETUNE]
+    joined = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as this process may have, by itself
+    environment = {name: value for name, value in os.environ.items() if name not in joined}
     return subprocess.run(
-        [*command, *map(str, arguments)], cwd=CHECKOUT, env=dict(os.environ), capture_output=True, text=True
+        [*command, *map(str, arguments)], cwd=CHECKOUT, env=environment, capture_output=True, text=True
     )
 
 

@@ -135,4 +135,4 @@ def _peak(uses: Uses, weight: Int64s) -> int:
     """The largest sum of the weights (n,) of the uses that hold at one step."""
     steps = np.concatenate([uses.first_step, uses.last_step + 1])
     change = np.concatenate([weight, -weight])
-    return int(np.cumsum(change[np.lexsort((change, steps))]).max())
+    return int(np.cumsum(change[np.lexsort((change, steps))]).max(initial=0))
