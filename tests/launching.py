@@ -26,7 +26,6 @@ SMALL = (
     "model.options={embed_dim: 32, depth: 2, num_heads: 1}",
     "optim.batch_size=16",
     "optim.epochs=20",
-    "optim.lr=8.0e-3",
     "engine.zero_stage=1",
     "engine.compile=none",
     "run.log_every=1",
