@@ -117,13 +117,14 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
     """
     deadline = arguments.deadline
     with _within(deadline, "reading the manifests"):
-        manifest, inputs = _inputs(recipe)
+        opened, inputs = _inputs(recipe)
+        manifest = next((found for found in opened if isinstance(found, str)), opened[0])  # or why one cannot be opened
     with _within(2 * deadline, "comparing with the other ranks"):
         findings = agreement(exchange(recipe, inputs, world))
         recipe = world.from_first(recipe)  # so that ranks that differ do not hang in what follows
     recipe.micro_batch(world.size)
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in _model(recipe, manifest).parameters())
+        parameters = sum(parameter.numel() for parameter in _model(recipe, opened).parameters())
 
     batches = max(2, -(-arguments.samples // BATCH))
     with _within(deadline, f"reading and decoding {batches * BATCH} samples of {recipe.data.shards}"):
@@ -159,27 +160,27 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
     return findings
 
 
-def _model(recipe: TrainingRecipe, training: Manifest | str) -> nn.Module:
+def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
     """What the run would train; classes that cannot be counted, because the data cannot be opened, are none."""
     if isinstance(recipe, Recipe):
         return build_model(recipe)
     assert isinstance(recipe, FinetuneRecipe)
-    if isinstance(training, str):
+    manifests = [found for found in opened if isinstance(found, Manifest)]
+    if len(manifests) < 2:
         return build_classifier(recipe, 0)
-    labels_of(training, Manifest.load(recipe.data.validation))
-    return build_classifier(recipe, len(training.classes))
+    labels_of(*manifests)
+    return build_classifier(recipe, len(manifests[0].classes))
 
 
-def _inputs(recipe: TrainingRecipe) -> tuple[Manifest | str, dict[str, str]]:
-    """The training set, or why not all can be opened, and the identities of all that is read."""
+def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
+    """Training and validation set, or why one cannot be opened, and the identities of all that is read."""
     if recipe.data.mode == "stream":
-        return "", {"data.shards": recipe.data.shards}
+        return [""], {"data.shards": recipe.data.shards}
     opened = {"data.shards": _opened(recipe.data.shards)}
     if recipe.data.validation:
         opened["data.validation"] = _opened(recipe.data.validation)
-    problems = [manifest for manifest in opened.values() if isinstance(manifest, str)]
-    return problems[0] if problems else opened["data.shards"], {
-        name: manifest if isinstance(manifest, str) else manifest.identity for name, manifest in opened.items()
+    return list(opened.values()), {
+        name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
 
 

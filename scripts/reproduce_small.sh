@@ -23,11 +23,9 @@ for class in "$data"/train/*/; do # the other folders as one
     [ "$part" = train ] || ln -sfn "$folder" "$out/validation/$class/$part"
   done
 done
-for part in train validation; do # images that cannot be used are told, and left out
-  source=$data/train
-  [ "$part" = train ] || source=$out/validation
-  maskfeat-shards build "$source" "$out/shards/$part" --samples-per-shard 200 --max-rejects 1000000
-done
+options=(--samples-per-shard 200 --max-rejects 1000000) # what cannot be used is told, and left out
+maskfeat-shards build "$data/train" "$out/shards/train" "${options[@]}"
+maskfeat-shards build "$out/validation" "$out/shards/validation" "${options[@]}"
 sets=(data.shards="$out/shards/train" data.validation="$out/shards/validation")
 
 # study FOLDER SEEDS PRETRAINING FINETUNING: the last two are settings in one string each

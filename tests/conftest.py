@@ -1,12 +1,12 @@
 """Fixtures that every test may use."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import disk_of
 from PIL import Image, ImageFilter
 from servers import S3, s3_server
 
@@ -54,13 +54,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with 8 MB more than a save leaves free."""
     from pipeline.train.saver import RESERVE
 
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    size = RESERVE + 2**23
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with disk_of(RESERVE + 2**23, tmp_path / "disk") as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def remote_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set to keep in a node's cache."""
+    from caching import make_set
+
+    return make_set(tmp_path_factory.mktemp("source") / "set")
+
+
+@pytest.fixture
+def node_folder(tmp_path: Path) -> Path:
+    """Where the cache of a node lies; not there yet."""
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

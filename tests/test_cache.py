@@ -16,20 +16,10 @@ from pipeline.data.errors import DataError
 from shards.manifest import Manifest
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_set(tmp_path_factory.mktemp("source") / "set")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def test_shards_come_whole_in_the_order_of_their_first_use(source: Path, folder: Path) -> None:
-    with http_server(source) as server:
+def test_shards_come_whole_in_the_order_of_their_first_use(remote_set: Path, node_folder: Path) -> None:
+    with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
-        with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest), threads=1)) as cache:
+        with closing(NodeCache(manifest, node_folder, PLENTY, schedule(manifest), threads=1)) as cache:
             assert cache.path(3) is None
             cache.advance(5)
             until(lambda: cache.counters()["cache_shards"] == SHARDS)
@@ -42,20 +32,20 @@ def test_shards_come_whole_in_the_order_of_their_first_use(source: Path, folder:
                 "cache_owners": 1,
             }
             path = cache.path(3)
-            assert path and path.read_bytes() == (source / "3.tar").read_bytes()
+            assert path and path.read_bytes() == (remote_set / "3.tar").read_bytes()
         asked = fetches(server.requests)
     next_use = {shard: use for use, shard in foreseen(manifest, 5, epochs=2)}
     assert sorted(asked) == list(range(SHARDS))
     assert [next_use[shard] for shard in asked] == sorted(next_use.values())
-    assert_right(folder, manifest, source)
+    assert_right(node_folder, manifest, remote_set)
 
 
-def test_a_second_epoch_and_a_second_run_fetch_nothing(source: Path, folder: Path) -> None:
-    with http_server(source) as server:
+def test_a_second_epoch_and_a_second_run_fetch_nothing(remote_set: Path, node_folder: Path) -> None:
+    with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
         order = schedule(manifest)
         for run in range(2):
-            with closing(NodeCache(manifest, folder, int(manifest.shard_bytes.sum()), order)) as cache:
+            with closing(NodeCache(manifest, node_folder, int(manifest.shard_bytes.sum()), order)) as cache:
                 for step in range(0, 3 * order.plan.samples // BATCH, 10):
                     cache.advance(step)
                     until(lambda: cache.counters()["cache_shards"] == SHARDS)
@@ -65,27 +55,27 @@ def test_a_second_epoch_and_a_second_run_fetch_nothing(source: Path, folder: Pat
 
 @pytest.mark.parametrize(("epochs", "spare"), [(2, 0), (4, 0), (4, 25_000)])
 def test_eviction_is_by_next_use_and_keeps_within_the_limit(
-    source: Path, folder: Path, epochs: int, spare: int
+    remote_set: Path, node_folder: Path, epochs: int, spare: int
 ) -> None:
     """Also of a cache that holds what the first two epochs use at any step, but not all that the third does."""
-    with http_server(source) as server:
+    with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
         order, size = schedule(manifest), manifest.shard_bytes.tolist()
         limit = max(order.working_set(epoch, manifest.shard_bytes)[0] for epoch in range(epochs)) + spare
         cached: set[int] = set()
         fetched = evicted = 0
-        with watching(folder) as most, closing(NodeCache(manifest, folder, limit, order, threads=3)) as cache:
+        with watching(node_folder) as most, closing(NodeCache(manifest, node_folder, limit, order, threads=3)) as cache:
             for step in range(0, 3 * order.plan.samples // BATCH):
                 came, went = follow(manifest, step, cached, size, limit)
                 fetched, evicted = fetched + came, evicted + went
                 cache.advance(step)
-                until(lambda: shards_in(folder, manifest) == cached)
+                until(lambda: shards_in(node_folder, manifest) == cached)
                 until(lambda: cache.counters()["cache_fetched_bytes"] == fetched)  # noqa: B023
                 in_use = {shard for use, shard in foreseen(manifest, step, epochs=2) if use == step}
                 assert in_use <= cached or epochs < 3
             assert cache.counters()["cache_evictions"] == evicted > SHARDS
         assert limit / 2 < max(most) <= limit
-        assert_right(folder, manifest, source)
+        assert_right(node_folder, manifest, remote_set)
 
 
 def follow(manifest: Manifest, step: int, cached: set[int], size: list[int], limit: int) -> tuple[int, int]:
@@ -111,8 +101,10 @@ def follow(manifest: Manifest, step: int, cached: set[int], size: list[int], lim
     return fetched, evicted
 
 
-def test_a_cache_below_the_working_set_is_refused_with_the_number_that_does(source: Path, folder: Path) -> None:
-    with http_server(source) as server:
+def test_a_cache_below_the_working_set_is_refused_with_the_number_that_does(
+    remote_set: Path, node_folder: Path
+) -> None:
+    with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
         order = schedule(manifest)
         needed = 0
@@ -120,60 +112,60 @@ def test_a_cache_below_the_working_set_is_refused_with_the_number_that_does(sour
             in_use = {shard for use, shard in foreseen(manifest, step, epochs=2) if use == step}
             needed = max(needed, int(manifest.shard_bytes[list(in_use)].sum()))
         with pytest.raises(DataError, match=f"{needed:,} bytes.*only {needed - 1:,}: set data.cache_size={needed} or"):
-            NodeCache(manifest, folder, needed - 1, order)
-        with closing(NodeCache(manifest, folder, needed, order)) as cache:
+            NodeCache(manifest, node_folder, needed - 1, order)
+        with closing(NodeCache(manifest, node_folder, needed, order)) as cache:
             cache.advance(0)
             first = {shard for use, shard in foreseen(manifest, 0, epochs=1) if use == 0}
-            until(lambda: first <= shards_in(folder, manifest))
+            until(lambda: first <= shards_in(node_folder, manifest))
     with pytest.raises(DataError, match=r"0\.tar: .*; set data\.cache to a folder"):
-        NodeCache(manifest, source / "0.tar", PLENTY, order)
+        NodeCache(manifest, remote_set / "0.tar", PLENTY, order)
 
 
-def test_data_sets_share_a_limit_and_unused_ones_make_room(tmp_path: Path, source: Path, folder: Path) -> None:
+def test_data_sets_share_a_limit_and_unused_ones_make_room(tmp_path: Path, remote_set: Path, node_folder: Path) -> None:
     second = make_set(tmp_path / "second", seed=1)
-    (folder / "notes").mkdir(parents=True)
-    kept = folder / "notes" / "000001-5000.tar"  # no data set's
+    (node_folder / "notes").mkdir(parents=True)
+    kept = node_folder / "notes" / "000001-5000.tar"  # no data set's
     kept.write_bytes(b"mine")
-    with http_server(source) as server, http_server(second) as other_server, watching(folder) as most:
+    with http_server(remote_set) as server, http_server(second) as other_server, watching(node_folder) as most:
         manifest, other = Manifest.load(server.url), Manifest.load(other_server.url)
         limit = int(other.shard_bytes.sum()) + 10_000
         with (
-            closing(NodeCache(manifest, folder, limit, schedule(manifest))) as cache,
-            closing(NodeCache(other, folder, limit, schedule(other))) as other_cache,
+            closing(NodeCache(manifest, node_folder, limit, schedule(manifest))) as cache,
+            closing(NodeCache(other, node_folder, limit, schedule(other))) as other_cache,
         ):
             cache.advance(0)
-            until(lambda: shards_in(folder, manifest) == ALL)
+            until(lambda: shards_in(node_folder, manifest) == ALL)
             other_cache.advance(0)
             until(lambda: len(fetches(other_server.requests)) > 0)
-        with closing(NodeCache(other, folder, limit, schedule(other))) as other_cache:
+        with closing(NodeCache(other, node_folder, limit, schedule(other))) as other_cache:
             other_cache.advance(0)
-            until(lambda: shards_in(folder, other) == ALL)
+            until(lambda: shards_in(node_folder, other) == ALL)
             assert other_cache.counters()["cache_evictions"] == 0
-        assert 0 < len(shards_in(folder, manifest)) < SHARDS
+        assert 0 < len(shards_in(node_folder, manifest)) < SHARDS
         assert max(most) <= limit + len("mine")
-        assert_right(folder, manifest, source)
-        assert_right(folder, other, second)
+        assert_right(node_folder, manifest, remote_set)
+        assert_right(node_folder, other, second)
     assert kept.read_bytes() == b"mine"
 
 
-def test_shards_on_disks_stay_where_they_are(tmp_path: Path, folder: Path) -> None:
-    source = make_set(tmp_path / "set")
-    description = json.loads((source / "dataset.json").read_text())
+def test_shards_on_disks_stay_where_they_are(tmp_path: Path, node_folder: Path) -> None:
+    remote_set = make_set(tmp_path / "set")
+    description = json.loads((remote_set / "dataset.json").read_text())
     description["shards"][2]["name"] = str(tmp_path / "elsewhere.tar")
-    (source / "dataset.json").write_text(json.dumps(description))
-    with http_server(source) as server:
+    (remote_set / "dataset.json").write_text(json.dumps(description))
+    with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
-        with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest), threads=1)) as cache:
+        with closing(NodeCache(manifest, node_folder, PLENTY, schedule(manifest), threads=1)) as cache:
             cache.advance(0)
-            until(lambda: shards_in(folder, manifest) == ALL - {2})
+            until(lambda: shards_in(node_folder, manifest) == ALL - {2})
             assert cache.path(2) is None
             assert cache.counters()["cache_errors"] == 0
 
 
-def test_shards_come_from_s3(source: Path, folder: Path, s3: S3) -> None:
-    fsspec.filesystem("s3").put(str(source), f"{s3.bucket}/cache", recursive=True)
+def test_shards_come_from_s3(remote_set: Path, node_folder: Path, s3: S3) -> None:
+    fsspec.filesystem("s3").put(str(remote_set), f"{s3.bucket}/cache", recursive=True)
     manifest = Manifest.load(f"{s3.bucket}/cache")
-    with closing(NodeCache(manifest, folder, PLENTY, schedule(manifest))) as cache:
+    with closing(NodeCache(manifest, node_folder, PLENTY, schedule(manifest))) as cache:
         cache.advance(0)
-        until(lambda: shards_in(folder, manifest) == ALL, seconds=60)
-    assert_right(folder, manifest, source)
+        until(lambda: shards_in(node_folder, manifest) == ALL, seconds=60)
+    assert_right(node_folder, manifest, remote_set)

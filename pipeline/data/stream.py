@@ -203,9 +203,9 @@ class StreamData:
     def _failed(self, error: Exception) -> bool:
         """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
         self._count("tar_errors")
-        # webdataset adds the stream and the URL to the arguments of what it caught, whose first may be an error number
-        what = error.strerror if isinstance(error, OSError) and error.strerror else error.args[0] if error.args else ""
-        text = f"{error.args[-1]}: {what}" if len(error.args) > 2 else str(error)
+        text = str(error)
+        if len(error.args) > 2:  # webdataset adds the stream and the URL; the first of an OSError is its number
+            text = f"{error.args[-1]}: {getattr(error, 'strerror', None) or error.args[0]}"
         self._last_error = printable_url(text)
         if self._last_error not in self._warned:  # once, and not in every round
             self._warned.add(self._last_error)

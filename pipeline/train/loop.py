@@ -273,8 +273,10 @@ class Training:
             try:
                 path = leave_out(self.recipe.run.dir, error.steps)
             except OSError as failure:
-                problem = f"{error}, and {self.recipe.run.dir}/left-out.json, which would leave these out, cannot be "
-                problem += f"written ({failure.strerror or failure}): make room there, and start the same command again"
+                problem = (
+                    f"{error}, and {self.recipe.run.dir}/left-out.json, which would leave these out, cannot be "
+                    f"written ({failure.strerror or failure}): make room there, and start the same command again"
+                )
             else:
                 self.monitor.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
         if problem := self.world.from_first(problem):

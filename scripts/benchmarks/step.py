@@ -23,9 +23,16 @@ from pipeline.train.state import set_weights
 from pipeline.train.world import World
 
 STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
-SETTINGS = (
-    *("model.name", "model.options", "data.image_size", "target.kind", "target.teacher", "engine.zero_stage"),
-    *("engine.precision", "engine.compile", "engine.activation_checkpointing"),
+SETTINGS = (  # what a rate depends on
+    "model.name",
+    "model.options",
+    "data.image_size",
+    "target.kind",
+    "target.teacher",
+    "engine.zero_stage",
+    "engine.precision",
+    "engine.compile",
+    "engine.activation_checkpointing",
 )
 
 Pixels = tuple[Tensor, Tensor]  # a micro-batch: uint8 images (B, 3, H, W) and int64 mask keys (B,), on the device
