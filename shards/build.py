@@ -30,12 +30,13 @@ from shards.assembly import (
 from shards.check import DEFAULT_MAX_PIXELS, Check
 from shards.engines import Engine, run
 from shards.files import ShardError, sha256_of
-from shards.listing import Item, Listing, is_url, printable
+from shards.listing import Item, Listing, is_url
 from shards.manifest import Dataset, Options
 from shards.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
 from shards.tarfiles import idx_name
+from shards.text import printable
 from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)

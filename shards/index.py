@@ -33,10 +33,12 @@ from shards.assembly import (
 from shards.check import DEFAULT_MAX_PIXELS, Checked, Rejected, check_image
 from shards.engines import run
 from shards.files import ShardError, sha256_of
-from shards.listing import MAX_LABEL, is_url, printable
+from shards.labels import MAX_LABEL
+from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
 from shards.storage import as_local, join, printable_url, read, replacing, shows_credentials, size_of, why_unsupported
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
+from shards.text import printable
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
 _MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most

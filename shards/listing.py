@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.files import ShardError
+from shards.text import printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-MAX_LABEL = 99_999  # of labels given as numbers, which are kept: there is a class for each up to the largest
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -84,8 +84,3 @@ def no_images(source: Path, files: int) -> ShardError:
 def is_url(path: str) -> bool:
     """Whether `path` names something behind a protocol, as in `https://` or `s3://`."""
     return "://" in path
-
-
-def printable(path: str) -> str:
-    """`path` as valid Unicode: bytes of a file name that are not UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import ShardError
-from shards.listing import MAX_LABEL, Listing, is_url
+from shards.labels import MAX_LABEL
+from shards.listing import Listing, is_url
 from shards.storage import printable_url, shows_credentials, why_unsupported
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")

@@ -12,11 +12,12 @@ import google_crc32c
 
 from shards.assembly import Record
 from shards.check import Checked, Rejected, check_image
-from shards.listing import Item, is_url, printable
+from shards.listing import Item, is_url
 from shards.manifest import MANIFEST_SCHEMA, Options, Shard
 from shards.storage import StorageError, join, read, replacing
 from shards.tarfiles import Sample, dali_index, idx_name
 from shards.tarwriter import TarWriter
+from shards.text import printable
 
 _URLS_AT_ONCE = 16
 _DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have many dead links

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from shards.files import ShardError
-from shards.listing import printable
 from shards.source import list_source
+from shards.text import printable
 
 
 def touch(root: Path, *paths: str) -> None:

@@ -1,0 +1,68 @@
+"""What a label is: one rule for csv and parquet tables, and for `.cls` and `.json` members of tars."""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+
+MAX_LABEL = 99_999  # of labels that are numbers, which are kept: there is a class for each up to the largest
+
+Label = int | str  # a number, which is kept, or the name of a class
+
+# Where labels stand in tables and in .json, the most explicit first. Case and spaces around a name do not matter.
+NAMES = ("label", "labels", "class", "class_name", "class_id", "cls", "category", "category_id", "target")
+
+_WHOLE = re.compile(r"(0|[1-9][0-9]*)(\.0*)?")  # zeros in front, as in 007, make a name
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?!0\d)\d*\.?\d*([eE][+-]?\d+)?")
+
+
+def label_name(names: Iterable[str]) -> str | None:
+    """Which of the names of columns, or of the keys of an object, stands for the label; None if none does."""
+    known = {name.strip().casefold(): name for name in reversed(list(names))}
+    return next((known[name] for name in NAMES if name in known), None)
+
+
+def as_label(value: object) -> Label | None:
+    """The label that a value stands for; None where it says that there is none.
+
+    Whole numbers are numbers, be they integers, floats (as pandas writes a column with gaps) or text. Other text is the
+    name of a class, without the spaces around it. Null, NaN and empty text are no label.
+
+    Raises:
+        ValueError: it is anything else, such as 0.5, -1, true or a list. The message begins with the value.
+    """
+    shown = value if isinstance(value, str) else repr(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{shown} is not UTF-8") from None
+    if isinstance(value, str):
+        value = value.strip()
+        whole = _WHOLE.fullmatch(value)
+        if whole is None:
+            if value and _NUMBER.fullmatch(value):
+                raise ValueError(f"{shown} is not a whole number from 0 to {MAX_LABEL}")
+            return value or None
+        value = int(whole[1]) if len(whole[1]) <= len(str(MAX_LABEL)) else math.inf
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{shown} is neither a name nor a whole number")
+    if not (0 <= value <= MAX_LABEL and value == int(value)):
+        raise ValueError(f"{shown} is not a whole number from 0 to {MAX_LABEL}")
+    return int(value)
+
+
+def number_classes(labels: set[Label]) -> tuple[dict[Label, int], list[str]]:
+    """The number of each distinct label, and the names of the classes by number.
+
+    Numbers keep themselves. Names are sorted by their bytes; as soon as there is one, numbers are names too.
+    """
+    numbers = [label for label in labels if isinstance(label, int)]
+    if len(numbers) == len(labels):
+        return {label: label for label in numbers}, [str(label) for label in range(max(numbers, default=-1) + 1)]
+    classes = sorted({str(label) for label in labels}, key=os.fsencode)
+    number = {name: label for label, name in enumerate(classes)}
+    return {label: number[str(label)] for label in labels}, classes
