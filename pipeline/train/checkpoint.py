@@ -157,16 +157,22 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
     return read(asked)
 
 
-def check_identity(found: Checkpoint, identity: dict[str, Any]) -> None:
+def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Make sure that a checkpoint belongs to the run at hand.
+
+    Args:
+        found: the checkpoint.
+        identity: of the run at hand.
+        defaults: what a setting was for a checkpoint of an earlier version, which does not know it.
 
     Raises:
         CheckpointError: it does not; names what differs.
     """
+    known = defaults | found.facts.identity
     differing = [
-        f"{key} was {found.facts.identity.get(key)}, now {identity.get(key)}"
+        f"{key} was {known.get(key)}, now {identity.get(key)}"
         for key in sorted(found.facts.identity.keys() | identity.keys())
-        if found.facts.identity.get(key) != identity.get(key)
+        if known.get(key) != identity.get(key)
     ]
     if differing:
         raise CheckpointError(

@@ -1,6 +1,8 @@
-"""What a run is, and where it goes on from."""
+"""What a run is, and which checkpoint it resumes from."""
 
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from pipeline.build import init_identity
 from pipeline.config import TrainingRecipe
@@ -41,6 +43,21 @@ def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
+    """The defaults of all settings that have one, as `identity` writes them.
+
+    A checkpoint of an earlier version lacks the settings that were added since. Their defaults leave everything as it
+    was, so they stand for what that run did.
+    """
+    sections = {name: type(getattr(recipe, name)) for name in type(recipe).model_fields}
+    return {
+        f"{section}.{key}": to_jsonable_python(field.get_default(call_default_factory=True))
+        for section, settings in sections.items()
+        for key, field in settings.model_fields.items()
+        if not field.is_required()
+    }
+
+
 def find_checkpoint(recipe: TrainingRecipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
     """The newest valid checkpoint, the same on all ranks, who check it together; None if the run has none yet.
 
@@ -49,5 +66,5 @@ def find_checkpoint(recipe: TrainingRecipe, world: World, identity: dict[str, An
     """
     found = checkpoint.newest(recipe.run.dir / "checkpoints", print, world)
     if found:
-        checkpoint.check_identity(found, world.from_first(identity))
+        checkpoint.check_identity(found, world.from_first(identity), defaults(recipe))
     return found

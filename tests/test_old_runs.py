@@ -1,0 +1,104 @@
+"""What version 0.1.0 wrote stays readable: tests/old_runs has a data set, and runs stopped after 3 of their 8 steps."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import CHECKOUT, metrics
+
+from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.task import Finetuning
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
+from pipeline.train.loop import Outcome, Training
+from pipeline.train.phases import Phases
+from pipeline.train.preemption import Preemption
+from pipeline.train.resume import FREE, defaults, identity
+from pipeline.train.world import join
+from shards.verify import verify
+
+OLD = Path(__file__).parent / "old_runs"
+RUNS: dict[str, tuple[type[TrainingRecipe], Any, list[str]]] = {
+    "pretrain": (Recipe, Pretraining, []),
+    "finetune": (FinetuneRecipe, Finetuning, [f"data.validation={OLD / 'set'}"]),
+}
+
+
+def copy_of(run: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(OLD / run, tmp_path / run))
+
+
+def resume(run: Path, *overrides: str) -> None:
+    """As the command line does, with the recipe that the run's own config.yaml holds."""
+    kind, task, sets = RUNS[run.name]
+    settings = [f"data.shards={OLD / 'set'}", *sets, f"run.dir={run}", "run.max_steps=8", *overrides]
+    recipe, world = load(kind, str(run / "config.yaml"), settings), join()
+    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+        assert Training(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
+
+
+def forget(run: Path, *keys: str) -> None:
+    """Take settings out of what a run's checkpoint says of itself, as if it had been saved before they existed."""
+    (folder,) = (run / "checkpoints").iterdir()
+    state, seals = json.loads((folder / STATE).read_text()), json.loads((folder / FILES).read_text())
+    for key in keys:
+        del state["identity"][key]
+    (folder / STATE).write_text(json.dumps(state))
+    (folder / FILES).write_text(json.dumps(seals | {STATE: seal(folder / STATE)}))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_of_an_earlier_version_resumes_as_if_undisturbed(run: str, tmp_path: Path) -> None:
+    resume(copy_of(run, tmp_path))
+    undisturbed = [json.loads(line) for line in (OLD / f"{run}.jsonl").read_text().splitlines()]
+    resumed = metrics(tmp_path / run)
+    assert [line["step"] for line in resumed] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for key in ("loss", "grad_norm", "lr"):  # equal but for other processors and versions of torch
+        assert [line[key] for line in resumed] == pytest.approx([line[key] for line in undisturbed], rel=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("run", "key", "another"),
+    [
+        ("pretrain", "mask.ratio", "0.5"),
+        ("pretrain", "data.crop_ratio", "[0.5, 2]"),
+        ("pretrain", "optim.betas", "[0.9, 0.95]"),
+        ("finetune", "augment.smoothing", "0.2"),
+    ],
+)
+def test_a_setting_that_a_checkpoint_does_not_know_stands_for_its_default(
+    run: str, key: str, another: str, tmp_path: Path
+) -> None:
+    folder = copy_of(run, tmp_path)
+    forget(folder, key)
+    with pytest.raises(CheckpointError, match=rf"belongs to another run \({key} was .*, now .*\): set these back"):
+        resume(folder, f"{key}={another}")
+    resume(folder)
+
+
+def test_every_setting_that_a_run_is_bound_to_has_a_default_or_is_required() -> None:
+    """What is compared with a checkpoint is found among the defaults under the same name and in the same form."""
+    recipe = load_recipe("small", ["data.shards=set"])
+    bound, known = identity(recipe, {}), defaults(recipe)
+    required = {"optim.epochs", "optim.batch_size"}
+    assert {key for key in bound if "." in key} - known.keys() == required
+    assert not {f"data.{key}" for key in FREE} & bound.keys()
+    assert bound["data.crop_ratio"] == known["data.crop_ratio"]
+
+
+def test_a_data_set_of_an_earlier_version_is_whole() -> None:
+    assert verify(OLD / "set") == []
+
+
+@pytest.mark.parametrize(("run", "classes"), [("pretrain", 0), ("finetune", 2)])
+def test_a_run_of_an_earlier_version_is_exported(run: str, classes: int, tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/export.py", str(OLD / run), str(tmp_path / "out")]
+    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_classes"] == classes
+    assert config["pretrained_cfg"].get("label_names", []) == ["one", "two"][:classes]
