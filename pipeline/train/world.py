@@ -94,6 +94,8 @@ def join() -> World:
         # DeepSpeed would compile a C++ extension that only inference uses
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
+        # It refuses fp16 on processors that have no instructions for it, where torch computes it all the same
+        accelerator.is_fp16_supported = lambda: True
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     try:
