@@ -150,12 +150,80 @@ def test_a_run_has_one_supervisor(tmp_path: Path) -> None:
         (["deepspeed", "x.py"], "the command has no run.dir=RUN"),
         (["--hostfile", "hosts", "--", "torchrun", "x.py", "run.dir=runs/x"], "begin the command with that"),
         (["--hostfile", "nowhere", "--", "deepspeed", "x.py", "run.dir=runs/x"], "nowhere: No such file"),
+        ([], "the following arguments are required: command"),
+        (["--nonsense"], "the following arguments are required: command"),
+        (["deepspeed", "x.py", "run.dir="], "the command has no run.dir=RUN"),
+        (["--tries", "0", "--", "true", "run.dir=runs/x"], "--tries 0: the first start is one: give 1 or more"),
+        (["--pause", "nan", "--", "true", "run.dir=runs/x"], "argument --pause: invalid seconds value: 'nan'"),
+        (["--grace", "-1", "--", "true", "run.dir=runs/x"], "argument --grace: invalid seconds value: '-1'"),
+        (["--min-nodes", "2", "--", "true", "run.dir=runs/x"], "--min-nodes is for the nodes of a host file"),
+        (["--hostfile", "h", "--", "deepspeed", "-H", "h", "run.dir=x"], "without a --hostfile of its own"),
+        (["--hostfile", "h", "--", "deepspeed", "--hostfile=h", "run.dir=x"], "without a --hostfile of its own"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = subprocess.run([*SUPERVISE, *arguments], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr.replace("\n", " ")
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("supervise.py: error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min-nodes", "3"], "--min-nodes 3: the host file has 2: give 1 to 2"),
+        (["--min-nodes", "0"], "--min-nodes 0: the host file has 2: give 1 to 2"),
+        (["--probe", "ssh 'x"], "--probe ssh 'x: No closing quotation: quote it as in a shell"),
+        (["--probe", " "], "--probe is empty"),
+    ],
+)
+def test_mistakes_about_nodes(options: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    command = [*SUPERVISE, "--hostfile", "hosts", *options, "--", "deepspeed", "x.py", "run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"supervise.py: error: {message}")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_run_dir_that_is_none_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = supervise(tmp_path / "file" / "run", "exit 0")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        f"supervise: run.dir: {tmp_path}/file/run: Not a directory: name a folder that you may write to\n"
+    )
+
+
+def test_a_home_is_the_run_dirs_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = supervise(Path("~/runs/a"), "exit 75")
+    assert done.returncode == 75
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [life["status"] for life in lives(tmp_path / "runs" / "a")] == [75]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (b'{"step": 6}\n{"step": 7}\n', 7),
+        (b'{"step": 6}\n{"st', 6),
+        (b'{"step": 6}\n5\n', 6),
+        (b'{"step": 6}\nnull\n', 6),
+        (b'{"step": 6}\n[1]\n', 6),
+        (b'{"step": 6}\n{"a": 1}\n', 6),
+        (b'{"step": 6}\n{"step": "9"}\n', 6),
+        (b'{"step": 6}\n{"step": 1e999}\n', 6),
+        (b'{"step": 6}\n\xff\xfe\n', 6),
+        (b'{"step": 6}\n' + b"[" * 100_000, 6),
+        (b"", 4),
+    ],
+)
+def test_odd_logs_and_folders_are_no_progress(lines: bytes, expected: int, tmp_path: Path) -> None:
+    for name in ("step-00000004", "step-old9", "step--9", "step-9x", ".step-00000009", "step-" + "9" * 200):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_bytes(lines)
+    assert reached(tmp_path) == expected
 
 
 @pytest.mark.slow

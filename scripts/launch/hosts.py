@@ -1,54 +1,54 @@
 """The nodes that a supervised run may use, and what is asked of each: whether it answers, and that its ranks end."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ANSWER = 20  # seconds for a node to answer in
-SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-PROBE = shlex.join([*SSH, "{host}", "true"])
+SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--"]  # what follows is no option, whatever it is
+PROBE = f"{shlex.join(SSH)} {{host}} true"
 NOTICE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"  # else ssh waits for a node that was cut off for hours
 STOP = Path(__file__).with_name("stop.py").resolve()
 
 
 class Hosts:
-    """The nodes of DeepSpeed's host file, reached by ssh; without one, this machine alone.
+    """The nodes of a host file, reached by ssh; without one, this machine alone.
 
     Args:
-        file: lines of "name slots=N".
+        slots: of each node, by its name; empty for this machine alone.
         probe: a command that succeeds where a node may be used; `{host}` in it stands for the name.
         run: `run.dir`, the same path on all of them.
-
-    Raises:
-        OSError: the file cannot be read.
     """
 
-    def __init__(self, file: Path | None, probe: str, run: Path) -> None:
-        self._probe, self._run = probe, run.resolve()
-        lines = file.read_text().splitlines() if file else []
-        self._lines = {line.split()[0]: line for line in map(str.strip, lines) if line and not line.startswith("#")}
+    def __init__(self, slots: Mapping[str, int], probe: Sequence[str], run: Path) -> None:
+        self._slots, self._probe, self._run = slots, probe, run.resolve()
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._slots)
 
-    def answering(self) -> dict[str, str]:
-        """Those that may be used now: their lines of the host file, by name."""
-        probes = {host: shlex.split(self._probe.replace("{host}", host)) for host in self._lines}
+    def answering(self) -> list[str]:
+        """Those that may be used now, in the order of the host file."""
+        probes = {host: [argument.replace("{host}", host) for argument in self._probe] for host in self._slots}
         answers = _together(probes, ANSWER)
-        return {host: line for host, line in self._lines.items() if host in answers}
+        return [host for host in self._slots if host in answers]
 
-    def command(self, launcher: list[str], answering: dict[str, str]) -> list[str]:
+    def command(self, launcher: list[str], answering: list[str]) -> list[str]:
         """The launcher's command, `deepspeed ...`, to run on some of the nodes.
 
         A host file for it is written to the run's folder. Even where one node is left, it is reached by ssh: it need
         not be this one.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         file = self._run / "hosts"
-        file.write_text("".join(f"{line}\n" for line in answering.values()))
+        file.write_text("".join(f"{host} slots={self._slots[host]}\n" for host in answering))
         return [launcher[0], "--hostfile", str(file), "--force_multi", *launcher[1:]]
 
     def environment(self) -> dict[str, str]:
@@ -66,8 +66,10 @@ class Hosts:
 
     def _ranks(self, *options: str, seconds: float) -> int:
         command = [sys.executable, str(STOP), str(self._run), *options]
-        remote = {host: [*SSH, host, shlex.join(command)] for host in self._lines}
-        return sum(map(int, _together(remote or {"": command}, ANSWER + seconds).values()))
+        remote = {host: [*SSH, host, shlex.join(command)] for host in self._slots}
+        answers = _together(remote or {"": command}, ANSWER + seconds).values()
+        counts = [re.search(r"^([0-9]+)\s*\Z", answer, re.MULTILINE) for answer in answers]  # after a shell's greeting
+        return sum(int(count[1]) for count in counts if count)
 
 
 def _together(commands: dict[str, list[str]], seconds: float) -> dict[str, str]:
@@ -79,9 +81,7 @@ def _together(commands: dict[str, list[str]], seconds: float) -> dict[str, str]:
 
 def _answer(command: list[str], seconds: float) -> str | None:
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True
-        )
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=seconds, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return done.stdout.decode(errors="replace")

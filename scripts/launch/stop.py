@@ -2,7 +2,8 @@
 
     python scripts/launch/stop.py RUN [--signal TERM | --end SECONDS]
 
-RUN is the run's folder, as in run.dir=RUN. Prints how many ranks there were.
+RUN is the run's folder, as in run.dir=RUN. Prints how many ranks there were. A rank is a Python of this user that runs
+a script with this run.dir, but for the scripts here that do not train.
 
 Examples:
 
@@ -12,22 +13,27 @@ Examples:
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+# These take run.dir=RUN too
+DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "bench.py")
+
 
 def ranks(run: Path) -> list[int]:
-    """Process ids of those that train the run in folder `run`: this user's Pythons, with a script and its run.dir."""
-    found = {}
+    """Process ids of those that train the run in folder `run`."""
+    run, found = Path(os.path.realpath(run)), {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError):  # ended meanwhile
-            if process.stat().st_uid != os.getuid():
+            if process.stat().st_uid != os.getuid() or not (process / "exe").readlink().name.startswith("python"):
                 continue
-            arguments = (process / "cmdline").read_bytes().decode().split("\0")
-            if _trains(arguments, run.resolve(), (process / "cwd").resolve()):
+            arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
+            if _trains(arguments) and run_dir(arguments, process / "cwd") == run:
                 found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
     return [process for process, parent in found.items() if parent not in found]  # without their forks
 
@@ -56,21 +62,69 @@ def _await_end(run: Path, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _trains(arguments: list[str], run: Path, folder: Path) -> bool:
-    """Whether a command, run in `folder`, is a rank's: python, options, a script that trains, ..., run.dir=RUN."""
-    script = next((argument for argument in arguments[1:] if not argument.startswith("-")), "")
-    values = [argument.removeprefix("run.dir=") for argument in arguments if argument.startswith("run.dir=")]
-    is_script = script.endswith(".py") and Path(script).name != "supervise.py"
-    return is_script and bool(values) and (folder / values[-1]).resolve() == run
+def run_dir(arguments: Iterable[str], folder: Path) -> Path | None:
+    """What a command that was given in `folder` names as its run.dir; None if nothing.
+
+    The last one counts, and `~` is a home, as for a recipe.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if re.match(r"\s*run\.dir\s*=", argument)]
+    if not given:
+        return None
+    value = given[-1].strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    with suppress(RuntimeError):  # `~` of no user: a name like any other
+        value = str(Path(value).expanduser()) if value else ""
+    return Path(os.path.realpath(folder / value)) if value else None
+
+
+def _trains(arguments: list[str]) -> bool:
+    """Whether a Python with these arguments is a rank."""
+    script = Path(_script(arguments)).name
+    return script.endswith(".py") and script not in DO_NOT_TRAIN
+
+
+def _script(arguments: list[str]) -> str:
+    """The script that a Python with these arguments runs, or a file of the module's name; empty for a launcher's."""
+    rest = iter(arguments[1:])
+    for argument in rest:
+        if option := re.fullmatch(r"-[^cmWX-]*([cmWX])(.*)", argument, re.DOTALL):  # those that take a value
+            letter, value = option.groups()
+            value = value or next(rest, "")
+            if letter == "m":  # launchers are modules too
+                return f"{value.rpartition('.')[2]}.py" if value.endswith((".pretrain", ".finetune")) else ""
+            if letter == "c":
+                return ""
+        elif argument in ("--", "-"):
+            return next(rest, "") if argument == "--" else ""
+        elif argument == "--check-hash-based-pycs":
+            next(rest, "")
+        elif not argument.startswith("-"):
+            return argument
+    return ""
+
+
+def seconds(text: str) -> float:
+    """A length of time, of an option.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    value = float(text)
+    if not 0 <= value <= 1e8:
+        raise ValueError
+    return value
 
 
 def main() -> int:
     """Exit status 0, whether there were ranks or not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the run.dir of the run")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--signal", choices=["TERM", "USR1", "INT"], help="send it, and do not wait")
-    what.add_argument("--end", type=float, metavar="SECONDS", help="SIGTERM, and SIGKILL after so long")
+    what.add_argument("--end", type=seconds, metavar="SECONDS", help="SIGTERM, and SIGKILL after so long")
     arguments = parser.parse_args()
     if arguments.signal:
         found = signal_ranks(arguments.run, signal.Signals[f"SIG{arguments.signal}"])

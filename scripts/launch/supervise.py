@@ -31,7 +31,7 @@ import fcntl
 import json
 import os
 import random
-import select
+import re
 import signal
 import socket
 import subprocess
@@ -43,36 +43,14 @@ from datetime import datetime
 from io import FileIO
 from pathlib import Path
 
-from hosts import PROBE, Hosts
+from hosts import Hosts
+from options import parse
+from signals import STOP, Signals
+
+from shards.text import one_line
 
 RESUME = 75  # the exit status of a run that was asked to stop
 NOT_UNDERSTOOD = 2
-STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-
-
-class Signals:
-    """Signals to this process, one after the other: those that ask it to stop, and SIGCHLD."""
-
-    def __init__(self) -> None:
-        self._read, write = os.pipe()
-        os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (*STOP, signal.SIGCHLD):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it for SIGHUP
-                signal.signal(number, lambda number, frame: None)
-
-    def next(self, seconds: float | None) -> int | None:
-        """The next one; None when none came for so long."""
-        ready, _, _ = select.select([self._read], [], [], seconds)
-        return os.read(self._read, 1)[0] if ready else None
-
-    def asked_within(self, seconds: float) -> bool:
-        """Wait for so long, or until asked to stop; whether that was it."""
-        deadline = time.monotonic() + seconds
-        while (number := self.next(max(0, deadline - time.monotonic()))) is not None:
-            if number in STOP:
-                return True
-        return False
 
 
 @dataclass
@@ -120,27 +98,33 @@ class Supervisor:
                     f"gave up: {failures} failures in a row got no further than step {furthest}; their errors are above"
                 )
                 return 1
-            pause = min(options.longest_pause, options.pause * 2 ** (failures - 1)) * random.uniform(0.5, 1)
+            pause = min(options.longest_pause, options.pause * 2 ** min(failures - 1, 60)) * random.uniform(0.5, 1)
             say(f"failure {failures} of {options.tries} at step {furthest}: starting again in {pause:.0f} s")
             if self._signals.asked_within(pause):
                 return RESUME
 
     def _live(self) -> Life:
         """Start the launcher and wait for the end of everything that it started."""
-        command, environment, answering = self._options.command, self._hosts.environment(), {}
+        options, environment = self._options, self._hosts.environment()
+        command: list[str] = options.command
+        answering: list[str] = []
         if len(self._hosts):
             answering = self._hosts.answering()
-            if len(answering) < self._options.min_nodes:
-                why = f"only {len(answering)} of {len(self._hosts)} nodes answer, {self._options.min_nodes} are needed"
-                return Life(now(), list(answering), why=why)
+            if len(answering) < options.min_nodes:
+                why = f"only {len(answering)} of {len(self._hosts)} nodes answer, {options.min_nodes} are needed"
+                return Life(now(), answering, why=why)
             try:
                 command = self._hosts.command(command, answering)
             except OSError as error:
                 why = f"{self._run}/hosts cannot be written: {error.strerror}"
-                return Life(now(), list(answering), why=why)
-        life = Life(now(), list(answering))
+                return Life(now(), answering, why=why)
+        life = Life(now(), answering)
         complete = self._run / "complete"
-        complete.unlink(missing_ok=True)
+        try:
+            complete.unlink(missing_ok=True)
+        except OSError as error:
+            life.why = f"{complete} of an earlier life cannot be removed: {error.strerror}"
+            return life
         try:
             launcher = subprocess.Popen(command, env=environment, start_new_session=True)
         except OSError as error:
@@ -198,11 +182,13 @@ def _signal_all(launcher: "subprocess.Popen[bytes]", number: int) -> None:
 
 def reached(run: Path) -> int:
     """The last step that a run logged or saved, 0 if none."""
-    steps = [int(folder.name.removeprefix("step-")) for folder in (run / "checkpoints").glob("step-*[0-9]")]
-    metrics = run / "metrics.jsonl"
-    for line in metrics.read_text().splitlines()[-2:] if metrics.exists() else []:
-        with suppress(ValueError):  # the last one, torn by a crash
-            steps.append(int(json.loads(line)["step"]))
+    names = [folder.name for folder in (run / "checkpoints").glob("step-*")]
+    steps = [int(name[5:]) for name in names if re.fullmatch("step-[0-9]{1,18}", name)]
+    with suppress(OSError):
+        for line in (run / "metrics.jsonl").read_bytes().splitlines()[-2:]:
+            with suppress(ValueError, TypeError, KeyError, RecursionError):  # the last one may be torn by a crash
+                step = json.loads(line)["step"]
+                steps += [step] if isinstance(step, int) else []
     return max(steps, default=0)
 
 
@@ -219,43 +205,22 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Exit status as in this program's description."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=5, help="failures in a row without getting further (default 5)")
-    parser.add_argument("--pause", type=float, default=15, help="seconds before the second start (default 15)")
-    parser.add_argument("--longest-pause", type=float, default=600, help="seconds that pauses grow to (default 600)")
-    parser.add_argument(
-        "--grace", type=float, default=60, help="seconds from a request to stop to SIGKILL (default 60)"
-    )
-    parser.add_argument(
-        "--requeue", action="store_true", help="start again at once what others asked to stop (status 75)"
-    )
-    parser.add_argument("--hostfile", type=Path, help="DeepSpeed's: lines of 'name slots=N'")
-    parser.add_argument("--min-nodes", type=int, help="start with so many (default: all of the host file)")
-    parser.add_argument("--probe", default=PROBE, help=f"succeeds where a node may be used (default: {PROBE!r})")
-    parser.add_argument("command", nargs="+", help="the launcher's command, after --")
-    options = parser.parse_args()
-
-    runs = [argument.removeprefix("run.dir=") for argument in options.command if argument.startswith("run.dir=")]
-    if not runs:
-        parser.error("the command has no run.dir=RUN, by whose checkpoints progress is known: add it")
-    if options.hostfile and (Path(options.command[0]).name != "deepspeed" or "--hostfile" in options.command):
-        parser.error(
-            "--hostfile is handed on to `deepspeed`: begin the command with that, without a --hostfile of its own"
-        )
+    options, run, hosts = parse(__doc__)
     try:
-        hosts = Hosts(options.hostfile, options.probe, Path(runs[-1]))
+        run.mkdir(parents=True, exist_ok=True)
+        log = (run / f"lives-{socket.gethostname()}.jsonl").open("ab", buffering=0)
     except OSError as error:
-        parser.error(f"--hostfile {options.hostfile}: {error.strerror}")
-    if options.min_nodes is None:
-        options.min_nodes = len(hosts)
-
-    run = Path(runs[-1])
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / f"lives-{socket.gethostname()}.jsonl").open("ab", buffering=0) as log:
+        say(f"run.dir: {one_line(str(error.filename))}: {error.strerror}: name a folder that you may write to")
+        return NOT_UNDERSTOOD
+    with log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            parser.error(f"another supervisor on this node keeps {run} going: end that one first")
+            say(f"another supervisor on this node keeps {one_line(str(run))} going: end that one first")
+            return NOT_UNDERSTOOD
+        except OSError as error:
+            say(f"run.dir: {one_line(str(run))}: {error.strerror}: choose a file system on which files can be locked")
+            return NOT_UNDERSTOOD
         return Supervisor(options, run, hosts, log).run()
 
 
