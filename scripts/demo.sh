@@ -5,6 +5,13 @@
 # ViT with DeepSpeed, exports it and draws what it has learned: about 5 minutes on two cores after the install.
 # A second call reuses what is there; remove FOLDER to start over.
 set -euo pipefail
+if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
+  sed -n 's/^# //p;/^set/q' "$0"
+  exit
+elif (($# > 1)) || [[ ${1:-} = -* ]]; then
+  echo "error: usage: scripts/demo.sh [FOLDER], --help says more" >&2
+  exit 2
+fi
 demo=${1:+$(realpath -m "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 demo=${demo:-demo}

@@ -4,10 +4,16 @@
 # DATA/train/CLASS/* is trained on, and all of DATA's other folders (validation/CLASS/*, test/CLASS/*, ...) are validated
 # on. Pre-trains with the HOG and with the pixel target, probes both encoders and an untrained one, fine-tunes from them
 # and from scratch, and draws the table. About two hours on two CPU cores for 3,000 images: a small ViT, two seeds. Where
-# there are GPUs: ViT-S and ViT-B, 800 epochs of pre-training, three seeds. A second call goes on where the first ended.
+# there are GPUs: ViT-S and ViT-B, 800 epochs of pre-training, three seeds. A second call resumes where the first ended.
 set -euo pipefail
-data=${1:?usage: scripts/reproduce_small.sh DATA [OUT]}
-out=${2:-reproduction}
+if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
+  sed -n 's/^# //p;/^set/q' "$0"
+  exit
+elif (($# < 1 || $# > 2)) || [[ $1 = -* ]]; then
+  echo "error: usage: scripts/reproduce_small.sh DATA [OUT], --help says what these are" >&2
+  exit 2
+fi
+data=$1 out=${2:-reproduction}
 [ -d "$data/train" ] || { echo "error: there is no $data/train: DATA holds train/CLASS/* and other such folders" >&2; exit 2; }
 data=$(realpath "$data") out=$(realpath -m "$out")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -30,11 +36,13 @@ sets=(data.shards="$out/shards/train" data.validation="$out/shards/validation")
 
 # study FOLDER SEEDS PRETRAINING FINETUNING: the last two are settings in one string each
 study() {
-  local folder=$1 seeds=$2 pretraining=$3 finetuning=$4 kind seed init
+  local folder=$1 seeds=$2 kind seed init pretraining finetuning
+  read -ra pretraining <<<"$3"
+  read -ra finetuning <<<"$4"
   for kind in hog pixels; do
     step "$folder: pre-training, target $kind"
     [ -e "$folder/pretrain/$kind/complete" ] ||
-      run scripts/pretrain.py small run.dir="$folder/pretrain/$kind" target.kind="$kind" "${sets[@]}" $pretraining
+      run scripts/pretrain.py small run.dir="$folder/pretrain/$kind" target.kind="$kind" "${sets[@]}" "${pretraining[@]}"
     [ -e "$folder/weights/$kind/model.safetensors" ] ||
       python scripts/export.py "$folder/pretrain/$kind" "$folder/weights/$kind"
     step "$folder: probes, target $kind"
@@ -49,7 +57,7 @@ study() {
       [ "$kind" = scratch ] || init=$folder/weights/$kind
       [ -e "$folder/finetune/$kind-$seed/complete" ] ||
         run scripts/finetune.py small run.dir="$folder/finetune/$kind-$seed" run.seed="$seed" model.init="$init" \
-          "${sets[@]}" $finetuning
+          "${sets[@]}" "${finetuning[@]}"
     done
   done
   step "$folder: result"

@@ -1,11 +1,12 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: makes .venv in the checkout with the pinned, tested versions, once, and activates it.
 # Needs Python >= 3.11 with pip and about 8 GB of disk. The pinned versions are those of CUDA 13.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python=${PYTHON:-python3}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-  echo "error: $python is no Python >= 3.11: install one, or name it with PYTHON=..." >&2
+  echo "error: $python is not a Python >= 3.11: install one, or name it with PYTHON=..." >&2
   exit 2
 fi
 

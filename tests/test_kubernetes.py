@@ -1,6 +1,10 @@
 """The manifest against the published OpenAPI models of JobSet and Kubernetes: no field unknown, missing or mistyped."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +12,9 @@ import yaml
 from launching import CHECKOUT
 
 from pipeline.config import load_recipe
+
+sys.path.append(str(CHECKOUT / "scripts" / "launch"))
+from hostfile import read_hostfile
 
 models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs the package kubeflow-trainer-api")
 
@@ -68,6 +75,9 @@ def test_its_numbers_and_names_agree(manifest: dict[str, Any]) -> None:
     [container] = job["template"]["spec"]["containers"]
     nodes = int(container["env"][0]["value"])
     gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert int(container["resources"]["limits"]["cpu"]) == 8 * gpus
+    assert container["resources"]["limits"]["memory"] == f"{32 * gpus}Gi"
     [script] = container["args"]
     name = f"{manifest['metadata']['name']}-{group['name']}-0-"
     assert job["completions"] == job["parallelism"] == nodes
@@ -75,3 +85,45 @@ def test_its_numbers_and_names_agree(manifest: dict[str, Any]) -> None:
     assert f"--master_addr {name}0.{manifest['spec']['network']['subdomain']} " in script
     recipe, *settings = script[script.index("scripts/pretrain.py") :].replace("\\", "").split()[1:]
     assert load_recipe(recipe, settings).micro_batch(nodes * gpus)
+
+
+def test_a_pod_may_do_no_more_than_it_needs(manifest: dict[str, Any]) -> None:
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "runAsGroup": 1000,
+        "fsGroup": 1000,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    volumes = {volume.pop("name"): volume for volume in pod["volumes"]}
+    assert volumes["memory"] == {"emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
+    assert volumes["data"]["persistentVolumeClaim"]["readOnly"] is True
+    assert all("hostPath" not in volume for volume in volumes.values())
+    assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 90)
+
+
+def test_its_script_writes_the_host_file_that_deepspeed_reads(manifest: dict[str, Any], tmp_path: Path) -> None:
+    """With another `python`, and another /tmp."""
+    group = manifest["spec"]["replicatedJobs"][0]
+    [container] = group["template"]["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "python").chmod(0o755)
+    [script] = container["args"]
+    variables = {"NODES": "4", "JOB_COMPLETION_INDEX": "2", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [*container["command"], script.replace("/tmp/hosts", str(tmp_path / "hosts"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=True)
+    assert read_hostfile(tmp_path / "hosts") == {f"maskfeat-node-0-{index}.maskfeat": 8 for index in range(4)}
+    said = done.stdout.split("\n")
+    assert said[said.index("--node_rank") + 1] == "2" and said[said.index("--hostfile") + 1] == str(tmp_path / "hosts")
+    del variables["JOB_COMPLETION_INDEX"]
+    assert subprocess.run(command, capture_output=True, env=variables, timeout=60).returncode

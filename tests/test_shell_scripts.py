@@ -1,0 +1,198 @@
+"""The shell scripts in a checkout whose path has a space, with other programs in place of those that they call."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import CHECKOUT
+
+SCRIPTS = sorted([*(CHECKOUT / "scripts").glob("*.sh"), CHECKOUT / "scripts" / "launch" / "pretrain.sbatch"])
+ODD = "a b; touch proof $(touch proof) *"  # for a folder
+
+# Writes down what it was called with, and does what $DO says
+STAND_IN = f"""#!{sys.executable} -S
+import json, os, sys
+name = os.path.basename(sys.argv[0])
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if sys.argv[1:2] == ["-c"]:
+    print(0)
+elif name == "python":
+    exec(os.environ.get("DO", ""))
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout as far as the scripts look, and its .venv."""
+    checkout = tmp_path / "my repo"
+    shutil.copytree(CHECKOUT / "scripts", checkout / "scripts", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(CHECKOUT / name, checkout)
+    binaries = checkout / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    installed = (checkout / "pyproject.toml").read_bytes() + (checkout / "constraints.txt").read_bytes()
+    (checkout / ".venv" / "installed").write_text(hashlib.sha256(installed).hexdigest() + "\n")
+    (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\n')
+    for name in ("python", "deepspeed", "maskfeat-shards", "scontrol", "g++"):
+        (binaries / name).write_text(STAND_IN)
+        (binaries / name).chmod(0o755)
+    return checkout
+
+
+def start(checkout: Path, script: str, *arguments: str, do: str = "") -> "subprocess.Popen[str]":
+    """Start a script in the checkout; it is done with the real bash and coreutils, and all else by the stand-in."""
+    environment = {
+        "PATH": f"{checkout / '.venv' / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin",
+        "PYTHON": sys.executable,
+        "CALLS": str(checkout / "calls"),
+        "SLURM_JOB_ID": "7",
+        "DO": do,
+    }
+    command = ["bash", str(checkout / "scripts" / script), *arguments]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=checkout, env=environment, **pipes)
+
+
+def calls(checkout: Path) -> list[list[str]]:
+    file = checkout / "calls"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_mistake_ends_each_script(script: Path) -> None:
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    if script.name != "setup.sh":  # which the others source
+        lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+        assert lines[0] == "set -euo pipefail"
+
+
+def test_the_demo_where_paths_have_spaces(checkout: Path) -> None:
+    demo = start(checkout, "demo.sh", ODD)
+    said, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 0, errors
+    folder = str(checkout / ODD)
+    assert [call for call in calls(checkout) if call[1] != "-c"] == [
+        ["python", "scripts/demo_data.py", f"{folder}/images"],
+        ["maskfeat-shards", "build", f"{folder}/images/train", f"{folder}/shards/train", "--samples-per-shard", "500"],
+        ["maskfeat-shards", "build", f"{folder}/images/validation", f"{folder}/shards/validation"],
+        [
+            *("deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py", "demo", f"run.dir={folder}/run"),
+            *(f"data.shards={folder}/shards/train", f"data.validation={folder}/shards/validation"),
+        ],
+        ["python", "scripts/export.py", f"{folder}/run", f"{folder}/weights"],
+        ["python", "scripts/report.py", f"{folder}/run"],
+    ]
+    assert "reusing .venv" in said and not list(checkout.rglob("proof"))
+
+
+def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
+    for part in ("train", "test"):
+        (checkout / ODD / part / "a class").mkdir(parents=True)
+    reproduction = start(checkout, "reproduce_small.sh", ODD, "my results")
+    _, errors = reproduction.communicate(timeout=60)
+    assert reproduction.returncode == 0, errors
+    out, made = checkout / "my results", calls(checkout)
+    sets = [f"data.shards={out}/shards/train", f"data.validation={out}/shards/validation"]
+    assert (out / "validation" / "a class" / "test").resolve() == checkout / ODD / "test" / "a class"
+    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py", "small"]
+    for kind in ("hog", "pixels"):
+        assert [*launched, f"run.dir={out}/pretrain/{kind}", f"target.kind={kind}", *sets] in made
+    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/finetune.py", "small"]
+    init = f"model.init={out}/weights/pixels"
+    assert [*launched, f"run.dir={out}/finetune/pixels-1", "run.seed=1", init, *sets] in made
+    assert made[-1] == ["python", "scripts/compare.py", str(out)]
+    assert not list(checkout.rglob("proof"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("demo.sh", ["a", "b"], "error: usage: scripts/demo.sh [FOLDER]"),
+        ("demo.sh", ["--nonsense"], "error: usage: scripts/demo.sh [FOLDER]"),
+        ("reproduce_small.sh", [], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
+        ("reproduce_small.sh", ["a", "b", "c"], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
+        ("reproduce_small.sh", ["-x"], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
+        ("reproduce_small.sh", ["no where"], "error: there is no no where/train: DATA holds train/CLASS/*"),
+    ],
+)
+def test_mistakes(checkout: Path, script: str, arguments: list[str], message: str) -> None:
+    process = start(checkout, script, *arguments)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and not said
+    assert errors.startswith(message) and errors.count("\n") == 1
+    assert not calls(checkout)
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "reproduce_small.sh"])
+def test_help(checkout: Path, script: str) -> None:
+    process = start(checkout, script, "--help")
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors, calls(checkout)) == (0, "", [])
+    assert f"  scripts/{script} " in said
+
+
+@pytest.mark.parametrize(
+    ("do", "status", "requeued"),
+    [
+        ("sys.exit(0)", 0, False),
+        ("sys.exit(1)", 1, False),
+        ("sys.exit(2)", 2, False),
+        ("sys.exit(75)", 75, True),
+        ("os.kill(os.getpid(), 9)", 137, False),  # which is no signal to the script
+    ],
+)
+def test_the_batch_script_ends_as_the_supervisor_does(checkout: Path, do: str, status: int, requeued: bool) -> None:
+    batch = start(checkout, "launch/pretrain.sbatch", "demo", f"run.dir={ODD}", do=do)
+    _, errors = batch.communicate(timeout=60)
+    assert batch.returncode == status, errors
+    supervised, *rest = calls(checkout)
+    assert supervised == [
+        *("python", "scripts/launch/supervise.py", "--", "srun", "--kill-on-bad-exit=0", "--gpu-bind=none"),
+        *("--cpus-per-task=1", "python", "-u", "scripts/pretrain.py", "demo", f"run.dir={ODD}"),
+    ]
+    assert rest == ([["scontrol", "requeue", "7"]] if requeued else [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_the_batch_script_passes_signals_on(checkout: Path, number: signal.Signals) -> None:
+    """Twice, and waits for the end of what it passed them to."""
+    do = f"""
+import signal, time
+got = []
+signal.signal({int(number)}, lambda *_: got.append(1))
+open("ready", "w").close()
+while len(got) < 2:
+    time.sleep(0.01)
+    if got: open("once", "w").close()
+time.sleep(0.3)
+sys.exit(75)
+"""
+    batch = start(checkout, "launch/pretrain.sbatch", "demo", do=do)
+    for file in ("ready", "once"):
+        deadline = time.monotonic() + 30
+        while not (checkout / file).exists():
+            assert batch.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)  # until its traps are set
+        batch.send_signal(number)
+    assert batch.wait(30) == 75
+    assert calls(checkout)[-1] == ["scontrol", "requeue", "7"]
+
+
+def test_the_batch_script_wants_the_checkout(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".venv")
+    batch = start(checkout, "launch/pretrain.sbatch", "demo")
+    _, errors = batch.communicate(timeout=60)
+    assert batch.returncode == 2
+    assert errors == (
+        f"error: {checkout} has no .venv: submit this from the checkout, with the project installed in its .venv\n"
+    )
