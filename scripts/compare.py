@@ -3,6 +3,10 @@
     python scripts/compare.py FOLDER
 
 FOLDER holds probe/KIND/*.json and finetune/KIND-SEED of the kinds scratch, hog and pixels. Writes results.png there.
+
+Example, after scripts/reproduce_small.sh /data/flowers reproduction:
+
+    python scripts/compare.py reproduction
 """
 
 import argparse
@@ -42,8 +46,10 @@ def fine_tuned(folder: Path, kind: str) -> dict[str, Curve]:
 
 def main() -> int:
     """Exit status 0, or 1 when FOLDER is not complete."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="OUT of scripts/reproduce_small.sh")
     folder: Path = parser.parse_args().folder
     try:
         probes = {kind: probed(folder / "probe" / kind) for kind in KINDS}

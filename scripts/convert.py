@@ -5,6 +5,8 @@
 IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of ViT-B, ViT-L or any other width and depth. OUT gets
 model.safetensors and config.json: of a pre-training checkpoint the encoder, of a fine-tuned one the classifier.
 
+Example:
+
     python scripts/convert.py maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
     python -c 'import timm; timm.create_model("local-dir:vit-b", pretrained=True)'
 
@@ -23,7 +25,9 @@ from pipeline.targets.objective import MEAN, STD
 
 def main() -> int:
     """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     arguments = parser.parse_args()

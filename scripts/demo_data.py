@@ -4,7 +4,11 @@
 
 Writes OUT/train/<photograph>/*.jpg and OUT/validation/<photograph>/*.jpg. Both are overlapping crops of the same nine
 photographs, shrunk, of varying size and shape, in other places: validation shows that a model has learned these
-scenes, not that it has learned to see.
+scenes, not that it has learned to see. What an earlier call wrote to OUT is written anew.
+
+Example:
+
+    python scripts/demo_data.py demo/images --train 400 --validation 64
 """
 
 import argparse
@@ -18,6 +22,7 @@ from rich.progress import track
 from sklearn.datasets import load_sample_image
 
 SHORT_SIDE = 192  # of the photographs, in pixels: the less there is to learn, the sooner it shows
+MARK = "made-by-demo_data"  # an empty file in OUT
 SIDES = (112, 176)  # of the crops, in pixels, from and to
 
 
@@ -45,19 +50,28 @@ def shrink(photograph: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Write both folders anew."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
+    """Write both folders anew; exit status 2 when OUT holds something else."""
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--train", type=int, default=4000, help="crops in all")
     parser.add_argument("--validation", type=int, default=512, help="crops in all")
     arguments = parser.parse_args()
-    shutil.rmtree(arguments.out, ignore_errors=True)
+    if min(arguments.train, arguments.validation) < 1:
+        parser.error("--train and --validation are at least 1")
+    out: Path = arguments.out
+    if out.exists() and not (out / MARK).exists() and (out.is_file() or any(out.iterdir())):
+        parser.error(f"{out} holds what this program did not write: name a new folder")
     images = {name: shrink(photograph) for name, photograph in photographs().items()}
     names = sorted(images)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
     for split, crops in (("train", arguments.train), ("validation", arguments.validation)):
         rng = np.random.default_rng([0, len(split)])
         for name in names:
-            (arguments.out / split / name).mkdir(parents=True)
+            (out / split / name).mkdir(parents=True)
         for index in track(range(crops), f"{crops} {split} crops of {len(names)} photographs"):
             name = names[index % len(names)]
             photograph = images[name]
@@ -65,7 +79,7 @@ def main() -> None:
             top = rng.integers(photograph.shape[0] - height + 1)
             left = rng.integers(photograph.shape[1] - width + 1)
             crop = Image.fromarray(photograph[top : top + height, left : left + width])
-            crop.save(arguments.out / split / name / f"{index:05d}.jpg", quality=92)
+            crop.save(out / split / name / f"{index:05d}.jpg", quality=92)
 
 
 if __name__ == "__main__":

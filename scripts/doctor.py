@@ -70,9 +70,13 @@ STUCK = (
 
 def main() -> int:
     """Exit status 0: no problems; 1: problems; 2: it was not understood."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="name in scripts/recipes or, with --finetune, its folder finetune; or path")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
     parser.add_argument("--finetune", action="store_true", help="RECIPE is one of fine-tuning")
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
     parser.add_argument("--images-per-second", type=float, metavar="R", help="of one rank, that training needs")

@@ -19,6 +19,11 @@ Modelled, a step of W ranks:
 Not modelled: that small shares of a batch compute less efficiently; waiting for data or for the slowest rank;
 optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/scaling.md compares this
 with what CPU ranks did.
+
+Examples:
+
+    python scripts/estimate.py vit_base_300e --images-per-second 2100
+    python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
 """
 
 import argparse
@@ -159,9 +164,11 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
 
 def main() -> int:
     """Exit status 0, or 2 for a wrong recipe."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help="name of a recipe, or the path of a .yaml file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8 * 2**i for i in range(8)], metavar="N")
     rate_of_one = parser.add_mutually_exclusive_group()
     rate_of_one.add_argument("--rates", type=Path, metavar="FILE", help="measured rates, from scripts/bench.py --json")

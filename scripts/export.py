@@ -13,6 +13,11 @@ Then, anywhere that has timm, without this project:
 
     timm.create_model("local-dir:OUT", pretrained=True)                 # features
     timm.create_model("local-dir:OUT", pretrained=True, num_classes=10) # with a fresh head to fine-tune
+
+Examples:
+
+    python scripts/export.py runs/vit_base_300e weights
+    python scripts/export.py runs/vit_base_300e weights --step 100000 --format timm onnx
 """
 
 import argparse
@@ -84,7 +89,9 @@ def write_timm(run: Path, found: Checkpoint, model: MaskFeat | Classifier, out: 
 
 def main() -> int:
     """Exit status 0 when OUT is complete, 1 when the run cannot be exported."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or scripts/finetune.py")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--step", type=int, help="of an older checkpoint")

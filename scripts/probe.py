@@ -53,9 +53,13 @@ RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 
 def main() -> int:
     """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
     parser.add_argument("--step", type=int, help="of a run's older checkpoint")
     parser.add_argument("--untrained", action="store_true", help="the same architecture and seed without any training")
     parser.add_argument(

@@ -1,6 +1,10 @@
 """What a run has achieved so far, and where to look.
 
-python scripts/report.py RUN
+    python scripts/report.py RUN
+
+Example:
+
+    python scripts/report.py runs/vit_base_300e
 """
 
 import argparse
@@ -14,7 +18,9 @@ from rich.table import Table
 
 def main() -> int:
     """Exit status 0, or 1 when RUN holds no run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
     run: Path = parser.parse_args().run
     try:

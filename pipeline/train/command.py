@@ -27,9 +27,13 @@ MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
 
 def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(kind.folder.parents[1])}, or path")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the recipe's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_args()
     rank, local_rank = place(os.environ)

@@ -1,0 +1,38 @@
+"""The Python scripts when they are called wrongly, and their help."""
+
+from pathlib import Path
+
+import pytest
+from scripting import CHECKOUT, run_script
+
+NAMES = ("report", "convert", "export", "doctor", "estimate", "probe", "pretrain", "finetune")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, why in (((), "the following arguments are required: "), (("a", "b", "--nonsense"), "unrecognized")):
+        with monkeypatch.context() as patched:
+            patched.setattr("os._exit", lambda status: pytest.fail(f"it went on, to status {status}"))
+            assert run_script(patched, f"{name}.py", *arguments) == 2
+        said, errors = capsys.readouterr()
+        assert errors.startswith(f"{name}.py: error: {why}") and errors.count("\n") == 1 and not said
+        assert "section.key=value" not in errors  # which nobody has to give
+
+
+@pytest.mark.parametrize("name", [*NAMES, "compare", "demo_data", "launch/supervise", "launch/stop", "bench"])
+def test_help_has_an_example(name: str) -> None:
+    text = (CHECKOUT / "scripts" / f"{name}.py").read_text().split('"""')[1]
+    assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
+
+
+def test_the_demos_images_replace_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    out = tmp_path / "my images"
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "mine.jpg").write_bytes(b"mine")
+    assert run_script(monkeypatch, "demo_data.py", out) == 2
+    assert f"{out} holds what this program did not write: name a new folder\n" in capsys.readouterr().err
+    assert (out / "train" / "mine.jpg").read_bytes() == b"mine"
