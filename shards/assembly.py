@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 from shards import manifest
 from shards.duplicates import find_duplicates
 from shards.files import ShardError, sha256_of
+from shards.labels import Label, number_classes
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
 from shards.rejects import write_rejects
 from shards.storage import delete, join, listing, read, replacing
+from shards.text import one_line
 
 STAGING = ".build"
 _BEGUN = "build"
@@ -154,25 +156,27 @@ def finish(
         out: a folder or URL, in a `writing` block.
         records: their names, in the order of the shards.
         source: how to name the source in messages.
-        classes: their names, or None to number them up to the largest label.
+        classes: their names, by label; or None where labels are numbers and names that are not numbered yet.
         ignored: files of the source that were no candidates.
         options: of a build.
         fingerprint: of the source and the options.
     """
     shards: list[Shard] = []
     rejects: list[dict[str, Any]] = []
-    image_bytes, largest_label = 0, -1
+    image_bytes = 0
+    number: dict[Label, int] = {}
+    if classes is None:
+        number, classes = _numbered(out, records)
 
     def rows() -> Iterator[dict[str, list[Any]]]:
-        nonlocal image_bytes, largest_label
+        nonlocal image_bytes
         for name in records:  # one at a time: together they are the largest thing in the build
             record = Record.load(record_file(out, name))
             rejects.extend(record.rejects)
             if record.shard is not None:
                 shards.append(record.shard)
                 image_bytes += sum(record.rows["size"])
-                largest_label = max(largest_label, *(-1 if label is None else label for label in record.rows["label"]))
-                yield record.rows
+                yield record.rows | {"label": [number.get(label, label) for label in record.rows["label"]]}
 
     with scratch_folder(out) as staging:
         with replacing(join(out, manifest.MANIFEST), staging) as table:
@@ -182,7 +186,9 @@ def finish(
                 if rejects:
                     first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
                 raise ShardError(
-                    f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                    one_line(
+                        f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                    )
                 )
             identity = sha256_of(table)
             duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
@@ -193,7 +199,7 @@ def finish(
         dataset = Dataset(
             samples=sum(shard.samples for shard in shards),
             bytes=image_bytes,
-            classes=[str(label) for label in range(largest_label + 1)] if classes is None else classes,
+            classes=classes,
             shards=shards,
             manifest_sha256=identity,
             rejects=len(rejects),
@@ -203,6 +209,14 @@ def finish(
         )
         write(join(out, manifest.DATASET), dataset.dump(), staging)
     return dataset
+
+
+def _numbered(out: str, records: Iterable[str]) -> tuple[dict[Label, int], list[str]]:
+    """The number of each label of the records, and the names of the classes by number."""
+    labels: set[Label | None] = set()
+    for name in records:
+        labels.update(Record.load(record_file(out, name)).rows["label"])
+    return number_classes({label for label in labels if label is not None})
 
 
 def write(file: str, text: str, staging: Path) -> None:

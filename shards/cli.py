@@ -19,6 +19,7 @@ from shards.index import index_tars
 from shards.manifest import REJECTS, Dataset, Manifest
 from shards.output import duplicates, note, progress, reasons, summarise
 from shards.preview import write_preview
+from shards.rejects import example
 from shards.storage import join
 from shards.verify import verify as find_problems
 
@@ -112,9 +113,9 @@ def index(
 ) -> None:
     """Make DIR a data set of WebDataset tars made elsewhere, which stay as they are and where they are.
 
-    Every image is checked as by `build`. Labels come from `.cls`, or from `label` in `.json`. Bad samples and those
-    that would have to be rewritten are left out and listed in DIR/rejects.parquet. An interrupted run goes on when
-    the same command is run again.
+    Every image is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the like in
+    `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and listed
+    in DIR/rejects.parquet. An interrupted run goes on when the same command is run again.
 
     \b
     Examples:
@@ -123,7 +124,9 @@ def index(
     """
     begun = time.monotonic()
     with _resumable(out), progress("index", "tars") as report:
-        dataset, finished_before = index_tars(tars, out, workers=workers, max_pixels=max_pixels, progress=report)
+        dataset, finished_before = index_tars(
+            tars, out, workers=workers, max_pixels=max_pixels, progress=report, note=note
+        )
     if finished_before:
         print(f"{out}: already made from these tars; nothing to do")
     else:
@@ -225,7 +228,7 @@ def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
     if dataset.rejects > max_rejects:
         note(
             f"{out} is complete and usable, but lacks {dataset.rejects:,} images where --max-rejects allows "
-            f"{max_rejects:,}; {join(out, REJECTS)} says which and why"
+            f"{max_rejects:,} (such as {example(out)}); {join(out, REJECTS)} says which and why"
         )
         raise typer.Exit(1)
 

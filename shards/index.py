@@ -7,7 +7,7 @@ any that `build` would reject. Nothing is unpacked, no link followed, nothing un
 import glob
 import hashlib
 import json
-import re
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,18 +30,25 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS, Checked, Rejected, check_image
+from shards.check import DEFAULT_MAX_PIXELS, Rejected
 from shards.engines import run
 from shards.files import ShardError, sha256_of
-from shards.labels import MAX_LABEL
 from shards.listing import is_url
-from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
-from shards.storage import as_local, join, printable_url, read, replacing, shows_credentials, size_of, why_unsupported
+from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
+from shards.rejects import UNREADABLE_TAR
+from shards.storage import (
+    StorageError,
+    as_local,
+    join,
+    printable_url,
+    replacing,
+    shows_credentials,
+    size_of,
+    why_unsupported,
+)
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
-from shards.text import printable
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
-_MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
+from shards.tarsample import check_sample
+from shards.text import one_line, printable
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def index_tars(
     workers: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Dataset, bool]:
     """Checks every image in tars made elsewhere and makes `out` a data set of them, or goes on with that.
 
@@ -70,6 +78,7 @@ def index_tars(
         workers: processes, see `build`.
         max_pixels: larger images are rejected.
         progress: called with (tars done, tars in all) after every tar.
+        note: called with each line on what the user should know besides.
 
     Returns:
         The description of the data set, and whether it had been finished before.
@@ -98,8 +107,21 @@ def index_tars(
             recorded = finished_records(out)
             records = [f"tar-{number:06d}" for number in range(len(names))]
             jobs = [_Job(name, record, record in recorded) for name, record in zip(names, records, strict=True)]
-            for done, _ in enumerate(run(partial(_index_or_keep, out, max_pixels), jobs, workers), 1):
+            out_of_reach: list[OSError] = []
+            unreadable: list[str] = []
+            for done, why in enumerate(run(partial(_index_or_keep, out, max_pixels), jobs, workers), 1):
+                if isinstance(why, OSError):
+                    out_of_reach.append(why)
+                elif why is not None:
+                    unreadable.append(why)
                 progress(done, len(jobs))
+            if out_of_reach:
+                done -= len(out_of_reach)
+                raise out_of_reach[0]
+            if len(unreadable) == len(names):
+                raise ShardError(f"{unreadable[0]}{f' (of {len(names)} tars, none is readable)' * (len(names) > 1)}")
+            for why in unreadable:
+                note(f"left out: {why}")
             dataset = finish(
                 out,
                 records,
@@ -109,6 +131,11 @@ def index_tars(
                 options=None,
                 fingerprint=fingerprint,
             )
+    if not dataset.classes and "/" in Manifest.load(out).key(0):
+        note(
+            f"{out}: its samples lie in folders, which are not taken for classes; if they are, unpack the tars and use "
+            "`maskfeat-shards build`"
+        )
     return dataset, False
 
 
@@ -135,6 +162,8 @@ def _expand(patterns: Sequence[str]) -> list[str]:
                 tars.append(one)
             else:
                 found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
+                if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
+                    raise ShardError(f"{one}: is not a file; give tars, such as {one}/*.tar of a folder")
                 if not found:
                     raise ShardError(f"{one}: no such tar; correct the path or the pattern")
                 tars += found
@@ -158,87 +187,67 @@ def _name(tar: str, out: str) -> str:
     return str(path.relative_to(Path(out).resolve()))
 
 
-def _index_or_keep(out: str, max_pixels: int, job: _Job) -> None:
-    if job.recorded:
-        shard = Record.load(record_file(out, job.record)).shard
-        if shard is None or size_of(join(out, idx_name(shard.name))) is not None:
-            return
-    with scratch_folder(out) as staging:
-        record = _index(out, job.name, max_pixels, staging)
-        write(record_file(out, job.record), record.dump(), staging)
+def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None:
+    """Records a tar that has no record yet.
 
-
-def _index(out: str, name: str, max_pixels: int, staging: Path) -> Record:
-    """Checks the samples of one tar and writes the `.idx` of those that pass."""
-    rows: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names if name != "shard"}
-    rejects: list[dict[str, Any]] = []
-    kept: list[Sample] = []
-    with as_local(join(out, name), staging) as tar:
-        for sample in samples_of(tar):
-            try:
-                extension, image, label = _check(tar, sample, max_pixels)
-            except Rejected as error:
-                path = printable(f"{name}/{sample.key}")
-                rejects.append({"path": path, "reason": error.reason, "detail": printable(error.detail), "size": None})
-                continue
-            kept.append(sample)
-            offset, size, member = sample.members[extension]
-            rows["key"].append(printable(sample.key))
-            rows["offset"].append(offset)
-            rows["size"].append(size)
-            rows["label"].append(label)
-            rows["height"].append(image.height)
-            rows["width"].append(image.width)
-            rows["crc32c"].append(google_crc32c.value(image.data))
-            rows["path"].append(printable(member))
-        if not kept:
-            return Record(None, rows, rejects)
-        shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar))
-    with replacing(join(out, idx_name(name)), staging) as scratch:
-        scratch.write_text(dali_index(kept), "utf-8", "surrogateescape")
-    return Record(shard, rows, rejects)
-
-
-def _check(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Checked, int | None]:
-    """The extension of a sample's image, the image and its label. Raises Rejected for a sample of no use."""
-    if sample.unsafe is not None:
-        raise Rejected("unsafe member", sample.unsafe)
-    extensions = [extension for extension in sample.members if extension.lower() in IMAGE_EXTENSIONS]
-    if len(extensions) != 1:
-        raise Rejected("not one image", f"{len(extensions)} members end in .{', .'.join(sorted(IMAGE_EXTENSIONS))}")
-    data = _member(tar, sample, extensions[0])
-    image = check_image(data, max_pixels, None)
-    if image.data is not data:
-        raise Rejected("needs rewriting", "is no 8-bit grey or RGB JPEG, nor such a PNG without transparency and EXIF")
-    return extensions[0], image, _label(tar, sample)
-
-
-def _label(tar: Path, sample: Sample) -> int | None:
-    """The number in `.cls`, or else `label` in `.json` where that is an integer."""
-    source = "cls" if "cls" in sample.members else "json"
-    if source not in sample.members:
+    Returns what keeps it from being read, if anything does: an OSError, after which it has no record, since that may
+    pass; or what is wrong with the tar, which is what its record then says.
+    """
+    if job.recorded and _is_whole(out, Record.load(record_file(out, job.record))):
         return None
-    if sample.members[source][1] > _MAX_METADATA:
-        raise Rejected("bad label", f".{source} has more than {_MAX_METADATA} bytes")
-    text = _member(tar, sample, source)
-    try:
-        if source == "cls":
-            if not re.fullmatch(rb"\s*[0-9]+\s*", text):
-                raise ValueError("is not a number")
-            label = int(text)
-        else:
-            facts = json.loads(text)
-            value = facts.get("label") if isinstance(facts, dict) else None
-            if not isinstance(value, int) or isinstance(value, bool):
-                return None
-            label = value
-        if not 0 <= label <= MAX_LABEL:
-            raise ValueError(f"is not in 0 to {MAX_LABEL}")
-    except (ValueError, RecursionError) as error:
-        raise Rejected("bad label", f".{source}: {error}") from None
-    return label
+    location, why = join(out, job.name), None
+    with scratch_folder(out) as staging:
+        try:
+            with as_local(location, staging) as tar:
+                record, kept = _read(tar, job.name, max_pixels)
+        except OSError as error:
+            if is_url(location) and (not isinstance(error, StorageError) or error.transient):
+                raise  # so the others are likely to fail, too: the store is out of reach, or the disk of copies full
+            return OSError(error.errno, error.strerror, error.filename or location)
+        except ShardError as error:
+            what = one_line(str(error).removeprefix(f"{tar}: "))
+            why = one_line(f"{printable_url(location)}: {what}")
+            record, kept = Record(None, _no_rows(), [_reject(job.name, UNREADABLE_TAR, what)]), []
+        if record.shard is not None:
+            with replacing(join(out, idx_name(job.name)), staging) as scratch:
+                scratch.write_text(dali_index(kept), "utf-8", "surrogateescape")
+        write(record_file(out, job.record), record.dump(), staging)
+    return why
 
 
-def _member(tar: Path, sample: Sample, extension: str) -> bytes:
-    offset, size, _ = sample.members[extension]
-    return read(str(tar), offset, size)
+def _is_whole(out: str, record: Record) -> bool:
+    """Whether the record of a former run still holds. A tar that could not be read may have been mended."""
+    if record.shard is not None:
+        return size_of(join(out, idx_name(record.shard.name))) is not None
+    return all(reject["reason"] != UNREADABLE_TAR for reject in record.rejects)
+
+
+def _read(tar: Path, name: str, max_pixels: int) -> tuple[Record, list[Sample]]:
+    """Checks the samples of one tar. Returns its record, and the samples that pass."""
+    rows, rejects, kept = _no_rows(), [], []
+    for sample in samples_of(tar):
+        try:
+            extension, image, label = check_sample(tar, sample, max_pixels)
+        except Rejected as error:
+            rejects.append(_reject(f"{name}/{sample.key}", error.reason, error.detail))
+            continue
+        kept.append(sample)
+        offset, size, member = sample.members[extension]
+        rows["key"].append(printable(sample.key))
+        rows["offset"].append(offset)
+        rows["size"].append(size)
+        rows["label"].append(label)
+        rows["height"].append(image.height)
+        rows["width"].append(image.width)
+        rows["crc32c"].append(google_crc32c.value(image.data))
+        rows["path"].append(printable(member))
+    shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar)) if kept else None
+    return Record(shard, rows, rejects), kept
+
+
+def _no_rows() -> dict[str, list[Any]]:
+    return {name: [] for name in MANIFEST_SCHEMA.names if name != "shard"}
+
+
+def _reject(path: str, reason: str, detail: str) -> dict[str, Any]:
+    return {"path": printable(path), "reason": reason, "detail": printable(detail), "size": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 from shards.files import ShardError
 from shards.listing import Listing, is_candidate, labelled, no_images
 from shards.table_source import list_table
-from shards.tar_source import list_tar_of_tars
+from shards.tar_source import is_tar, list_tar_of_tars
 
 
 def list_source(source: Path) -> Listing:
@@ -21,7 +21,7 @@ def list_source(source: Path) -> Listing:
         raise ShardError(f"{source}: {why}") from None
     if stat.S_ISDIR(kind):
         return list_folder(source)
-    if stat.S_ISREG(kind) and source.suffix == ".tar":
+    if stat.S_ISREG(kind) and is_tar(source.name):
         return list_tar_of_tars(source)
     if stat.S_ISREG(kind) and source.suffix in (".csv", ".parquet"):
         return list_table(source)

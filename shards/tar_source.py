@@ -4,6 +4,7 @@ A tar within a tar is a range of its bytes, so an image in it is an offset and a
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -11,41 +12,51 @@ from posixpath import normpath
 
 from shards.files import ShardError
 from shards.listing import Listing, is_candidate, labelled, no_images
-from shards.tarfiles import members, why_unsafe
+from shards.tarheaders import Readable, in_hidden_folder, is_hidden, members, why_unsafe
+from shards.text import one_line
+
+_TAR = re.compile(r".*\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))", re.DOTALL | re.IGNORECASE)
+
+
+def is_tar(name: str) -> bool:
+    """Whether a file calls itself a tar, be it compressed."""
+    return _TAR.fullmatch(name) is not None
 
 
 def list_tar_of_tars(source: Path) -> Listing:
     """Lists the images in the `<class>.tar` members of `source` as if it had been unpacked to class folders.
 
-    Raises ShardError for another kind of tar, a damaged one, two class tars of one name, and members that are no plain
-    files.
+    Raises ShardError for another kind of tar, a damaged or compressed one, two class tars of one name, and members
+    that are no plain files.
     """
     places: dict[str, tuple[int, int]] = {}  # of a name that is there twice the last counts, as when unpacking
     folders: set[str] = set()
     ignored = 0
     try:
-        with tarfile.open(source, "r:") as outer:
-            for member in _plain_files(outer, source):
-                if not member.name.endswith(".tar"):
+        with source.open("rb", buffering=0) as file:
+            for name, offset, size in _files(file, source, "", 0, source.stat().st_size):
+                if is_hidden(name) or in_hidden_folder(name) or not is_tar(name):
                     ignored += 1
                     continue
-                folder = PurePosixPath(member.name).stem
+                folder = PurePosixPath(name).stem
                 if folder in folders:
-                    raise ShardError(f"{source}: holds two tars for the class {folder}; give each class a tar")
+                    raise ShardError(
+                        f"{source}: holds two tars for the class {one_line(folder)}; give each class a tar"
+                    )
                 folders.add(folder)
-                with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
-                    for image in _plain_files(inner, source / member.name):
-                        path = f"{folder}/{normpath(image.name)}"
-                        if is_candidate(path):
-                            places[path] = (member.offset_data + image.offset_data, image.size)
-                        else:
-                            ignored += 1
-    except tarfile.TarError as error:
-        raise ShardError(f"{source}: not a readable tar of tars ({error}); download it again") from None
+                for image, start, length in _files(file, source, name, offset, offset + size):
+                    path = f"{folder}/{normpath(image)}"
+                    if is_candidate(path) and not is_hidden(image):
+                        places[path] = (start, length)
+                    else:
+                        ignored += 1
     except OSError as error:
         raise ShardError(f"{source}: {error.strerror}; make it readable") from None
     if not folders:
-        raise ShardError(f"{source}: holds no <class>.tar; to use a WebDataset tar, see `maskfeat-shards index`")
+        raise ShardError(
+            f"{source}: holds no <class>.tar; if its folders are classes, unpack it and build the folder; to use a "
+            "WebDataset tar, see `maskfeat-shards index`"
+        )
     if not places:
         raise no_images(source, ignored)
     paths = sorted(places, key=os.fsencode)
@@ -61,11 +72,32 @@ def list_tar_of_tars(source: Path) -> Listing:
     )
 
 
-def _plain_files(tar: tarfile.TarFile, name: Path) -> Iterator[tarfile.TarInfo]:
-    for member in members(tar):
-        if member.isdir():
-            continue
-        why = why_unsafe(member)
-        if why is not None:
-            raise ShardError(f"{name}: member {member.name} {why}; get the tar from a source that you trust")
-        yield member
+def _files(file: Readable, source: Path, inner: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+    """Name, offset in `file` and size of the members; hard links are what they stand for.
+
+    The tar, from `start` to `stop` - 1, is that member `inner` of `source`, or all of it for "". Raises ShardError for
+    a damaged one and for members that must not be read.
+    """
+    tar = f"{source}/{inner}" if inner else str(source)
+    places: dict[str, tuple[int, int]] = {}
+    try:
+        for member in members(file, start, stop):
+            place = (member.offset, member.size)
+            why = None if is_hidden(member.name) else why_unsafe(member)
+            if why is None and member.type == tarfile.LNKTYPE:
+                place = places.get(member.target, place)
+                if member.target not in places:
+                    why = f"is a hard link to {member.target}, which is not in the tar before it"
+            if why is not None:
+                raise ShardError(
+                    one_line(f"{tar}: member {member.name} {why}; get the tar from a source that you trust")
+                )
+            places[member.name] = place
+            yield member.name, *place
+    except tarfile.CompressionError as error:
+        raise ShardError(one_line(f"{tar}: {error}")) from None
+    except tarfile.TarError as error:
+        where = f", in {inner}" if inner else ""
+        raise ShardError(
+            one_line(f"{source}: not a readable tar of tars ({error}{where}); download it again")
+        ) from None

@@ -2,72 +2,97 @@
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import google_crc32c
 
 from shards.files import ShardError
+from shards.tarheaders import Member, in_hidden_folder, is_hidden, members, why_unsafe
 
-# extension -> (offset of the data in the tar, size, member name), in the order of the tar
-Members = dict[str, tuple[int, int, str]]
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
+MAX_IMAGE_BYTES = 2**29  # of a member that is read as an image
+
+Place = tuple[int, int, str]  # of a member: offset of its data in the tar, size, name
+Members = dict[str, Place]  # by extension, in the order of the tar
 
 
 class Sample(NamedTuple):
-    """Consecutive members of one key; `unsafe` names one that must not be read, if any, and says why."""
+    """The members of one key; `unsafe` names one that must not be read, if any, and says why."""
 
     key: str
     members: Members
     unsafe: str | None
 
-    def offsets(self) -> list[int]:
-        """Where its members lie."""
-        return [offset for offset, _, _ in self.members.values()]
+    def place(self) -> int:
+        """Where its image lies or, without one image, its first member."""
+        images = matching(self.members, IMAGE_EXTENSIONS)
+        extensions = images if len(images) == 1 else self.members
+        return min((self.members[extension][0] for extension in extensions), default=0)
 
 
 def samples_of(tar_path: Path) -> list[Sample]:
-    """Reads the headers of a tar. Raises ShardError for a file that is no tar, is cut off, or has a damaged header."""
-    samples: list[Sample] = []
+    """Reads the headers of a tar and joins the members of each sample, wherever they lie.
+
+    Samples follow the place of their images. Hidden files are passed over, and hidden folders unless all is in such; a
+    hard link is the earlier member that it stands for. Raises ShardError for a file that is no tar, is cut off, or has
+    a damaged header.
+    """
+    if not tar_path.is_file():
+        raise ShardError(f"{tar_path}: is not a file; give a tar")  # to open a pipe would be to wait for its writer
+    visible: dict[str, Sample] = {}
+    hidden: dict[str, Sample] = {}
     try:
-        with tarfile.open(tar_path, "r:") as tar:
-            for member in members(tar):
-                if member.isdir():
+        with tar_path.open("rb", buffering=0) as file:  # headers lie far apart
+            for member in members(file, stop=tar_path.stat().st_size):
+                if is_hidden(member.name):
                     continue
-                # As WebDataset and DALI cut names: dots in folder names do not count.
-                folder, slash, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = folder + slash + stem
-                if not samples or samples[-1].key != key:
-                    samples.append(Sample(key, {}, None))
-                why = why_unsafe(member)
-                if why is None and extension in samples[-1].members:
+                samples = hidden if in_hidden_folder(member.name) else visible
+                key, extension = split_name(member.name)
+                place, why = _place(member, samples)
+                sample = samples.setdefault(key, Sample(key, {}, None))
+                if why is None and extension in sample.members:
                     why = "is there twice"
+                if place is not None:
+                    sample.members[extension] = place  # the later one, for which links stand that follow
                 if why is not None:
-                    samples[-1] = samples[-1]._replace(unsafe=f"{member.name} {why}")
-                    continue
-                samples[-1].members[extension] = (member.offset_data, member.size, member.name)
+                    samples[key] = sample._replace(unsafe=f"{member.name} {why}")
+    except tarfile.CompressionError as error:
+        raise ShardError(f"{tar_path}: {error}") from None
     except tarfile.TarError as error:
         raise ShardError(f"{tar_path}: not a readable tar ({error}); copy or build it again") from None
-    return samples
+    return sorted((visible or hidden).values(), key=Sample.place)
 
 
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """All members. Raises tarfile.ReadError where headers end before the end mark, which tarfile takes for the end."""
-    yield from tar
-    assert tar.fileobj
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no header at byte {tar.offset}, where another member or the end mark has to be")
+def split_name(name: str) -> tuple[str, str]:
+    """The key and the extension of a member, as WebDataset and DALI cut names: dots in folder names do not count."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension
 
 
-def why_unsafe(member: tarfile.TarInfo) -> str | None:
-    """Why a member is never read, or None for a plain file under a plain relative name."""
-    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-        return "is not a plain file"
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "has an absolute or .. path"
-    return None
+def matching(extensions: Collection[str], suffixes: Collection[str]) -> list[str]:
+    """The extensions that are one of the suffixes, as `jpg`, or else those that end in one, as `input.jpg`.
+
+    Suffixes are lower case; the case of extensions does not matter.
+    """
+    whole = [extension for extension in extensions if extension.lower() in suffixes]
+    return whole or [extension for extension in extensions if extension.rpartition(".")[2].lower() in suffixes]
+
+
+def _place(member: Member, samples: dict[str, Sample]) -> tuple[Place | None, str | None]:
+    """Where the bytes of a member lie, or why they are not read."""
+    why = why_unsafe(member)
+    if why is not None:
+        return None, why
+    if member.type != tarfile.LNKTYPE:
+        return (member.offset, member.size, member.name), None
+    key, extension = split_name(member.target)
+    if key not in samples or extension not in samples[key].members:
+        return None, f"is a hard link to {member.target}, which is not in the tar before it"
+    offset, size, _ = samples[key].members[extension]
+    return (offset, size, member.name), None
 
 
 def idx_name(shard_name: str) -> str:
@@ -88,7 +113,7 @@ def dali_index(samples: Iterable[Sample]) -> str:
         parts = [
             f"{extension} {offset} {size} {name}"
             for extension, (offset, size, name) in sample.members.items()
-            if not any(map(str.isspace, name))  # the format cannot express it
+            if extension and not any(map(str.isspace, name))  # the format cannot express it
         ]
         if parts:
             lines.append(" ".join(parts))

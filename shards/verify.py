@@ -14,6 +14,7 @@ from shards.manifest import DATASET, Dataset, Manifest, Shard
 from shards.rejects import count_rejects
 from shards.storage import StorageError, as_local, join, listing, read
 from shards.tarfiles import dali_index, idx_name, samples_of
+from shards.text import printable
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def _check(manifest: Manifest, shard: Shard, start: int, stop: int) -> list[Prob
             if tar_path.stat().st_size != shard.bytes or sha256_of(tar_path) != shard.sha256:
                 return _damage(manifest, shard, tar_path, start, stop)
             # A tar made elsewhere may hold samples that are not part of the data set.
-            known = set(manifest.offset[start:stop].tolist())
-            samples = [sample for sample in samples_of(tar_path) if not known.isdisjoint(sample.offsets())]
+            known = {key for key, _ in manifest.names(start, stop)}
+            samples = [sample for sample in samples_of(tar_path) if printable(sample.key) in known]
         if read(join(manifest.root, idx)).decode("utf-8", "surrogateescape") == dali_index(samples):
             return []
         return [Problem(idx, f"does not describe {shard.name}; build the data set again")]

@@ -34,9 +34,9 @@ from pipeline.data.request import Request, training_request
 from pipeline.random import mix_int
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
 from shards.exif import TURNED, orientation
-from shards.index import IMAGE_EXTENSIONS
 from shards.listing import is_url
 from shards.storage import opened, printable_url
+from shards.tarfiles import IMAGE_EXTENSIONS
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
 _PAUSE = 10.0  # seconds before tars that gave nothing are tried again

@@ -1,8 +1,10 @@
 import json
 import pickle
 import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import google_crc32c
@@ -16,6 +18,7 @@ from shards.build import build
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Dataset, Manifest
+from shards.tarheaders import Member
 from shards.verify import verify
 
 
@@ -143,7 +146,7 @@ def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
         "webp.jpg": webp,
         "torn.jpg": jpeg(0)[:300],
         "word.jpg": jpeg(0),
-        "word.cls": b"cat",
+        "word.cls": b"0.5",
         "huge.jpg": jpeg(0),
         "huge.cls": b"123456",
         "deep.jpg": jpeg(0),
@@ -158,8 +161,8 @@ def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
         tar.addfile(link)
     dataset, _ = index_tars([str(tar_path)], tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
-    assert [key for key, _ in manifest.names(0, 3)] == ["good", "plain", "flag"]
-    assert manifest.label.tolist() == [2, -1, -1]
+    assert [key for key, _ in manifest.names(0, 2)] == ["good", "plain"]
+    assert manifest.label.tolist() == [2, -1]
     found = rejects(tmp_path / "out")
     assert {Path(path).name: reason for path, (reason, _) in found.items()} == {
         "bomb": "not one image",
@@ -169,11 +172,12 @@ def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
         "word": "bad label",
         "huge": "bad label",
         "deep": "bad label",
+        "flag": "bad label",
         "link": "unsafe member",
     }
     assert found[f"{tar_path}/link"][1] == "link.jpg is not a plain file"
-    assert found[f"{tar_path}/huge"][1] == ".cls: is not in 0 to 99999"
-    assert dataset.rejects == 8
+    assert found[f"{tar_path}/huge"][1] == ".cls: 123456 is not a whole number from 0 to 99999"
+    assert dataset.rejects == 9
     assert not (tmp_path / "exploded").exists()
     assert verify(tmp_path / "out") == []
 
@@ -234,8 +238,14 @@ def test_a_set_that_was_indexed_from_a_damaged_tar_is_found_out(
 ) -> None:
     tar = make_tar(tmp_path / "a.tar", {f"{seed}.jpg": jpeg(seed) for seed in range(10)})
     damage_header(tar, 3, "flip")
+    members = tarfiles.members
+
+    def until_damage(file: BinaryIO, stop: int) -> Iterator[Member]:
+        with suppress(tarfile.ReadError):
+            yield from members(file, stop=stop)
+
     with monkeypatch.context() as patch:  # as before headers were checked
-        patch.setattr(tarfiles, "members", iter)
+        patch.setattr(tarfiles, "members", until_damage)
         assert index_tars([str(tar)], tmp_path / "out", workers=1)[0].samples == 3
     (problem,) = verify(tmp_path / "out", workers=1)
     assert "a.tar: not a readable tar (no header at byte" in str(problem)
@@ -261,6 +271,17 @@ def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ShardError, match=r"^memory://gone\.tar: not found; 1 tars are still to be read: .* run the same"
     ):
         index_tars(["memory://gone.tar"], tmp_path / "out", workers=1)
+
+
+def test_a_url_that_is_not_found_does_not_stop_the_others(tars: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/found/0.tar", (tars / "000.tar").read_bytes())
+    urls = ["memory://found/gone.tar", "memory://found/0.tar"]
+    with pytest.raises(ShardError, match=r"^memory://found/gone\.tar: not found; 1 tars are still to be read"):
+        index_tars(urls, tmp_path / "out", workers=1)
+    assert len(list((tmp_path / "out").glob("*.idx"))) == 1
+    memory.pipe("/found/gone.tar", (tars / "001.tar").read_bytes())
+    assert index_tars(urls, tmp_path / "out", workers=1)[0].samples == 7
 
 
 def test_shards_built_here_can_be_indexed_again(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_only_tars_of_class_tars_are_listed(tmp_path: Path) -> None:
 def test_a_truncated_tar_is_an_error(tree: Path, tmp_path: Path) -> None:
     tar = make_tar_of_tars(tmp_path / "images.tar", tree)
     tar.write_bytes(tar.read_bytes()[:-30_000])
-    with pytest.raises(ShardError, match=r"images\.tar: not a readable tar of tars \(unexpected end of data\)"):
+    with pytest.raises(
+        ShardError, match=r"images\.tar: not a readable tar of tars \(unexpected end of data: the header at"
+    ):
         list_source(tar)
 
 
@@ -97,7 +99,7 @@ def test_two_tars_of_one_class_are_refused(tmp_path: Path) -> None:
     ("name", "kind", "why"),
     [
         ("1.jpg", tarfile.SYMTYPE, "is not a plain file"),
-        ("1.jpg", tarfile.LNKTYPE, "is not a plain file"),
+        ("1.jpg", tarfile.LNKTYPE, "is a hard link to /etc/passwd, which is not in the tar before it"),
         ("1.jpg", tarfile.CHRTYPE, "is not a plain file"),
         ("/1.jpg", tarfile.REGTYPE, "has an absolute or .. path"),
         ("../1.jpg", tarfile.REGTYPE, "has an absolute or .. path"),

@@ -1,0 +1,85 @@
+"""The image and the label of one sample of a tar made elsewhere, as far as they can be used as they are."""
+
+import json
+from pathlib import Path
+
+from shards.check import Checked, Rejected, check_image
+from shards.labels import Label, as_label, label_name
+from shards.listing import IMAGE_SUFFIXES
+from shards.storage import read
+from shards.tarfiles import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, Sample, matching
+
+_OTHER_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES) - IMAGE_EXTENSIONS
+_MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
+_SHOWN = 3  # extensions in a message
+
+
+def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Checked, Label | None]:
+    """The extension of a sample's image, the image and its label. Raises Rejected for a sample of no use."""
+    if sample.unsafe is not None:
+        raise Rejected("unsafe member", sample.unsafe)
+    extension = _image_of(sample)
+    size = sample.members[extension][1]
+    if size > MAX_IMAGE_BYTES:
+        raise Rejected("too many bytes", f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+    data = _member(tar, sample, extension)
+    image = check_image(data, max_pixels, None)
+    if image.data is not data:
+        raise Rejected("needs rewriting", "is no 8-bit grey or RGB JPEG, nor such a PNG without transparency and EXIF")
+    return extension, image, _label(tar, sample)
+
+
+def _image_of(sample: Sample) -> str:
+    """The extension of the sample's one image."""
+    images = matching(sample.members, IMAGE_EXTENSIONS)
+    if len(images) == 1:
+        return images[0]
+    others = matching(sample.members, _OTHER_IMAGES)
+    if others and not images:
+        raise Rejected(
+            "needs rewriting",
+            f"is .{others[0]}, and tars stay as they are here; unpack them and use `maskfeat-shards build`",
+        )
+    what = f"{len(images)} members end in .{', .'.join(sorted(IMAGE_EXTENSIONS))}"
+    if images:
+        what += f": .{', .'.join(images[:_SHOWN])}{', ...' if len(images) > _SHOWN else ''}"
+    if any("." in extension for extension in images):
+        what += "; names have dots, and the key ends at the first dot"
+    raise Rejected("not one image", what)
+
+
+def _label(tar: Path, sample: Sample) -> Label | None:
+    """What `.cls` says or, where it says nothing, `.json`. Raises Rejected for a label that cannot be told."""
+    for suffix in ("cls", "json"):
+        sources = matching(sample.members, (suffix,))
+        labels = {_label_in(tar, sample, source) for source in sources} - {None}
+        if len(labels) > 1:
+            raise Rejected("bad label", f".{', .'.join(sources[:_SHOWN])} do not agree")
+        if labels:
+            return labels.pop()
+    return None
+
+
+def _label_in(tar: Path, sample: Sample, source: str) -> Label | None:
+    """The label in a member: all its text, or what stands for it in an object."""
+    if sample.members[source][1] > _MAX_METADATA:
+        raise Rejected("bad label", f".{source} has more than {_MAX_METADATA} bytes")
+    data = _member(tar, sample, source)
+    try:
+        if source.lower().endswith("cls"):
+            value: object = data.decode("utf-8-sig")
+        else:
+            facts = json.loads(data)
+            name = label_name(facts) if isinstance(facts, dict) else None
+            value = None if name is None else facts[name]
+        label = as_label(value)
+        if isinstance(label, str):
+            label.encode()  # JSON can write halves of characters
+        return label
+    except (ValueError, RecursionError) as error:
+        raise Rejected("bad label", f".{source}: {error}") from None
+
+
+def _member(tar: Path, sample: Sample, extension: str) -> bytes:
+    offset, size, _ = sample.members[extension]
+    return read(str(tar), offset, size)
