@@ -7,15 +7,18 @@ same tars a data set without rewriting them.
 Ranks never end, so none waits for another at an uneven end: each goes round its own tars for ever.
 """
 
+import errno
 import io
 import logging
 import queue
 import random
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count, islice
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +26,6 @@ from PIL import Image
 from webdataset.filters import shuffle
 from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
@@ -31,12 +33,14 @@ from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
 from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
+from pipeline.data.tarstream import images_in
 from pipeline.random import mix_int
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
 from shards.exif import TURNED, orientation
 from shards.listing import is_url
 from shards.storage import opened, printable_url
 from shards.tarfiles import IMAGE_EXTENSIONS
+from shards.text import one_line
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
 _PAUSE = 10.0  # seconds before tars that gave nothing are tried again
@@ -159,58 +163,51 @@ class StreamData:
 
         while not ended.is_set():
             images = 0
-            try:
-                for image in self._images_of(generator.sample(tars, len(tars))):
-                    images += 1
-                    deliver(image)
-                    if ended.is_set():
-                        return
-            except Exception as error:  # of whatever opens tars; the others go on
-                self._failed(error)
+            for image in self._images_of(generator.sample(tars, len(tars))):
+                images += 1
+                deliver(image)
+                if ended.is_set():
+                    return
             if not images:
                 deliver(None)
                 ended.wait(_PAUSE)
 
     def _images_of(self, tars: list[str]) -> Iterator[Sized]:
-        samples = group_by_keys(tar_file_expander(self._opened(tars), handler=self._failed), handler=self._failed)
-        for sample in samples:
-            images = [data for extension, data in sample.items() if extension in IMAGE_EXTENSIONS]
-            size = _size(images[0]) if len(images) == 1 else None
-            if size:
-                yield images[0], *size
-            else:
-                self._count("skipped_samples")
-
-    def _opened(self, tars: list[str]) -> Iterator[dict[str, Any]]:
         for tar in tars:
             self._count("tars")
-            try:
-                # webdataset opens URLs by other programs, without retries
-                stream = (
-                    io.BufferedReader(opened(tar, deadline=self._data.deadline), _BUFFERED)
-                    if is_url(tar)
-                    else gopen(tar)
-                )
-            except Exception as error:
-                self._failed(error)
-                continue
-            yield {"url": printable_url(tar), "stream": stream}
-            try:
-                stream.close()
-            except Exception as error:  # the command of a pipe failed
-                self._failed(error)
+            stream = None
+            with self._left_out_if_it_fails(tar):
+                stream = self._opened(tar)
+                for image in images_in(stream):
+                    size = _size(image) if image else None
+                    if image and size:
+                        yield image, *size
+                    else:
+                        self._count("skipped_samples")
+            if stream is not None:
+                with self._left_out_if_it_fails(tar):  # the command of a pipe may have failed
+                    stream.close()
 
-    def _failed(self, error: Exception) -> bool:
-        """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
-        self._count("tar_errors")
-        text = str(error)
-        if len(error.args) > 2:  # webdataset adds the stream and the URL; the first of an OSError is its number
-            text = f"{error.args[-1]}: {getattr(error, 'strerror', None) or error.args[0]}"
-        self._last_error = printable_url(text)
-        if self._last_error not in self._warned:  # once, and not in every round
-            self._warned.add(self._last_error)
-            _log.warning("tar left out: %s", self._last_error)
-        return True
+    def _opened(self, tar: str) -> IO[bytes]:
+        # webdataset opens URLs by other programs, without retries
+        if is_url(tar):
+            return io.BufferedReader(opened(tar, deadline=self._data.deadline), _BUFFERED)
+        if not tar.startswith("pipe:") and not stat.S_ISREG(Path(tar).stat().st_mode):
+            raise OSError(errno.EINVAL, "is not a file", tar)  # to open a FIFO would be to wait for its writer
+        return cast(IO[bytes], gopen(tar))
+
+    @contextmanager
+    def _left_out_if_it_fails(self, tar: str) -> Iterator[None]:
+        """A tar that cannot be read, or not to its end, is left; the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self._count("tar_errors")
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            self._last_error = one_line(f"{printable_url(tar)}: {text}")
+            if self._last_error not in self._warned:  # once, and not in every round
+                self._warned.add(self._last_error)
+                _log.warning("tar left out: %s", self._last_error)
 
     def _count(self, name: str) -> None:
         with self._counting:

@@ -1,0 +1,89 @@
+"""The images in a tar that is read once, from its beginning to its end, as it comes; it may be compressed."""
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any, Protocol
+
+from shards.tarfiles import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, matching, split_name
+from shards.tarheaders import Member, is_hidden, members, why_unsafe
+
+_CHUNK = 2**20  # bytes read at once of what is not wanted
+_OPENERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+
+class Stream(Protocol):
+    """What can be read on."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes, fewer only at the end."""
+
+
+def images_in(stream: Stream) -> Iterator[bytes | None]:
+    """The image of every sample, or None where that is not one plain file, as `shards.tarfiles` tells samples.
+
+    Memory holds two images at most: a tar may be one sample. Members that lie apart are no sample here.
+
+    Raises:
+        tarfile.TarError, or what the stream or its decompression raises, behind the samples in front of the damage.
+    """
+    file = _unpacked(stream)
+    failures: list[Exception] = []
+    for _, sample in groupby(_files(file, failures), key=lambda member: split_name(member.name)[0]):
+        extensions, images = [], dict[str, bytes]()
+        for member in sample:
+            extension = split_name(member.name)[1]
+            extensions.append(extension)
+            if not matching([extension], IMAGE_EXTENSIONS) or member.size > MAX_IMAGE_BYTES:
+                continue
+            # Of `jpg` and of the likes of `input.jpg` the first may be the image. If there are two, none is.
+            if not any(("." in extension) == ("." in other) for other in images):
+                data = file.read(member.size)
+                images[extension] = data if len(data) == member.size else b""
+        chosen = matching(extensions, IMAGE_EXTENSIONS)
+        image = images.get(chosen[0]) if len(chosen) == 1 else None
+        yield image or None
+    if failures:
+        raise failures[0]
+    stream.read(_CHUNK)  # the padding, so that a command that writes it can end
+
+
+class _Forward:
+    """A stream as a file that is sought forward; `head` was read from it before."""
+
+    def __init__(self, stream: Stream, head: bytes) -> None:
+        self._stream, self._head, self._at = stream, head, 0
+
+    def read(self, size: int) -> bytes:
+        data, self._head = self._head[:size], self._head[size:]
+        data += self._stream.read(size - len(data))
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int) -> None:
+        while self._at < offset and self.read(min(_CHUNK, offset - self._at)):
+            pass
+
+
+def _unpacked(stream: Stream) -> _Forward:
+    head = stream.read(max(map(len, _OPENERS)))
+    for begin, opener in _OPENERS.items():
+        if head.startswith(begin):
+            return _Forward(opener(_Forward(stream, head)), b"")
+    return _Forward(stream, head)
+
+
+def _files(file: _Forward, failures: list[Exception]) -> Iterator[Member]:
+    """The members that count, without bytes where these must not be read. What ends them early is a failure."""
+    try:
+        for member in members(file):
+            if not is_hidden(member.name):
+                yield member._replace(size=0) if why_unsafe(member) else member
+    except Exception as error:  # of whatever gives the bytes
+        failures.append(error)
