@@ -65,8 +65,7 @@ def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator
         tarfile.ReadError: it is damaged or cut off, or not a tar.
     """
     at = start
-    everywhere: dict[str, str] = {}  # what pax headers say of all members, and of the next one
-    ahead: dict[str, str] = {}
+    ahead: dict[str, str] = {}  # what was said of the next member
 
     def read(size: int) -> bytes:
         return file.read(size if stop is None else max(0, min(size, stop - at)))
@@ -89,11 +88,13 @@ def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator
             if header.type in _LONG:
                 ahead[_LONG[header.type]] = _text(data.partition(b"\0")[0])
             else:
-                (everywhere if header.type == tarfile.XGLTYPE else ahead).update(_records(data, place))
+                records = _records(data, place)
+                if records and header.type == tarfile.XGLTYPE:
+                    raise tarfile.ReadError(f"{place} gives all members one name or size")
+                ahead |= records
             at += _padded(header.size)
             continue
-        fields = {key: value for key, value in (everywhere | ahead).items() if value}
-        ahead = {}
+        fields, ahead = {key: value for key, value in ahead.items() if value}, {}
         if header.type == tarfile.GNUTYPE_SPARSE:
             more = block[_MORE_AT_FIRST]
             while more:

@@ -74,6 +74,7 @@ def hostile(image: bytes) -> dict[str, tuple[bytes, str]]:
             )
     not_a_list = f"the header at byte {at} extends another by what is not a list of keys and values"
     not_a_size = f"the header at byte {at + 1024} has a pax header with a size of "
+    one_for_all = f"the header at byte {at} gives all members one name or size"
     claims = f"the header at byte {at + 1024} claims "
     return tars | {
         "digits": (good + pax(b"9" * 200_000) + x, not_a_list),
@@ -85,7 +86,8 @@ def hostile(image: bytes) -> dict[str, tuple[bytes, str]]:
         "pax-size-digits": (good + pax(record(b"size", b"9" * 21)) + x, not_a_size + "'9999"),
         "pax-size-text": (good + pax(record(b"size", b"many")) + x, not_a_size + "'many'"),
         "pax-size-big": (good + pax(record(b"size", b"9" * 17)) + x, claims + "99999999999999999 bytes"),
-        "global-size": (good + pax(record(b"size", b"9" * 17), b"g") + x, claims + "99999999999999999 bytes"),
+        "global-size": (good + pax(record(b"size", b"9" * 17), b"g") + x, one_for_all),
+        "global-path": (good + pax(record(b"path", b"p" * 2**19), b"g") + x * 5000, one_for_all),
         "nested": (good + many, "no header at byte"),
         "sparse-for-ever": (good + _sparse() + (b"\0" * 504 + b"\1" + b"\0" * 7) * 50, "unexpected end of data"),
         "cut-in-an-image": ((good + x)[: at + 600], f"the header at byte {at} claims {len(image)} bytes, of which 88 "),

@@ -4,22 +4,27 @@ import io
 import os
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 from making_images import encoded, make_tar, picture
 from making_tars import END, base256, header, hostile, member, padded, pax, record
 
+from pipeline.data.tarstream import images_in
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Manifest
 from shards.source import list_source
 from shards.tarfiles import samples_of
 from shards.tarheaders import members
+from shards.text import one_line
 from shards.verify import verify
 
 IMAGE = encoded(picture(1), "JPEG")
 HOSTILE = hostile(IMAGE)
+ROUNDS = int(os.environ.get("MASKFEAT_FUZZ_ROUNDS", "300"))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -167,6 +172,74 @@ def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
             samples_of(path)
         with pytest.raises(ShardError, match=f"{path}: is not a file; give tars"):
             index_tars([str(path)], tmp_path / "out", workers=1)
+
+
+def resealed(block: bytes) -> bytes:
+    """A header with the checksum that it should have."""
+    block = block[:148] + b" " * 8 + block[156:]
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """A tar in which a block or two were replaced, removed, repeated, or given another size, type or extension."""
+    blocks = [content[at : at + 512] for at in range(0, len(content), 512)]
+    for _ in range(random.choice([1, 1, 2, 4])):
+        place = random.randrange(len(blocks))
+        block, size = blocks[place], random.choice([-1, -512, 2**62, 2**80, random.randrange(-9999, 9999)])
+        kind = random.randrange(7)
+        if kind == 0:
+            blocks[place] = resealed(block[:124] + base256(size) + block[136:])
+        elif kind == 1:
+            blocks[place] = resealed(block[:156] + random.choice(b"0123457LKSgxXDVM\0").to_bytes() + block[157:])
+        elif kind == 2:
+            at = random.randrange(500)
+            blocks[place] = resealed(block[:at] + random.randbytes(12) + block[at + 12 :])
+        elif kind == 3:
+            del blocks[place : place + random.randrange(1, 4)]
+        elif kind == 4:
+            blocks[place:place] = blocks[random.randrange(len(blocks)) :][:3]
+        elif kind == 5:
+            key = random.choice([b"size", b"path", b"linkpath", b"GNU.sparse.map", b"GNU.sparse.major"])
+            value = random.choice([b"%d" % size, random.randbytes(9)])
+            blocks[place:place] = [pax(record(key, value), random.choice([b"x", b"X", b"g"]))]
+        else:
+            blocks[place:place] = [pax(random.choice([random.randbytes(300), b"9" * 300, b"2 " * 150]))]
+        blocks = blocks or [END]
+    return b"".join(blocks)[: None if random.random() < 0.8 else random.randrange(len(content))]
+
+
+def test_random_damage_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """What is read lies within the tar."""
+    random, refused = Random(0), 0
+    parts = [
+        member(b"0.jpg", IMAGE) + member(b"0.cls", b"3"),
+        pax(record(b"path", b"1.jpg")) + member(b"y", IMAGE),
+        header(b"long", 301, tarfile.GNUTYPE_LONGNAME) + padded(b"l" * 296 + b".jpg\0") + member(b"short", b"1"),
+        header(b"link", 20, tarfile.GNUTYPE_LONGLINK) + padded(b"0.jpg") + header(b"2.jpg", 0, tarfile.LNKTYPE),
+        pax(record(b"comment", b"x"), tarfile.XGLTYPE) + header(b"s.jpg", 0, tarfile.GNUTYPE_SPARSE),
+    ]
+    tar, outer = tmp_path / "a.tar", tmp_path / "outer.tar"
+    for _ in range(ROUNDS):
+        content = damaged(b"".join(random.sample(parts, len(parts))) + END, random)
+        tar.write_bytes(content)
+        outer.write_bytes(member(b"cat.tar", member(b"1.jpg", IMAGE) + END) + member(b"dog.tar", content) + END)
+        begun = time.monotonic()
+        for read in (samples_of, list_source):
+            path = tar if read is samples_of else outer
+            try:
+                found = read(path)
+            except ShardError as error:
+                assert str(error).startswith(str(path)) and one_line(str(error)) == str(error)
+                refused += 1
+                continue
+            places = [place[:2] for sample in found for place in sample.members.values()] if path == tar else []
+            if path == outer:
+                places = list(zip(found.offsets, found.sizes, strict=True))
+            assert all(0 <= at <= at + size <= path.stat().st_size for at, size in places)
+        with suppress(tarfile.TarError):
+            list(images_in(io.BytesIO(content)))
+        assert time.monotonic() - begun < 2
+    assert ROUNDS / 2 < refused < 2 * ROUNDS  # some were harmless
 
 
 def test_an_inner_tar_ends_where_its_member_does(tmp_path: Path) -> None:
