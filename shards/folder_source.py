@@ -64,8 +64,9 @@ def list_folder(root: Path) -> Listing:
     files = sorted(found.files, key=lambda file: os.fsencode(file[0]))
     images = [(path, size) for path, size in files if is_candidate(path)]
     ignored = Counter(_kind(path, found.broken) for path, _ in files if not is_candidate(path))
+    met = _met(found, ignored)
     if not images:
-        raise no_images(root, len(files), _counts(ignored) + _remedy(ignored))
+        raise no_images(root, len(files), "; ".join(met))
     paths = [path for path, _ in images]
     loose = [path for path in paths if "/" not in path]
     labels, classes = ([], []) if loose else labelled(paths)
@@ -75,15 +76,6 @@ def list_folder(root: Path) -> Listing:
             f"{root}: has images both at the top ({loose[0]}) and in folders ({folder}/); "
             "move the former into class folders, or give a folder without sub-folders"
         )
-    notes = []
-    if found.passed_over:
-        notes.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
-    if ignored:
-        notes.append(f"ignored files: {_counts(ignored)}{_remedy(ignored)}")
-    if loose:
-        notes.append("no classes: its images lie at the top; for labels, put them into a folder for each class")
-    elif missing := sorted(set(found.folders) - set(classes), key=os.fsencode):
-        notes.append(_no_class_for(missing, found))
     return Listing(
         root=root,
         paths=paths,
@@ -92,7 +84,7 @@ def list_folder(root: Path) -> Listing:
         labels=labels,
         classes=classes,
         ignored=len(files) - len(images),
-        notes=tuple(f"{root}: {note}" for note in notes),
+        notes=tuple(f"{root}: {line}" for line in [*met, *_on_classes(found, classes)]),
     )
 
 
@@ -155,25 +147,40 @@ def _kind(path: str, broken: set[str]) -> str:
     return "hidden" if name.name.startswith(".") else name.suffix.lower() or "without a suffix"
 
 
+def _met(found: _Found, ignored: Counter[str]) -> list[str]:
+    """What was met that is no image."""
+    lines = []
+    if found.passed_over:
+        lines.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
+    if ignored:
+        formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
+        remedy = f"; {', '.join(formats)}: nothing here reads that, convert them to JPEG first" if formats else ""
+        lines.append(f"ignored files: {_counts(ignored)}{remedy}")
+    return lines
+
+
+def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
+    """What is worth knowing about the classes: that there are none, a single one, or fewer than folders."""
+    if not classes:
+        return ["no classes: its images lie at the top; for labels, put them into a folder for each class"]
+    lines = []
+    if len(classes) == 1:
+        name = printable(classes[0])
+        lines.append(f"one class only, {name}: to tell classes apart, give the folder that holds one for each")
+    if missing := sorted(set(found.folders) - set(classes), key=os.fsencode):
+        holds = Counter(path.partition("/")[0] for path, _ in found.files)
+        shown = []
+        for name in missing[:_SHOWN]:
+            why = f"all its files are ignored: {holds[name]:,}" if holds[name] else "empty"
+            shown.append(f"{printable(name)} ({'a broken link' if name in found.broken else why})")
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        lines.append(f"no class for folders without an image: {', '.join(shown)}{more}")
+    return lines
+
+
 def _counts(counter: Counter[str]) -> str:
     """The most frequent, as in `1,200 .heic, 3 hidden`."""
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {excerpt(printable(kind))}" for kind, count in ranked[:_SHOWN]]
     rest = sum(count for _, count in ranked[_SHOWN:])
     return ", ".join([*shown, f"{rest:,} others"] if rest else shown)
-
-
-def _remedy(ignored: Counter[str]) -> str:
-    formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
-    return f"; {', '.join(formats)}: nothing here reads that, convert them to JPEG first" if formats else ""
-
-
-def _no_class_for(names: Sequence[str], found: _Found) -> str:
-    """The note on folders and broken links at the top that hold no image."""
-    holds = Counter(path.partition("/")[0] for path, _ in found.files)
-    shown = []
-    for name in names[:_SHOWN]:
-        why = f"all its files are ignored: {holds[name]:,}" if holds[name] else "empty"
-        shown.append(f"{printable(name)} ({'a broken link' if name in found.broken else why})")
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"no class for folders without an image: {', '.join(shown)}{more}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import ShardError, arrow_file
-from shards.labels import label_name
+from shards.labels import NAMES, label_name
 from shards.listing import IMAGE_SUFFIXES
 from shards.text import excerpt
 
@@ -33,11 +33,15 @@ _SHOWN = 10  # columns in a message
 
 
 class Columns(NamedTuple):
-    """All rows of a table, as they stand in it: `labels` is None without a column of them, `label` its name."""
+    """All rows of a table, as they stand in it.
+
+    `labels` is None without a column of them, `label` the name of that, and `others` those that could be it, too.
+    """
 
     paths: list[Any]
     labels: list[Any] | None
     label: str
+    others: list[str]
 
 
 def read_columns(source: Path) -> Columns:
@@ -80,7 +84,7 @@ def _read_csv(source: Path) -> Columns:
             if number:
                 paths.append(row[path])
                 labels.append("" if label is None else row[label])
-    return Columns(paths, labels, header[label].strip()) if label is not None else Columns(paths, None, "")
+    return _columns(header, label, paths, labels)
 
 
 def _header(file: IO[str]) -> tuple[str, bool, list[str]]:
@@ -114,7 +118,14 @@ def _read_parquet(source: Path) -> Columns:
             raise _embeds(source, embedded[0]) if embedded else _no_path(source, schema.names)
         names = [schema.names[column] for column in (path, label) if column is not None]
         columns = [table.read(columns=[name])[name].to_pylist() for name in names]
-    return Columns(columns[0], columns[1], names[1].strip()) if label is not None else Columns(columns[0], None, "")
+    return _columns(schema.names, label, *columns)
+
+
+def _columns(names: Sequence[str], label: int | None, paths: list[Any], labels: Sequence[Any] = ()) -> Columns:
+    if label is None:
+        return Columns(paths, None, "", [])
+    others = [name.strip() for name in names if _plain(name) in NAMES and name != names[label]]
+    return Columns(paths, list(labels), names[label].strip(), others)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

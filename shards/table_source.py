@@ -10,7 +10,7 @@ from shards.files import ShardError
 from shards.labels import NAMES, as_label, number_classes
 from shards.listing import Listing, is_url
 from shards.storage import printable_url, shows_credentials, why_unsupported
-from shards.table_columns import read_columns
+from shards.table_columns import Columns, read_columns
 from shards.text import excerpt, native
 
 
@@ -35,8 +35,15 @@ def list_table(source: Path) -> Listing:
         labels=[numbers[row] for row in order] if numbers else [],
         classes=classes,
         ignored=0,
-        notes=() if numbers else (f"{source}: no classes: no column is called {', '.join(NAMES[:-1])} or {NAMES[-1]}",),
+        notes=tuple(_notes(source, columns)),
     )
+
+
+def _notes(source: Path, columns: Columns) -> Iterator[str]:
+    if columns.labels is None:
+        yield f"{source}: no classes: no column is called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
+    elif columns.others:
+        yield f"{source}: labels are those of the column {columns.label}, not of {', '.join(columns.others)}"
 
 
 def _path(source: Path, number: int, value: Any) -> str:

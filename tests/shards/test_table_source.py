@@ -163,6 +163,13 @@ def test_spaces_around_a_path_count_where_a_file_is_called_so(tmp_path: Path) ->
     assert (listing.paths, listing.sizes) == ([" b.jpg ", "c.jpg"], [5, 0])
 
 
+def test_which_column_holds_the_labels_is_said_where_several_could(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv", "path,Class_name ,target,note,class_id\na.jpg,cat,x,,3\n")
+    listing = list_source(source)
+    assert (listing.labels, listing.classes) == ([0], ["cat"])
+    assert listing.notes == (f"{source}: labels are those of the column Class_name, not of target, class_id",)
+
+
 def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Path) -> None:
     source = table(tmp_path / "list.csv", "path,tag\na.jpg,x\n")
     (note,) = list_source(source).notes
