@@ -22,8 +22,8 @@ _CLASSES_SHOWN = 5
 
 
 def note(line: str) -> None:
-    """Prints to stderr."""
-    print(line, file=sys.stderr)
+    """Prints a line to stderr, whatever the names in it hold."""
+    print(one_line(line), file=sys.stderr)
 
 
 def reasons(root: str | Path) -> str:

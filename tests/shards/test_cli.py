@@ -92,6 +92,17 @@ def test_the_summary_counts_classes_and_what_has_none(shell: Shell, source: Path
     assert summary("index", tmp_path / "some.tar", "--out", tmp_path / "5") == [*numbers, *unlabelled]
 
 
+def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", 1, ("a\nerror: forged",))
+    (source / "b\x1b[31m").mkdir()
+    status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
+    assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
+    assert err.splitlines() == [
+        f"{source}: one class only, a\\nerror: forged: to tell classes apart, give the folder that holds one for each",
+        f"{source}: no class for folders without an image: b\\x1b[31m (empty)",
+    ]
+
+
 def test_without_any_label_that_is_said_before_the_work_and_after_it(shell: Shell, tmp_path: Path) -> None:
     flat = make_tree(tmp_path / "flat", 3, ())
     status, text, err = shell("build", flat, tmp_path / "out", "--workers", 1)
