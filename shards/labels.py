@@ -16,7 +16,7 @@ Label = int | str  # a number, which is kept, or the name of a class
 NAMES = ("label", "labels", "class", "class_name", "class_id", "cls", "category", "category_id", "target")
 
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)(\.0*)?")  # zeros in front, as in 007, make a name
-_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?!0\d)\d*\.?\d*([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?!0\d)(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def label_name(names: Iterable[str]) -> str | None:

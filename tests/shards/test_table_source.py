@@ -95,7 +95,8 @@ def test_csv_tables_as_people_write_them(text: str, encoding: str, tmp_path: Pat
         (pa.array([b"dog", b"cat"]), ([1, 0], ["cat", "dog"])),
         (["dog", "2"], ([1, 0], ["2", "dog"])),
         (["hat\ns", "hat\u2028s"], ([0, 1], ["hat\ns", "hat\u2028s"])),
-        (["é", "日"], ([0, 1], ["é", "日"])),
+        (["é", "٣"], ([0, 1], ["é", "٣"])),
+        (["9" * 10**6 + "x", "9" * 10**6 + ".x"], ([1, 0], ["9" * 10**6 + ".x", "9" * 10**6 + "x"])),
     ],
 )
 def test_labels_of_every_type_in_parquet(labels: Any, expected: tuple[list[int], list[str]], tmp_path: Path) -> None:
