@@ -35,7 +35,7 @@ from model.onnx import OnnxError, export_onnx
 from pipeline.build import build_model
 from pipeline.card import model_card
 from pipeline.config import ConfigError, Recipe
-from pipeline.finetune.build import CLASSES, build_classifier
+from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.targets.objective import MEAN, STD
@@ -80,10 +80,10 @@ def write_timm(run: Path, found: Checkpoint, model: MaskFeat | Classifier, out: 
     crop, classes = 1.0, []
     if isinstance(model, Classifier):
         card = classifier_card(run, found.facts, model, average)
-        crop, classes = recipe["data"]["validation_crop"], (run / CLASSES).read_text().splitlines()
+        crop, classes = recipe["data"]["validation_crop"], class_names(run, model.encoder.num_classes)
     else:
         card = model_card(run, found.facts, model, MEAN, STD)
-    (out / "README.md").write_text(card)
+    (out / "README.md").write_text(card, "utf-8")
     export_timm(model.encoder, out, image_size=size, options=options, mean=MEAN, std=STD, crop=crop, classes=classes)
 
 
@@ -116,7 +116,7 @@ def main() -> int:
         if "onnx" in arguments.format:
             difference = export_onnx(model.encoder, out / "encoder.onnx", size)
             print(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
-    except (CheckpointError, OnnxError, OSError) as error:
+    except (CheckpointError, ConfigError, OnnxError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

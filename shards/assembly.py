@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from shards import manifest
 from shards.duplicates import find_duplicates
-from shards.files import ShardError, sha256_of
+from shards.files import ShardError, arrow_file, sha256_of
 from shards.labels import Label, number_classes
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
@@ -194,8 +194,8 @@ def finish(
             duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
         with replacing(join(out, manifest.REJECTS), staging) as table:
             write_rejects(table, rejects)
-        with replacing(join(out, manifest.DUPLICATES), staging) as table:
-            pq.write_table(duplicates, table, compression="zstd")
+        with replacing(join(out, manifest.DUPLICATES), staging) as table, arrow_file(table, "wb") as file:
+            pq.write_table(duplicates, file, compression="zstd")
         dataset = Dataset(
             samples=sum(shard.samples for shard in shards),
             bytes=image_bytes,

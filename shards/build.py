@@ -30,6 +30,7 @@ from shards.assembly import (
 from shards.check import DEFAULT_MAX_PIXELS, Check
 from shards.engines import Engine, run
 from shards.files import ShardError, sha256_of
+from shards.folder_source import refuse_parts
 from shards.listing import Item, Listing, is_url
 from shards.manifest import Dataset, Options
 from shards.source import list_source
@@ -63,6 +64,7 @@ def build(
     check: Check = "decode",
     engine: Engine = run,
     progress: Progress = lambda done, total: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Dataset, bool]:
     """Builds `out` from the images in `source`, or finishes an interrupted build of the same input.
 
@@ -78,6 +80,7 @@ def build(
         check: how closely images are looked at, see `check_image`.
         engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
         progress: called after every shard.
+        note: called with each line on the source that the user should see before the work begins.
 
     Returns:
         The description of the data set, and whether it had been finished before.
@@ -92,16 +95,23 @@ def build(
     if not is_url(out) and _overlap(source.resolve(), Path(out).resolve()):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
     listing = list_source(source)
-    fingerprint = _fingerprint(listing, options)
+    for line in listing.notes:
+        note(line)
+    fingerprint = _fingerprint(listing, options, listing.ignored)
     unwritten = sum(size or 0 for size in listing.sizes)
 
     def remaining() -> str:
         return f"{unwritten / 1e6:,.1f} MB of images are still to be written"
 
     with explained(out, remaining):
+        present = files_in(out)
+        if manifest.DATASET in present:  # that other files than images come and go beside these makes no other data set
+            fingerprint = _fingerprint(listing, options, Dataset.load(out).ignored)
         if is_finished(out, fingerprint):
             return Dataset.load(out), True
-        refuse_other_files(out, files_in(out))
+        refuse_other_files(out, present)
+        if source.is_dir() and not finished_records(out):
+            refuse_parts(listing)
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))
             unwritten = sum(_bytes(job.items) for job in jobs if not job.recorded)
@@ -129,9 +139,13 @@ def _overlap(first: Path, second: Path) -> bool:
     return first.is_relative_to(second) or second.is_relative_to(first)
 
 
-def _fingerprint(listing: Listing, options: Options) -> str:
-    """SHA-256 of all that decides the output, as far as it is known without reading the images."""
-    facts = [manifest.VERSION, asdict(options), listing.ignored, listing.classes, listing.labels]
+def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
+    """SHA-256 of all that decides the output, as far as it is known without reading the images.
+
+    Names are taken as UTF-8, whatever the locale.
+    """
+    classes = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in listing.classes]
+    facts = [manifest.VERSION, asdict(options), ignored, classes, listing.labels]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")

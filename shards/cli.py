@@ -1,5 +1,6 @@
 """The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or no way on."""
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -64,7 +65,8 @@ def build(
     """Check every image in SRC and write those that can be trained on to OUT.
 
     SRC is a folder (SRC/<class>/**/<image>, or SRC/<image>), a tar of <class>.tar files as ImageNet is published,
-    or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers).
+    or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
+    docs/sources.md says what else these columns may be called, and which folders and files are passed over.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
     store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
@@ -95,6 +97,7 @@ def build(
             check=check,
             engine=partial(run_on_ray, address=ray_address) if engine == "ray" else run,
             progress=report,
+            note=note,
         )
     if finished_before:
         print(f"{out}: already built from these images with these options; nothing to do")
@@ -208,6 +211,9 @@ def preview(
 
 def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a name
     try:
         app()
     except ShardError as error:

@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.files import arrow_file
 from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA, local_copy
 from shards.storage import read
 
 
 def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
     """Compares the images whose size and checksum agree; `files` are the shards. Rows are sorted by id."""
-    table = pq.read_table(manifest_path, columns=["shard", "offset", "size", "crc32c"])
+    table = pq.read_table(arrow_file(manifest_path), columns=["shard", "offset", "size", "crc32c"])
     shard, offset, size, crc32c = (column.to_numpy() for column in table.columns)
     order = np.lexsort((crc32c, size))  # stable, so ids ascend among equals
     differs = (np.diff(size[order]) != 0) | (np.diff(crc32c[order]) != 0)
@@ -34,5 +35,5 @@ def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
 def load_duplicates(root: str | Path) -> list[tuple[int, int]]:
     """(id, first id) of every duplicate. Raises ShardError without a duplicates.parquet."""
     with local_copy(root, DUPLICATES) as path:
-        table = pq.read_table(path)
+        table = pq.read_table(arrow_file(path))
     return list(zip(table["id"].to_pylist(), table["first_id"].to_pylist(), strict=True))

@@ -4,6 +4,9 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from decimal import Decimal
+
+from shards.text import excerpt
 
 MAX_LABEL = 99_999  # of labels that are numbers, which are kept: there is a class for each up to the largest
 
@@ -13,7 +16,7 @@ Label = int | str  # a number, which is kept, or the name of a class
 NAMES = ("label", "labels", "class", "class_name", "class_id", "cls", "category", "category_id", "target")
 
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)(\.0*)?")  # zeros in front, as in 007, make a name
-_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?!0\d)\d*\.?\d*([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?!0\d)(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def label_name(names: Iterable[str]) -> str | None:
@@ -25,14 +28,13 @@ def label_name(names: Iterable[str]) -> str | None:
 def as_label(value: object) -> Label | None:
     """The label that a value stands for; None where it says that there is none.
 
-    Whole numbers are numbers, be they integers, floats (as pandas writes a column with gaps) or text. Other text is the
-    name of a class, without the spaces around it. Null, NaN and empty text are no label.
+    Whole numbers are numbers, be they integers, floats (as pandas writes a column with gaps), decimals or text. Other
+    text is the name of a class, without the spaces around it. Null, NaN and empty text are no label.
 
     Raises:
         ValueError: it is anything else, such as 0.5, -1, true or a list. The message begins with the value.
     """
-    shown = value if isinstance(value, str) else repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    shown = excerpt(value)
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -46,9 +48,9 @@ def as_label(value: object) -> Label | None:
                 raise ValueError(f"{shown} is not a whole number from 0 to {MAX_LABEL}")
             return value or None
         value = int(whole[1]) if len(whole[1]) <= len(str(MAX_LABEL)) else math.inf
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise ValueError(f"{shown} is neither a name nor a whole number")
     if not (0 <= value <= MAX_LABEL and value == int(value)):
         raise ValueError(f"{shown} is not a whole number from 0 to {MAX_LABEL}")

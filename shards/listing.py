@@ -36,7 +36,8 @@ class Listing:
     `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
     tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
     `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
-    no candidates: hidden ones and those without the suffix of an image.
+    no candidates: hidden ones and those without the suffix of an image. `notes` are lines on what the user should
+    know before anything is built, such as classes that would be missing.
     """
 
     root: Path
@@ -46,6 +47,7 @@ class Listing:
     labels: list[int]
     classes: list[str]
     ignored: int
+    notes: tuple[str, ...] = ()
 
     def item(self, index: int) -> Item:
         """One candidate."""
@@ -56,10 +58,15 @@ class Listing:
             path=path,
             label=label,
             class_name=None if label is None else printable(self.classes[label]),
-            file=str(self.root) if self.offsets else path if is_url(path) else posixpath.join(str(self.root), path),
+            file=self._file(path),
             offset=self.offsets[index] if self.offsets else None,
             size=self.sizes[index],
         )
+
+    def _file(self, path: str) -> str:
+        if self.offsets:
+            return str(self.root)
+        return printable(path) if is_url(path) else posixpath.join(str(self.root), path)
 
 
 def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
@@ -76,9 +83,10 @@ def is_candidate(path: str) -> bool:
     return not hidden and path[path.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
-def no_images(source: Path, files: int) -> ShardError:
-    """The error for a source that holds only other files."""
-    return ShardError(f"{source}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) among {files} files")
+def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
+    """The error for a source that holds only other files; `kinds` says of which kinds they are."""
+    among = f"{files} files{f': {kinds}' if kinds else ''}"
+    return ShardError(f"{source}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) among {among}")
 
 
 def is_url(path: str) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.check import Check
-from shards.files import ShardError, sha256_of
+from shards.files import ShardError, arrow_file, sha256_of
 from shards.listing import is_url
 from shards.storage import as_local, join, opened, printable_url, read
 
@@ -158,7 +158,7 @@ class Manifest:
                 raise ShardError(
                     f"{join(root, MANIFEST)}: does not match {DATASET}; copy both from one build or build again"
                 )
-            table = pq.read_table(path, columns=numeric)
+            table = pq.read_table(arrow_file(path), columns=numeric)
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
         if not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(
@@ -224,7 +224,7 @@ class Manifest:
 
 def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
     """Writes manifest.parquet from each shard's columns (all but `shard`, which is the shard's position)."""
-    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+    with arrow_file(path, "wb") as file, pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for position, columns in enumerate(shards):
             waiting.append(pa.table({**columns, "shard": [position] * len(columns["key"])}, MANIFEST_SCHEMA))

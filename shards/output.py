@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -13,14 +14,16 @@ from shards.duplicates import load_duplicates
 from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
 from shards.rejects import count_rejects
 from shards.storage import join
+from shards.text import excerpt, one_line
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
+_CLASSES_SHOWN = 5
 
 
 def note(line: str) -> None:
-    """Prints to stderr."""
-    print(line, file=sys.stderr)
+    """Prints a line to stderr, whatever the names in it hold."""
+    print(one_line(line), file=sys.stderr)
 
 
 def reasons(root: str | Path) -> str:
@@ -38,6 +41,22 @@ def duplicates(root: str | Path) -> str:
     return f"{len(found):,} ({', '.join(pairs)}{', ...' if len(found) > len(pairs) else ''})"
 
 
+def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
+    """What the labels amount to, and whatever lacks one."""
+    lines = [f"classes: {len(dataset.classes):,} ({_first(dataset.classes)})" if dataset.classes else "classes: none"]
+    counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+    if dataset.classes and (empty := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]):
+        lines.append(f"classes without a sample: {len(empty):,} ({_first(empty)})")
+    if unlabelled := dataset.samples - int(counts.sum()):
+        lines.append(f"unlabelled: {unlabelled:,} of {dataset.samples:,} samples")
+    return lines
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = [one_line(excerpt(name)) for name in names[:_CLASSES_SHOWN]]
+    return ", ".join(shown + ["..."] * (len(names) > len(shown)))
+
+
 def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
@@ -45,8 +64,8 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
         f"{out}: {dataset.samples:,} samples in {len(dataset.shards):,} shards, "
         f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
     )
-    if dataset.ignored:
-        print(f"ignored {dataset.ignored:,} files: hidden ones and those without the suffix of an image")
+    for line in _classes(dataset, Manifest.load(out)):
+        print(line)
     if dataset.rejects:
         print(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out):

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
-from shards.files import ShardError
+from shards.files import ShardError, arrow_file
 from shards.manifest import REJECTS, Dataset, Manifest, local_copy
 from shards.page import STYLE, histogram
 from shards.storage import read, replacing
+from shards.text import printable
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
@@ -31,7 +32,7 @@ def write_preview(root: str | Path, out: Path) -> int:
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
-    name = escape(Path(root).resolve().name)
+    name = escape(printable(Path(root).resolve().name))
     kind = "by class" if dataset.classes else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
@@ -144,7 +145,7 @@ def _image(manifest: Manifest, sample: int) -> str:
 def _rejects(root: str | Path) -> str:
     by_reason: dict[str, list[str]] = {}
     with local_copy(root, REJECTS) as file:
-        table = pq.read_table(file, columns=["path", "reason", "detail"])
+        table = pq.read_table(arrow_file(file), columns=["path", "reason", "detail"])
     for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
         by_reason.setdefault(reason, []).append(f"<li><code>{escape(path)}</code> {escape(detail)}")
     if not by_reason:

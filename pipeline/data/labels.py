@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from pipeline.config import ConfigError
 from pipeline.random import derive, uniform
 from shards.manifest import Manifest
+from shards.text import excerpt
 
 Int64s = NDArray[np.int64]
 
@@ -22,13 +23,13 @@ def labels_of(training: Manifest, validation: Manifest) -> tuple[Int64s, Int64s]
         if unlabelled := int((manifest.label < 0).sum()):
             raise ConfigError(
                 f"{manifest.root}: {unlabelled:,} of {len(manifest):,} samples have no label: build it again from a "
-                "folder of class folders, or from a table with a column `label`"
+                "folder of class folders, or from a table with a label in every row"
             )
     number = {name: label for label, name in enumerate(training.classes)}
     if unknown := [name for name in validation.classes if name not in number]:
         raise ConfigError(
-            f"{validation.root}: its class {unknown[0]!r} is not among those of {training.root}: build both from the "
-            "same classes"
+            f"{validation.root}: its class {excerpt(repr(unknown[0]))} is not among those of {training.root}, like "
+            f"{len(unknown) - 1:,} more of its {len(validation.classes):,}: build both from the same classes"
         )
     renumbered = np.array([number[name] for name in validation.classes], dtype=np.int64)
     return training.label.astype(np.int64), renumbered[validation.label]

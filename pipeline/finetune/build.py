@@ -1,5 +1,7 @@
 """From a fine-tuning recipe to its model and how fast its layers learn."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
@@ -9,8 +11,10 @@ from model.maskfeat import build_encoder
 from pipeline.build import adapt
 from pipeline.config import ConfigError
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
+from shards.text import excerpt
 
-CLASSES = "classes.txt"  # in run.dir: a name a line, in the order of the head's outputs
+CLASSES = "classes.json"  # in run.dir: a list of names, in the order of the head's outputs
+_CLASSES_BEFORE = "classes.txt"  # of older runs: a name a line
 
 
 def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
@@ -22,6 +26,26 @@ def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
         raise ConfigError(f"model: {error}") from error
     adapt(encoder, recipe)
     return model
+
+
+def class_names(run: Path, outputs: int) -> list[str]:
+    """The names of a run's classes, one for each of the head's outputs. Raises ConfigError for any other number."""
+    try:
+        if (run / CLASSES).exists():
+            names = json.loads((run / CLASSES).read_bytes())
+        else:  # neither splitlines nor a text file, which both take more for the end of a line
+            names = (run / _CLASSES_BEFORE).read_bytes().decode().removesuffix("\n").split("\n")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("no list of names")
+        if len(names) != outputs:
+            raise ValueError(f"{len(names)} names")
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        what = "nothing" if isinstance(error, FileNotFoundError) else excerpt(str(error))
+        raise ConfigError(
+            f"{run / CLASSES} must name the {outputs} classes of the head, but {what} was found there or in "
+            f"{_CLASSES_BEFORE}: write it as a JSON list; dataset.json of the training set has the names as `classes`"
+        ) from None
+    return names
 
 
 def layer_groups(model: Classifier, optim: FinetuneOptim) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from pipeline.train.monitor import Metrics
 from pipeline.train.phases import Phases
 from pipeline.train.world import World
 from shards.manifest import Manifest
+from shards.text import excerpt, one_line
 
 PICTURED = 40  # the most classes in a picture
 
@@ -99,7 +100,7 @@ class Validation:
 def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
     """The confusion table: a row for each class with what its images were taken for."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # names may hold line breaks
     writer.writerow(["class", *names])
     writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
     return text.getvalue().encode()
@@ -107,6 +108,7 @@ def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
 def draw_table(confusion: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
     """The same as a picture, uint8 (height, width, 3): the darker, the larger a share of the row's images."""
+    names = [one_line(excerpt(name)) for name in names]
     cell, margin = 36, 8 + 7 * max(map(len, names))
     side = margin + cell * len(names)
     sheet = Image.new("RGB", (side, side), "white")

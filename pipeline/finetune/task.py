@@ -5,6 +5,7 @@ Recipe: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Tr
 """
 
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class Finetuning:
     def begin(self, engine: Engine, done: int, monitor: Monitor | None) -> None:
         """Say what the accuracy has to be compared with, and keep the names of the classes."""
         if monitor:
-            self._write(CLASSES, "".join(f"{name}\n" for name in self.names).encode())
+            self._write(CLASSES, f"{json.dumps(self.names, indent=0)}\n".encode())
             monitor.say(
                 f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
                 "of the validation images"

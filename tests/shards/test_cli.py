@@ -1,4 +1,6 @@
+import shutil
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,58 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
     assert rows["rejects"] == "0"
     assert rows["duplicates"] == "0"
     assert rows["identity"] == manifest.identity
+
+
+def test_the_summary_counts_classes_and_what_has_none(shell: Shell, source: Path, tmp_path: Path) -> None:
+    """Of build and of index, whose labels are the numbers of the former; the first line is that of the totals."""
+
+    def summary(*arguments: object) -> list[str]:
+        status, text, err = shell(*arguments, "--workers", 1, "--max-rejects", 9)
+        assert (status, err) == (0, "")
+        return [line for line in text.splitlines()[1:] if line.startswith(("classes", "unlabelled"))]
+
+    assert summary("build", source, tmp_path / "1") == ["classes: 3 (ant, bee, cat)"]
+    for path in (source / "bee").iterdir():
+        path.write_bytes(b"")
+    assert summary("build", source, tmp_path / "2") == [
+        "classes: 3 (ant, bee, cat)",
+        "classes without a sample: 1 (bee)",
+    ]
+    numbers = ["classes: 3 (0, 1, 2)", "classes without a sample: 1 (1)"]
+    assert summary("index", tmp_path / "2" / "*.tar", "--out", tmp_path / "3") == numbers
+    shutil.rmtree(source / "bee")
+    for name in ("e\u2028f", "g\x1b[31m", "h" * 200, "i", "j"):
+        shutil.copytree(source / "ant", source / name)
+    many = [f"classes: 7 (ant, cat, e\\u2028f, g\\x1b[31m, {'h' * 100}..., ...)"]
+    assert summary("build", source, tmp_path / "4") == many
+
+    with tarfile.open(tmp_path / "2" / "shard-000000.tar") as whole, tarfile.open(tmp_path / "some.tar", "w") as some:
+        for member in whole:
+            if member.name not in ("000000000.cls", "000000003.cls"):
+                some.addfile(member, whole.extractfile(member))
+    unlabelled = ["unlabelled: 2 of 7 samples"]
+    assert summary("index", tmp_path / "some.tar", "--out", tmp_path / "5") == [*numbers, *unlabelled]
+
+
+def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", 1, ("a\nerror: forged",))
+    (source / "b\x1b[31m").mkdir()
+    status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
+    assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
+    assert err.splitlines() == [
+        f"{source}: one class only, a\\nerror: forged: to tell classes apart, give the folder that holds one for each",
+        f"{source}: no class for folders without an image: b\\x1b[31m (empty)",
+    ]
+
+
+def test_without_any_label_that_is_said_before_the_work_and_after_it(shell: Shell, tmp_path: Path) -> None:
+    flat = make_tree(tmp_path / "flat", 3, ())
+    status, text, err = shell("build", flat, tmp_path / "out", "--workers", 1)
+    assert (status, err) == (
+        0,
+        f"{flat}: no classes: its images lie at the top; for labels, put them into a folder for each class\n",
+    )
+    assert text.splitlines()[1:3] == ["classes: none", "unlabelled: 3 of 3 samples"]
 
 
 def test_duplicates_are_counted_and_named(shell: Shell, source: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,157 @@ def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
     assert (listing.paths, listing.labels, listing.classes) == (["a.jpg"], [], [])
 
 
+CATS_AND_DOGS = (["a.jpg", "ä b.jpg"], [0, 1], ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\nä b.jpg,dog\na.jpg,cat\n",
+        "path, label\nä b.jpg, dog\na.jpg, cat\n",
+        "label ,  path\ndog , ä b.jpg\n cat,a.jpg \n",
+        "label,path\ndog, ä b.jpg\ncat,a.jpg\n",
+        'Label, PATH\ndog, "ä b.jpg"\n"cat ",a.jpg\n',
+        "filename,class\nä b.jpg,dog\na.jpg,cat\n",
+        "image,target,path of something\nä b.jpg,dog,x\na.jpg,cat,y\n",
+        "id,path,url,Category\n1,ä b.jpg,x,dog\n2,a.jpg,y,cat\n",
+        "path;label\nä b.jpg;dog\na.jpg;cat\n",
+        '"path";"note";"label"\n"ä b.jpg";"x,y";"dog"\n"a.jpg";"";"cat"\n',
+        "path\tlabel\r\nä b.jpg\tdog\r\na.jpg\tcat\r\n",
+        "path|label\nä b.jpg|dog\na.jpg|cat\n",
+        "\n,path,label\n0,ä b.jpg,dog\n\n1,a.jpg,cat\n\n",
+        '"a\nb",path,label\nx,ä b.jpg,dog\ny,a.jpg,cat\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_tables_as_people_write_them(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "list.CSV").write_bytes(text.encode(encoding))
+    listing = list_source(tmp_path / "list.CSV")
+    assert (listing.paths, listing.labels, listing.classes) == CATS_AND_DOGS
+    assert listing.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (pa.array([0, 2], pa.uint8()), ([0, 2], ["0", "1", "2"])),
+        (pa.array([0.0, 2.0]), ([0, 2], ["0", "1", "2"])),
+        (pa.array([0.0, 2.0], pa.float16()), ([0, 2], ["0", "1", "2"])),
+        (pa.array([Decimal("0.00"), Decimal("2.00")]), ([0, 2], ["0", "1", "2"])),
+        (["0", " 2.0 "], ([0, 2], ["0", "1", "2"])),
+        (pa.array(["dog", " cat "], pa.large_string()), ([1, 0], ["cat", "dog"])),
+        (pa.array(["dog", "cat"]).dictionary_encode(), ([1, 0], ["cat", "dog"])),
+        (pa.array([b"dog", b"cat"]), ([1, 0], ["cat", "dog"])),
+        (["dog", "2"], ([1, 0], ["2", "dog"])),
+        (["hat\ns", "hat\u2028s"], ([0, 1], ["hat\ns", "hat\u2028s"])),
+        (["é", "٣"], ([0, 1], ["é", "٣"])),
+        (["9" * 10**6 + "x", "9" * 10**6 + ".x"], ([1, 0], ["9" * 10**6 + ".x", "9" * 10**6 + "x"])),
+    ],
+)
+def test_labels_of_every_type_in_parquet(labels: Any, expected: tuple[list[int], list[str]], tmp_path: Path) -> None:
+    for paths in (pa.array(["a.jpg", "b.jpg"], pa.large_string()), pa.array(["a.jpg", "b.jpg"]).dictionary_encode()):
+        pq.write_table(pa.table({"note": [1, 2], " Class": labels, "Path ": paths}), tmp_path / "list.parquet")
+        listing = list_source(tmp_path / "list.parquet")
+        assert (listing.paths, listing.labels, listing.classes) == (["a.jpg", "b.jpg"], *expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (pa.array([1.0, None]), "row 2 has no label; fill it in"),
+        (pa.array([1.0, float("nan")]), "row 2 has no label; fill it in"),
+        (["x", "  "], "row 2 has no label; fill it in"),
+        ([1.0, 0.5], "row 2: label 0.5 is not a whole number from 0 to 99999"),
+        ([1, 100_000], "row 2: label 100000 is not a whole number"),
+        (["1", "9" * 5000], "row 2: label 9{100}... is not a whole number"),
+        ([True, False], "row 1: label True is neither a name nor a whole number"),
+        ([[1], [2]], r"row 1: label \[1\] is neither"),
+        ([b"x", b"\xff"], r"row 2: label b'\\xff' is not UTF-8"),
+        ([{"a": "x" * 10**6}, None], r"row 1: label .{100}\.\.\. is neither"),
+    ],
+)
+def test_what_is_no_label_is_named_with_its_row_and_cut_short(labels: Any, message: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "label": labels}), tmp_path / "list.parquet")
+    with pytest.raises(ShardError, match=message) as error:
+        list_source(tmp_path / "list.parquet")
+    assert str(error.value).endswith("leave out the whole column")
+    assert len(str(error.value)) < len(str(tmp_path)) + 250
+
+
+RECORD = {"bytes": b"\xff\xd8" * 10**5, "path": "a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "culprit"),
+    [
+        ({"image": [RECORD], "label": [1]}, "image"),
+        ({"path": [RECORD], "label": [1]}, "path"),
+        ({"path": [RECORD["bytes"]]}, "path"),
+        ({"jpg": pa.array([RECORD["bytes"]], pa.large_binary()), "cls": [1]}, "jpg"),
+        ({"images": [[RECORD]], "url_of_page": ["x"]}, "images"),
+        ({"pixels": [[[1, 2], [3, 4]]]}, "pixels"),
+    ],
+)
+def test_tables_that_embed_images_are_refused_in_one_short_line(
+    columns: dict[str, Any], culprit: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    with pytest.raises(
+        ShardError, match=rf"embeds images in its column {culprit} \(bytes, .* write the images to files"
+    ):
+        list_source(tmp_path / "list.parquet")
+
+
+def test_paths_are_taken_where_images_are_embedded_beside_them(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [RECORD], "file_name": ["a.jpg"]}), tmp_path / "list.parquet")
+    assert list_source(tmp_path / "list.parquet").paths == ["a.jpg"]
+
+
+def test_spaces_around_a_path_count_where_a_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / " b.jpg ").write_bytes(b"12345")
+    listing = list_source(table(tmp_path / "list.csv", "label,path\nx, b.jpg \ny, c.jpg \n"))
+    assert (listing.paths, listing.sizes) == ([" b.jpg ", "c.jpg"], [5, 0])
+
+
+def test_which_column_holds_the_labels_is_said_where_several_could(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv", "path,Class_name ,target,note,class_id\na.jpg,cat,x,,3\n")
+    listing = list_source(source)
+    assert (listing.labels, listing.classes) == ([0], ["cat"])
+    assert listing.notes == (f"{source}: labels are those of the column Class_name, not of target, class_id",)
+
+
+def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Path) -> None:
+    source = table(tmp_path / "list.csv", "path,tag\na.jpg,x\n")
+    (note,) = list_source(source).notes
+    assert note.startswith(f"{source}: no classes: no column is called label, labels, class, ")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.jpg,1\n", "has no column `path` among file, label"),
+        ("a.jpg,cat\nb.jpg,dog\n", r"has no header: its first line begins with a\.jpg; put a line"),
+        ("/x/a.PNG;cat\nb.jpg;dog\n", "has no header"),
+        ("file,image,label\na.jpg,b.jpg,1\n", "its columns file and image may both list the images; call the right"),
+        ("path,label,Label\na.jpg,1,2\n", "has two columns label; rename or leave out one"),
+        ("path,PATH \na.jpg,b.jpg\n", "has two columns path; rename or leave out one"),
+        (
+            ",".join(f"column-{i}" for i in range(5000)) + "\n",
+            r"has no column `path` among column-0, .*column-9, \.\.\.; rename",
+        ),
+        ("path\n" + "a" * 3000 + "\n" + "a" * 3000, r"row 2: a{100}\.\.\. is in row 1 already"),
+        ("path,target\na.jpg,0.37\n", "row 1: target 0.37 is not a whole number .*leave out the whole column"),
+        ("path,label\nä.jpg,cat\n".encode("latin-1"), r"is not UTF-8 .*byte 11\): .*`iconv -f LATIN1 -t UTF-8`"),
+        ("path,label\na.jpg,cat\n".encode("utf-16-le"), r"is not UTF-8 \(it holds zero bytes"),
+        ("path,label\na.jpg,cat\n".encode("utf-32"), r"is not UTF-8 \(it holds zero bytes"),
+        (b"\xff\xfe", "has no column `path` among none"),
+        ("image_id,label\na,1\n", "has no column `path` among image_id, label"),
         ("", "has no column `path` among none"),
         ("path\n", "has no rows"),
         ("path,label\na.jpg,1\n ,2\n", r"row 2 has no usable path \(' '\)"),
         ("path,label\na.jpg,1\nb.jpg,\n", "row 2 has no label; fill it in"),
         ("path,label\na.jpg,1\nb,c.jpg,2\n", "row 2 has more or fewer fields than the header; quote its commas"),
         ("path,label\na.jpg\n", "row 1 has more or fewer fields"),
-        ("path,label\na.jpg,1\nb.jpg,-1\n", "row 2: label -1 is not in 0 to 99999"),
+        ("path,label\na.jpg,1\nb.jpg,-1\n", "row 2: label -1 is not a whole number from 0 to 99999; correct it"),
         ("path,label\na.jpg,1\nb.jpg,2\na.jpg,1\n", r"row 3: a\.jpg is in row 1 already"),
         ("path\n.\n", r"row 1: \. is not a file"),
         ("path\nnone://a.jpg\n", r"row 1: none://a\.jpg cannot be read: Protocol not known: none"),
@@ -73,9 +214,11 @@ def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
         ('path\n"a.jpg\n', "not a readable UTF-8 .csv table"),
     ],
 )
-def test_bad_tables_are_errors_that_name_the_row(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=rf"list\.csv: {message}"):
-        list_source(table(tmp_path / "list.csv", text))
+def test_bad_tables_are_errors_that_name_the_row(text: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ShardError, match=rf"list\.csv: {message}") as error:
+        list_source(tmp_path / "list.csv")
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
 
 
 def test_bad_parquet_files_are_errors(tmp_path: Path) -> None:
@@ -85,7 +228,7 @@ def test_bad_parquet_files_are_errors(tmp_path: Path) -> None:
         with pytest.raises(ShardError, match=message):
             list_source(source)
     pq.write_table(pa.table({"path": ["a.jpg"], "label": [0.5]}), source)
-    with pytest.raises(ShardError, match=r"row 1: label 0\.5 is neither a name nor an integer"):
+    with pytest.raises(ShardError, match=r"row 1: label 0\.5 is not a whole number from 0 to 99999"):
         list_source(source)
     source.write_bytes(b"PAR1")
     with pytest.raises(ShardError, match=r"list\.parquet: not a readable UTF-8 \.parquet table"):
