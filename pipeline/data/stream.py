@@ -9,8 +9,10 @@ Ranks never end, so none waits for another at an uneven end: each goes round its
 
 import io
 import logging
+import os
 import queue
 import random
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,24 +21,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from braceexpand import braceexpand
 from PIL import Image
 from webdataset.filters import shuffle
-from webdataset.gopen import gopen
-from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
+from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.random import mix_int
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
 from shards.exif import TURNED, orientation
 from shards.index import IMAGE_EXTENSIONS
-from shards.listing import is_url
+from shards.secrets import PIPE, masked
 from shards.storage import opened, printable_url
+from shards.terminal import shown
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
 _PAUSE = 10.0  # seconds before tars that gave nothing are tried again
@@ -63,11 +66,8 @@ class StreamData:
         self._rank, self._world_size = rank, world_size
         assert recipe.data.stream_samples
         self.samples = recipe.data.stream_samples
-        self.identity: dict[str, Any] = {"data.shards (URLs)": recipe.data.shards}
-        try:
-            tars = [tar for tar in expand_urls(recipe.data.shards) if tar]
-        except ValueError as error:
-            raise DataError(f"data.shards={recipe.data.shards}: its braces do not match; correct them") from error
+        self.identity: dict[str, Any] = {"data.shards (URLs)": masked(recipe.data.shards)}
+        tars = _expanded(recipe.data.shards)
         if not tars:
             raise DataError("data.shards names no tars: give paths or URLs, with {000..099} for several")
         shared = len(tars) < world_size
@@ -185,20 +185,17 @@ class StreamData:
         for tar in tars:
             self._count("tars")
             try:
-                # webdataset opens URLs by other programs, without retries
-                stream = (
-                    io.BufferedReader(opened(tar, deadline=self._data.deadline), _BUFFERED)
-                    if is_url(tar)
-                    else gopen(tar)
-                )
+                stream = _open(tar, self._data.deadline)
             except Exception as error:
                 self._failed(error)
                 continue
-            yield {"url": printable_url(tar), "stream": stream}
             try:
-                stream.close()
-            except Exception as error:  # the command of a pipe failed
-                self._failed(error)
+                yield {"url": masked(tar) if tar.startswith(PIPE) else printable_url(tar), "stream": stream}
+            finally:
+                try:
+                    stream.close()
+                except Exception as error:  # the command of a pipe failed
+                    self._failed(error)
 
     def _failed(self, error: Exception) -> bool:
         """A tar that cannot be read, or not to its end, is left. Returns True: go on with the next."""
@@ -206,7 +203,7 @@ class StreamData:
         text = str(error)
         if len(error.args) > 2:  # webdataset adds the stream and the URL; the first of an OSError is its number
             text = f"{error.args[-1]}: {getattr(error, 'strerror', None) or error.args[0]}"
-        self._last_error = printable_url(text)
+        self._last_error = shown(text)
         if self._last_error not in self._warned:  # once, and not in every round
             self._warned.add(self._last_error)
             _log.warning("tar left out: %s", self._last_error)
@@ -215,6 +212,35 @@ class StreamData:
     def _count(self, name: str) -> None:
         with self._counting:
             self._counters[name] += 1
+
+
+def _expanded(urls: str) -> list[str]:
+    """The tars that webdataset would open; but where it has no variable WDS_NAME, `${NAME}` is left to a command.
+
+    Raises:
+        DataError: braces do not match, or a variable is missing.
+    """
+    try:
+        return [tar for part in urls.split("::") for tar in braceexpand(_substituted(part)) if tar]
+    except ValueError:
+        raise DataError(f"data.shards={shown(urls)}: its braces do not match; correct them") from None
+
+
+def _substituted(urls: str) -> str:
+    def value(found: re.Match[str]) -> str:
+        name = f"WDS_{found[1]}"
+        if name not in os.environ and not urls.startswith(PIPE):
+            raise DataError(f"data.shards={shown(urls)}: {found[0]} is not known; set the variable {name}")
+        return os.environ.get(name, found[0])
+
+    return re.sub(r"\$\{(\w+)\}", value, urls)
+
+
+def _open(tar: str, deadline: float) -> io.BufferedIOBase:
+    if tar.startswith(PIPE):
+        return Pipe(tar, deadline)
+    # webdataset opens URLs by other programs, without retries
+    return io.BufferedReader(opened(tar, deadline=deadline), _BUFFERED)
 
 
 def _size(image: bytes) -> tuple[int, int] | None:
