@@ -45,6 +45,8 @@ from pathlib import Path
 
 from hosts import PROBE, Hosts
 
+from shards.terminal import Parser, note, prepare
+
 RESUME = 75  # the exit status of a run that was asked to stop
 NOT_UNDERSTOOD = 2
 STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -213,13 +215,13 @@ def now() -> str:
 
 def say(text: str) -> None:
     """A line for the operator."""
-    with suppress(OSError):  # it may go to a disk that is full
-        print(f"supervise: {text}", file=sys.stderr, flush=True)
+    note(f"supervise: {text}")
 
 
 def main() -> int:
     """Exit status as in this program's description."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    prepare()
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=5, help="failures in a row without getting further (default 5)")
     parser.add_argument("--pause", type=float, default=15, help="seconds before the second start (default 15)")
     parser.add_argument("--longest-pause", type=float, default=600, help="seconds that pauses grow to (default 600)")
