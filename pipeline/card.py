@@ -11,6 +11,7 @@ import yaml
 from model.maskfeat import MaskFeat
 from pipeline.config import Recipe
 from pipeline.train.checkpoint import Facts
+from shards.secrets import masked_values
 
 # No license: it is for those to choose who publish the weights
 _FRONT = {
@@ -111,7 +112,7 @@ def model_card(
         targets=_TARGETS[recipe.target.kind],
         loss="one minus the cosine" if _by_cosine(recipe) else "squared errors",
         training=table(_training(run, facts, recipe)),
-        identity=yaml.safe_dump(facts.identity, sort_keys=False),
+        identity=quoted(facts.identity),
         torch=torch.__version__,
         timm=timm.__version__,
     )
@@ -147,6 +148,11 @@ def _loss(value: float | None) -> str:
 def table(rows: dict[str, str]) -> str:
     """Markdown of names and values."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def quoted(identity: dict[str, Any]) -> str:
+    """A run's identity as YAML without secrets, for a block of code, which nothing in it ends."""
+    return yaml.safe_dump(masked_values(identity), sort_keys=False).replace("```", "~~~")
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

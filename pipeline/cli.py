@@ -13,7 +13,7 @@ from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, 
 from pipeline.data.simulate import Fleet, Forecast, forecast
 from shards.cli import app, main
 from shards.manifest import Dataset
-from shards.output import note
+from shards.terminal import note, say
 
 __all__ = ["main"]
 
@@ -106,7 +106,7 @@ def plan(
             rows.append(("training", f"takes {_time(epoch)} an epoch, in which a node reads {share}"))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            print(f"{name:<{width}}  {value}")
+            say(f"{name:<{width}}  {value}")
     if lanes % nodes or batch % lanes:
         note(
             "nodes share lanes and read each other's shards: make --lanes a multiple of --nodes, and --batch of --lanes"

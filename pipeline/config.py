@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
+from pipeline.record import to_be_given
 from pipeline.targets.hog import CELL
+from shards.secrets import MASK, PIPE, masked_values
 from shards.storage import shows_credentials
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
@@ -82,8 +84,11 @@ class Data(Section):
                 raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
+        if (self.mode != "stream" and self.shards.startswith(PIPE)) or (self.validation or "").startswith(PIPE):
+            raise ValueError(f"only data.shards of data.mode=stream may be a command ({PIPE}): give a folder or a URL")
         for key in ("shards", "validation"):
-            if shows_credentials(getattr(self, key) or ""):
+            urls = [text for text in (getattr(self, key) or "").split("::") if MASK not in text and PIPE not in text]
+            if any(map(shows_credentials, urls)):
                 raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
@@ -173,6 +178,11 @@ class TrainingRecipe(Section):
     optim: Optim
     engine: Engine = Engine()
 
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain values that may be written and shown: what is secret in them is masked."""
+        values: dict[str, Any] = masked_values(self.model_dump(mode="json"))
+        return values
+
     def micro_batch(self, world_size: int) -> int:
         """Images a rank computes at once: `engine.micro_batch` or, where that does not divide its share, fewer.
 
@@ -238,6 +248,8 @@ def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> A
     for section, keys in settings.items():
         if not isinstance(keys, dict):
             raise ConfigError(f"{path}: {section} is no section of settings but {keys!r}")
+    if problem := to_be_given(path, settings, overrides):
+        raise ConfigError(problem)
     for override in overrides:
         _apply(kind, settings, override)
     settings["run"].setdefault("dir", str(Path("runs") / kind.folder.relative_to(RECIPES) / path.stem))

@@ -20,6 +20,7 @@ from benchmarks.figures import publish
 from pipeline.config import ConfigError
 from pipeline.data.errors import DataError
 from shards.files import ShardError
+from shards.terminal import note, prepare
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -211,13 +212,14 @@ def _steps(asked: int | None) -> int:
 
 def main() -> int:
     """Exit status 0; 1 where data or a check is wrong; 2 where the command was not understood."""
+    prepare()
     try:
         app()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
     except (ShardError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 1
     return 0
 

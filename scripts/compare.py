@@ -9,7 +9,6 @@ Example, after scripts/reproduce_small.sh /data/flowers reproduction:
     python scripts/compare.py reproduction
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,6 +18,8 @@ import matplotlib as mpl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from shards.terminal import Parser, note, prepare, say
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # reads which backend to use
@@ -46,10 +47,9 @@ def fine_tuned(folder: Path, kind: str) -> dict[str, Curve]:
 
 def main() -> int:
     """Exit status 0, or 1 when FOLDER is not complete."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="OUT of scripts/reproduce_small.sh")
+    prepare()
     folder: Path = parser.parse_args().folder
     try:
         probes = {kind: probed(folder / "probe" / kind) for kind in KINDS}
@@ -57,7 +57,7 @@ def main() -> int:
         ends = {kind: [max(curve.items())[1] for curve in of.values()] for kind, of in curves.items()}
         spread = {kind: f"{statistics.fmean(values):.1%}" for kind, values in ends.items()}
     except (OSError, IndexError, KeyError, ValueError) as error:
-        print(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end", file=sys.stderr)
+        note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end")
         return 1
 
     table = Table("pre-training", "linear", "k-NN", "fine-tuned", "each seed", box=SIMPLE_HEAD, title="top-1")
@@ -65,9 +65,9 @@ def main() -> int:
         linear, neighbours = probes[kind]
         each = ", ".join(f"{value:.1%}" for value in ends[kind])
         table.add_row(name, f"{linear:.1%}", f"{neighbours:.1%}", spread[kind], each)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False).print(table)
     draw(folder / "results.png", probes, curves)
-    print(f"plots: {folder}/results.png")
+    say(f"plots: {folder}/results.png")
     return 0
 
 

@@ -13,7 +13,6 @@ Example:
 A pre-training run starts from such a folder, or from IN itself, with model.init=IN.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,15 +20,15 @@ from model.convert import classifier, geometry, maskfeat
 from model.export import export_timm
 from model.weights import WeightsError, read
 from pipeline.targets.objective import MEAN, STD
+from shards.terminal import Parser, note, prepare, say
 
 
 def main() -> int:
     """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    prepare()
     arguments = parser.parse_args()
     try:
         weights = read(arguments.checkpoint)
@@ -37,10 +36,10 @@ def main() -> int:
         encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
         export_timm(encoder, arguments.out, image_size=size, options=options, mean=MEAN, std=STD)
     except (WeightsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 1
     what = "classifier" if weights.fine_tuned else "encoder"
-    print(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+    say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
     return 0
 
 

@@ -28,7 +28,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,8 +36,8 @@ from pathlib import Path
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from pipeline.build import build_model
@@ -59,6 +58,8 @@ from pipeline.train.preflight import agreement, exchange
 from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
+from shards.secrets import masked
+from shards.terminal import Parser, note, note_error, prepare, shown
 
 COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
 SHOWN = 8  # places a check in the table; --json has all
@@ -70,9 +71,7 @@ STUCK = (
 
 def main() -> int:
     """Exit status 0: no problems; 1: problems; 2: it was not understood."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("recipe", help="name in scripts/recipes or, with --finetune, its folder finetune; or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
@@ -96,7 +95,7 @@ def main() -> int:
         findings = examine(recipe, world, arguments)
     except ConfigError as error:
         if place(os.environ)[1] == 0:
-            print(f"error: {error}", file=sys.stderr)
+            note(f"error: {error}")
         return 2
     if world.rank == 0:
         show(findings)
@@ -105,10 +104,7 @@ def main() -> int:
             try:
                 arguments.json.write_text(json.dumps(told, indent=1) + "\n")
             except OSError as error:
-                print(
-                    f"error: --json {arguments.json}: {error.strerror}: name a file that can be written",
-                    file=sys.stderr,
-                )
+                note(f"error: --json {arguments.json}: {error.strerror}: name a file that can be written")
                 return 2
     return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
 
@@ -131,7 +127,7 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
         parameters = sum(parameter.numel() for parameter in _model(recipe, opened).parameters())
 
     batches = max(2, -(-arguments.samples // BATCH))
-    with _within(deadline, f"reading and decoding {batches * BATCH} samples of {recipe.data.shards}"):
+    with _within(deadline, f"reading and decoding {batches * BATCH} samples of {masked(recipe.data.shards)}"):
         read, decoded = _data_rates(manifest, recipe, world, batches)
     node = world.rank - world.local_rank
     mine = Vitals(socket.gethostname(), node, read, decoded, measure.machine(recipe))
@@ -179,7 +175,7 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
 def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
     """Training and validation set, or why one cannot be opened, and the identities of all that is read."""
     if recipe.data.mode == "stream":
-        return [""], {"data.shards": recipe.data.shards}
+        return [""], {"data.shards": masked(recipe.data.shards)}
     opened = {"data.shards": _opened(recipe.data.shards)}
     if recipe.data.validation:
         opened["data.validation"] = _opened(recipe.data.validation)
@@ -215,16 +211,16 @@ def _data_rates(
 
 def show(findings: list[Finding]) -> None:
     """A table for a person."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=160)  # launchers read through pipes
+        console.width = 160  # launchers read through pipes
     table = Table("check", "verdict", "found", "remedy", box=SIMPLE_HEAD)
     for finding in findings:
         places = [f"{place}: {result}" for place, result in finding.results.items()]
         if len(places) > SHOWN:
             places[SHOWN:] = [f"and {len(places) - SHOWN} more (--json)"]
-        verdict = f"[{COLOURS[finding.verdict]}]{finding.verdict.name.lower()}"
-        table.add_row(finding.check, verdict, escape("\n".join(places)), escape(finding.remedy))
+        verdict = Text(finding.verdict.name.lower(), COLOURS[finding.verdict])
+        table.add_row(finding.check, verdict, "\n".join(map(shown, places)), shown(finding.remedy))
     console.print(table)
 
 
@@ -234,7 +230,7 @@ def _within(seconds: float, what: str) -> Iterator[None]:
 
     def give_up(why: str) -> None:
         rank = f"rank {place(os.environ)[0]} on {socket.gethostname()}"
-        print(f"error: {rank}: {what} {why}: {STUCK}", file=sys.stderr, flush=True)
+        note(f"error: {rank}: {what} {why}: {STUCK}")
         os._exit(1)
 
     timer = threading.Timer(seconds, give_up, [f"took more than {seconds:g} s"])
@@ -251,10 +247,11 @@ def _within(seconds: float, what: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    prepare()
     try:
         status = main()
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        note_error(error)
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()

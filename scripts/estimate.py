@@ -26,7 +26,6 @@ Examples:
     python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
 """
 
-import argparse
 import json
 import math
 import sys
@@ -42,6 +41,7 @@ from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.targets.features import build_teacher
 from pipeline.targets.masking import masked_patches
+from shards.terminal import Parser, note, prepare, say
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as checkpoints hold them
@@ -164,9 +164,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
 
 def main() -> int:
     """Exit status 0, or 2 for a wrong recipe."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("recipe", help="name of a recipe, or the path of a .yaml file")
     parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8 * 2**i for i in range(8)], metavar="N")
@@ -181,6 +179,7 @@ def main() -> int:
     parser.add_argument("--latency", type=float, default=10, help="microseconds from a GPU to another (%(default)s)")
     parser.add_argument("--samples", type=int, default=1_281_167, help="images (%(default)s: ImageNet-1k)")
     parser.add_argument("--image-bytes", type=float, default=110e3, help="mean of an encoded image (%(default).0f)")
+    prepare()
     arguments = parser.parse_intermixed_args()
     try:
         recipe = load_recipe(arguments.recipe, ["data.shards=not read here", *arguments.overrides])
@@ -205,14 +204,14 @@ def main() -> int:
             for gpus in arguments.gpus
         }
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 2
 
     peak = f"{rate * flops / (arguments.peak * 1e12):.1%} of {arguments.peak:g} TFLOP/s"
-    print(f"model     {size.parameters / 1e6:.1f}M parameters, {flops / 1e9:.1f} GFLOP an image, forward and backward")
+    say(f"model     {size.parameters / 1e6:.1f}M parameters, {flops / 1e9:.1f} GFLOP an image, forward and backward")
     known = arguments.images_per_second or arguments.rates
-    print(f"one GPU   {rate:,.0f} images/s, {'measured' if known else 'assumed'}: {peak}")
-    print(f"schedule  {steps:,} steps of {recipe.optim.batch_size:,} images, ZeRO {recipe.engine.zero_stage}")
+    say(f"one GPU   {rate:,.0f} images/s, {'measured' if known else 'assumed'}: {peak}")
+    say(f"schedule  {steps:,} steps of {recipe.optim.batch_size:,} images, ZeRO {recipe.engine.zero_stage}")
     table = Table(box=None)
     for column in (
         "GPUs",
@@ -246,10 +245,10 @@ def main() -> int:
     Console(width=110).print(table)
     saves = math.ceil(steps / recipe.run.save_every)
     checkpoint = size.parameters * STATE_BYTES / 1e9
-    print(f"read      {images * arguments.image_bytes / 1e12:,.1f} TB of images in all")
-    print(f"stored    {arguments.samples * arguments.image_bytes / 1e12:,.2f} TB of images")
-    print(f"          {recipe.run.keep} checkpoints of {checkpoint:.2f} GB")
-    print(f"written   {saves:,} checkpoints, {saves * checkpoint:,.0f} GB")
+    say(f"read      {images * arguments.image_bytes / 1e12:,.1f} TB of images in all")
+    say(f"stored    {arguments.samples * arguments.image_bytes / 1e12:,.2f} TB of images")
+    say(f"          {recipe.run.keep} checkpoints of {checkpoint:.2f} GB")
+    say(f"written   {saves:,} checkpoints, {saves * checkpoint:,.0f} GB")
     return 0
 
 

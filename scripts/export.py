@@ -20,7 +20,6 @@ Examples:
     python scripts/export.py runs/vit_base_300e weights --step 100000 --format timm onnx
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.targets.objective import MEAN, STD
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
+from shards.terminal import Parser, note, prepare, say
 
 FORMATS = ("timm", "torch", "onnx")
 
@@ -89,9 +89,7 @@ def write_timm(run: Path, found: Checkpoint, model: MaskFeat | Classifier, out: 
 
 def main() -> int:
     """Exit status 0 when OUT is complete, 1 when the run cannot be exported."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or scripts/finetune.py")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--step", type=int, help="of an older checkpoint")
@@ -99,6 +97,7 @@ def main() -> int:
         "--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several; timm if left out"
     )
     parser.add_argument("--average", action="store_true", help="the moving average that optim.average kept")
+    prepare()
     arguments = parser.parse_args()
     run, out = arguments.run, arguments.out
     try:
@@ -109,15 +108,15 @@ def main() -> int:
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:
             write_timm(run, found, model, out, arguments.average)
-            print(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
+            say(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
         if "torch" in arguments.format:
             torch.save(model.encoder.state_dict(), out / "encoder.pt")
-            print(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
+            say(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
         if "onnx" in arguments.format:
             difference = export_onnx(model.encoder, out / "encoder.onnx", size)
-            print(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
+            say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
     except (CheckpointError, ConfigError, OnnxError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return 1
     return 0
 

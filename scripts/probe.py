@@ -19,7 +19,6 @@ Examples, each on one line:
 import argparse
 import json
 import os
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +45,8 @@ from pipeline.train.command import leave
 from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
+from shards.secrets import masked
+from shards.terminal import Parser, note, say, shown
 
 EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError, OSError)  # one line says it all
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
@@ -53,9 +54,7 @@ RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 
 def main() -> int:
     """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
@@ -91,19 +90,19 @@ def main() -> int:
         probe(arguments, world)
     except EXPECTED as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            print(f"error: {error}", file=sys.stderr)
+            note(f"error: {error}")
         return 2 if isinstance(error, ConfigError) else 1
     except RuntimeError as error:
         if not lost_a_rank(error):
             raise
-        print(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})", file=sys.stderr)
+        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
         return 1
     return 0
 
 
 def probe(arguments: argparse.Namespace, world: World) -> None:
     """Everything, on all ranks together."""
-    console, started = Console(highlight=False, soft_wrap=True, quiet=world.rank > 0), time.perf_counter()
+    started = time.perf_counter()
     source, name, step = find(arguments)
     recipe, encoder = source.recipe, source.encoder
     if recipe.data.validation is None:
@@ -114,8 +113,9 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
     if wrong := [layer for layer in arguments.layer if not -depth <= layer < depth]:
         raise ConfigError(f"--layer {wrong[0]}: {recipe.model.name} has blocks 0 to {depth - 1}, or -1 to -{depth}")
     layers = sorted({layer % depth for layer in arguments.layer})
-    for note in source.notes:
-        console.print(f"note: {note}")
+    if world.rank == 0:
+        for line in source.notes:
+            say(f"note: {line}")
 
     # Features, of which those already there are not computed again
     out = arguments.out or default_folder(arguments.source)
@@ -142,9 +142,9 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
     if world.rank > 0:
         return
     ended = time.perf_counter()
-    show(console, f"{arguments.source}, {name}", judgements)
+    show(f"{arguments.source}, {name}", judgements)
     seconds = {"features": computed - started, "probes": ended - computed}
-    console.print(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
+    say(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
     report = {
         "name": name,
         "view": asdict(view),
@@ -160,7 +160,7 @@ def probe(arguments: argparse.Namespace, world: World) -> None:
     judged = judgements[layers[-1]]
     pictures, attended = look(source, arguments.crop, arguments.pool, training, validation, judged, world)
     listed = " ".join(f"{tokens:.3g}" for tokens in attended)
-    console.print(f"tokens that a query attends to, block by block: {listed}")
+    say(f"tokens that a query attends to, block by block: {listed}")
     (out / f"{name}.json").write_text(json.dumps(report | {"attended_tokens": attended}, indent=1) + "\n")
     keep(out, name, step, judgements, attended, pictures)
 
@@ -185,13 +185,15 @@ def default_folder(source: str) -> Path:
 
 def described(manifest: Manifest) -> dict[str, Any]:
     """A data set, for the report."""
-    return {"shards": manifest.root, "identity": manifest.identity, "samples": len(manifest)}
+    return {"shards": masked(manifest.root), "identity": manifest.identity, "samples": len(manifest)}
 
 
-def show(console: Console, title: str, judgements: dict[int, Judgement]) -> None:
+def show(title: str, judgements: dict[int, Judgement]) -> None:
     """The tables. The rate is chosen on held-out training images: the best on validation would flatter."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for layer, judgement in judgements.items():
-        table = Table("probe", "", "held out", "top-1", "top-5", box=SIMPLE_HEAD, title=f"{title}, block {layer}")
+        heading = shown(f"{title}, block {layer}")
+        table = Table("probe", "", "held out", "top-1", "top-5", box=SIMPLE_HEAD, title=heading)
         for k, (top1, top5) in judgement.neighbours.items():
             table.add_row("k-NN", f"k {k}", "", f"{top1:.1%}", f"{top5:.1%}")
         for rate, (own, top1, top5) in judgement.linear.items():
@@ -199,7 +201,7 @@ def show(console: Console, title: str, judgements: dict[int, Judgement]) -> None
             table.add_row("linear", f"rate {rate:g}", f"{own:.1%}", f"{top1:.1%}", f"{top5:.1%}", style=style)
         console.print(table)
     counts = next(iter(judgements.values()))
-    console.print(
+    say(
         f"{counts.trained:,} training images, {counts.held_out:,} held out to choose the rate (bold), "
         f"{counts.validated:,} validation images; {counts.bad:,} bad ones left out"
     )

@@ -7,7 +7,6 @@ Example:
     python scripts/report.py runs/vit_base_300e
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -15,23 +14,23 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from shards.terminal import Parser, note, prepare, say
+
 
 def main() -> int:
     """Exit status 0, or 1 when RUN holds no run."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
+    prepare()
     run: Path = parser.parse_args().run
     try:
         logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
         last = logged[-1]
     except (OSError, IndexError):
-        print(f"error: {run} holds no run that has logged a step", file=sys.stderr)
+        note(f"error: {run} holds no run that has logged a step")
         return 1
 
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"run            {run}: step {last['step']}, training loss {last['loss']:.4f}")
+    say(f"run            {run}: step {last['step']}, training loss {last['loss']:.4f}")
     validated = [line for line in logged if "val_loss" in line]
     if validated and (run / "baselines.json").exists():
         baselines = json.loads((run / "baselines.json").read_text())
@@ -44,11 +43,11 @@ def main() -> int:
             (f"model, after {validated[-1]['step']} steps", loss),
         ):
             table.add_row(name, f"{value:.4f}", f"{value / baselines['mean'] - 1:+.1%}")
-        console.print(table)
+        Console(highlight=False, markup=False, soft_wrap=True).print(table)
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:
-        console.print(f"picture        {pictures[-1]}")
-    console.print(f"curves         tensorboard --logdir {run}/tensorboard")
+        say(f"picture        {pictures[-1]}")
+    say(f"curves         tensorboard --logdir {run}/tensorboard")
     return 0
 
 

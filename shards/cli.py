@@ -1,13 +1,12 @@
 """The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or no way on."""
 
-import io
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import typer
@@ -18,10 +17,11 @@ from shards.engines import run, run_on_ray
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import REJECTS, Dataset, Manifest
-from shards.output import duplicates, note, progress, reasons, summarise
+from shards.output import duplicates, progress, reasons, summarise
 from shards.preview import write_preview
 from shards.rejects import example
 from shards.storage import join
+from shards.terminal import note, note_error, prepare, say, shown
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
@@ -34,6 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# click's ClickException, of which newer typers have a copy of their own
+_NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store URL to create.")]
 Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
@@ -100,7 +103,7 @@ def build(
             note=note,
         )
     if finished_before:
-        print(f"{out}: already built from these images with these options; nothing to do")
+        say(f"{out}: already built from these images with these options; nothing to do")
     else:
         summarise(out, dataset, time.monotonic() - begun)
     _judge(out, dataset, max_rejects)
@@ -131,7 +134,7 @@ def index(
             tars, out, workers=workers, max_pixels=max_pixels, progress=report, note=note
         )
     if finished_before:
-        print(f"{out}: already made from these tars; nothing to do")
+        say(f"{out}: already made from these tars; nothing to do")
     else:
         summarise(out, dataset, time.monotonic() - begun)
     _judge(out, dataset, max_rejects)
@@ -148,14 +151,14 @@ def verify(root: Root, workers: Workers = None) -> None:
     with progress("verify", "images") as report:
         problems = find_problems(root, workers, report)
     for problem in problems[:_PROBLEMS_SHOWN]:
-        print(f"{root}/{problem}")
+        say(f"{root}/{problem}")
     if len(problems) > _PROBLEMS_SHOWN:
-        print(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
+        say(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
     if problems:
         note(f"{root}: {len(problems):,} problems; copy the files again or build the data set again")
         raise typer.Exit(1)
     dataset = Dataset.load(root)
-    print(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
+    say(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
 
 
 @app.command()
@@ -191,7 +194,7 @@ def info(root: Root) -> None:
     # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        say(f"{name:<{width}}  {value}")
 
 
 @app.command()
@@ -206,19 +209,24 @@ def preview(
       maskfeat-shards preview shards/train --out train.html
     """
     images = write_preview(root, out)
-    print(f"{out}: {images} images on {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+    say(f"{out}: {images} images on {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
 def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a locale may lack the letters of a name
+    prepare()
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)
+    except _NotUnderstood as error:
+        error.message = shown(error.message)
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        note_error(error)
+        sys.exit(1)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""What the commands print besides their results: progress, notes on stderr, and summaries of a data set."""
+"""What the commands print besides their results: progress, and summaries of a data set."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,12 @@ from shards.duplicates import load_duplicates
 from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
 from shards.rejects import count_rejects
 from shards.storage import join
-from shards.text import excerpt, one_line
+from shards.terminal import note, say, shown
+from shards.text import excerpt
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
-
-
-def note(line: str) -> None:
-    """Prints a line to stderr, whatever the names in it hold."""
-    print(one_line(line), file=sys.stderr)
 
 
 def reasons(root: str | Path) -> str:
@@ -53,24 +48,24 @@ def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
 
 
 def _first(names: Sequence[str]) -> str:
-    shown = [one_line(excerpt(name)) for name in names[:_CLASSES_SHOWN]]
-    return ", ".join(shown + ["..."] * (len(names) > len(shown)))
+    first = [excerpt(name) for name in names[:_CLASSES_SHOWN]]
+    return ", ".join(first + ["..."] * (len(names) > len(first)))
 
 
 def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
-    print(
+    say(
         f"{out}: {dataset.samples:,} samples in {len(dataset.shards):,} shards, "
         f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
     )
     for line in _classes(dataset, Manifest.load(out)):
-        print(line)
+        say(line)
     if dataset.rejects:
-        print(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
+        say(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out):
-        print(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
-    print(f"next: maskfeat-shards verify {out}")
+        say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
+    say(f"next: maskfeat-shards verify {out}")
 
 
 @contextmanager
@@ -78,9 +73,10 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function of (done, in all), both in `unit`: a bar on a terminal, now and then a line elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+        named = TextColumn("{task.description}", markup=False)
+        columns = (named, BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=None)
+            task = bar.add_task(shown(what), total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
     last = time.monotonic()

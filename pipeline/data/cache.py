@@ -23,6 +23,7 @@ from pipeline.data.schedule import Schedule
 from shards.listing import is_url
 from shards.manifest import Manifest
 from shards.storage import Traffic, download
+from shards.terminal import shown
 
 _SOON = 1 / 8  # of the limit: the next shards that make up so much displace others
 _BEAT = 1.0  # seconds between attempts to become the owner
@@ -235,7 +236,8 @@ class NodeCache:
 
     def _failed(self, error: Exception) -> None:
         if not self._errors:
-            _log.warning("%s: reading goes on without what the cache cannot get or keep: %s", self._folder.path, error)
+            told = shown(f"{self._folder.path}: reading goes on without what the cache cannot get or keep: {error}")
+            _log.warning("%s", told)
         self._errors += 1
         self._failures += 1
         if self._failures >= self._threads:  # it is not one shard, but the store or the disk

@@ -7,40 +7,39 @@ same tars a data set without rewriting them.
 Ranks never end, so none waits for another at an uneven end: each goes round its own tars for ever.
 """
 
-import errno
 import io
 import logging
+import os
 import queue
 import random
-import stat
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count, islice
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from braceexpand import braceexpand
 from PIL import Image
 from webdataset.filters import shuffle
-from webdataset.gopen import gopen
-from webdataset.shardlists import expand_urls
 
 from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
+from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.data.tarstream import images_in
 from pipeline.random import mix_int
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
 from shards.exif import TURNED, orientation
-from shards.listing import is_url
-from shards.storage import opened, printable_url
+from shards.secrets import PIPE, masked
+from shards.storage import opened
 from shards.tarfiles import IMAGE_EXTENSIONS
-from shards.text import one_line
+from shards.terminal import shown
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
 _PAUSE = 10.0  # seconds before tars that gave nothing are tried again
@@ -67,11 +66,8 @@ class StreamData:
         self._rank, self._world_size = rank, world_size
         assert recipe.data.stream_samples
         self.samples = recipe.data.stream_samples
-        self.identity: dict[str, Any] = {"data.shards (URLs)": recipe.data.shards}
-        try:
-            tars = [tar for tar in expand_urls(recipe.data.shards) if tar]
-        except ValueError as error:
-            raise DataError(f"data.shards={recipe.data.shards}: its braces do not match; correct them") from error
+        self.identity: dict[str, Any] = {"data.shards (URLs)": masked(recipe.data.shards)}
+        tars = _expanded(recipe.data.shards)
         if not tars:
             raise DataError("data.shards names no tars: give paths or URLs, with {000..099} for several")
         shared = len(tars) < world_size
@@ -177,7 +173,7 @@ class StreamData:
             self._count("tars")
             stream = None
             with self._left_out_if_it_fails(tar):
-                stream = self._opened(tar)
+                stream = _open(tar, self._data.deadline)
                 for image in images_in(stream):
                     size = _size(image) if image else None
                     if image and size:
@@ -188,14 +184,6 @@ class StreamData:
                 with self._left_out_if_it_fails(tar):  # the command of a pipe may have failed
                     stream.close()
 
-    def _opened(self, tar: str) -> IO[bytes]:
-        # webdataset opens URLs by other programs, without retries
-        if is_url(tar):
-            return io.BufferedReader(opened(tar, deadline=self._data.deadline), _BUFFERED)
-        if not tar.startswith("pipe:") and not stat.S_ISREG(Path(tar).stat().st_mode):
-            raise OSError(errno.EINVAL, "is not a file", tar)  # to open a FIFO would be to wait for its writer
-        return cast(IO[bytes], gopen(tar))
-
     @contextmanager
     def _left_out_if_it_fails(self, tar: str) -> Iterator[None]:
         """A tar that cannot be read, or not to its end, is left; the others go on."""
@@ -204,7 +192,7 @@ class StreamData:
         except Exception as error:
             self._count("tar_errors")
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            self._last_error = one_line(f"{printable_url(tar)}: {text}")
+            self._last_error = shown(f"{tar}: {text}")
             if self._last_error not in self._warned:  # once, and not in every round
                 self._warned.add(self._last_error)
                 _log.warning("tar left out: %s", self._last_error)
@@ -212,6 +200,35 @@ class StreamData:
     def _count(self, name: str) -> None:
         with self._counting:
             self._counters[name] += 1
+
+
+def _expanded(urls: str) -> list[str]:
+    """The tars that webdataset would open; but where it has no variable WDS_NAME, `${NAME}` is left to a command.
+
+    Raises:
+        DataError: braces do not match, or a variable is missing.
+    """
+    try:
+        return [tar for part in urls.split("::") for tar in braceexpand(_substituted(part)) if tar]
+    except ValueError:
+        raise DataError(f"data.shards={shown(urls)}: its braces do not match; correct them") from None
+
+
+def _substituted(urls: str) -> str:
+    def value(found: re.Match[str]) -> str:
+        name = f"WDS_{found[1]}"
+        if name not in os.environ and not urls.startswith(PIPE):
+            raise DataError(f"data.shards={shown(urls)}: {found[0]} is not known; set the variable {name}")
+        return os.environ.get(name, found[0])
+
+    return re.sub(r"\$\{(\w+)\}", value, urls)
+
+
+def _open(tar: str, deadline: float) -> io.BufferedIOBase:
+    if tar.startswith(PIPE):
+        return Pipe(tar, deadline)
+    # webdataset opens URLs by other programs, without retries
+    return io.BufferedReader(opened(tar, deadline=deadline), _BUFFERED)
 
 
 def _size(image: bytes) -> tuple[int, int] | None:

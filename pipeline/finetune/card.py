@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from model.classifier import Classifier
-from pipeline.card import json_lines, table
+from pipeline.card import json_lines, quoted, table
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.train.checkpoint import AVERAGE, Facts
 
@@ -79,7 +79,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
         classes=model.encoder.num_classes,
         size=recipe.data.image_size,
         training=table(rows),
-        identity=yaml.safe_dump(facts.identity, sort_keys=False),
+        identity=quoted(facts.identity),
         torch=torch.__version__,
         timm=timm.__version__,
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.markup import escape
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -33,6 +34,7 @@ from pipeline.train.engine import DTYPES
 from pipeline.train.world import World
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
+from shards.terminal import shown
 
 BATCH = 128  # images
 Pool = Literal["mean", "class"]
@@ -152,7 +154,8 @@ def _computed(
     ids: list[Tensor] = []
     values: list[list[Tensor]] = [[torch.empty(0, encoder.embed_dim)] for _ in layers]
     total = -(-(end - begin) // BATCH)
-    for batch in track(batches, f"features of {manifest.root}", total, disable=world.rank > 0, transient=True):
+    what = escape(shown(f"features of {manifest.root}"))
+    for batch in track(batches, what, total, disable=world.rank > 0, transient=True):
         good = batch.weights > 0
         ids.append(torch.from_numpy(batch.request.ids)[good.cpu()])
         for rows, more in zip(

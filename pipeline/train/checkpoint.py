@@ -11,7 +11,6 @@ where there are some and none is valid, the run refuses to start afresh. docs/ch
 """
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from shards.files import sha256_of
+from shards.secrets import masked_values
+from shards.terminal import note
 
 if TYPE_CHECKING:
     from pipeline.train.world import World  # loads DeepSpeed, which reading a checkpoint does not need
@@ -146,7 +147,7 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
     """
     checkpoints = run / "checkpoints"
     if step is None:
-        found = newest(checkpoints, report=lambda text: print(text, file=sys.stderr))
+        found = newest(checkpoints, report=note)
         if found is None:
             raise CheckpointError(f"{run} has no checkpoint yet: train to its first run.save_every, or check the path")
         return found
@@ -216,7 +217,7 @@ def _read_facts(folder: Path, rank: int, size: int) -> Facts:
     version = state.pop("version")
     if version != VERSION:
         raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
-    facts = Facts(**state)
+    facts = Facts(**masked_values(state))  # what was written before there were masks may hold secrets
     if facts.step != step_of(folder):
         raise CheckpointError(f"{folder} holds the checkpoint of step {facts.step}")
     return facts

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.task import Task
 from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
+from shards.terminal import Parser, note, note_error, prepare
 
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
 
@@ -27,9 +27,7 @@ MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
 
 def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(kind.folder.parents[1])}, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
@@ -41,7 +39,7 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         recipe = load(kind, arguments.recipe, arguments.overrides)
     except ConfigError as error:
         if local_rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            note(f"error: {error}")
         return 2
     started = False
     try:
@@ -57,25 +55,26 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
                     del training  # before the next life takes as much memory
     except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
         if local_rank == 0 or (started and isinstance(error, DataError)):
-            print(f"error: {error}", file=sys.stderr)
+            note(f"error: {error}")
         return 1
     except RuntimeError as error:
         if not lost_a_rank(error):
             raise
         why = str(error).partition("\n")[0]
-        print(f"error: rank {rank} lost another rank, whose own error tells why ({why})", file=sys.stderr)
+        note(f"error: rank {rank} lost another rank, whose own error tells why ({why})")
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 
 
 def leave(main: Callable[[], int]) -> None:
     """Run `main` and end the process with its status, whatever its threads do."""
+    prepare()
     try:
         status = main()
     except KeyboardInterrupt:
         status = 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        note_error(error)
         status = 1
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -113,7 +113,7 @@ class Training:
         self.stragglers = Stragglers()
         self.monitor: Monitor | None = None
         if world.rank == 0:
-            self.monitor = Monitor(recipe.run.dir, self.task.name, recipe.model_dump(mode="json"), self.start, self.end)
+            self.monitor = Monitor(recipe.run.dir, self.task.name, recipe.plain(), self.start, self.end)
             self.monitor.say(
                 f"{parameters / 1e6:.1f}M parameters, {self.data.samples:,} images, "
                 f"{world.size} ranks x {self.micro_batches} x {self.micro_batch} images a step, "
@@ -206,7 +206,8 @@ class Training:
                 with phases("save"), clock.stopped():
                     self._save(done, last=stop or done == self.end)
             if profile and (table := profile.after(step)) and self.monitor:
-                self.monitor.say(table)
+                for line in table.splitlines():
+                    self.monitor.say(line)
             if stop and done < self.end:
                 if self.monitor:
                     self.monitor.say(f"stopped at step {done}, as asked; the same command goes on from there")
@@ -290,7 +291,7 @@ class Training:
         """Begin to save; what goes wrong is told at the next log step, or raised if there is none."""
         if self.monitor:
             self.monitor.flush()
-        facts = Facts(done, counters(self.engine), self.identity, self.recipe.model_dump(mode="json"))
+        facts = Facts(done, counters(self.engine), self.identity, self.recipe.plain())
         self.saver.start(capture(self.engine, self.world), facts)
         if last and (problem := self.saver.wait()):
             raise CheckpointError(problem)

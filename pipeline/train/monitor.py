@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.train.board import Board
 from pipeline.train.writing import Growing, Writing, json_lines, keep_lines, replace
+from shards.secrets import masked_values
+from shards.terminal import say, shown
 
 Metrics = dict[str, float]
 
@@ -26,7 +28,7 @@ class Monitor:
     Args:
         folder: `run.dir`, existing.
         name: of what the run does.
-        recipe: as plain values.
+        recipe: as plain values, without secrets.
         step: the step resumed from; what an earlier life of the run wrote after it is dropped.
         total: steps in all.
     """
@@ -41,14 +43,14 @@ class Monitor:
         self._metrics, self._quarantine = Growing(metrics, self._writing), Growing(quarantine, self._writing)
         self._board = Board(folder / "tensorboard", step + 1, self._writing)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task(name, total=total, completed=step)
+        self._task = self._progress.add_task(shown(name), total=total, completed=step)
         self._progress.start()
         with self._writing(folder / "config.yaml"):
             replace(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
@@ -59,9 +61,9 @@ class Monitor:
         """A line for the operator."""
         with self._writing(_CONSOLE):
             if self._progress.disable:
-                print(text, flush=True)
+                say(text)
             else:
-                self._console.print(text, highlight=False, soft_wrap=True)
+                self._console.out(shown(text), highlight=False)  # above the progress line, and nothing is markup
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
@@ -80,7 +82,7 @@ class Monitor:
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
         """Bad samples, by step."""
-        self._quarantine.append(json_lines(bad))
+        self._quarantine.append(json_lines(masked_values(bad)))
         first, path = bad[0], self._folder / "quarantine.jsonl"
         self.say(f"left out {len(bad)} bad samples, see {path}; the first: sample {first['id']}, {first['reason']}")
 

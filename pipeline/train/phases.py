@@ -9,11 +9,13 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from torch.profiler import record_function
+
+from shards.terminal import note
 
 NAMES = ("data wait", "target", "forward", "backward", "optimizer", "agreement", "logging", "validation", "save")
 
@@ -81,13 +83,10 @@ class Phases:
     def _tell(self) -> None:
         known = f"rank {self._rank} has been in {self._name!r} of step {self.step} for {self._deadline:g} s"
         stacks = self._folder / f"stacks-rank{self._rank}.txt"
-        with suppress(OSError):
-            print(
-                f"error: {known} (run.deadline): another rank or the storage does not answer; stacks go to {stacks}; "
-                "this process ends, the same command goes on from the last checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
+        note(
+            f"error: {known} (run.deadline): another rank or the storage does not answer; stacks go to {stacks}; "
+            "this process ends, the same command goes on from the last checkpoint"
+        )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with stacks.open("w") as file:

@@ -81,7 +81,7 @@ def exchange(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) ->
     name, lost = world.from_first((sign.name, bool(problem)))
     if world.rank and not lost:
         problem = _looks_for(recipe.run.dir / name, recipe.run.dir / f"{name}-{world.rank}")
-    settings = recipe.model_dump(mode="json")
+    settings = recipe.plain()
     flat = {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
     claims = world.gather(Claims(socket.gethostname(), versions(), flat, dict(inputs), problem))
     if world.rank == 0:

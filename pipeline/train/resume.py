@@ -9,6 +9,7 @@ from pipeline.config import TrainingRecipe
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.world import World
+from pipeline.train.writing import tell
 
 _FREE_SECTIONS = {"run", "engine", "target"}  # a target tells its own identity, whose weights it has too
 # Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
@@ -29,7 +30,7 @@ FREE = {
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
     """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
-    settings = recipe.model_dump(mode="json")
+    settings = recipe.plain()
     return (
         {"run.seed": recipe.run.seed}
         | data
@@ -64,7 +65,7 @@ def find_checkpoint(recipe: TrainingRecipe, world: World, identity: dict[str, An
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
-    found = checkpoint.newest(recipe.run.dir / "checkpoints", print, world)
+    found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world)
     if found:
         checkpoint.check_identity(found, world.from_first(identity), defaults(recipe))
     return found

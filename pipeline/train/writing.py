@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import fsync
+from shards.terminal import say
 
 
 class Writing:
@@ -110,4 +111,4 @@ def replace(path: Path, content: bytes) -> None:
 def tell(text: str) -> None:
     """A line for the operator."""
     with suppress(OSError):  # where what is said goes may be the same disk
-        print(text, flush=True)
+        say(text)

@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from shards.secrets import masked
+
 PACKAGES = ("torch", "triton", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy")
 
 
@@ -77,7 +79,7 @@ def print_figures(figures: list[Figure]) -> None:
 def write(file: Path, content: dict[str, Any]) -> None:
     """Write JSON, at once or not at all, with the command that is running."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps({"command": shlex.join(sys.argv)} | content, indent=1) + "\n")
+    partial.write_text(json.dumps({"command": shlex.join(map(masked, sys.argv))} | content, indent=1) + "\n")
     partial.rename(file)
 
 

@@ -9,14 +9,13 @@ from hostfile import HostFileError, read_hostfile
 from hosts import PROBE, Hosts
 from stop import run_dir, seconds
 
+from shards.terminal import Parser
 from shards.text import one_line
 
 
 def parse(description: str) -> tuple[argparse.Namespace, Path, Hosts]:
     """The options, the run's folder and its nodes; a mistake ends the process with one line and status 2."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     parser.add_argument("--tries", type=int, default=5, help="failures in a row without getting further (default 5)")
     parser.add_argument("--pause", type=seconds, default=15, help="seconds before the second start (default 15)")
     parser.add_argument("--longest-pause", type=seconds, default=600, help="seconds that pauses grow to (default 600)")

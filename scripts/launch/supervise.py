@@ -47,6 +47,7 @@ from hosts import Hosts
 from options import parse
 from signals import STOP, Signals
 
+from shards.terminal import note, prepare
 from shards.text import one_line
 
 RESUME = 75  # the exit status of a run that was asked to stop
@@ -199,12 +200,12 @@ def now() -> str:
 
 def say(text: str) -> None:
     """A line for the operator."""
-    with suppress(OSError):  # it may go to a disk that is full
-        print(f"supervise: {text}", file=sys.stderr, flush=True)
+    note(f"supervise: {text}")
 
 
 def main() -> int:
     """Exit status as in this program's description."""
+    prepare()
     options, run, hosts = parse(__doc__)
     try:
         run.mkdir(parents=True, exist_ok=True)

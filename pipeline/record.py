@@ -1,0 +1,36 @@
+"""A run's own config.yaml as the recipe of another program: not all that it says may be used."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.secrets import MASK
+
+_BESIDE = ("checkpoints", "metrics.jsonl", "tensorboard")  # the config.yaml that a run wrote
+
+
+def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str | None:
+    """What keeps a recipe from being used until it is given as an override; None: nothing.
+
+    That is what was masked when it was written, and where a run had its stream from: this can be a command, and
+    runs are passed on to others.
+
+    Args:
+        path: of the recipe.
+        settings: what it says, by section and key.
+        overrides: "section.key=value".
+    """
+    given = {override.partition("=")[0].strip() for override in overrides}
+    secret = [
+        f"{section}.{key}"
+        for section, keys in settings.items()
+        for key, value in keys.items()
+        if isinstance(value, str) and MASK in value and f"{section}.{key}" not in given
+    ]
+    if secret:
+        return f"{path}: {MASK} in {secret[0]} stands for something secret: give {secret[0]}=... again"
+    is_record = path.name == "config.yaml" and any((path.parent / name).exists() for name in _BESIDE)
+    streams = settings.get("data", {}).get("mode") == "stream" or "data.mode" in given
+    if is_record and streams and "data.shards" not in given:
+        return f"{path} is the record of a run, from which nothing is streamed: give data.shards=..."
+    return None

@@ -1,0 +1,60 @@
+"""What the operator of a run sees on a terminal: names as they are, on one line, and never markup."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import small_recipe
+from rich.console import Console
+
+from pipeline.train.monitor import Monitor
+
+NAME = "d[/x] [red]b[/red] :smile: {task}.tar"
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What goes to a terminal."""
+    file = io.StringIO()
+    console = Console(force_terminal=True, file=file, width=60)
+    monkeypatch.setattr("pipeline.train.monitor.Console", lambda **_: console)
+    return file
+
+
+def lines(screen: io.StringIO) -> list[str]:
+    """The lines, without the escapes that are the progress bar's."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
+
+
+def bad(**names: str) -> list[dict[str, Any]]:
+    return [{"step": 0, "id": 3, "reason": f"{NAME}\x1b]0;x\x07\nerror: forged"} | names]
+
+
+def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, NAME, small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor.quarantine(bad(key="a", path=NAME, shard="https://bob:SEKRET@host/a.tar"))
+    monitor.say("a long line " * 20 + "https://bob:SEKRET@host/?sig=SEKRET")
+    monitor.advance(1)
+    monitor.close()
+    told = (
+        f"left out 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
+        r"\x1b]0;x\x07\nerror: forged"
+    )
+    said = lines(screen)
+    assert told in said  # whole, though wider than the terminal
+    assert "a long line " * 20 + "https://***@host/?sig=***" in said
+    assert '"shard": "https://***@host/a.tar"' in (tmp_path / "quarantine.jsonl").read_text()
+    assert any(line.startswith(NAME) for line in said)  # before the bar
+    assert not [line for line in said if line.startswith("error")]
+
+
+def test_elsewhere_it_is_the_same_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor.quarantine(bad())
+    monitor.close()
+    assert capsys.readouterr().out == (
+        f"left out 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
+        "\\x1b]0;x\\x07\\nerror: forged\n"
+    )
