@@ -30,12 +30,13 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS, Checked, Rejected, check_image
+from shards.check import DEFAULT_MAX_PIXELS, Checked, check_image, refuse_huge
 from shards.engines import run
 from shards.files import ShardError, sha256_of
 from shards.labels import MAX_LABEL
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
+from shards.rejected import Rejected
 from shards.storage import as_local, join, printable_url, read, replacing, shows_credentials, size_of, why_unsupported
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 from shards.text import printable
@@ -206,10 +207,14 @@ def _check(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Checked, in
     extensions = [extension for extension in sample.members if extension.lower() in IMAGE_EXTENSIONS]
     if len(extensions) != 1:
         raise Rejected("not one image", f"{len(extensions)} members end in .{', .'.join(sorted(IMAGE_EXTENSIONS))}")
+    refuse_huge(sample.members[extensions[0]][1])
     data = _member(tar, sample, extensions[0])
     image = check_image(data, max_pixels, None)
     if image.data is not data:
-        raise Rejected("needs rewriting", "is no 8-bit grey or RGB JPEG, nor such a PNG without transparency and EXIF")
+        raise Rejected(
+            "needs rewriting",
+            "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage",
+        )
     return extensions[0], image, _label(tar, sample)
 
 

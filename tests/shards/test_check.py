@@ -164,7 +164,7 @@ def transparent() -> Image.Image:
         (b"", "empty"),
         (b"no image at all", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
-        (PNG[:16] + bytes(4) + PNG[20:], "not an image"),  # zero pixels wide
+        (PNG[:16] + bytes(4) + PNG[20:], "corrupt"),  # zero pixels wide
         (JPEG[: len(JPEG) // 2], "corrupt"),
         (JPEG[:-2], "corrupt"),
         (encoded(RGB, "JPEG", progressive=True)[:-2], "corrupt"),
