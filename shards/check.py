@@ -138,12 +138,11 @@ def _check_png(data: bytes, max_pixels: int, resize: int | None, check: Check) -
         raise Rejected("animated", "more than one frame")
     if chunks.bits > 8:
         raise Rejected(f"{chunks.bits}-bit", f"a PNG of {chunks.bits} bits a channel")
-    if chunks.plain and resize is None and _pillow_opens(chunks.metadata):
-        if check == "decode":
-            chunks.check_pixels()
+    keep = chunks.plain and resize is None and _pillow_opens(chunks.metadata)
+    if keep and (check == "header" or chunks.is_whole()):
         return Checked(data, "png", chunks.height, chunks.width)
-    chunks = png.read(data)
-    chunks.check_pixels()
+    if check == "header":
+        chunks = png.read(data)
     with Image.open(io.BytesIO(chunks.stripped), formats=["PNG"]) as image:
         return _converted(image, chunks.orientation, resize)
 

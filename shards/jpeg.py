@@ -22,10 +22,11 @@ SIGNATURE = b"\xff\xd8"  # the marker that starts an image
 
 _DHT, _DAC, _EOI, _SOS, _DQT, _DNL, _DRI = 0xC4, 0xCC, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
 _APP0, _APP1, _APP14, _COM = 0xE0, 0xE1, 0xEE, 0xFE
-_TABLES, _METADATA = {_DHT, _DAC, _DQT, _DNL, _DRI}, {*range(_APP0, 0xF0), _COM}
+_TABLES, _OTHERS = {_DHT, _DAC, _DQT, _DNL, _DRI}, {_SOS, _EOI, *range(_APP0, 0xF0), _COM}
 # The ways to code an image, by the markers of their frame headers
 _HUFFMAN, _PROGRESSIVE, _LOSSLESS = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC3}
 _SEQUENTIAL = {*_HUFFMAN, 0xC9}
+_READABLE = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS
 _UNREADABLE = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical JPEG") | {
     0xCB: "lossless JPEG",
     0xF7: "JPEG-LS",
@@ -68,7 +69,7 @@ def read_header(data: bytes) -> Header:
         body = data[begin + 4 : end]
         if marker in _UNREADABLE:
             raise Rejected(_UNREADABLE[marker], _REMEDY)
-        if marker in _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS:
+        if marker in _READABLE:
             if frame or len(body) < 6 or len(body) != 6 + 3 * body[5]:
                 raise _corrupt("it has two frame headers" if frame else "its frame header is damaged")
             frame = data[end - len(body) - 4 : end]
@@ -148,20 +149,18 @@ def _as_pillow_shows(stream: bytes) -> NDArray[np.uint8]:
 def _pixels(data: bytes, header: Header) -> Iterator[bytes]:
     """What the pixels depend on, behind the frame header. Raises Rejected where scans are missing or zeros fill one."""
     at, scans = len(SIGNATURE), 0
-    missing = {
-        (component, place): 1 for component in header._components[::3] for place in range(64)
-    }  # bits yet to come
+    missing = {component: bytearray(b"\1" * 64) for component in header._components[::3]}  # bits of each coefficient
     zeros_end_blocks: dict[int, bool] = {}  # by the number of the Huffman table
     while True:
         for marker, begin, end in _segments(data, at):
             if marker in _TABLES:
                 yield data[begin:end]
-            elif marker not in {_SOS, _EOI} | _METADATA and (scans or marker != header._process):
+            elif marker not in _OTHERS and (scans or marker != header._process):
                 raise _corrupt(f"a marker of number {marker} at byte {begin}, where none can be")
             if marker == _DHT:
                 zeros_end_blocks.update(_zeros_end_blocks(data[begin + 4 : end]))
         if marker == _EOI:
-            if any(missing.values()):
+            if any(map(any, missing.values())):
                 raise _corrupt("some of its scans are missing")
             yield data[begin:end]
             return
@@ -174,7 +173,8 @@ def _pixels(data: bytes, header: Header) -> Iterator[bytes]:
         part = _ALL if header._process in _SEQUENTIAL else scan[-3:]  # some write others, which mean nothing there
         first, last, bits = part if header._process in _PROGRESSIVE else _ALL
         for component in scan[1:-3:2]:
-            missing.update({(component, place): bits & 15 for place in range(first, last + 1)})
+            if component in missing:
+                missing[component][first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
         found = _MARKER.search(data, end)
         if found is None:
             raise _corrupt("it is cut off: it has no end marker")

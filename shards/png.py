@@ -12,6 +12,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # for the pixels
+_LAST_FILTER = 4
 _NOT_PLAIN = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 # Of an interlaced image: x and y of each pass, and the steps
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -44,21 +45,26 @@ class Png:
     _rows: list[tuple[int, int]]  # of each pass, the number of lines and the bytes of one, with that for its filter
     _pixels: bytes
 
-    def check_pixels(self) -> None:
-        """Raises Rejected where pixels are missing or damaged."""
-        size = _size(self._rows)
+    def is_whole(self) -> bool:
+        """Whether libpng finds all pixels and nothing wrong with them, down to their checksum."""
+        size = sum(count * length for count, length in self._rows)
+        # Some compress with a larger window than they say, which libpng refuses and zlib alone does not notice
+        window = 2 ** ((self._pixels[0] >> 4) + 8) if self._pixels else 0
+        if window < min(2**15, size):
+            return False
         inflating = zlib.decompressobj()
         try:
             lines = inflating.decompress(self._pixels, size + 1)
-        except zlib.error as error:
-            raise _corrupt(f"its pixels: {error}") from None
+        except zlib.error:
+            return False
         if len(lines) < size or (len(lines) == size and not inflating.eof):
-            raise _corrupt("some of its pixels are missing")
+            return False
         at = 0
         for count, length in self._rows:
-            if max(lines[at : at + count * length : length]) > 4:
-                raise _corrupt("a line has a filter that does not exist")
+            if max(lines[at : at + count * length : length]) > _LAST_FILTER:
+                return False
             at += count * length
+        return True
 
 
 def read(data: bytes, whole: bool = True) -> Png:
@@ -117,9 +123,7 @@ def read(data: bytes, whole: bool = True) -> Png:
         raise _corrupt(f"its header says {width} x {height} pixels")
     bits, data = header[8], b"".join(pixels)
     rows = list(_rows(header, height, width))
-    # Some compress with a larger window than they say, which libpng refuses. A whole image may fit a small one
-    window = 2 ** ((data[0] >> 4) + 8) if data else 2**15
-    plain = plain and bits == 8 and header[9] in (0, 2) and window >= min(2**15, _size(rows))
+    plain = plain and bits == 8 and header[9] in (0, 2)
     return Png(
         height,
         width,
@@ -139,10 +143,6 @@ def _rows(header: bytes, height: int, width: int) -> Iterator[tuple[int, int]]:
         count, pixels = -((y - height) // down), -((x - width) // across)
         if count > 0 and pixels > 0:
             yield count, 1 + (pixels * header[8] * _channels(header) + 7) // 8
-
-
-def _size(rows: list[tuple[int, int]]) -> int:
-    return sum(count * length for count, length in rows)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -225,7 +225,7 @@ def _pngs() -> Found:
     yield "too few pixels", with_idat(zlib.compress(rows(rgb)[:-500])), "corrupt"
     yield "too many pixels in it", with_idat(zlib.compress(rows(rgb) + bytes(500))), "kept"
     yield "pixels cut off", with_idat(packed[:-100]), "corrupt"
-    yield "pixels without their checksum", with_idat(packed[:-4]), "corrupt"
+    yield "pixels without their checksum", with_idat(packed[:-4]), "rewritten"
     yield "pixels of a wrong inner checksum", with_idat(packed[:-4] + b"abcd"), "corrupt"
     yield "pixels and zeros", with_idat(packed[:50] + bytes(100) + packed[150:]), "corrupt"
     yield "bytes behind the pixels", with_idat(packed + b"more"), "kept"

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from making_images import make_tar
-from making_odd_files import Odd, odd_files
+from making_images import encoded, make_tar
+from making_jpegs import scans
+from making_odd_files import NOISE, PAGE, Odd, odd_files
 from PIL import Image
 
 from shards import jpeg, png
@@ -94,6 +95,18 @@ def test_dali_decodes_all_that_are_taken_to_the_pixels_that_pillow_shows(odd: Od
         decoded = np.asarray(image)
         assert (name, decoded.shape) == (name, (checked.height, checked.width, 3)) == (name, shown.shape)
         assert (name, np.abs(decoded.astype(int) - shown).max() <= 2) == (name, True)
+
+
+def test_a_jpeg_that_was_cut_off_or_holds_zeros_or_an_error_page_is_found_wherever_that_is() -> None:
+    noise = encoded(NOISE, "JPEG", quality=90, subsampling=0)
+    begin = scans(noise)[0] + 14
+    for at in range(begin, len(noise) - 70, 61):
+        for damaged in (
+            noise[:at] + b"\xff\xd9",
+            noise[:at] + PAGE + noise[at:],
+            noise[:at] + bytes(64) + noise[at + 64 :],
+        ):
+            assert (at, outcome(damaged, None)[0]) == (at, "corrupt")
 
 
 def test_all_that_are_taken_have_a_thumbnail(odd: Odd) -> None:
