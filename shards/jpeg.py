@@ -34,6 +34,8 @@ _UNREADABLE = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical 
 _REMEDY = "convert it to a baseline JPEG or to PNG"
 _MAX_SCANS = 100  # programs write some 10, DALI gives up at 257, and each takes a second in a large image
 
+_MAX_SEGMENTS = 10_000  # in a row: colour profiles and the like have some hundred
+
 _FILL = re.compile(rb"\xff+")  # before a marker there may be several of these
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # among pixels: neither a byte of 255 nor a restart
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
@@ -201,7 +203,7 @@ def _zeros_end_blocks(tables: bytes) -> Iterator[tuple[int, bool]]:
 
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
     """Marker, begin and end of each segment from `at` on, up to a scan's header or the end of the image."""
-    while True:
+    for _ in range(_MAX_SEGMENTS):
         fill = _FILL.match(data, at)
         if fill is None and at < len(data):
             raise _corrupt(f"no marker at byte {at}, where one has to be")
@@ -221,6 +223,7 @@ def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
         if marker == _SOS:
             return
         at = end
+    raise _corrupt(f"it has more than {_MAX_SEGMENTS} segments in a row")
 
 
 def _corrupt(detail: str) -> Rejected:

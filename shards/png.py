@@ -13,6 +13,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # for the pixels
 _LAST_FILTER = 4
+_MAX_CHUNKS = 200_000  # of 8 KiB, as libpng writes them, in a file of more bytes than are read of any
 _NOT_PLAIN = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 # Of an interlaced image: x and y of each pass, and the steps
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -148,10 +149,13 @@ def _rows(header: bytes, height: int, width: int) -> Iterator[tuple[int, int]]:
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name of each chunk, and where its contents begin and end, which may be beyond the end of the file."""
     at = len(SIGNATURE)
-    while at + 8 <= len(data):
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            return
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], at + 8, end
         at = end + 4
+    raise _corrupt(f"it has more than {_MAX_CHUNKS} chunks")
 
 
 def _channels(header: bytes) -> int:

@@ -154,6 +154,7 @@ def _damaged_jpegs() -> Found:
     yield "a header alone", plain[: scans(plain)[0]], "corrupt"
     yield "a header and an end", plain[: scans(plain)[0]] + EOI, "corrupt"
     yield "two bytes", SOI, "corrupt"
+    yield "thousands of segments", inserted(plain, segment(0xFE, b"") * 20_000), "corrupt"
 
 
 def _pngs() -> Found:
@@ -210,6 +211,7 @@ def _pngs() -> Found:
     yield "animation of one frame", png(rgb, chunk(b"acTL", struct.pack(">II", 1, 0)) + frame), "rewritten"
     yield "animation of no frames", png(rgb, chunk(b"acTL", bytes(8))), "rewritten"
     yield "animation cut short", png(rgb, chunk(b"acTL", b"\0")), "rewritten"
+    yield "hundreds of thousands of chunks", png(rgb, chunk(b"tEXt", b"") * 250_000), "corrupt"
     yield "no end chunk", png(rgb)[:-12], "corrupt"
     yield "end chunk of a wrong checksum", png(rgb)[:-1] + b"\0", "rewritten"
     yield "header of a wrong checksum", SIGNATURE + header[:-1] + b"\0" + idat(rgb) + IEND, "corrupt"
