@@ -47,7 +47,7 @@ class Png:
     _pixels: bytes
 
     def is_whole(self) -> bool:
-        """Whether libpng finds all pixels and nothing wrong with them, down to their checksum."""
+        """Whether all pixels are there and no more, and libpng finds nothing wrong with them or their checksum."""
         size = sum(count * length for count, length in self._rows)
         # Some compress with a larger window than they say, which libpng refuses and zlib alone does not notice
         window = 2 ** ((self._pixels[0] >> 4) + 8) if self._pixels else 0
@@ -58,7 +58,7 @@ class Png:
             lines = inflating.decompress(self._pixels, size + 1)
         except zlib.error:
             return False
-        if len(lines) < size or (len(lines) == size and not inflating.eof):
+        if len(lines) != size or not inflating.eof:
             return False
         at = 0
         for count, length in self._rows:

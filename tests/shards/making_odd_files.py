@@ -225,7 +225,7 @@ def _pngs() -> Found:
         "corrupt",
     )
     yield "too few pixels", with_idat(zlib.compress(rows(rgb)[:-500])), "corrupt"
-    yield "too many pixels in it", with_idat(zlib.compress(rows(rgb) + bytes(500))), "kept"
+    yield "too many pixels in it", with_idat(zlib.compress(rows(rgb) + bytes(500))), "rewritten"
     yield "pixels cut off", with_idat(packed[:-100]), "corrupt"
     yield "pixels without their checksum", with_idat(packed[:-4]), "rewritten"
     yield "pixels of a wrong inner checksum", with_idat(packed[:-4] + b"abcd"), "corrupt"

@@ -1,6 +1,8 @@
 """What becomes of odd files: the build and DALI agree on every one, and each is refused for its own reason."""
 
 import io
+import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,17 @@ def outcome(data: bytes, resize: int | None) -> tuple[str, Checked | None]:
     return "kept" if checked.data is data else "rewritten", checked
 
 
+def problems_of_the_loader(taken: dict[str, Checked]) -> dict[str, str]:
+    """What DALI says when it is to crop the whole of each image, as training does."""
+    from pipeline.data.decode import CpuDecoder, Crops
+
+    encoded: list[np.ndarray | None] = [np.frombuffer(checked.data, np.uint8) for checked in taken.values()]
+    windows = np.array([[0, 0, checked.height, checked.width] for checked in taken.values()], np.int32)
+    decoder = CpuDecoder(len(taken), 32, 2)
+    decoder.feed(Crops(encoded, windows, np.zeros(len(taken), np.int32)))
+    return {list(taken)[place]: problem for place, problem in decoder.take().problems.items()}
+
+
 def test_each_is_kept_rewritten_or_refused_for_its_own_reason(odd: Odd) -> None:
     assert {name: outcome(data, None)[0] for name, (data, _) in odd.items()} == {
         name: expected for name, (_, expected) in odd.items()
@@ -63,8 +76,6 @@ def test_dali_decodes_all_that_are_taken_to_the_pixels_that_pillow_shows(odd: Od
     fn = pytest.importorskip("nvidia.dali.fn")
     from nvidia.dali import pipeline_def, types
 
-    from pipeline.data.decode import CpuDecoder, Crops
-
     taken: dict[str, Checked] = {}
     for name, (data, _) in odd.items():
         for resize in (None, 24):
@@ -72,12 +83,8 @@ def test_dali_decodes_all_that_are_taken_to_the_pixels_that_pillow_shows(odd: Od
             if checked is not None:
                 taken[f"{name}, {resize}"] = checked
     assert len(taken) > 150
+    assert problems_of_the_loader(taken) == {}
     encoded = [np.frombuffer(checked.data, np.uint8) for checked in taken.values()]
-
-    windows = np.array([[0, 0, checked.height, checked.width] for checked in taken.values()], np.int32)
-    decoder = CpuDecoder(len(taken), 32, 2)
-    decoder.feed(Crops(encoded, windows, np.zeros(len(taken), np.int32)))
-    assert {list(taken)[place]: problem for place, problem in decoder.take().problems.items()} == {}
 
     @pipeline_def(batch_size=len(taken), num_threads=2, device_id=None)
     def whole():  # type: ignore[no-untyped-def]
@@ -107,6 +114,40 @@ def test_a_jpeg_that_was_cut_off_or_holds_zeros_or_an_error_page_is_found_wherev
             noise[:at] + bytes(64) + noise[at + 64 :],
         ):
             assert (at, outcome(damaged, None)[0]) == (at, "corrupt")
+
+
+def mutant(data: bytes, chance: random.Random) -> bytes:
+    """The file with a few bytes changed, left out, put in or copied, most often near its beginning."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        at = chance.randrange(min(len(changed), chance.choice((700, len(changed)))))
+        span = chance.choice((1, 4, 20))
+        match chance.randrange(4):
+            case 0:
+                changed[at] ^= 1 << chance.randrange(8)
+            case 1 if len(changed) > span:
+                del changed[at : at + span]
+            case 2:
+                changed[at:at] = chance.randbytes(span)
+            case _:
+                changed[at : at + span] = changed[-span:]
+    if changed.startswith(png.SIGNATURE):
+        for _, begin, end in list(png._chunks(bytes(changed))):
+            changed[end : end + 4] = zlib.crc32(changed[begin - 4 : end]).to_bytes(4, "big")
+    return bytes(changed)
+
+
+def test_mutants_are_refused_or_decode(odd: Odd) -> None:
+    pytest.importorskip("nvidia.dali")
+    chance = random.Random(0)
+    files = [data for data, _ in odd.values() if 20 < len(data) < 50_000]
+    taken: dict[str, Checked] = {}
+    for number in range(5_000):
+        checked = outcome(mutant(chance.choice(files), chance), None)[1]
+        if checked is not None and checked.height * checked.width < 100_000:
+            taken[str(number)] = checked
+    assert len(taken) > 100
+    assert problems_of_the_loader(taken) == {}
 
 
 def test_all_that_are_taken_have_a_thumbnail(odd: Odd) -> None:
