@@ -94,10 +94,14 @@ def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
     """Turns what may stop the writing of `out` into a ShardError that tells how to go on and what remains."""
     try:
         yield
-    except (BrokenProcessPool, MemoryError):
+    except MemoryError:
         raise ShardError(
-            f"{out}: a worker died, most likely for lack of memory; run the same command again, with fewer "
-            "workers if it recurs: finished shards are kept"
+            f"{out}: out of memory; run the same command again with fewer workers: finished shards are kept"
+        ) from None
+    except BrokenProcessPool:
+        raise ShardError(
+            f"{out}: a worker process died; the system's log says whether for lack of memory. Run the same command "
+            "again, with fewer workers if it recurs: finished shards are kept"
         ) from None
     except OSError as error:
         raise ShardError(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS, Check
+from shards.check import DEFAULT_MAX_PIXELS, MAX_IMAGE_BYTES, Check
 from shards.engines import Engine, run
 from shards.files import ShardError, sha256_of
 from shards.folder_source import refuse_parts
@@ -98,7 +98,7 @@ def build(
     for line in listing.notes:
         note(line)
     fingerprint = _fingerprint(listing, options, listing.ignored)
-    unwritten = sum(size or 0 for size in listing.sizes)
+    unwritten = _bytes(listing.sizes)
 
     def remaining() -> str:
         return f"{unwritten / 1e6:,.1f} MB of images are still to be written"
@@ -114,7 +114,7 @@ def build(
             refuse_parts(listing)
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))
-            unwritten = sum(_bytes(job.items) for job in jobs if not job.recorded)
+            unwritten = sum(_bytes(item.size for item in job.items) for job in jobs if not job.recorded)
             # Only a copy of known size, to a disk, can be held against the free space.
             if resize is None and not is_url(out) and unwritten > shutil.disk_usage(out).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -168,9 +168,9 @@ def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job
     return jobs
 
 
-def _bytes(items: list[Item]) -> int:
-    """Bytes of images, as far as they are known."""
-    return sum(item.size or 0 for item in items)
+def _bytes(sizes: Iterable[int | None]) -> int:
+    """Bytes of the images that can be written, as far as they are known."""
+    return sum(size for size in sizes if size is not None and size <= MAX_IMAGE_BYTES)
 
 
 def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:
@@ -182,7 +182,7 @@ def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:
         with scratch_folder(out) as staging:
             record = write_shard(out, f"{job.name}.tar", job.items, options, staging)
             write(record_file(out, job.name), record.dump(), staging)
-    return len(job.items), 0 if job.recorded else _bytes(job.items)
+    return len(job.items), 0 if job.recorded else _bytes(item.size for item in job.items)
 
 
 def _is_intact(out: str, name: str) -> bool:

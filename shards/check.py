@@ -8,17 +8,26 @@ ones remain, and so do PNGs whose EXIF follows their pixels.
 
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
+from shards import jpeg, png
 from shards.exif import TURNED, orientation
+from shards.kinds import kind_of
+from shards.rejected import Rejected as Rejected
 
 # A closed list: Pillow would also open formats that run other programs (EPS) or lose bits without a word.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_CONVERTED = FORMATS[2:]
 DEFAULT_MAX_PIXELS = 100_000_000
+# Room for DEFAULT_MAX_PIXELS with four uncompressed channels and as much metadata as there ever is. A larger file is
+# not read, so that one of them cannot take all memory.
+MAX_IMAGE_BYTES = 2**29
+_LONGEST_JPEG, _LONGEST_PNG = 65_500, 1_000_000  # pixels a side, as the libraries read and write them
 
 Check = Literal["decode", "header"]
 
@@ -47,15 +56,6 @@ class Checked:
     width: int
 
 
-class Rejected(Exception):
-    """An image that cannot be used: a short `reason` to count by, and a `detail`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-
 def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check = "decode") -> Checked:
     """Checks one image file and returns what to store; see the module for what is kept and what converted.
 
@@ -70,82 +70,137 @@ def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check =
     """
     if not data:
         raise Rejected("empty", "0 bytes")
+    refuse_huge(len(data))
     try:
-        # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _check(image, data, max_pixels, resize, check)
-    except (Rejected, MemoryError):
+        if data.startswith(jpeg.SIGNATURE):
+            return _check_jpeg(data, max_pixels, resize, check)
+        if data.startswith(png.SIGNATURE):
+            return _check_png(data, max_pixels, resize, check)
+        return _check_other(data, max_pixels, resize)
+    except Rejected:
         raise
     except UnidentifiedImageError:
+        kind = kind_of(data)
+        if kind in FORMATS:
+            raise Rejected("corrupt", f"begins as {kind}, but what has to follow is damaged or missing") from None
+        if kind is not None:
+            raise Rejected(kind, f"not read; convert it to one of {', '.join(FORMATS)}") from None
         raise Rejected("not an image", f"not a readable {', '.join(FORMATS)} file") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged input
+        if isinstance(error, MemoryError) or "memory" in str(error):
+            raise out_of_memory() from None
         raise Rejected("corrupt", str(error) or type(error).__name__) from None
+
+
+def refuse_huge(size: int) -> None:
+    """Raises Rejected for a file of more bytes than are read of any."""
+    if size > MAX_IMAGE_BYTES:
+        raise Rejected("too many bytes", f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+
+
+def out_of_memory() -> Rejected:
+    """Why an image is left out for which there is no memory."""
+    return Rejected("needs too much memory", "shrink it, or use fewer workers or a larger machine")
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
     """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
+    turn = 1
+    if data.startswith(jpeg.SIGNATURE):
+        with suppress(Rejected):  # an earlier version may have passed it
+            turn = jpeg.read_header(data).orientation
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turn = orientation(image.info.get("exif", b""))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image.thumbnail((side, side))
         pixels = image.convert("RGB")
-    if turn in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[turn])
     file = io.BytesIO()
-    pixels.save(file, "JPEG", quality=80)
+    _upright(pixels, turn).save(file, "JPEG", quality=80)
     return file.getvalue()
 
 
-def _check(image: Image.Image, data: bytes, max_pixels: int, resize: int | None, check: Check) -> Checked:
-    if image.width * image.height > max_pixels:
-        raise Rejected("too many pixels", f"{image.width} x {image.height} pixels, more than {max_pixels}")
-    # A phone's MPO is a JPEG with a preview or a second eye behind it; every JPEG reader shows the first.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise Rejected("animated", "more than one frame")
-    if _deeper_than_8_bits(image, data):
-        raise Rejected("16-bit", f"more than 8 bits a channel (mode {image.mode})")
-    if check == "decode":
-        if image.format == "PNG":
-            # load() does not compare the checksums of the pixel data, verify() does but spoils its image.
-            with Image.open(io.BytesIO(data), formats=FORMATS) as copy:
-                copy.verify()
-        image.load()
-
-    turn = orientation(image.info.get("exif", b""))
-    shrink = resize is not None and min(image.size) > resize
-    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and not shrink:
-        height, width = (image.width, image.height) if turn >= TURNED else (image.height, image.width)
+def _check_jpeg(data: bytes, max_pixels: int, resize: int | None, check: Check) -> Checked:
+    header = jpeg.read_header(data)
+    _check_size(header.width, header.height, max_pixels, _LONGEST_JPEG)
+    shrink = resize is not None and min(header.width, header.height) > resize
+    if header.plain and not shrink and _pillow_opens(data):
+        if check == "decode":
+            jpeg.decode(data, header)
+        turned = header.orientation >= TURNED
+        height, width = (header.width, header.height) if turned else (header.height, header.width)
         return Checked(data, "jpg", height, width)
-    if _is_plain_png(image, data) and resize is None:
-        return Checked(data, "png", image.height, image.width)
+    return _converted(Image.fromarray(jpeg.decode(data, header)), header.orientation, resize)
 
-    pixels = _flatten(image)
-    if turn in _UPRIGHT:
-        pixels = pixels.transpose(_UPRIGHT[turn])
+
+def _check_png(data: bytes, max_pixels: int, resize: int | None, check: Check) -> Checked:
+    chunks = png.read(data, whole=check == "decode")
+    _check_size(chunks.width, chunks.height, max_pixels)
+    if chunks.frames > 1:
+        raise Rejected("animated", "more than one frame")
+    if chunks.bits > 8:
+        raise Rejected(f"{chunks.bits}-bit", f"a PNG of {chunks.bits} bits a channel")
+    keep = chunks.plain and resize is None and _pillow_opens(chunks.metadata)
+    if keep and (check == "header" or chunks.is_whole()):
+        return Checked(data, "png", chunks.height, chunks.width)
+    if check == "header":
+        chunks = png.read(data)
+    with Image.open(io.BytesIO(chunks.stripped), formats=["PNG"]) as image:
+        return _converted(image, chunks.orientation, resize)
+
+
+def _check_other(data: bytes, max_pixels: int, resize: int | None) -> Checked:
+    # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_CONVERTED) as image:
+        _check_size(image.width, image.height, max_pixels)
+        if getattr(image, "n_frames", 1) > 1:
+            raise Rejected("animated", "more than one frame")
+        if _deeper_than_8_bits(image):
+            raise Rejected("16-bit", f"more than 8 bits a channel (mode {image.mode})")
+        image.load()
+        return _converted(image, orientation(image.info.get("exif", b"")), resize)
+
+
+def _pillow_opens(data: bytes) -> bool:
+    """Whether Pillow opens a file, which many readers go by: it gives up at some metadata."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS[:2]) as image:
+            if image.format == "PNG":
+                image.load()  # and with that, the metadata behind the pixels
+    except Exception:  # nearly every type
+        return False
+    return True
+
+
+def _check_size(width: int, height: int, max_pixels: int, longest: int = _LONGEST_PNG) -> None:
+    if width * height > max_pixels:
+        raise Rejected("too many pixels", f"{width} x {height} pixels, more than {max_pixels}")
+    if max(width, height) > longest:
+        raise Rejected("too many pixels", f"{width} x {height} pixels, where a side has at most {longest}")
+
+
+def _converted(image: Image.Image, turn: int, resize: int | None) -> Checked:
+    """An image as it is stored when its bytes are not kept: as PNG or, with `resize`, no larger than that as JPEG."""
+    pixels = _upright(_flatten(image), turn)
     if resize is None:
         return Checked(_encode(pixels, "PNG"), "png", pixels.height, pixels.width)
     pixels = pixels.convert("RGB")
-    if shrink:
+    if min(pixels.size) > resize:
         scale = resize / min(pixels.size)
         size = (round(pixels.width * scale), round(pixels.height * scale))
         pixels = pixels.resize(size, Resampling.BICUBIC)
+    if max(pixels.size) > _LONGEST_JPEG:
+        raise Rejected("too many pixels", f"{pixels.width} x {pixels.height} as JPEG, where a side has {_LONGEST_JPEG}")
     return Checked(_encode(pixels, "JPEG"), "jpg", pixels.height, pixels.width)
 
 
-def _deeper_than_8_bits(image: Image.Image, data: bytes) -> bool:
+def _upright(pixels: Image.Image, turn: int) -> Image.Image:
+    return pixels.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else pixels
+
+
+def _deeper_than_8_bits(image: Image.Image) -> bool:
     """Pillow opens 48-bit colour as 8-bit RGB without a word, so the mode alone does not tell."""
-    if image.format == "PNG":
-        return data[24] > 8
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return any(bits > 8 for bits in image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ()))
     return image.mode.startswith(("I", "F"))
-
-
-def _is_plain_png(image: Image.Image, data: bytes) -> bool:
-    """8-bit grey or RGB, without transparency and without EXIF: not every reader would turn a PNG by it."""
-    bits, colour = data[24], data[25]
-    eight_bit = image.format == "PNG" and bits == 8 and colour in (0, 2)
-    return eight_bit and "exif" not in image.info and not image.has_transparency_data
 
 
 def _flatten(image: Image.Image) -> Image.Image:

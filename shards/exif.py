@@ -14,12 +14,11 @@ def orientation(exif: bytes) -> int:
     """The orientation that EXIF data gives, 1 (upright) to 8.
 
     DALI's reader, which is OpenCV's, gives up on the whole block when a tag that it knows points beyond its end, and
-    does not follow others; web images have many such blocks. Pillow's gives up on other ones, and also believes XMP.
+    does not follow others; web images have many such blocks. It reads big-endian
+    what does not say that it is little-endian. Pillow's gives up on other blocks, and also believes XMP.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
+    order = "<" if tiff[:2] == b"II" else ">"
     found = None
     try:
         mark, directory = struct.unpack_from(f"{order}HI", tiff, 2)

@@ -30,11 +30,12 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS, Rejected
+from shards.check import DEFAULT_MAX_PIXELS
 from shards.engines import run
 from shards.files import ShardError, sha256_of
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
+from shards.rejected import Rejected
 from shards.rejects import UNREADABLE_TAR
 from shards.storage import (
     StorageError,

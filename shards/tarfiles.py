@@ -12,7 +12,6 @@ from shards.files import ShardError
 from shards.tarheaders import Member, in_hidden_folder, is_hidden, members, why_unsafe
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
-MAX_IMAGE_BYTES = 2**29  # of a member that is read as an image
 
 Place = tuple[int, int, str]  # of a member: offset of its data in the tar, size, name
 Members = dict[str, Place]  # by extension, in the order of the tar

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from shards.check import Checked, Rejected, check_image
+from shards.check import Checked, check_image, refuse_huge
 from shards.labels import Label, as_label, label_name
 from shards.listing import IMAGE_SUFFIXES
+from shards.rejected import Rejected
 from shards.storage import read
-from shards.tarfiles import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, Sample, matching
+from shards.tarfiles import IMAGE_EXTENSIONS, Sample, matching
 
 _OTHER_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES) - IMAGE_EXTENSIONS
 _MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
@@ -19,13 +20,14 @@ def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Check
     if sample.unsafe is not None:
         raise Rejected("unsafe member", sample.unsafe)
     extension = _image_of(sample)
-    size = sample.members[extension][1]
-    if size > MAX_IMAGE_BYTES:
-        raise Rejected("too many bytes", f"{size} bytes, more than {MAX_IMAGE_BYTES}")
+    refuse_huge(sample.members[extension][1])
     data = _member(tar, sample, extension)
     image = check_image(data, max_pixels, None)
     if image.data is not data:
-        raise Rejected("needs rewriting", "is no 8-bit grey or RGB JPEG, nor such a PNG without transparency and EXIF")
+        raise Rejected(
+            "needs rewriting",
+            "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage",
+        )
     return extension, image, _label(tar, sample)
 
 

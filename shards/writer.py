@@ -11,9 +11,10 @@ from typing import Any
 import google_crc32c
 
 from shards.assembly import Record
-from shards.check import Checked, Rejected, check_image
+from shards.check import Checked, check_image, out_of_memory, refuse_huge
 from shards.listing import Item, is_url
 from shards.manifest import MANIFEST_SCHEMA, Options, Shard
+from shards.rejected import Rejected
 from shards.storage import StorageError, join, read, replacing
 from shards.tarfiles import Sample, dali_index, idx_name
 from shards.tarwriter import TarWriter
@@ -38,7 +39,7 @@ def write_shard(out: str, name: str, items: Iterable[Item], options: Options, st
             for item, read_item in _read_ahead(items):
                 path = printable(item.path)
                 try:
-                    image = check_image(_bytes(read_item), options.max_pixels, options.resize, options.check)
+                    image = check_image(read_item(), options.max_pixels, options.resize, options.check)
                 except Rejected as error:
                     reject = {"path": path, "reason": error.reason, "detail": error.detail, "size": item.size}
                     rejects.append(reject)
@@ -67,19 +68,23 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], byte
     waiting: deque[tuple[Item, Callable[[], bytes]]] = deque()
     with ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
         for item in items:
-            read_item = partial(read, item.file, item.offset, item.size, deadline=_DEADLINE)
+            read_item = partial(_read, item)
             waiting.append((item, pool.submit(read_item).result if is_url(item.file) else read_item))
             if len(waiting) > _URLS_AT_ONCE:
                 yield waiting.popleft()
         yield from waiting
 
 
-def _bytes(read_item: Callable[[], bytes]) -> bytes:
+def _read(item: Item) -> bytes:
+    """The bytes of a candidate. Raises Rejected where they cannot be had."""
+    refuse_huge(item.size or 0)
     try:
-        return read_item()
+        return read(item.file, item.offset, item.size, deadline=_DEADLINE)
     except OSError as error:
         passing = isinstance(error, StorageError) and error.transient
         raise Rejected("unreachable" if passing else "unreadable", error.strerror or type(error).__name__) from None
+    except MemoryError:
+        raise out_of_memory() from None
 
 
 def _write(tar: TarWriter, item: Item, path: str, image: Checked) -> Sample:

@@ -34,6 +34,7 @@ from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.data.tarstream import images_in
 from pipeline.random import mix_int
+from shards import jpeg
 from shards.check import DEFAULT_MAX_PIXELS, FORMATS
 from shards.exif import TURNED, orientation
 from shards.secrets import PIPE, masked
@@ -234,9 +235,13 @@ def _open(tar: str, deadline: float) -> io.BufferedIOBase:
 def _size(image: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
     try:
-        with Image.open(io.BytesIO(image), formats=FORMATS) as header:
-            width, height = header.size
-            turned = orientation(header.info.get("exif", b"")) >= TURNED
+        if image.startswith(jpeg.SIGNATURE):
+            found = jpeg.read_header(image)
+            width, height, turned = found.width, found.height, found.orientation >= TURNED
+        else:
+            with Image.open(io.BytesIO(image), formats=FORMATS) as header:
+                width, height = header.size
+                turned = orientation(header.info.get("exif", b"")) >= TURNED
     except Exception:  # Pillow raises nearly every type on damaged input
         return None
     if width * height > DEFAULT_MAX_PIXELS:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, Protocol
 
-from shards.tarfiles import IMAGE_EXTENSIONS, MAX_IMAGE_BYTES, matching, split_name
+from shards.check import MAX_IMAGE_BYTES
+from shards.tarfiles import IMAGE_EXTENSIONS, matching, split_name
 from shards.tarheaders import Member, is_hidden, members, why_unsafe
 
 _CHUNK = 2**20  # bytes read at once of what is not wanted

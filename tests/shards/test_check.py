@@ -164,7 +164,7 @@ def transparent() -> Image.Image:
         (b"", "empty"),
         (b"no image at all", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image"),
-        (PNG[:16] + bytes(4) + PNG[20:], "not an image"),  # zero pixels wide
+        (PNG[:16] + bytes(4) + PNG[20:], "corrupt"),  # zero pixels wide
         (JPEG[: len(JPEG) // 2], "corrupt"),
         (JPEG[:-2], "corrupt"),
         (encoded(RGB, "JPEG", progressive=True)[:-2], "corrupt"),
@@ -248,3 +248,23 @@ def test_a_check_of_the_header_misses_damaged_pixels_and_nothing_else() -> None:
     for data in cases:
         assert rejection(data, check="header").reason == rejection(data).reason
     assert rejection(JPEG, check="header", max_pixels=2_239).reason == "too many pixels"
+
+
+def test_a_file_of_too_many_bytes_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.check.MAX_IMAGE_BYTES", len(JPEG) - 1)
+    monkeypatch.setattr("shards.check._check_jpeg", None)
+    error = rejection(JPEG)
+    assert (error.reason, error.detail) == ("too many bytes", f"{len(JPEG)} bytes, more than {len(JPEG) - 1}")
+
+
+@pytest.mark.parametrize(
+    ("decoder", "data"), [("simplejpeg.decode_jpeg", JPEG), ("PIL.ImageFile.ImageFile.load", encoded(RGB, "BMP"))]
+)
+def test_an_image_for_which_there_is_no_memory_is_one_reject(
+    decoder: str, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoder, fail)
+    assert rejection(data).reason == "needs too much memory"
