@@ -14,7 +14,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.targets.hog import CELL
-from shards.storage import shows_credentials
+from shards.storage import has_query, shows_credentials
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 
@@ -83,8 +83,11 @@ class Data(Section):
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
         for key in ("shards", "validation"):
-            if shows_credentials(getattr(self, key) or ""):
-                raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
+            value = getattr(self, key) or ""
+            if shows_credentials(value) or has_query(value):
+                raise ValueError(
+                    f"data.{key} holds credentials or a query: leave them out, credentials come from the environment"
+                )
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
         return self

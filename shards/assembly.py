@@ -7,6 +7,7 @@ files of the machine, until they are uploaded. dataset.json comes last.
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from shards.files import ShardError, sha256_of
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
 from shards.rejects import write_rejects
-from shards.storage import delete, join, listing, read, replacing
+from shards.storage import SCRATCH, delete, join, listing, read, replacing
 
 STAGING = ".build"
 _BEGUN = "build"
@@ -120,6 +121,8 @@ def writing(out: str, fingerprint: str) -> Iterator[None]:
     with scratch_folder(out) as staging:
         staging.mkdir(parents=True, exist_ok=True)
         with _alone(out, staging):
+            for leftover in staging.glob(f"{SCRATCH}*"):  # of a build that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             write(record_file(out, _BEGUN), json.dumps({"fingerprint": fingerprint}), staging)
             yield
     delete(join(out, STAGING))

@@ -83,8 +83,13 @@ def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check =
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
-    """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side.
+
+    Raises Rejected for one of more than `DEFAULT_MAX_PIXELS`, and whatever Pillow does for what it cannot read.
+    """
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > DEFAULT_MAX_PIXELS:
+            raise Rejected("too many pixels", f"{image.width} x {image.height} pixels, more than {DEFAULT_MAX_PIXELS}")
         turn = orientation(image.info.get("exif", b""))
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image.thumbnail((side, side))

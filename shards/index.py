@@ -36,7 +36,17 @@ from shards.files import ShardError, sha256_of
 from shards.labels import MAX_LABEL
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Shard
-from shards.storage import as_local, join, printable_url, read, replacing, shows_credentials, size_of, why_unsupported
+from shards.storage import (
+    as_local,
+    has_query,
+    join,
+    printable_url,
+    read,
+    replacing,
+    shows_credentials,
+    size_of,
+    why_unsupported,
+)
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 from shards.text import printable
 
@@ -122,10 +132,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             raise ShardError(f"{pattern}: its braces do not match; correct them") from None
         for one in expanded:
             if is_url(one):
-                if shows_credentials(one):
+                if shows_credentials(one) or has_query(one):
                     raise ShardError(
-                        f"{printable_url(one)}: holds credentials, which dataset.json would show; leave them out, "
-                        "they come from the environment"
+                        f"{printable_url(one)}: holds credentials or a query, which dataset.json would show; leave "
+                        "them out, credentials come from the environment"
                     )
                 why = why_unsupported(one)
                 if why is not None:

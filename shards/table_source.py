@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from shards.files import ShardError
 from shards.labels import MAX_LABEL
 from shards.listing import Listing, is_url
-from shards.storage import printable_url, shows_credentials, why_unsupported
+from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
 
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 
@@ -89,11 +89,10 @@ def _sizes(source: Path, paths: list[Any]) -> Iterator[int | None]:
                     "leave them out, they come from the environment"
                 )
             protocol = path.partition("://")[0]
-            if protocol not in protocols:
-                why = why_unsupported(path)
-                if why is not None:
-                    raise ShardError(f"{source}: row {number}: {printable_url(path)} cannot be read: {why}")
-                protocols.add(protocol)
+            why = why_refused(path) if protocol in protocols else why_unsupported(path)
+            if why is not None:
+                raise ShardError(f"{source}: row {number}: {printable_url(path)} cannot be read: {why}")
+            protocols.add(protocol)
             yield None
             continue
         try:

@@ -1,15 +1,17 @@
 import json
 import pickle
+import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from making_images import contents, damage_header, encoded, make_tar, picture
+from servers import http_server
 
 from shards import tarfiles
 from shards.build import build
@@ -208,7 +210,7 @@ def test_a_changed_tar_is_found_by_verify_and_refused_by_index(tars: Path, tmp_p
         ("{tmp}/nothing-*.tar", r"nothing-\*\.tar: no such tar"),
         ("{tmp}/gone.tar", r"gone\.tar: no such tar; correct the path"),
         ("{tmp}/{{0..", "its braces do not match"),
-        ("none://a.tar", "none://a.tar: cannot be read: Protocol not known"),
+        ("none://a.tar", "none://a.tar: cannot be read: its protocol is not one of file, http"),
         ("{tmp}/text.tar", r"text\.tar: not a readable tar"),
     ],
 )
@@ -242,25 +244,25 @@ def test_a_set_that_was_indexed_from_a_damaged_tar_is_found_out(
 
 
 def test_tars_behind_urls_are_described_as_those_on_disk(tars: Path, tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    for path in tars.iterdir():
-        memory.pipe(f"/tars/{path.name}", path.read_bytes())
-    index_tars(["memory://tars/{000..002}.tar"], tmp_path / "remote", workers=1)
-    index_tars([f"{tars}/{{000..002}}.tar"], tmp_path / "local", workers=1)
-    remote, local = Manifest.load(tmp_path / "remote"), Manifest.load(tmp_path / "local")
-    assert remote.shard_names[1] == "memory://tars/001.tar"
-    assert remote.identity == local.identity
-    assert verify(tmp_path / "remote", workers=1) == []
-    memory.pipe("/tars/001.tar", b"")
-    problems = [str(problem) for problem in verify(tmp_path / "remote", workers=1)]
-    assert problems[0].startswith("memory://tars/001.tar: has 0 bytes instead of ")
+    served = shutil.copytree(tars, tmp_path / "served")
+    with http_server(served) as server:
+        index_tars([f"{server.url}/{{000..002}}.tar"], tmp_path / "remote", workers=1)
+        index_tars([f"{tars}/{{000..002}}.tar"], tmp_path / "local", workers=1)
+        remote, local = Manifest.load(tmp_path / "remote"), Manifest.load(tmp_path / "local")
+        assert remote.shard_names[1] == f"{server.url}/001.tar"
+        assert remote.identity == local.identity
+        assert verify(tmp_path / "remote", workers=1) == []
+        (served / "001.tar").write_bytes(b"")
+        problems = [str(problem) for problem in verify(tmp_path / "remote", workers=1)]
+        assert problems[0].startswith(f"{server.url}/001.tar: has 0 bytes instead of ")
 
 
 def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ShardError, match=r"^memory://gone\.tar: not found; 1 tars are still to be read: .* run the same"
-    ):
-        index_tars(["memory://gone.tar"], tmp_path / "out", workers=1)
+    with http_server(tmp_path) as server, pytest.raises(ShardError) as caught:
+        index_tars([f"{server.url}/gone.tar"], tmp_path / "out", workers=1)
+    assert re.match(
+        rf"{server.url}/gone\.tar: 404 Not Found; 1 tars are still to be read: .* run the same", str(caught.value)
+    )
 
 
 def test_shards_built_here_can_be_indexed_again(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_page_shows_facts_images_rejects_and_duplicates_and_fetches_nothing(tm
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 7 + 5 + 1
     page = Page(tmp_path / "page.html")
     assert page.fetched == []
-    assert "http" not in (tmp_path / "page.html").read_text()
+    assert "://" not in (tmp_path / "page.html").read_text()
     for text in ("<b>bee & co 5", "Rejects 1", "<i>.jpg not a readable", "Duplicates 1", "ant/copy.jpg"):
         assert text in page.text
     assert Manifest.load(tmp_path / "out").identity in page.text
