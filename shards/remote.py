@@ -9,6 +9,7 @@ data sets and tables of others, so only those of `PROTOCOLS` reach it.
 import errno
 import itertools
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -172,7 +173,7 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
         status = getattr(error, "status", None)  # aiohttp's
     if status is None:
         status = getattr(outermost, "code", None)  # gcsfs's; a deeper one is aiohttp's, for a body that breaks off
-    if isinstance(status, int):
+    if isinstance(status, int) and status:  # aiohttp calls a circle of redirects 0
         what = f"{status} {responses.get(status, '')}".strip()
         if status == HTTPStatus.NOT_FOUND:
             return errno.ENOENT, what
@@ -184,5 +185,6 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
     if isinstance(error, TimeoutError):
         return errno.ETIMEDOUT, "timed out"
     what = printable_url(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
-    final = isinstance(error, _FINAL) or "Credentials" in type(error).__name__  # botocore's, Google's
+    # The credentials of botocore and Google, the redirects of aiohttp, which goes nowhere but to the web
+    final = isinstance(error, _FINAL) or re.search("Credentials|Redirect", type(error).__name__)
     return errno.EIO if final else errno.ETIMEDOUT, what
