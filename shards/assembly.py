@@ -24,7 +24,7 @@ from shards.files import ShardError, sha256_of
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
 from shards.rejects import write_rejects
-from shards.storage import SCRATCH, delete, join, listing, read, replacing
+from shards.storage import SCRATCH, delete, is_on_web, join, listing, printable_url, read, replacing
 
 STAGING = ".build"
 _BEGUN = "build"
@@ -67,6 +67,10 @@ def finished_records(out: str) -> set[str]:
 
 def is_finished(out: str, fingerprint: str) -> bool:
     """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
+    if is_on_web(out):
+        raise ShardError(
+            f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
+        )
     if manifest.DATASET in listing(out):
         if Dataset.load(out).fingerprint != fingerprint:
             raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
@@ -131,7 +135,7 @@ def writing(out: str, fingerprint: str) -> Iterator[None]:
 @contextmanager
 def _alone(out: str, staging: Path) -> Iterator[None]:
     """Keeps a second build, started while this one runs, from writing the same scratch files."""
-    with (staging / "lock").open("w") as file:
+    with (staging / "lock").open("a") as file:  # which empties no file that a link there names
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

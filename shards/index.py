@@ -74,7 +74,7 @@ def index_tars(
     """Checks every image in tars made elsewhere and makes `out` a data set of them, or goes on with that.
 
     Args:
-        urls: paths, or URLs that fsspec knows, of tars, in the order of the data set. Braces as in `{000..099}`
+        urls: paths, or URLs, of tars, in the order of the data set. Braces as in `{000..099}`
             stand for several of them, and so do `*`, `?` and `[]` in paths.
         out: folder or URL for the manifest; a folder may hold the tars, which are then named relative to it.
         workers: processes, see `build`.

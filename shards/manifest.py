@@ -110,8 +110,7 @@ class Dataset:
             )
         try:
             text = read(path)
-            if is_url(path):
-                refuse_without_ranges(path)
+            refuse_without_ranges(path)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise _unreadable(path, error) from None

@@ -14,7 +14,7 @@ from typing import Any
 from shards.files import AT_MOST, fsync, open_regular, read_at
 from shards.listing import is_url
 from shards.remote import DEADLINE, StorageError, Traffic, locate, request
-from shards.urls import has_query, printable_url, protocol_of, shows_credentials, why_refused
+from shards.urls import has_query, is_on_web, printable_url, shows_credentials, why_refused
 
 __all__ = [
     "DEADLINE",
@@ -24,6 +24,7 @@ __all__ = [
     "delete",
     "download",
     "has_query",
+    "is_on_web",
     "join",
     "listing",
     "opened",
@@ -66,7 +67,7 @@ def read(
     (EFBIG), and where other than `size` bytes came.
     """
     whole = offset is None or size is None
-    web = is_url(file) and protocol_of(file) in ("http", "https")
+    web = is_on_web(file)
     at_most = at_most or (_AT_MOST_FROM_WEB if web and whole else AT_MOST)
     if offset is None or size is None:
         offset, size = 0, at_most + 1
@@ -98,7 +99,7 @@ def refuse_without_ranges(url: str, *, deadline: float = DEADLINE) -> None:
 
     It is asked for one byte of what the URL names. Other stores have ranges.
     """
-    if protocol_of(url) in ("http", "https"):
+    if is_on_web(url):
         read(url, 0, 1, deadline=deadline)
 
 

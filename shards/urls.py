@@ -30,6 +30,11 @@ def protocol_of(url: str) -> str:
     return url.partition("://")[0].lower()
 
 
+def is_on_web(url: str) -> bool:
+    """Whether it is the URL of a web server."""
+    return is_url(url) and protocol_of(url) in ("http", "https")
+
+
 def why_refused(url: str) -> str | None:
     """Why a URL is never opened, whoever gives it; None if it may be."""
     if _is_chain(url):
@@ -50,7 +55,7 @@ def shows_credentials(text: str) -> bool:
 
 def has_query(url: str) -> bool:
     """Whether the URL of a web server has a query or a fragment, with or without a value that is a secret."""
-    return is_url(url) and protocol_of(url) in ("http", "https") and re.search("[?#]", url) is not None
+    return is_on_web(url) and re.search("[?#]", url) is not None
 
 
 def printable_url(text: str) -> str:

@@ -138,6 +138,17 @@ def test_what_is_published_has_ordinary_permissions(mask: int, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_build_empties_no_file_that_a_link_names(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "out" / ".build").mkdir(parents=True)
+    for name in ("lock", "build.json", "shard-000000.tar.tmp", "dataset.json.tmp"):
+        (tmp_path / "out" / ".build" / name).symlink_to(victim)
+    (tmp_path / "out" / ".build" / "build.json").unlink()
+    build(make_tree(tmp_path / "source", 3), tmp_path / "out", workers=1)
+    assert victim.read_text() == "precious" and len(Manifest.load(tmp_path / "out")) == 3
+
+
 def test_scratch_files_have_names_of_their_own_and_leave_nothing(tmp_path: Path) -> None:
     names = set()
     for number in range(20):
