@@ -11,7 +11,7 @@ from shards.files import ShardError
 from shards.text import printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-_PROTOCOL = re.compile(r"[^/\s]*://")
+_PROTOCOL = re.compile(r"(?!pipe:)[^/]*://")
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -86,6 +86,6 @@ def no_images(source: Path, files: int) -> ShardError:
 def is_url(path: str) -> bool:
     """Whether `path` begins with a protocol, as `https://` or `s3://`, be it one that is never followed.
 
-    `a/b://c.jpg` is a file, and so is what has a space before its `://`.
+    `a/b://c.jpg` is a file, and `pipe:curl https://host/a.tar` a command.
     """
     return _PROTOCOL.match(path) is not None

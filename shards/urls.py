@@ -16,6 +16,7 @@ _SECRETS = re.compile(
     r"((?:\[[\da-fA-F:.]*\])?(?:(?!::|\w{1,10}://)[^\s?#;'\"])*)"  # up to a URL in a URL, which has secrets of its own
     r"(?:[?#;]\S*?(?=['\"]?(?:\s|$)))?"
 )
+_URL_ALONE = re.compile(r"\s*[^/\s]*://")
 _IPV6 = re.compile(r"^\w+://\[[\da-fA-F:.]*\]")
 _NAME = re.compile(r"[?&#;~]([^=?&#;~/]*)=")
 _SECRET_NAME = re.compile(
@@ -64,14 +65,14 @@ def printable_url(text: str) -> str:
     Of a chain of URLs only the first is shown.
     """
     text = _without_spaces(text)
-    if is_url(text) and _is_chain(text):
+    if _URL_ALONE.match(text) and _is_chain(text):
         text = re.sub(r"(?<!\[)::.*", "::...", text)
     return one_line(_SECRETS.sub(r"\1\2", text))
 
 
 def _without_spaces(text: str) -> str:
     """A URL as it is sent; a message, which is one with `: ` after its URL if it begins with one, as it is."""
-    return re.sub(r"\s", "%20", text) if is_url(text) and ": " not in text else text
+    return re.sub(r"\s", "%20", text) if _URL_ALONE.match(text) and ": " not in text else text
 
 
 def _is_chain(url: str) -> bool:

@@ -44,6 +44,9 @@ OTHERS = [
     "data://image/jpeg;base64,AAAA",
     "python://os",
     "://a.jpg",
+    " http://a.jpg",
+    "ht\ntp://a.jpg",
+    "my https://a.jpg",
     "local:///etc/passwd",
 ]
 LEAKS = [
@@ -186,7 +189,10 @@ def test_an_ordinary_query_shows_none(query: str) -> None:
 def test_a_url_begins_with_its_protocol() -> None:
     assert all(map(is_url, ["http://h", "S3://b/k", *CHAINS, *OTHERS]))
     assert not any(
-        map(is_url, ["a/b://c.jpg", "/a://b", "http:/h/x", r"http:\\h\x", "pipe:curl -s http://h/x", "a.jpg"])
+        map(
+            is_url,
+            ["a/b://c.jpg", "/a://b", "http:/h/x", r"http:\\h\x", "pipe:curl -s http://h/x", "pipe:http://h", "a.jpg"],
+        )
     )
 
 
