@@ -9,7 +9,6 @@ data sets and tables of others, so only those of `PROTOCOLS` reach it.
 import errno
 import itertools
 import random
-import re
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -184,7 +183,8 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
         return errno.ENOENT, "not found"
     if isinstance(error, TimeoutError):
         return errno.ETIMEDOUT, "timed out"
+    if "Redirect" in type(error).__name__:  # aiohttp's
+        return errno.EIO, "its server redirects in circles, or away from the web; use one that does not"
     what = printable_url(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
-    # The credentials of botocore and Google, the redirects of aiohttp, which goes nowhere but to the web
-    final = isinstance(error, _FINAL) or re.search("Credentials|Redirect", type(error).__name__)
+    final = isinstance(error, _FINAL) or "Credentials" in type(error).__name__  # botocore's, Google's
     return errno.EIO if final else errno.ETIMEDOUT, what

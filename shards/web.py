@@ -28,14 +28,15 @@ class Web(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
                 raise StorageError(errno.EOPNOTSUPP, NO_RANGES, printable_url(url))
             if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise StorageError(errno.EIO, "its server compresses it; use one that does not", printable_url(url))
-            data = bytearray()
+            pieces, left = [], at_most
             if (answer.content_length or 0) <= at_most:
                 async for piece in answer.content.iter_any():
-                    data += piece
-                    if len(data) > at_most:
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if left < 0:
                         break
                 else:
-                    return bytes(data)
+                    return b"".join(pieces)
         raise StorageError(errno.EFBIG, f"its server sends more than {at_most:,} bytes", printable_url(url))
 
     async def _ls(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
