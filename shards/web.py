@@ -1,6 +1,7 @@
 """Web servers, of which little is expected and less believed: what they answer is bounded before it is read."""
 
 import errno
+from http import HTTPStatus
 from typing import Any
 
 from fsspec.implementations.http import HTTPFileSystem
@@ -24,7 +25,7 @@ class Web(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
         session = await self.set_session()
         async with session.get(self.encode_url(url), **self.kwargs | {"headers": headers}) as answer:
             self._raise_not_found_for_status(answer, url)
-            if start is not None and answer.status != 206:
+            if start is not None and answer.status != HTTPStatus.PARTIAL_CONTENT:
                 raise StorageError(errno.EOPNOTSUPP, NO_RANGES, printable_url(url))
             if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise StorageError(errno.EIO, "its server compresses it; use one that does not", printable_url(url))
