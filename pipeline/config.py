@@ -16,7 +16,7 @@ from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.record import to_be_given
 from pipeline.targets.hog import CELL
 from shards.secrets import MASK, PIPE, masked_values
-from shards.storage import shows_credentials
+from shards.storage import has_query, shows_credentials
 
 RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 
@@ -88,8 +88,10 @@ class Data(Section):
             raise ValueError(f"only data.shards of data.mode=stream may be a command ({PIPE}): give a folder or a URL")
         for key in ("shards", "validation"):
             urls = [text for text in (getattr(self, key) or "").split("::") if MASK not in text and PIPE not in text]
-            if any(map(shows_credentials, urls)):
-                raise ValueError(f"data.{key} holds credentials: leave them out, they come from the environment")
+            if any(shows_credentials(url) or has_query(url) for url in urls):
+                raise ValueError(
+                    f"data.{key} holds credentials or a query: leave them out, credentials come from the environment"
+                )
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
         return self

@@ -7,6 +7,7 @@ files of the machine, until they are uploaded. dataset.json comes last.
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from shards.labels import Label, number_classes
 from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
 from shards.rejects import write_rejects
-from shards.storage import delete, join, listing, read, replacing
+from shards.storage import SCRATCH, delete, is_on_web, join, listing, printable_url, read, replacing
 from shards.text import one_line
 
 STAGING = ".build"
@@ -68,6 +69,10 @@ def finished_records(out: str) -> set[str]:
 
 def is_finished(out: str, fingerprint: str) -> bool:
     """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
+    if is_on_web(out):
+        raise ShardError(
+            f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
+        )
     if manifest.DATASET in listing(out):
         if Dataset.load(out).fingerprint != fingerprint:
             raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
@@ -126,6 +131,8 @@ def writing(out: str, fingerprint: str) -> Iterator[None]:
     with scratch_folder(out) as staging:
         staging.mkdir(parents=True, exist_ok=True)
         with _alone(out, staging):
+            for leftover in staging.glob(f"{SCRATCH}*"):  # of a build that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             write(record_file(out, _BEGUN), json.dumps({"fingerprint": fingerprint}), staging)
             yield
     delete(join(out, STAGING))
@@ -134,7 +141,7 @@ def writing(out: str, fingerprint: str) -> Iterator[None]:
 @contextmanager
 def _alone(out: str, staging: Path) -> Iterator[None]:
     """Keeps a second build, started while this one runs, from writing the same scratch files."""
-    with (staging / "lock").open("w") as file:
+    with (staging / "lock").open("a") as file:  # which empties no file that a link there names
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

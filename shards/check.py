@@ -104,12 +104,17 @@ def out_of_memory() -> Rejected:
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
-    """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
+    """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side.
+
+    Raises Rejected for one of more than `DEFAULT_MAX_PIXELS`, and whatever Pillow does for what it cannot read.
+    """
     turn = 1
     if data.startswith(jpeg.SIGNATURE):
         with suppress(Rejected):  # an earlier version may have passed it
             turn = jpeg.read_header(data).orientation
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > DEFAULT_MAX_PIXELS:
+            raise Rejected("too many pixels", f"{image.width} x {image.height} pixels, more than {DEFAULT_MAX_PIXELS}")
         image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
         image.thumbnail((side, side))
         pixels = image.convert("RGB")

@@ -1,19 +1,49 @@
 """The error that users see, and what is done with whole files."""
 
+import errno
 import hashlib
+import io
 import os
+import stat
 from pathlib import Path
 
 import pyarrow as pa
+
+AT_MOST = 2**30  # bytes that are read at once, which is far more than any image has
 
 
 class ShardError(Exception):
     """An input or a data set cannot be used; the message is one line that names it and the remedy."""
 
 
+def open_regular(path: str | Path) -> io.FileIO:
+    """Open a regular file to read, without a buffer.
+
+    Raises OSError for anything else: a FIFO would hang whoever reads it, and a device may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return io.FileIO(descriptor)
+
+
+def read_at(file: io.FileIO, offset: int, size: int) -> bytes:
+    """Read `size` bytes at `offset`, or those of them that the file has, of which there may be any number.
+
+    Raises OSError (EFBIG) for more than `AT_MOST`.
+    """
+    size = min(size, os.fstat(file.fileno()).st_size - offset)
+    if size > AT_MOST or offset < 0:
+        raise OSError(errno.EFBIG, f"cannot be read at once: {size:,} bytes at {offset:,}")
+    return os.pread(file.fileno(), max(0, size), offset)
+
+
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:  # nor is anything read of /proc, where files may hang
+            return hashlib.sha256().hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -40,6 +40,7 @@ from shards.rejects import UNREADABLE_TAR
 from shards.storage import (
     StorageError,
     as_local,
+    has_query,
     join,
     printable_url,
     replacing,
@@ -73,7 +74,7 @@ def index_tars(
     """Checks every image in tars made elsewhere and makes `out` a data set of them, or goes on with that.
 
     Args:
-        urls: paths, or URLs that fsspec knows, of tars, in the order of the data set. Braces as in `{000..099}`
+        urls: paths, or URLs, of tars, in the order of the data set. Braces as in `{000..099}`
             stand for several of them, and so do `*`, `?` and `[]` in paths.
         out: folder or URL for the manifest; a folder may hold the tars, which are then named relative to it.
         workers: processes, see `build`.
@@ -150,10 +151,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             raise ShardError(f"{pattern}: its braces do not match; correct them") from None
         for one in expanded:
             if is_url(one):
-                if shows_credentials(one):
+                if shows_credentials(one) or has_query(one):
                     raise ShardError(
-                        f"{printable_url(one)}: holds credentials, which dataset.json would show; leave them out, "
-                        "they come from the environment"
+                        f"{printable_url(one)}: holds credentials or a query, which dataset.json would show; leave "
+                        "them out, credentials come from the environment"
                     )
                 why = why_unsupported(one)
                 if why is not None:

@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from shards.files import ShardError
 from shards.text import printable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+_PROTOCOL = re.compile(r"(?!pipe:)[^/]*://")
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -90,5 +92,8 @@ def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` names something behind a protocol, as in `https://` or `s3://`."""
-    return "://" in path
+    """Whether `path` begins with a protocol, as `https://` or `s3://`, be it one that is never followed.
+
+    `a/b://c.jpg` is a file, and `pipe:curl https://host/a.tar` a command.
+    """
+    return _PROTOCOL.match(path) is not None

@@ -19,7 +19,16 @@ import pyarrow.parquet as pq
 from shards.check import Check
 from shards.files import ShardError, arrow_file, sha256_of
 from shards.listing import is_url
-from shards.storage import as_local, join, opened, printable_url, read
+from shards.storage import (
+    as_local,
+    has_query,
+    join,
+    opened,
+    printable_url,
+    read,
+    refuse_without_ranges,
+    why_refused,
+)
 
 MANIFEST = "manifest.parquet"
 REJECTS = "rejects.parquet"
@@ -94,8 +103,14 @@ class Dataset:
     def load(cls, root: str | Path) -> "Dataset":
         """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
         path = join(root, DATASET)
+        if has_query(str(root)):
+            raise ShardError(
+                f"{printable_url(str(root))}: has a query, which is none of its files'; leave it out, credentials come "
+                "from the environment"
+            )
         try:
             text = read(path)
+            refuse_without_ranges(path)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise _unreadable(path, error) from None
@@ -113,6 +128,10 @@ class Dataset:
             if version != VERSION:
                 raise ShardError(f"{path}: has version {version}, not {VERSION}; update maskfeat-pipeline")
             fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
+            for shard in fields["shards"]:
+                why = why_refused(shard.name) if is_url(shard.name) else None
+                if why is not None:
+                    raise ShardError(f"{path}: names the shard {printable_url(shard.name)}, which is not opened: {why}")
             fields["options"] = Options(**fields["options"]) if fields["options"] else None
             return cls(**fields)
         except (AttributeError, KeyError, TypeError, ValueError):

@@ -23,6 +23,10 @@ _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
 _SIDE = 160  # pixels, twice what is shown, for fine screens
 _EXAMPLES = 5  # of rejects a reason
 _PAIRS = 12  # of duplicates
+# The page needs no script and fetches nothing, and a browser is told so, should a text be taken for markup.
+_POLICY = (
+    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
 
 
 def write_preview(root: str | Path, out: Path) -> int:
@@ -32,7 +36,7 @@ def write_preview(root: str | Path, out: Path) -> int:
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
-    name = escape(printable(Path(root).resolve().name))
+    name = _shown(printable(Path(root).resolve().name))
     kind = "by class" if dataset.classes else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
@@ -47,15 +51,20 @@ def write_preview(root: str | Path, out: Path) -> int:
         _duplicates(manifest),
     ]
     page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{_POLICY}<title>{name}</title>"
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>{''.join(body)}</main></html>\n"
     )
     try:
         with replacing(out, out.parent) as scratch:
-            scratch.write_text(page, encoding="utf-8")
+            scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
     except OSError as error:
         raise ShardError(f"{out}: {error.strerror}; choose another file") from None
     return page.count("<img ")
+
+
+def _shown(value: object) -> str:
+    """What a data set holds, whose author nobody need trust, as text of the page or of a quoted attribute."""
+    return escape(str(value))
 
 
 def _groups(manifest: Manifest) -> tuple[list[tuple[str, int, list[int]]], int]:
@@ -99,8 +108,8 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
     if dataset.options is not None and dataset.options.resize is not None:
         facts.append(("short side resized to", f"{dataset.options.resize} px"))
     facts.append(("ignored files", f"{dataset.ignored:,}"))
-    cells = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for name, value in facts)
-    return f"<dl>{cells}</dl><p class=identity>{dataset.manifest_sha256}</p>"
+    cells = "".join(f"<div><dd>{_shown(value)}</dd><dt>{name}</dt></div>" for name, value in facts)
+    return f"<dl>{cells}</dl><p class=identity>{_shown(dataset.manifest_sha256)}</p>"
 
 
 def _bytes(count: float) -> str:
@@ -123,7 +132,7 @@ def _aspect(manifest: Manifest) -> npt.NDArray[np.float64]:
 
 
 def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> str:
-    caption = f"<figcaption title='{escape(title)}'>{escape(title)} <small>{samples:,}</small></figcaption>"
+    caption = f"<figcaption title='{_shown(title)}'>{_shown(title)} <small>{samples:,}</small></figcaption>"
     return f"<figure>{caption}<div>{''.join(_image(manifest, sample) for sample in ids)}</div></figure>"
 
 
@@ -138,8 +147,11 @@ def _image(manifest: Manifest, sample: int) -> str:
     if google_crc32c.value(data) != manifest.crc32c[sample]:
         raise ShardError(f"{shard}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
     title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
-    source = base64.b64encode(thumbnail(data, _SIDE)).decode()
-    return f"<img loading=lazy title='{escape(title)}' alt='{escape(path)}' src='data:image/jpeg;base64,{source}'>"
+    try:
+        source = base64.b64encode(thumbnail(data, _SIDE)).decode()
+    except Exception:  # Pillow raises nearly every type on what it cannot read
+        return f"<div class=unseen title='{_shown(title)}'>cannot be shown</div>"
+    return f"<img loading=lazy title='{_shown(title)}' alt='{_shown(path)}' src='data:image/jpeg;base64,{source}'>"
 
 
 def _rejects(root: str | Path) -> str:
@@ -147,14 +159,14 @@ def _rejects(root: str | Path) -> str:
     with local_copy(root, REJECTS) as file:
         table = pq.read_table(arrow_file(file), columns=["path", "reason", "detail"])
     for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        by_reason.setdefault(reason, []).append(f"<li><code>{escape(path)}</code> {escape(detail)}")
+        by_reason.setdefault(reason, []).append(f"<li><code>{_shown(path)}</code> {_shown(detail)}")
     if not by_reason:
         return "<p>None: every image was kept.</p>"
     rows = ""
     for reason, examples in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         more = f"<li>and {len(examples) - _EXAMPLES:,} more" if len(examples) > _EXAMPLES else ""
         shown = "".join(examples[:_EXAMPLES])
-        rows += f"<tr><th>{escape(reason)}<td class=count>{len(examples):,}<td><ul>{shown}{more}</ul>"
+        rows += f"<tr><th>{_shown(reason)}<td class=count>{len(examples):,}<td><ul>{shown}{more}</ul>"
     return f"<table>{rows}</table>"
 
 
@@ -165,7 +177,7 @@ def _duplicates(manifest: Manifest) -> str:
         return f"<section>{heading}<p>None: no two images have the same bytes.</p></section>"
     rows = ""
     for sample, first in found[:_PAIRS]:
-        paths = f"<code>{escape(manifest.path(first))}</code><br><code>{escape(manifest.path(sample))}</code>"
+        paths = f"<code>{_shown(manifest.path(first))}</code><br><code>{_shown(manifest.path(sample))}</code>"
         rows += f"<div class=pair>{_image(manifest, first)}<p>{paths}</p></div>"
     more = f"<p>and {len(found) - _PAIRS:,} more</p>" if len(found) > _PAIRS else ""
     return f"<section>{heading}<div class=pairs>{rows}</div>{more}</section>"

@@ -2,19 +2,22 @@
 
 The pauses between attempts grow exponentially, with full jitter; all times are of the monotonic clock. Credentials
 come only from the environment: the variables and files of the store's own tools, and ~/.netrc for HTTP. fsspec is
-imported late, since data on disks needs none.
+imported late, since data on disks needs none. It knows protocols that run code or open other URLs, and URLs come from
+data sets and tables of others, so only those of `PROTOCOLS` reach it.
 """
 
 import errno
 import itertools
 import random
-import re
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import responses
+from pathlib import Path
 from threading import Lock
 from typing import Any
+
+from shards.urls import printable_url, protocol_of, why_refused
 
 DEADLINE = 300.0  # seconds after its first attempt until a request is given up
 _ATTEMPT = 30.0  # seconds for one attempt
@@ -25,12 +28,8 @@ _JITTER = random.SystemRandom()  # has no state that a user's seed or a fork cou
 
 # The retries of the store's own client would be neither counted nor within the deadline.
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}, "use_listings_cache": False}
-_HTTP = {"client_kwargs": {"trust_env": True}}  # takes proxies and ~/.netrc from the environment, as other programs do
-_OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3, "http": _HTTP, "https": _HTTP}
-
-_SECRETS = re.compile(r"(\w+://)(?:[^/\s]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
-_PASSWORD = re.compile(r"https?://[^/]*@|\w+://[^/:]*:[^/]*@")
-_SIGNED = re.compile(r"[?&](?:x-(?:amz|goog)-\w+|sig|signature|token|access_?key\w*)=", re.IGNORECASE)
+# Proxies and ~/.netrc come from the environment, as for other programs; a compressed answer stays as short as it came.
+_WEB = {"client_kwargs": {"trust_env": True, "auto_decompress": False}}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by protocol
 
 
@@ -76,36 +75,34 @@ class Traffic:
             return {name: value for name, value in vars(self).items() if name != "_lock"}
 
 
-def shows_credentials(text: str) -> bool:
-    """Whether a URL in `text` has a user and password or a signature, which would be written to disk with it."""
-    return bool(_PASSWORD.search(text) or _SIGNED.search(text))
-
-
-def printable_url(text: str) -> str:
-    """A path, a URL or a message without the `user:password@` and the query strings of its URLs."""
-    return _SECRETS.sub(r"\1\2", text)
-
-
 def locate(url: str) -> tuple[Any, str]:
     """The file system of a URL, which fsspec keeps for the next call, and the file's name in it.
 
-    Raises StorageError for a protocol that is not known or installed, and for a URL that holds a password.
+    Raises StorageError for a URL that `why_refused` refuses, and for one that needs a package that is not installed.
     """
-    from fsspec.core import url_to_fs
-
-    if _PASSWORD.match(url):
-        what = "holds a user and password; leave them out, credentials come from the environment"
-        raise StorageError(errno.EINVAL, what, printable_url(url))
-    protocol = url.partition("://")[0]
-    options = _OPTIONS.get(protocol, {})
+    why = why_refused(url)
+    if why is not None:
+        raise StorageError(errno.EINVAL, why, printable_url(url))
+    protocol = protocol_of(url)
+    url = protocol + url[len(protocol) :]  # in lower case
     try:
-        filesystem, path = url_to_fs(url, **options)
+        if protocol in ("http", "https"):
+            from shards.web import Web
+
+            return Web(**_WEB), url
+        from fsspec.core import url_to_fs
+
+        filesystem, path = url_to_fs(url, **_S3 if protocol in ("s3", "s3a") else {})
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
         what = f"needs pip install 'maskfeat-pipeline[{extra}]'" if extra else str(error)
         raise StorageError(errno.EINVAL, what, printable_url(url)) from None
-    if options is _S3:
+    if protocol in ("s3", "s3a"):
         filesystem.retries = 1  # as in its options, where it has no name
+    if protocol == "file":
+        file = Path(path)
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a FIFO would hang, a device never end
+            raise StorageError(errno.EINVAL, "is not a regular file", printable_url(url))
     return filesystem, path
 
 
@@ -133,6 +130,7 @@ def request(
             filesystem, path = locate(url)
             answer = _call(filesystem, method, limit, *before, path, **options)
         except StorageError:
+            traffic.count(seconds=time.monotonic() - now, retry=attempt > 0, failure=True)
             raise
         except Exception as error:  # every protocol has its own, of which few are OSErrors
             number, what = _diagnosis(error)
@@ -165,7 +163,8 @@ def _call(filesystem: Any, method: str, limit: float, *arguments: str, **options
 def _diagnosis(error: BaseException) -> tuple[int, str]:
     """ETIMEDOUT for what may pass, ENOENT for what is not there, EIO for what is refused; and what happened."""
     outermost = error
-    while error.__cause__ is not None:  # file systems translate errors, not always well
+    # File systems translate errors, not always well; but below a time-out is only what it cancelled.
+    while error.__cause__ is not None and not isinstance(error, TimeoutError):
         error = error.__cause__
     response = getattr(error, "response", None)  # botocore's
     status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else None
@@ -173,15 +172,19 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
         status = getattr(error, "status", None)  # aiohttp's
     if status is None:
         status = getattr(outermost, "code", None)  # gcsfs's; a deeper one is aiohttp's, for a body that breaks off
-    if isinstance(status, int):
+    if isinstance(status, int) and status:  # aiohttp calls a circle of redirects 0
         what = f"{status} {responses.get(status, '')}".strip()
         if status == HTTPStatus.NOT_FOUND:
             return errno.ENOENT, what
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return errno.ERANGE, what
         return errno.ETIMEDOUT if status >= 500 or status in _PASSING else errno.EIO, what
-    if isinstance(error, FileNotFoundError | KeyError):  # the latter below the former in memory://
+    if isinstance(error, FileNotFoundError):
         return errno.ENOENT, "not found"
     if isinstance(error, TimeoutError):
         return errno.ETIMEDOUT, "timed out"
+    if "Redirect" in type(error).__name__:  # aiohttp's
+        return errno.EIO, "its server redirects in circles, or away from the web; use one that does not"
     what = printable_url(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
     final = isinstance(error, _FINAL) or "Credentials" in type(error).__name__  # botocore's, Google's
     return errno.EIO if final else errno.ETIMEDOUT, what

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.files import fsync
+from shards.files import AT_MOST, fsync, open_regular, read_at
 from shards.listing import is_url
-from shards.remote import DEADLINE, StorageError, Traffic, locate, printable_url, request, shows_credentials
+from shards.remote import DEADLINE, StorageError, Traffic, locate, request
+from shards.urls import has_query, is_on_web, printable_url, shows_credentials, why_refused
 
 __all__ = [
     "DEADLINE",
@@ -22,19 +23,25 @@ __all__ = [
     "as_local",
     "delete",
     "download",
+    "has_query",
+    "is_on_web",
     "join",
     "listing",
     "opened",
     "printable_url",
     "read",
+    "refuse_without_ranges",
     "replacing",
     "shows_credentials",
     "size_of",
     "upload",
+    "why_refused",
     "why_unsupported",
 ]
 
+SCRATCH = ".writing-"  # how the names of files in the making begin
 _CHUNK = 8 * 2**20  # bytes a request of a download
+_AT_MOST_FROM_WEB = 2**26  # bytes of a whole file of a web server, whose size nobody vouches for
 _SLOWEST = 1e6  # bytes a second that an upload reaches at least
 
 
@@ -48,30 +55,52 @@ def read(
     offset: int | None = None,
     size: int | None = None,
     *,
+    at_most: int | None = None,
     traffic: Traffic | None = None,
     deadline: float = DEADLINE,
 ) -> bytes:
     """All of a file or URL, or the `size` bytes at `offset`.
 
+    No more than `at_most` bytes are held in memory, by default `AT_MOST`, or 64 MiB of a whole file of a web server.
     `deadline` is how many seconds after the first attempt at a URL no other is made; `traffic` counts the attempts.
-    Raises OSError for a file that cannot be read, StorageError for a URL, and where other than `size` bytes came.
+    Raises OSError for a file that cannot be read or is not a regular one, StorageError for a URL, where there is more
+    (EFBIG), and where other than `size` bytes came.
     """
+    whole = offset is None or size is None
+    web = is_on_web(file)
+    at_most = at_most or (_AT_MOST_FROM_WEB if web and whole else AT_MOST)
     if offset is None or size is None:
-        if is_url(file):
-            return bytes(request(file, "cat_file", traffic, deadline))
-        with io.FileIO(file) as whole:
-            return whole.readall()
+        offset, size = 0, at_most + 1
+    elif size > at_most or min(offset, size) < 0:
+        raise StorageError(errno.EFBIG, f"cannot be read at once: {size:,} bytes at {offset:,}", printable_url(file))
     if not is_url(file):
-        with io.FileIO(file) as part:
-            data = os.pread(part.fileno(), size, offset)
-    elif size:
-        data = request(file, "cat_file", traffic, deadline, start=offset, end=offset + size)
-    else:
+        with open_regular(file) as part:
+            data = read_at(part, offset, size)
+    elif not size:
         data = b""  # HTTP has no empty ranges
-    if len(data) != size:
-        why = ", since its server ignores ranges; use one that does not" if len(data) > size else ""
-        raise StorageError(errno.EIO, f"{len(data)} bytes came instead of {size}{why}", printable_url(file))
+    elif web and whole:
+        data = request(file, "cat_file", traffic, deadline, at_most=at_most)
+    else:
+        try:
+            data = request(file, "cat_file", traffic, deadline, start=offset, end=offset + size)
+        except StorageError as error:
+            if not whole or error.errno != errno.ERANGE:
+                raise
+            data = b""  # an empty file has no ranges
+    if whole and len(data) > at_most:
+        raise StorageError(errno.EFBIG, f"has more than {at_most:,} bytes", printable_url(file))
+    if not whole and len(data) != size:
+        raise StorageError(errno.EIO, f"{len(data)} bytes came instead of {size}", printable_url(file))
     return data
+
+
+def refuse_without_ranges(url: str, *, deadline: float = DEADLINE) -> None:
+    """Raises StorageError (EOPNOTSUPP) where a web server sends whole files to whoever asks for a part.
+
+    It is asked for one byte of what the URL names. Other stores have ranges.
+    """
+    if is_on_web(url):
+        read(url, 0, 1, deadline=deadline)
 
 
 def download(
@@ -90,6 +119,8 @@ def download(
     with path.open("wb") as file, opened(url, traffic=traffic, deadline=deadline) as source:
         if size is not None and source.seek(0, os.SEEK_END) != size:
             raise StorageError(errno.EIO, f"has {source.tell()} bytes instead of {size}", printable_url(url))
+        if source.seek(0, os.SEEK_END) > shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         source.seek(0)
         shutil.copyfileobj(source, file, _CHUNK)
 
@@ -97,7 +128,7 @@ def download(
 def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADLINE) -> io.RawIOBase:
     """A file or URL to read from, without a buffer: what is read of a URL comes in ranges. Raises as `read`."""
     if not is_url(file):
-        return Path(file).open("rb", buffering=0)
+        return open_regular(file)
     size = request(file, "info", traffic, deadline)["size"]
     if size is None:
         raise StorageError(errno.EIO, "its server does not tell its size; use one that does", printable_url(file))
@@ -108,12 +139,13 @@ def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADL
 def as_local(file: str, scratch: Path | None = None) -> Iterator[Path]:
     """Yields a path of the same bytes: `file` itself or, of a URL, a copy in a folder for scratch files for the while.
 
-    Raises StorageError as `download` does.
+    Raises StorageError as `download` does, and OSError for what is not a regular file.
     """
     if not is_url(file):
+        open_regular(file).close()
         yield Path(file)
         return
-    with tempfile.NamedTemporaryFile(dir=scratch) as copy:
+    with tempfile.NamedTemporaryFile(dir=scratch, prefix=SCRATCH) as copy:
         download(file, Path(copy.name))
         yield Path(copy.name)
 
@@ -127,30 +159,30 @@ def upload(path: Path, url: str, *, deadline: float = DEADLINE) -> None:
 def replacing(file: str | Path, staging: Path) -> Iterator[Path]:
     """Yields a scratch path in `staging`; what the block writes there becomes `file`, durably, or not at all.
 
-    `file` is a URL, or on the file system of `staging`. Nothing of the scratch file is left when the block fails; a
-    block that leaves no scratch file publishes nothing. Raises OSError, for a URL StorageError.
+    `file` is a URL, or on the file system of `staging`. The scratch path is in a new folder of its own, which nobody
+    else may enter and whose name cannot be foreseen. Nothing of it is left when the block fails; a block that leaves no
+    scratch file publishes nothing. Raises OSError, for a URL StorageError.
     """
-    scratch = staging / f"{PurePosixPath(file).name}.tmp"
-    try:
+    with tempfile.TemporaryDirectory(dir=staging, prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
+        scratch = Path(folder, PurePosixPath(file).name)
         yield scratch
         if not scratch.exists():
             return
         if is_url(str(file)):
             upload(scratch, str(file))
-            scratch.unlink()
             return
         fsync(scratch)
         scratch.replace(file)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
     fsync(Path(file).parent)
 
 
 def size_of(file: str) -> int | None:
-    """Bytes of a file or URL, None where there is no such file. Raises OSError, for a URL StorageError."""
+    """Bytes of a file or URL, None where there is no such file. Raises as `read` does."""
     try:
-        return int(request(file, "info", None, DEADLINE)["size"]) if is_url(file) else Path(file).stat().st_size
+        if is_url(file):
+            return int(request(file, "info", None, DEADLINE)["size"])
+        with open_regular(file) as there:
+            return os.fstat(there.fileno()).st_size
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None

@@ -9,7 +9,7 @@ from typing import Any
 from shards.files import ShardError
 from shards.labels import NAMES, as_label, number_classes
 from shards.listing import Listing, is_url
-from shards.storage import printable_url, shows_credentials, why_unsupported
+from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
 from shards.table_columns import Columns, read_columns
 from shards.text import excerpt, native
 
@@ -71,11 +71,10 @@ def _sizes(source: Path, paths: Sequence[str]) -> Iterator[int | None]:
                 why = "holds credentials, which the data set would show; leave them out, they come from the environment"
                 raise _bad(source, number, path, why)
             protocol = path.partition("://")[0]
-            if protocol not in protocols:
-                unsupported = why_unsupported(path)
-                if unsupported is not None:
-                    raise _bad(source, number, path, f"cannot be read: {excerpt(unsupported)}")
-                protocols.add(protocol)
+            refused = why_refused(path) if protocol in protocols else why_unsupported(path)
+            if refused is not None:
+                raise _bad(source, number, path, f"cannot be read: {excerpt(refused)}")
+            protocols.add(protocol)
             yield None
             continue
         try:

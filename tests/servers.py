@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ import pytest
 from aiohttp import web
 
 _START = 60.0  # seconds that a server may take to answer
+_PIECE = 2**16  # bytes written at once
 
 
 @dataclass
@@ -42,6 +45,7 @@ class HttpServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
     ignores_ranges: bool = False
+    _holds: bool = False
     _faults: list[_Fault] = field(default_factory=list)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -61,11 +65,33 @@ class HttpServer:
         """Send half of what was asked for and say that this is all."""
         self._faults.append(_Fault("truncate", match, times, 0))
 
-    def ignore_ranges(self) -> None:
-        """Send whole files from now on, whatever part is asked for."""
-        self.ignores_ranges = True
+    def endless(self, times: int = 1, match: str = "") -> None:
+        """Send zeros after what was asked for until nobody listens, without a word of how many there will be."""
+        self._faults.append(_Fault("endless", match, times, 0))
+
+    def overstate(self, times: int = 1, match: str = "") -> None:
+        """Say that a byte more than was asked for comes, and send it."""
+        self._faults.append(_Fault("overstate", match, times, 0))
+
+    def compress(self, times: int = 1, match: str = "") -> None:
+        """Send 100 MB of zeros, compressed to 100 KB, whatever is asked for."""
+        self._faults.append(_Fault("compress", match, times, 0))
+
+    def redirect(self, location: str, times: int = 1, match: str = "") -> None:
+        """Send whoever asks elsewhere."""
+        self._faults.append(_Fault(location, match, times, 302))
+
+    def ignore_ranges(self, hold: bool = False) -> None:
+        """Send whole files from now on, whatever part is asked for; with `hold`, never their second half."""
+        self.ignores_ranges, self._holds = True, hold
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except ConnectionError:  # the client has heard enough
+            return web.Response()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = self.folder / request.path.lstrip("/")
         asked = "" if self.ignores_ranges else request.headers.get("Range", "")
         fault = None
@@ -78,19 +104,27 @@ class HttpServer:
             fault.times -= 1
             if fault.kind == "fail":
                 return web.Response(status=int(fault.value))
+            if "://" in fault.kind:
+                return web.Response(status=int(fault.value), headers={"Location": fault.kind})
         if not path.is_file():
             return web.Response(status=404)
         size = path.stat().st_size
         start, stop = _range(asked, size)
         if start >= stop and asked:
             return web.Response(status=416)
-        with path.open("rb") as file:
-            file.seek(start)
-            body = file.read(stop - start)
+        body: bytes | memoryview = b""
+        if stop > start:
+            with path.open("rb") as file:  # never held, as a test may look at the memory of the process
+                body = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[start:stop]
         if fault is not None and fault.kind == "truncate":
             body = body[: len(body) // 2]
         response = web.StreamResponse(status=206 if asked else 200, headers={"Accept-Ranges": "bytes"})
-        response.content_length = len(body)
+        if fault is not None and fault.kind == "overstate":
+            body = bytes(body) + b"\0"
+        if fault is not None and fault.kind == "compress":
+            body, response.headers["Content-Encoding"] = _compressed(), "gzip"
+        if fault is None or fault.kind != "endless":
+            response.content_length = len(body)
         await response.prepare(request)
         if request.method == "HEAD":
             return response
@@ -100,15 +134,24 @@ class HttpServer:
             assert request.transport is not None
             request.transport.abort()
             return response
-        if fault is not None and fault.kind == "stall":
+        if (fault is not None and fault.kind == "stall") or (self._holds and self.ignores_ranges):
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), fault.value)
+                await asyncio.wait_for(self.stopping.wait(), fault.value if fault is not None else None)
         await self._write(response, body[half:])
+        while fault is not None and fault.kind == "endless" and not self.stopping.is_set():
+            await self._write(response, bytes(2**16))
         return response
 
-    async def _write(self, response: web.StreamResponse, data: bytes) -> None:
+    async def _write(self, response: web.StreamResponse, data: bytes | memoryview) -> None:
         self.sent += len(data)  # before a client can have them
-        await response.write(data)
+        for start in range(0, len(data), _PIECE):
+            await response.write(bytes(data[start : start + _PIECE]))
+
+
+def _compressed() -> bytes:
+    """100 MB of zeros as gzip."""
+    packer = zlib.compressobj(wbits=31)
+    return b"".join(packer.compress(bytes(10**6)) for _ in range(100)) + packer.flush()
 
 
 def _range(header: str, size: int) -> tuple[int, int]:

@@ -89,12 +89,12 @@ def test_a_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (tmp_path / "file").exists()))
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "file").exists()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
     replace(tmp_path / "file", b"content")
-    assert synced == [(str(tmp_path / ".file.partial"), False)]
+    assert synced == [("file", False), (tmp_path.name, True)]  # the file before its name, and that then
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"content"
 
 

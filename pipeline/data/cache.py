@@ -170,7 +170,7 @@ class NodeCache:
             if shard is None:
                 return False
             partial = self._folder.partial(shard)
-            partial.touch()  # takes the room
+            partial.touch(exist_ok=False)  # takes the room
             self._fetching[shard] = partial
         threading.Thread(target=self._fetch, args=(shard, partial), name="cache-fetch", daemon=True).start()
         return True

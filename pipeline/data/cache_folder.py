@@ -52,8 +52,8 @@ class CacheFolder:
         return self.path / f"{shard:06d}-{self._bytes[shard]}.tar"
 
     def partial(self, shard: int) -> Path:
-        """A new name for a shard until it is whole. Not from a process id: containers may share the folder, not ids."""
-        return self.file(shard).with_suffix(f".{uuid4().hex[:8]}.partial")
+        """A new name for a shard until it is whole, which nobody can foresee: containers may share the folder."""
+        return self.file(shard).with_suffix(f".{uuid4().hex}.partial")
 
     @property
     def owned(self) -> bool:

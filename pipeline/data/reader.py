@@ -4,7 +4,7 @@ A sample of a remote shard comes from the node's cache if the shard is there, an
 own: nobody ever waits for a whole shard, so the first batch comes at once and a cache cannot hold up a run.
 """
 
-import os
+import errno
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.cache import NodeCache
 from pipeline.data.errors import DataError
+from shards.files import open_regular, read_at
 from shards.listing import is_url
 from shards.manifest import Manifest
-from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read
+from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read, refuse_without_ranges
 
 Encoded = NDArray[np.uint8]
 Sample = Encoded | str  # the bytes of an image, or why it cannot be had
@@ -60,6 +61,9 @@ class Reader:
         deadline: seconds until such a request is given up, with all its retries.
         cache: where the node keeps remote shards.
         traffic: counts the requests.
+
+    Raises:
+        DataError: the shards are on a web server that ignores ranges, or that is out of reach.
     """
 
     def __init__(
@@ -74,10 +78,26 @@ class Reader:
         self._manifest, self._cache, self._deadline = manifest, cache, deadline
         self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
         self._remote = manifest.remote
+        self._refuse_without_ranges()
         self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
         self._open = lru_cache(_OPEN_SHARDS)(_OpenFile)
         self._traffic = Traffic() if traffic is None else traffic
         self._cached = _Counter()
+
+    def _refuse_without_ranges(self) -> None:
+        """Say at the start what every sample would say: ask for a byte of the first shard of a web server."""
+        shard = next((shard for shard, location in enumerate(self._locations) if is_url(location)), None)
+        if shard is None:
+            return
+        location = printable_url(self._locations[shard])
+        try:
+            refuse_without_ranges(self._locations[shard], deadline=self._deadline)
+        except StorageError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise DataError(f"{location}: {error.strerror}") from None
+            if error.transient:
+                raise _out_of_reach(location, error) from None
+            # else it is one shard, whose samples are bad
 
     def submit(self, ids: NDArray[np.int64]) -> Reading:
         """Start reading samples, in the order of `ids`."""
@@ -135,10 +155,14 @@ class Reader:
         except StorageError as error:
             if not error.transient:
                 return f"{location}: {error.strerror}"
-            raise DataError(
-                f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
-                "and the run goes on from its last checkpoint"
-            ) from error
+            raise _out_of_reach(location, error) from error
+
+
+def _out_of_reach(location: str, error: StorageError) -> DataError:
+    return DataError(
+        f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
+        "and the run goes on from its last checkpoint"
+    )
 
 
 def _checked(data: bytes, size: int, crc32c: int, location: str) -> Sample:
@@ -164,12 +188,11 @@ class _OpenFile:
     """An open file that closes itself once nobody reads from it and the cache has let go of it."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = open_regular(path)
 
     def read(self, size: int, offset: int) -> bytes:
-        return os.pread(self.descriptor, size, offset)
+        return read_at(self._file, offset, size)
 
     def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        with suppress(AttributeError):  # of a file that could not be opened
+            self._file.close()

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards.files import fsync
+from shards.storage import replacing
 from shards.terminal import say
 
 
@@ -98,14 +98,8 @@ def keep_lines(path: Path, step: int) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Give a file a new content, all or nothing, after a power cut too."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        fsync(partial)
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path, path.parent) as scratch:
+        scratch.write_bytes(content)
 
 
 def tell(text: str) -> None:

@@ -1,17 +1,19 @@
 import json
 import pickle
+import re
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from making_images import contents, damage_header, encoded, make_tar, picture
+from servers import http_server
 
 from shards import tarfiles
 from shards.build import build
@@ -212,7 +214,7 @@ def test_a_changed_tar_is_found_by_verify_and_refused_by_index(tars: Path, tmp_p
         ("{tmp}/nothing-*.tar", r"nothing-\*\.tar: no such tar"),
         ("{tmp}/gone.tar", r"gone\.tar: no such tar; correct the path"),
         ("{tmp}/{{0..", "its braces do not match"),
-        ("none://a.tar", "none://a.tar: cannot be read: Protocol not known"),
+        ("none://a.tar", "none://a.tar: cannot be read: its protocol is not one of file, http"),
         ("{tmp}/text.tar", r"text\.tar: not a readable tar"),
     ],
 )
@@ -252,36 +254,38 @@ def test_a_set_that_was_indexed_from_a_damaged_tar_is_found_out(
 
 
 def test_tars_behind_urls_are_described_as_those_on_disk(tars: Path, tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    for path in tars.iterdir():
-        memory.pipe(f"/tars/{path.name}", path.read_bytes())
-    index_tars(["memory://tars/{000..002}.tar"], tmp_path / "remote", workers=1)
-    index_tars([f"{tars}/{{000..002}}.tar"], tmp_path / "local", workers=1)
-    remote, local = Manifest.load(tmp_path / "remote"), Manifest.load(tmp_path / "local")
-    assert remote.shard_names[1] == "memory://tars/001.tar"
-    assert remote.identity == local.identity
-    assert verify(tmp_path / "remote", workers=1) == []
-    memory.pipe("/tars/001.tar", b"")
-    problems = [str(problem) for problem in verify(tmp_path / "remote", workers=1)]
-    assert problems[0].startswith("memory://tars/001.tar: has 0 bytes instead of ")
+    served = shutil.copytree(tars, tmp_path / "served")
+    with http_server(served) as server:
+        index_tars([f"{server.url}/{{000..002}}.tar"], tmp_path / "remote", workers=1)
+        index_tars([f"{tars}/{{000..002}}.tar"], tmp_path / "local", workers=1)
+        remote, local = Manifest.load(tmp_path / "remote"), Manifest.load(tmp_path / "local")
+        assert remote.shard_names[1] == f"{server.url}/001.tar"
+        assert remote.identity == local.identity
+        assert verify(tmp_path / "remote", workers=1) == []
+        (served / "001.tar").write_bytes(b"")
+        problems = [str(problem) for problem in verify(tmp_path / "remote", workers=1)]
+        assert problems[0].startswith(f"{server.url}/001.tar: has 0 bytes instead of ")
 
 
 def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ShardError, match=r"^memory://gone\.tar: not found; 1 tars are still to be read: .* run the same"
-    ):
-        index_tars(["memory://gone.tar"], tmp_path / "out", workers=1)
+    with http_server(tmp_path) as server, pytest.raises(ShardError) as caught:
+        index_tars([f"{server.url}/gone.tar"], tmp_path / "out", workers=1)
+    assert re.match(
+        rf"{server.url}/gone\.tar: 404 Not Found; 1 tars are still to be read: .* run the same", str(caught.value)
+    )
 
 
 def test_a_url_that_is_not_found_does_not_stop_the_others(tars: Path, tmp_path: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/found/0.tar", (tars / "000.tar").read_bytes())
-    urls = ["memory://found/gone.tar", "memory://found/0.tar"]
-    with pytest.raises(ShardError, match=r"^memory://found/gone\.tar: not found; 1 tars are still to be read"):
-        index_tars(urls, tmp_path / "out", workers=1)
-    assert len(list((tmp_path / "out").glob("*.idx"))) == 1
-    memory.pipe("/found/gone.tar", (tars / "001.tar").read_bytes())
-    assert index_tars(urls, tmp_path / "out", workers=1)[0].samples == 7
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(tars / "000.tar", served / "0.tar")
+    with http_server(served) as server:
+        urls = [f"{server.url}/gone.tar", f"{server.url}/0.tar"]
+        with pytest.raises(ShardError, match=r"/gone\.tar: 404 Not Found; 1 tars are still to be read"):
+            index_tars(urls, tmp_path / "out", workers=1)
+        assert len(list((tmp_path / "out").glob("*.idx"))) == 1
+        shutil.copy(tars / "001.tar", served / "gone.tar")
+        assert index_tars(urls, tmp_path / "out", workers=1)[0].samples == 7
 
 
 def test_shards_built_here_can_be_indexed_again(tmp_path: Path) -> None:

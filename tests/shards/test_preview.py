@@ -1,9 +1,18 @@
 import base64
+import hashlib
+import json
 import re
+import shutil
+import struct
+import zlib
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from making_images import decoded, encoded, make_tree, picture
 from PIL import Image
@@ -49,7 +58,7 @@ def test_a_page_shows_facts_images_rejects_and_duplicates_and_fetches_nothing(tm
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 7 + 5 + 1
     page = Page(tmp_path / "page.html")
     assert page.fetched == []
-    assert "http" not in (tmp_path / "page.html").read_text()
+    assert "://" not in (tmp_path / "page.html").read_text()
     for text in ("<b>bee & co 5", "Rejects 1", "<i>.jpg not a readable", "Duplicates 1", "ant/copy.jpg"):
         assert text in page.text
     assert Manifest.load(tmp_path / "out").identity in page.text
@@ -104,3 +113,117 @@ def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> No
     with pytest.raises(ShardError, match=r"shard-000000\.tar: No such file or directory; run"):
         write_preview(tmp_path / "out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+MARKUP = "</style></title></script><script src='//evil/x.js'>alert(1)</script>\"'><img src=x onerror=alert(1)><!--"
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, list[tuple[str, str | None]]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, attrs))
+
+    def counts(self) -> Counter[str]:
+        return Counter(tag for tag, _ in self.tags)
+
+    def attributes(self) -> set[tuple[str, str]]:
+        return {(tag, name) for tag, attributes in self.tags for name, _ in attributes}
+
+
+def with_texts(folder: Path, text: str) -> None:
+    """Put a text into every string that a data set without a wrong checksum can hold."""
+    for name in ("manifest", "rejects"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        for column in table.column_names:
+            if table.schema.field(column).type == pa.string():
+                texts = pa.array([f"{text}{row}" for row in range(len(table))])
+                table = table.set_column(table.column_names.index(column), column, texts)
+        pq.write_table(table, folder / f"{name}.parquet")
+    described = json.loads((folder / "dataset.json").read_text())
+    described["classes"] = [f"{text}{name}" for name in described["classes"]]
+    described["options"] = dict.fromkeys(described["options"], text)
+    described["fingerprint"] = text
+    described["manifest_sha256"] = hashlib.sha256((folder / "manifest.parquet").read_bytes()).hexdigest()
+    (folder / described["shards"][0]["name"]).rename(folder / text.replace("/", "_"))
+    described["shards"][0]["name"] = text.replace("/", "_")
+    (folder / "dataset.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("classes", [("ant", "bee"), ()])
+def test_no_text_of_a_data_set_is_markup_of_its_page(classes: tuple[str, ...], tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source", 8, classes)
+    first = sorted(source.rglob("*.*"))[0]
+    (first.parent / "copy.jpg").write_bytes(first.read_bytes())
+    (first.parent / "text.jpg").write_bytes(b"text")
+    plain, odd = tmp_path / "plain", tmp_path / MARKUP.replace("/", "_")
+    build(source, plain, workers=1)
+    shutil.copytree(plain, odd)
+    with_texts(odd, MARKUP)
+    for folder in (plain, odd):
+        assert write_preview(folder, tmp_path / f"{folder == odd}.html") == 8 + 1 + 1
+    expected, page = Tags((tmp_path / "False.html").read_text()), (tmp_path / "True.html").read_text()
+    found = Tags(page)
+    # One fact more, of `options.resize`
+    assert found.counts() == expected.counts() + Counter(["div", "dd", "dt"])
+    assert found.attributes() == expected.attributes()
+    assert page.count("onerror=alert") == page.count("&lt;img src=x onerror=alert") > 10
+
+
+def test_a_page_tells_browsers_to_run_and_fetch_nothing(tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
+    write_preview(tmp_path / "out", tmp_path / "page.html")
+    (policy,) = [
+        dict(attributes) for tag, attributes in Tags((tmp_path / "page.html").read_text()).tags if tag == "meta"
+    ][1:2]
+    assert policy == {
+        "http-equiv": "Content-Security-Policy",
+        "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+    }
+
+
+def test_halves_of_characters_are_shown_as_escapes(tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 4), tmp_path / "out", workers=1)
+    described = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    described["classes"][0] = "a\ud800b"
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(described))
+    write_preview(tmp_path / "out", tmp_path / "page.html")
+    assert r"a\ud800b" in (tmp_path / "page.html").read_text()
+
+
+def replace_image(folder: Path, data: bytes) -> None:
+    """Puts another image in the place of the first, under the right checksums."""
+    manifest = Manifest.load(folder)
+    with (folder / "shard-000000.tar").open("r+b") as tar:
+        tar.seek(int(manifest.offset[0]))
+        tar.write(data)
+    table = pq.read_table(folder / "manifest.parquet")
+    for column, value in (("size", len(data)), ("crc32c", google_crc32c.value(data))):
+        values = table[column].to_pylist()
+        values[0] = value
+        place = table.column_names.index(column)
+        table = table.set_column(place, table.schema.field(column), pa.array(values, table.schema.field(column).type))
+    pq.write_table(table, folder / "manifest.parquet")
+    described = json.loads((folder / "dataset.json").read_text())
+    described["manifest_sha256"] = hashlib.sha256((folder / "manifest.parquet").read_bytes()).hexdigest()
+    (folder / "dataset.json").write_text(json.dumps(described))
+
+
+def huge_png() -> bytes:
+    """A PNG of 30,000 by 30,000 pixels by its header."""
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("data", [b"no image", b"\xff\xd8\xff\xe0 torn", huge_png()], ids=["text", "torn", "huge"])
+def test_an_image_that_cannot_be_shown_leaves_its_place(data: bytes, tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 4), tmp_path / "out", workers=1)
+    replace_image(tmp_path / "out", data)
+    assert write_preview(tmp_path / "out", tmp_path / "page.html") == 3
+    assert Page(tmp_path / "page.html").text.count("cannot be shown") == 1

@@ -3,18 +3,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making_images import contents, make_tree
-from servers import http_server
+from servers import S3, http_server
 
 from shards.build import build
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.source import list_source
-from shards.storage import read
+from shards.storage import read, upload
 
 
 def table(path: Path, text: str) -> Path:
@@ -205,7 +204,7 @@ def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Pat
         ("path,label\na.jpg,1\nb.jpg,-1\n", "row 2: label -1 is not a whole number from 0 to 99999; correct it"),
         ("path,label\na.jpg,1\nb.jpg,2\na.jpg,1\n", r"row 3: a\.jpg is in row 1 already"),
         ("path\n.\n", r"row 1: \. is not a file"),
-        ("path\nnone://a.jpg\n", r"row 1: none://a\.jpg cannot be read: Protocol not known: none"),
+        ("path\nnone://a.jpg\n", r"row 1: none://a\.jpg cannot be read: its protocol is not one of file, http"),
         (
             "path\nhttps://h/a.jpg\nhttps://me:pass@h/b.jpg\n",
             r"row 2: https://h/b\.jpg holds .*environment$",
@@ -258,23 +257,24 @@ def test_labels_are_part_of_what_is_built(tmp_path: Path) -> None:
         build(tmp_path / "list.csv", tmp_path / "out", workers=1)
 
 
-def test_urls_are_read_through_fsspec_and_unreachable_ones_rejected(tmp_path: Path) -> None:
-    images = make_tree(tmp_path / "images", 5, ())
-    memory = fsspec.filesystem("memory")
+def test_images_of_an_object_store_are_read_and_missing_ones_rejected(tmp_path: Path, s3: S3) -> None:
+    images, store = make_tree(tmp_path / "images", 5, ()), f"{s3.bucket}/table"
+    (images / "empty.jpg").write_bytes(b"")
     for path in images.iterdir():
-        memory.pipe(f"/set/{path.name}", path.read_bytes())
-    rows = [f"memory://set/{path.name}" for path in images.iterdir()] + ["memory://set/gone.jpg"]
+        upload(path, f"{store}/{path.name}")
+    rows = [f"{store}/{path.name}" for path in images.iterdir()] + [f"{store}/gone.jpg"]
     dataset, _ = build(table(tmp_path / "list.csv", "\n".join(["path", *rows])), tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
     assert dataset.samples == 5
     tar = (tmp_path / "out" / "shard-000000.tar").read_bytes()
     for sample in range(5):
         at, size = manifest.offset[sample], manifest.size[sample]
-        assert tar[at : at + size] == (images / manifest.path(sample).removeprefix("memory://set/")).read_bytes()
+        assert tar[at : at + size] == (images / manifest.path(sample).removeprefix(f"{store}/")).read_bytes()
     assert pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist() == [
-        {"path": "memory://set/gone.jpg", "reason": "unreadable", "detail": "not found", "size": None}
+        {"path": f"{store}/empty.jpg", "reason": "empty", "detail": "0 bytes", "size": None},
+        {"path": f"{store}/gone.jpg", "reason": "unreadable", "detail": "404 Not Found", "size": None},
     ]
-    assert read("memory://set/000.JPG", 3, 5) == (images / "000.JPG").read_bytes()[3:8]
+    assert read(f"{store}/000.JPG", 3, 5) == (images / "000.JPG").read_bytes()[3:8]
 
 
 def test_urls_that_do_not_answer_are_told_from_those_that_refuse(
@@ -300,12 +300,12 @@ def test_urls_are_read_several_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     images = make_tree(tmp_path / "images", 16, ())
     all_at_once = threading.Barrier(16, timeout=20)
 
-    def answer(self: Any, path: str, **kwargs: Any) -> bytes:
+    def answer(url: str, *place: Any, **options: Any) -> bytes:
         all_at_once.wait()
-        return (images / Path(path).name).read_bytes()
+        return (images / Path(url).name).read_bytes()
 
-    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", answer)
-    rows = [f"memory://{path.name}" for path in images.iterdir()]
+    monkeypatch.setattr("shards.writer.read", answer)
+    rows = [f"https://host/{path.name}" for path in images.iterdir()]
     dataset, _ = build(table(tmp_path / "list.csv", "\n".join(["path", *rows])), tmp_path / "out", workers=1)
     assert (dataset.samples, dataset.rejects) == (16, 0)
 
