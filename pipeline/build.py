@@ -162,12 +162,12 @@ def init_identity(recipe: TrainingRecipe) -> str | None:
     """SHA-256 of the file that `model.init` names, which may be moved but not replaced. Raises ConfigError."""
     if recipe.model.init is None:
         return None
-    if (recipe.model.init / "checkpoints").exists():
-        raise ConfigError(
-            f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes its "
-            "weights, set model.init=OUT"
-        )
     try:
+        if (recipe.model.init / "checkpoints").exists():
+            raise ConfigError(
+                f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes "
+                "its weights, set model.init=OUT"
+            )
         return sha256_of(weights_file(recipe.model.init))
     except (WeightsError, OSError) as error:
-        raise ConfigError(f"model.init: {error}") from error
+        raise ConfigError(f"model.init: {reason(error)}") from error

@@ -105,7 +105,7 @@ def _settings(weights: Weights) -> list[str]:
     if weights.layout is not TIMM:
         return _overrides(*geometry(weights))
     config = weights.file.parent / "config.json"
-    if not config.exists():
+    if not config.is_file():
         return []
     try:
         stated = json.loads(config.read_text())
