@@ -110,7 +110,7 @@ def _apply(kind: Kind, settings: dict[str, dict[str, Any]], override: str) -> No
     key = key.strip()
     section, dot, name = key.partition(".")
     if not (equals and dot and name):
-        raise ConfigError(f"'{shown(override)}' is no override: write section.key=value, e.g. optim.epochs=100")
+        raise ConfigError(f"'{shown(key)}' is no override: write section.key=value, e.g. optim.epochs=100")
     annotations = _annotations(kind)
     if key not in annotations:
         raise ConfigError(_unknown(kind, key))

@@ -28,8 +28,8 @@ _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "max_pool_connect
 _HTTP = {"client_kwargs": {"trust_env": True}}  # takes proxies and ~/.netrc from the environment, as other programs do
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": _S3, "s3a": _S3, "http": _HTTP, "https": _HTTP}
 
-_SECRETS = re.compile(r"(\w+://)(?:[^/\s]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
-_PASSWORD = re.compile(r"https?://[^/]*@|\w+://[^/:]*:[^/]*@")
+_SECRETS = re.compile(r"(\b\w+://)(?:[^/\s]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
+_PASSWORD = re.compile(r"https?://[^/]*@|\b\w+://[^/:]*:[^/]*@")
 _SIGNED = re.compile(r"[?&](?:x-(?:amz|goog)-\w+|sig|signature|token|access_?key\w*)=", re.IGNORECASE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by protocol
 

@@ -120,6 +120,12 @@ def test_numbers_switches_and_lists(override: str, value: Any) -> None:
     assert got == value and isinstance(got, type(value))
 
 
+def test_long_text_takes_no_long_time() -> None:
+    begin = time.monotonic()
+    assert load_recipe("demo", [SHARDS, "data.shards=" + "x" * 10**5]).data.shards == "x" * 10**5
+    assert time.monotonic() - begin < 5
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -154,6 +160,7 @@ def test_numbers_switches_and_lists(override: str, value: Any) -> None:
         ("model.options=[" + "1, " * 10**6 + "]", "larger than 128 KiB"),
         ("model.name" + "e" * 10**5 + "=3", "unknown key model.name"),
         ("\x1b[2J=3", r"\x1b[2J"),
+        ("shards=s3://key:secret@bucket", "'shards' is no override: write section.key=value"),
     ],
 )
 def test_what_cannot_be_a_value_is_one_line(override: str, message: str) -> None:
