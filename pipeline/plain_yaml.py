@@ -39,15 +39,15 @@ class _Loader(yaml.BaseLoader):
         return None if node.style is None and node.value in _NULL else node.value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, yaml.Node] = {}
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key, str):
-                raise _refused(key_node, "a key is not text")
-            if key in seen:
-                raise _refused(key_node, f"{key} is set for the second time")
-            seen[key] = key_node
-        return super().construct_mapping(node, deep)
+        """By keys, all of them text."""
+        mapping: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused(key, "a key is not text")
+            if key.value in mapping:
+                raise _refused(key, f"{key.value} is set for the second time")
+            mapping[key.value] = self.construct_object(value, deep)
+        return mapping
 
 
 def parse(text: str) -> Any:

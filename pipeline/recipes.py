@@ -77,7 +77,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     try:
         settings = parse_file(path)
     except PlainYAMLError as error:
-        raise ConfigError(f"{shown(str(path))} is no YAML: {reason(error)}") from None
+        raise ConfigError(f"{shown(str(path))} is not YAML: {reason(error)}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{shown(str(path))} holds no settings")
     settings = {section: {} if keys is None else keys for section, keys in settings.items()}
@@ -86,7 +86,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
             outer, _, inner = section.partition(".")
             raise ConfigError(f"{shown(str(path))}: write {shown(outer)}: {{{shown(inner)}: VALUE}}, without the dot")
         if not isinstance(keys, dict):
-            raise ConfigError(f"{shown(str(path))}: {shown(section)} is no section of settings but {shown(keys)}")
+            raise ConfigError(f"{shown(str(path))}: {shown(section)} is not a section of settings but {shown(keys)}")
     return settings
 
 
@@ -110,7 +110,7 @@ def _apply(kind: Kind, settings: dict[str, dict[str, Any]], override: str) -> No
     key = key.strip()
     section, dot, name = key.partition(".")
     if not (equals and dot and name):
-        raise ConfigError(f"'{shown(key)}' is no override: write section.key=value, e.g. optim.epochs=100")
+        raise ConfigError(f"'{shown(key)}' is not an override: write section.key=value, e.g. optim.epochs=100")
     annotations = _annotations(kind)
     if key not in annotations:
         raise ConfigError(_unknown(kind, key))
@@ -129,11 +129,11 @@ def _value(key: str, annotation: Any, typed: str) -> Any:
     if not any(is_typeddict(one) or one is tuple for one in types):
         return text
     if "#" in text:
-        raise ConfigError(f"{key}={shown(typed)}: a comment (#) is no part of a value: leave it out")
+        raise ConfigError(f"{key}={shown(typed)}: a comment (#) is not part of a value: leave it out")
     try:
         return parse(text)
     except PlainYAMLError as error:
-        raise ConfigError(f"{key}={shown(typed)} is no YAML value: {reason(error)}") from None
+        raise ConfigError(f"{key}={shown(typed)} is not a YAML value: {reason(error)}") from None
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -56,10 +56,10 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "upside down"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
         ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),
-        ([SHARDS, "epochs=3"], "is no override"),
-        ([SHARDS, "optim.lr"], "is no override"),
+        ([SHARDS, "epochs=3"], "is not an override"),
+        ([SHARDS, "optim.lr"], "is not an override"),
         ([SHARDS, "optim.lr=[1"], "optim.lr=[1: input should be a valid number"),
-        ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is no YAML value: line 1"),
+        ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
         ([SHARDS, "target.kind=features"], "target.kind=features has no teacher"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
         ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "upside down; optim.warmup_epochs=12 leaves"),
@@ -78,7 +78,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("data: 3", "data is no section"), ("- 1", "holds no settings"), ("{", "is no YAML")]
+    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "holds no settings"), ("{", "is not YAML")]
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)

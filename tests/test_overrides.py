@@ -140,7 +140,7 @@ def test_long_text_takes_no_long_time() -> None:
         ("data.lanes=0o10", "data.lanes=0o10: "),
         ("data.lanes=1.5", "data.lanes=1.5: "),
         ("optim.lr=1e-3 # fast", "optim.lr=1e-3 # fast: "),
-        ("data.crop_scale=[0.2, 1] # small", "a comment (#) is no part of a value"),
+        ("data.crop_scale=[0.2, 1] # small", "a comment (#) is not part of a value"),
         ("data.crop_scale=[0.2]", "data.crop_scale.1="),
         ("data.flip=maybe", "data.flip=maybe: input should be a valid boolean"),
         ("engine.precision=no", "engine.precision=no: input should be 'fp32', 'bf16' or 'fp16'"),
@@ -160,7 +160,7 @@ def test_long_text_takes_no_long_time() -> None:
         ("model.options=[" + "1, " * 10**6 + "]", "larger than 128 KiB"),
         ("model.name" + "e" * 10**5 + "=3", "unknown key model.name"),
         ("\x1b[2J=3", r"\x1b[2J"),
-        ("shards=s3://key:secret@bucket", "'shards' is no override: write section.key=value"),
+        ("shards=s3://key:secret@bucket", "'shards' is not an override: write section.key=value"),
     ],
 )
 def test_what_cannot_be_a_value_is_one_line(override: str, message: str) -> None:
@@ -189,13 +189,14 @@ NESTED = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10
         ("run: {}".encode("utf-16"), "it is not text in UTF-8: byte 0 is 0xff"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "it is not text in UTF-8"),
         ("# " + "x" * 10**6, "larger than 128 KiB"),
-        ("{", "mine.yaml is no YAML: line 1: "),
+        ("{", "mine.yaml is not YAML: line 1: "),
+        ("~: {seed: 1}", "unknown section ~"),
         ("run.dir: x", "write run: {dir: VALUE}, without the dot"),
         ("otpim: {epochs: 3}", "unknown section otpim: did you mean optim?"),
         ("a: {epochs: 3}", "unknown section a: there are run, data, model, optim, engine, mask, target"),
         ("".join(f"k{i}: {{}}\n" for i in range(5000)), "unknown section k0"),
         ("run: {" + ", ".join(f"k{i}: 3" for i in range(5000)) + "}", "and 4997 more"),
-        ("data: " + "x" * 10**5, "data is no section of settings but xxx"),
+        ("data: " + "x" * 10**5, "data is not a section of settings but xxx"),
         ("run: {dir: [a]}", "run.dir=['a']: "),
         ("run: {dir: null}", "run.dir=null: "),
     ],
@@ -210,7 +211,7 @@ def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     for name in ("pipe", "folder", "endless"):
-        assert f"{name}.yaml is no YAML: it is not a file" in refusal(recipe=str(tmp_path / f"{name}.yaml"))
+        assert f"{name}.yaml is not YAML: it is not a file" in refusal(recipe=str(tmp_path / f"{name}.yaml"))
     assert "no recipe '/none.yaml': give one of" in refusal(recipe="/none.yaml")
     for unreadable in ("a" * 5000, "a" * 5000 + ".yaml", "a\0b", "a\0b.yaml", ""):
         refusal(recipe=unreadable)
