@@ -202,12 +202,25 @@ def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored:
         for name, key in keys.items()
         if key in tensors and tensors[key].shape != state[name].shape
     ]
+    unusable = [
+        f"{key} holds {fault}"
+        for key in dict.fromkeys(keys.values())
+        if key in tensors and (fault := _fault(tensors[key]))
+    ]
     problems = [f"missing {_some(missing)}"] if missing else []
     problems += [f"unknown {_some(unknown)}"] if unknown else []
     problems += [_some(misshaped)] if misshaped else []
+    problems += [_some(unusable)] if unusable else []
     if problems:
         raise WeightsError(f"{weights.file}, read with the names of {weights.layout.code}: {'; '.join(problems)}")
     module.load_state_dict({name: tensors[key] for name, key in keys.items()}, strict=False)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """What no training can start from."""
+    if not tensor.is_floating_point():
+        return f"{str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
+    return None if tensor.float().isfinite().all() else "NaN or infinity"
 
 
 def _some(texts: list[str]) -> str:

@@ -5,7 +5,9 @@ embeddings are replaced by one learned token, the whole sequence is encoded, and
 under the masked patches.
 """
 
+import difflib
 import math
+import re
 from typing import Any, Literal, TypeAlias
 
 import timm
@@ -33,8 +35,8 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
         ValueError: no such model, or it is no plain vision transformer.
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*patch*")[:5]
-        raise ValueError(f"timm has no model {name!r}; near it: {', '.join(near) or 'see timm.list_models()'}")
+        near = difflib.get_close_matches(name[:100], timm.list_models(), n=5)
+        raise ValueError(f"timm has no model {name[:100]!r}; near it: {', '.join(near) or 'see timm.list_models()'}")
     norm_behind_pooling = "use_fc_norm" if is_model_in_modules(name, ["beit"]) else "fc_norm"
     try:
         encoder = timm.create_model(
@@ -46,9 +48,14 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
             **options,
         )
     except TypeError as error:
-        raise ValueError(f"{name!r} is no plain vision transformer, or takes no such option: {error}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown and unknown[1] in options:
+            raise ValueError(f"{name} has no option {unknown[1]}: leave it out") from error
+        encoder = None
     if not (isinstance(encoder, Beit) or (isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None)):
-        raise ValueError(f"{name!r} is no plain vision transformer: choose one like vit_base_patch16_224")
+        raise ValueError(f"{name!r} is not a plain vision transformer: choose one like vit_base_patch16_224")
+    if 0 in encoder.patch_embed.grid_size:
+        raise ValueError(f"a patch of {encoder.patch_embed.patch_size[0]} pixels is larger than an image")
     return encoder
 
 

@@ -1,45 +1,25 @@
-"""Weights files of others: reading them, and what their codes call the parts of a MaskFeat.
-
-Files are not trusted, so only tensors are unpickled. Names are those that the published codes write:
+"""Weights of others: what their codes call the parts of a MaskFeat. Names are those that the published codes write:
 github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open-mmlab/mmselfsup.
 """
 
 import json
 import re
-import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-# What stands beside the tensors in checkpoints of mmengine (logs, which mmselfsup's were published with), MAE and timm
-_NOTHING = (
-    "argparse.Namespace",
-    "builtins.getattr",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-)
+from model.weights_file import WeightsError as WeightsError
+from model.weights_file import load
+from model.weights_file import weights_file as weights_file
 
-
-class _Nothing:
-    """Takes the place of anything that is not a tensor when it is unpickled: it keeps nothing and does nothing."""
-
-    def __new__(cls, *_: Any) -> Self:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class WeightsError(ValueError):
-    """A weights file cannot be used; the message is one line that names it and what is wrong with it."""
+_ENTRIES = ("model_state", "state_dict", "model", "module")  # of checkpoints, under which their weights are
+_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # that DistributedDataParallel and torch.compile put before all keys
+_REPEATED = 2**26  # bytes of a tensor that may repeat a few, whatever the size of the file
 
 
 @dataclass(frozen=True)
@@ -158,18 +138,20 @@ def read(path: Path | str) -> Weights:
         WeightsError: there is no such file, it or its config.json is damaged, or it holds more than plain tensors.
     """
     file = weights_file(Path(path))
-    checkpoint = _load(file)
-    tensors: Any = None
-    if isinstance(checkpoint, dict):
-        held = [checkpoint[entry] for entry in ("model_state", "state_dict", "model", "module") if entry in checkpoint]
-        tensors = held[0] if held else checkpoint
-    if not (isinstance(tensors, dict) and tensors and all(map(_is_plain, tensors.values()))):
+    tensors, entries = load(file), []
+    for _ in range(3):  # a checkpoint that holds itself has no end
+        if held := [entry for entry in _ENTRIES if isinstance(tensors, dict) and isinstance(tensors.get(entry), dict)]:
+            tensors = tensors[held[0]]
+            entries.append(held[0])
+    if not (isinstance(tensors, dict) and tensors and all(map(_is_plain, tensors, tensors.values()))):
         raise WeightsError(
             f"{file} holds no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
         )
-    if sum(tensor.nbytes for tensor in tensors.values()) > file.stat().st_size:  # views that repeat a few bytes
+    if _claimed(tensors) > file.stat().st_size:
         raise WeightsError(f"{file} is damaged: its tensors claim more bytes than it has")
-    if "model_state" in checkpoint:
+    if all(map(_WRAPPERS.match, tensors)):
+        tensors = {_WRAPPERS.sub("", key, count=1): tensor for key, tensor in tensors.items()}
+    if "model_state" in entries:
         return Weights(file, SLOWFAST, tensors)
     if any(key.startswith("backbone.") for key in tensors):
         return Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors))
@@ -177,47 +159,31 @@ def read(path: Path | str) -> Weights:
     return Weights(file, TIMM, plain, _normalisation(file.parent / "config.json"))
 
 
-def weights_file(path: Path) -> Path:
-    """The one file that decides: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
-
-    Raises:
-        WeightsError: there is no such file.
-    """
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise WeightsError(f"there is no weights file {file}")
-    return file
-
-
-def _load(file: Path) -> Any:
-    try:
-        if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        with torch.serialization.safe_globals([(_Nothing, name) for name in _NOTHING]):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # whatever a damaged or hostile file brings about
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise WeightsError(f"{file} is damaged, or no weights file ({reason})") from None
-        raise WeightsError(
-            f"{file} holds more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
-            "trust it, load it with weights_only=False and save its model_state or state_dict alone"
-        ) from None
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether this is a tensor of numbers in memory, and none of the other things that torch can load as one."""
+def _is_plain(key: Any, value: Any) -> bool:
+    """Whether this is a tensor of numbers in memory with a name, and not one of all else that torch can load."""
     return (
-        isinstance(value, Tensor)
+        isinstance(key, str)
+        and isinstance(value, Tensor)
         and value.device.type == "cpu"
         and value.layout == torch.strided
         and not (value.is_nested or value.is_quantized)
     )
 
 
+def _claimed(tensors: dict[str, Tensor]) -> int:
+    """Bytes that a file has at least if it is sound: of each storage once, though tensors may share one or repeat it.
+
+    A tensor that repeats some bytes beyond all measure counts as large as it says it is.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors.values()}
+    repeated = max(tensor.nbytes for tensor in tensors.values())
+    return max(sum(storage.nbytes() for storage in storages.values()), repeated if repeated > _REPEATED else 0)
+
+
 def _normalisation(config: Path) -> Normalisation | None:
     """What timm's config.json says, if it is there and speaks of it."""
+    if not config.is_file():
+        return None
     try:
         stated = json.loads(config.read_text())
         stated = stated.get("pretrained_cfg", stated)  # timm's older files have no such part
@@ -227,8 +193,6 @@ def _normalisation(config: Path) -> Normalisation | None:
         if not (len(std) == 3 and min(std) > 0 and all(map(isfinite, (red, green, blue, *std)))):
             raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
         return Normalisation((red, green, blue), std)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{config} is no configuration of timm's ({error})") from error
 

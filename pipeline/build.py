@@ -1,19 +1,27 @@
 """From a recipe to its model and what that has to predict."""
 
+import json
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.classifier import Classifier
 from model.convert import fill
 from model.maskfeat import Encoder, MaskFeat, build_encoder
 from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import ConfigError, Recipe, TrainingRecipe
+from pipeline.recipes import reason, shown
 from pipeline.targets.features import Features, TeacherError, load_teacher, teacher_width
 from pipeline.targets.hog import target_width as hog_width
 from pipeline.targets.masking import masked_patches
 from pipeline.targets.objective import MEAN, STD, Hog, Objective, Target
 from pipeline.targets.pixels import Pixels, pixel_width
 from shards.files import sha256_of
+
+Network = TypeVar("Network", MaskFeat, Classifier)
 
 
 def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
@@ -22,19 +30,62 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
     Args:
         width: numbers that it predicts for a patch, where they are known without a teacher; None: see the recipe.
     """
-    try:
+
+    def make() -> MaskFeat:
         encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
-        width = width or target_width(recipe, encoder.patch_embed.patch_size[0])
-        model = MaskFeat(encoder, width, recipe.model.position_init)
-    except TeacherError as error:
-        raise ConfigError(str(error)) from error
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"model: {error}") from error
-    adapt(encoder, recipe)
+        numbers = width or target_width(recipe, encoder.patch_embed.patch_size[0])
+        return MaskFeat(encoder, numbers, recipe.model.position_init)
+
+    def predicts(model: MaskFeat, images: Tensor) -> bool:
+        mask = torch.zeros(len(images), *model.grid, dtype=torch.bool)
+        masked = mask.numel() // 2
+        return tuple(model(images, mask, masked).shape) == (masked, model.head.out_features)
+
+    model = tried(recipe, make, predicts)
     rows, columns = model.grid
     if not 0 < masked_patches(model.grid, recipe.mask.ratio) < rows * columns:
         raise ConfigError(f"mask.ratio={recipe.mask.ratio:g} leaves nothing to predict of a {rows}x{columns} grid")
     return model
+
+
+def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[Network, Tensor], bool]) -> Network:
+    """A model that computes as a recipe says, after one like it was tried where numbers take no memory or time.
+
+    Args:
+        make: the model.
+        works: whether it makes of images (B, 3, H, W), on torch's meta device, what it should.
+
+    Raises:
+        ConfigError: it cannot be made, takes more memory than there is, or does not work.
+    """
+    size = recipe.data.image_size
+    options: list[str] = [f"model.options.{key}={json.dumps(value)}" for key, value in recipe.model.options.items()]
+    what = ", ".join((f"model.name={shown(recipe.model.name)}", *options, f"data.image_size={size}"))
+    try:
+        with torch.device("meta"), torch.no_grad():
+            trial: Network = make()
+            adapt(trial.encoder, recipe)
+            trial.encoder.set_grad_checkpointing(False)
+            sound = works(trial.train(), torch.zeros(2, 3, size, size))
+    except (ConfigError, TeacherError) as error:
+        raise ConfigError(str(error)) from error
+    except Exception as error:  # whatever timm and torch say of options that do not fit each other
+        raise ConfigError(f"{what}: {reason(error)}") from error
+    if not sound:
+        raise ConfigError(
+            f"{what}: the model does not keep all patches of an image: choose one like vit_base_patch16_224"
+        )
+    needed = sum(tensor.nbytes for tensor in (*trial.parameters(), *trial.buffers()))
+    if torch.get_default_device().type != "meta" and needed > (memory := _memory()):
+        raise ConfigError(f"{what}: the weights take {needed / 1e9:.0f} GB, but this machine has {memory / 1e9:.0f}")
+    model = make()
+    adapt(model.encoder, recipe)
+    return model
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
@@ -43,7 +94,8 @@ def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
     (rows, columns), patch = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
     if (rows * patch, columns * patch) != (recipe.data.image_size,) * 2:
         raise ConfigError(
-            f"data.image_size={recipe.data.image_size} is no multiple of the {patch}-pixel patch of {recipe.model.name}"
+            f"data.image_size={recipe.data.image_size} is not a multiple of the {patch}-pixel patch of "
+            f"{recipe.model.name}"
         )
 
 
@@ -110,12 +162,12 @@ def init_identity(recipe: TrainingRecipe) -> str | None:
     """SHA-256 of the file that `model.init` names, which may be moved but not replaced. Raises ConfigError."""
     if recipe.model.init is None:
         return None
-    if (recipe.model.init / "checkpoints").exists():
-        raise ConfigError(
-            f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes its "
-            "weights, set model.init=OUT"
-        )
     try:
+        if (recipe.model.init / "checkpoints").exists():
+            raise ConfigError(
+                f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes "
+                "its weights, set model.init=OUT"
+            )
         return sha256_of(weights_file(recipe.model.init))
     except (WeightsError, OSError) as error:
-        raise ConfigError(f"model.init: {error}") from error
+        raise ConfigError(f"model.init: {reason(error)}") from error

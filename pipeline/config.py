@@ -1,31 +1,53 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/engine.py).
+configuration is made from it (train/engine.py). How files and overrides become settings, recipes.py says.
 """
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
-from pipeline.record import to_be_given
+from pipeline.recipes import RECIPES as RECIPES
+from pipeline.recipes import AnyRecipe as AnyRecipe
+from pipeline.recipes import ConfigError as ConfigError
+from pipeline.recipes import load as load
 from pipeline.targets.hog import CELL
+from pipeline.timm_options import INSTEAD, Options
 from shards.secrets import MASK, PIPE, masked_values
 from shards.storage import has_query, shows_credentials
+from shards.text import printable
 
-RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 
+def _expanded(value: Any) -> Any:
+    """A path with the folder that `~` or `~user` at its beginning stands for; URLs and commands begin otherwise."""
+    if not isinstance(value, str | Path):
+        return value
+    if "\0" in str(value) or value == "":
+        raise ValueError("a path has at least one character, and none that is NUL")
+    if printable(str(value)) != str(value):
+        raise ValueError("it is not UTF-8, as text in files has to be: rename it")
+    if not str(value).startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError("there is no such user: write ./~ where a name begins so") from None
+
+
+# Limits are where a number is a slip of the hand, and far from those that any run needs
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
+LocalPath = Annotated[Path, BeforeValidator(_expanded)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=10**8)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
-
-
-class ConfigError(ValueError):
-    """A recipe or an override is wrong. The message names the key and the remedy."""
+Range = tuple[Annotated[float, Field(ge=1e-6, le=1000)], Annotated[float, Field(ge=1e-6, le=1000)]]
 
 
 class Section(BaseModel):
@@ -37,17 +59,17 @@ class Section(BaseModel):
 class Run(Section):
     """Where a run lives and what it reports when. `*_every` count steps."""
 
-    dir: Path
+    dir: LocalPath
     seed: int = Field(0, ge=0, lt=2**62)
-    max_steps: int | None = Field(None, ge=1)  # ends early, without changing the schedule
-    log_every: int = Field(20, ge=1)
-    eval_every: int = Field(1000, ge=1)
-    save_every: int = Field(1000, ge=1)
-    keep: int = Field(3, ge=1)  # newest checkpoints kept, and besides these ...
-    keep_every: int | None = Field(None, ge=1)  # ... for good those of every so many steps
-    deadline: float = Field(600, gt=0)  # seconds that any part of a step may take before a rank gives up
-    nonfinite_in_a_row: int = Field(10, ge=1)  # steps without a finite gradient that make a run roll back, once
-    profile: int = Field(0, ge=0)  # profile so many steps of this life of the run
+    max_steps: Count | None = None  # ends early, without changing the schedule
+    log_every: Count = 20
+    eval_every: Count = 1000
+    save_every: Count = 1000
+    keep: Count = 3  # newest checkpoints kept, and besides these ...
+    keep_every: Count | None = None  # ... for good those of every so many steps
+    deadline: Seconds = 600  # seconds that any part of a step may take before a rank gives up
+    nonfinite_in_a_row: Count = 10  # steps without a finite gradient that make a run roll back, once
+    profile: int = Field(0, ge=0, le=10_000)  # profile so many steps of this life of the run
     trace_samples: bool = False  # write the sample ids of every batch to samples-rank{r}.jsonl
 
 
@@ -55,26 +77,28 @@ class Data(Section):
     """What is read, in which order, and how it is cropped."""
 
     mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
-    shards: str  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
-    validation: str | None = None  # another such folder or URL
-    validation_samples: int | None = Field(4096, ge=1)  # of these, the first so many; null: all
-    stream_samples: int | None = Field(None, ge=1)  # for mode=stream, how many samples count as an epoch
-    stream_buffer: int = Field(2048, ge=1)  # for mode=stream, images that a rank shuffles among themselves
-    cache: Path | None = None  # folder in which a node keeps remote shards; None: only range requests
+    shards: Place  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
+    validation: Place | None = None  # another such folder or URL
+    validation_samples: Count | None = 4096  # of these, the first so many; null: all
+    stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
+    stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, images that a rank shuffles among themselves
+    cache: LocalPath | None = None  # folder in which a node keeps remote shards; None: only range requests
     cache_size: ByteSize | None = None  # "500GB" for instance; None: what the disk has, but for 5%
-    deadline: float = Field(300, gt=0)  # seconds until a request of remote storage is given up, with all its retries
-    bad_in_a_row: int = Field(100, ge=1)  # bad samples in a row on a rank end the run, and so does ...
+    deadline: Seconds = 300  # seconds until a request of remote storage is given up, with all its retries
+    bad_in_a_row: Count = 100  # bad samples in a row on a rank end the run, and so does ...
     bad_share: float = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
-    image_size: int = Field(224, gt=0)
+    image_size: int = Field(224, gt=0, le=8192)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
     flip: bool = True
     lanes: int = Field(LANES, ge=1, le=MOST_LANES)
     block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
-    read_threads: int = Field(4, ge=1)
-    requests: int = Field(64, ge=1)  # range requests under way at once, where shards are remote
-    decode_threads: int = Field(4, ge=1)
-    hw_decoder_load: Literal[0, 1] = 0  # share of the GPU's JPEG hardware; anything between is not reproducible
+    read_threads: Threads = 4
+    requests: int = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
+    decode_threads: Threads = 4
+    hw_decoder_load: int = Field(
+        0, ge=0, le=1
+    )  # share of the GPU's JPEG hardware; anything between is not reproducible
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
@@ -107,8 +131,8 @@ class Target(Section):
     """What is predicted at masked patches."""
 
     kind: Literal["hog", "pixels", "features"] = "hog"
-    teacher: str | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
-    teacher_weights: Path | None = None  # of a timm name, from a file; None: timm downloads them
+    teacher: Place | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
+    teacher_weights: LocalPath | None = None  # of a timm name, from a file; None: timm downloads them
     loss: Literal["cosine", "mse"] = "cosine"  # for kind=features
 
     @model_validator(mode="after")
@@ -123,24 +147,33 @@ class Target(Section):
 class Model(Section):
     """The encoder: a timm vision transformer."""
 
-    name: str = "vit_base_patch16_224"
+    name: Text = "vit_base_patch16_224"
     position_init: Literal["random", "sincos"] = "random"
-    init: Path | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
-    options: dict[str, int | float | bool] = {}  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
+    init: LocalPath | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
+    options: Options = {}  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_settings_for(cls, values: Any) -> Any:
+        options = values.get("options") if isinstance(values, dict) else None
+        for option, setting in INSTEAD.items():
+            if isinstance(options, dict) and option in options:
+                raise ValueError(f"model.options.{option} has a setting of its own: set {setting} instead")
+        return values
 
 
 class Optim(Section):
     """AdamW under a linear warm-up and a cosine."""
 
-    epochs: float = Field(gt=0)
-    batch_size: int = Field(gt=0)  # images a step over all ranks and accumulation
-    lr: float = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
-    warmup_lr: float = Field(1e-6, ge=0)
-    min_lr: float = Field(1e-6, ge=0)
+    epochs: float = Field(gt=0, le=10**6)
+    batch_size: int = Field(gt=0, le=2**20)  # images a step over all ranks and accumulation
+    lr: Rate = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
+    warmup_lr: Rate = 1e-6
+    min_lr: Rate = 1e-6
     warmup_epochs: float = Field(30, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: float = Field(0.05, ge=0)
-    clip: float | None = Field(0.02, gt=0)  # L2 norm of the gradient; null: it stays as it is
+    weight_decay: Rate = 0.05
+    clip: float | None = Field(0.02, gt=0, le=10**6)  # L2 norm of the gradient; null: it stays as it is
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
@@ -154,9 +187,9 @@ class Optim(Section):
 class Engine(Section):
     """How a step is computed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: int = Field(1, ge=0, le=3)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    micro_batch: int | None = Field(None, ge=1)  # images a rank computes at once, at most; None: all of its share
+    micro_batch: Count | None = None  # images a rank computes at once, at most; None: all of its share
     compile: Literal["none", "target", "all"] = "all"  # torch.compile: nothing, the HOG target, or the model too
     activation_checkpointing: bool = False  # compute blocks twice instead of keeping what they computed: less memory
 
@@ -215,86 +248,6 @@ class Recipe(TrainingRecipe):
         return self
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound=TrainingRecipe)
-
-
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """`load` a recipe of pre-training."""
     return load(Recipe, recipe, overrides)
-
-
-def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read a recipe, apply overrides, check the whole.
-
-    Args:
-        kind: of recipe.
-        recipe: the name of a file in `kind.folder`, or the path of a YAML file.
-        overrides: "section.key=value" with a YAML value; the last one wins. `run.dir` is runs/RECIPE, or
-            runs/finetune/RECIPE, unless given.
-
-    Raises:
-        ConfigError: no such recipe, no YAML, an unknown key, a wrong value or an impossible combination.
-    """
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else kind.folder / f"{recipe}.yaml"
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError:
-        known = ", ".join(sorted(file.stem for file in kind.folder.glob("*.yaml")))
-        raise ConfigError(f"no recipe {recipe!r}: give one of {known}, or the path of a .yaml file") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: bytes that are no text, days that are no dates
-        raise ConfigError(f"{path} is no YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds no settings")
-    empty: dict[str, Any] = {section: {} for section in kind.model_fields}
-    settings = empty | {section: {} if keys is None else keys for section, keys in settings.items()}
-    for section, keys in settings.items():
-        if not isinstance(keys, dict):
-            raise ConfigError(f"{path}: {section} is no section of settings but {keys!r}")
-    if problem := to_be_given(path, settings, overrides):
-        raise ConfigError(problem)
-    for override in overrides:
-        _apply(kind, settings, override)
-    settings["run"].setdefault("dir", str(Path("runs") / kind.folder.relative_to(RECIPES) / path.stem))
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
-
-
-def _apply(kind: type[TrainingRecipe], settings: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    section, dot, name = key.partition(".")
-    if not (equals and dot and name):
-        raise ConfigError(f"{override!r} is no override: write section.key=value, e.g. optim.epochs=100")
-    if key not in _keys(kind):
-        raise ConfigError(_unknown(kind, key))
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"{override!r}: {value!r} is no YAML value") from None
-    settings[section][name] = parsed
-
-
-def _keys(kind: type[TrainingRecipe]) -> Iterator[str]:
-    for section, field in kind.model_fields.items():
-        annotation = field.annotation
-        assert isinstance(annotation, type) and issubclass(annotation, Section)
-        yield from (f"{section}.{name}" for name in annotation.model_fields)
-
-
-def _unknown(kind: type[TrainingRecipe], key: str) -> str:
-    near = difflib.get_close_matches(key, list(_keys(kind)), n=3) or [
-        k for k in _keys(kind) if k.startswith(key.split(".")[0] + ".")
-    ]
-    return f"unknown key {key}" + (f": did you mean {' or '.join(near)}?" if near else "")
-
-
-def _explain(kind: type[TrainingRecipe], problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return _unknown(kind, key)
-    if problem["type"] == "missing":
-        return f"{key} is missing: set it in the recipe or give {key}=VALUE"
-    if problem["type"] == "value_error":  # of a section or the whole, and names its keys
-        return str(problem["ctx"]["error"])
-    return f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

@@ -47,22 +47,22 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([], "data.shards is missing"),
         ([SHARDS, "optim.epoch=3"], "unknown key optim.epoch: did you mean optim.epochs"),
         ([SHARDS, "otpim.epochs=3"], "did you mean optim.epochs"),
-        ([SHARDS, "optim.epochs=many"], "optim.epochs='many'"),
+        ([SHARDS, "optim.epochs=many"], "optim.epochs=many"),
         ([SHARDS, "engine.zero_stage=4"], "engine.zero_stage=4"),
         ([SHARDS, "engine.zero_stage=3", "engine.compile=all"], "engine.compile=all fails under engine.zero_stage=3"),
-        ([SHARDS, "engine.precision=fp8"], "engine.precision='fp8'"),
+        ([SHARDS, "engine.precision=fp8"], "engine.precision=fp8: input should be 'fp32', 'bf16' or 'fp16'"),
         ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
         ([SHARDS, "data.image_size=100"], "no multiple of the 8-pixel HOG cell"),
         ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "upside down"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
         ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),
-        ([SHARDS, "epochs=3"], "is no override"),
-        ([SHARDS, "optim.lr"], "is no override"),
-        ([SHARDS, "optim.lr=[1"], "is no YAML value"),
+        ([SHARDS, "epochs=3"], "is not an override"),
+        ([SHARDS, "optim.lr"], "is not an override"),
+        ([SHARDS, "optim.lr=[1"], "optim.lr=[1: input should be a valid number"),
+        ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
         ([SHARDS, "target.kind=features"], "target.kind=features has no teacher"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
         ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "upside down; optim.warmup_epochs=12 leaves"),
-        ([SHARDS, "run.dir=2024-13-45"], "'2024-13-45' is no YAML value"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
@@ -78,18 +78,11 @@ def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("data: 3", "data is no section"), ("- 1", "holds no settings"), ("{", "is no YAML")]
+    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "holds no settings"), ("{", "is not YAML")]
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
-
-
-@pytest.mark.parametrize("text", [b"# caf\xe9\n", b"run: {dir: 2024-13-45}\n"])
-def test_bytes_that_are_no_text_and_days_that_are_no_dates(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "mine.yaml").write_bytes(text)
-    with pytest.raises(ConfigError, match=r"mine\.yaml is no YAML"):
         load_recipe(str(tmp_path / "mine.yaml"), [SHARDS])
 
 

@@ -80,7 +80,7 @@ def test_recipes_are_the_published_ones(
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.image_size=40 is no multiple of the 16-pixel patch"):
+    with pytest.raises(ConfigError, match=r"data\.image_size=40 is not a multiple of the 16-pixel patch"):
         build_classifier(finetune_recipe("none", "none", tmp_path, "data.image_size=40"), 3)
 
 

@@ -164,13 +164,16 @@ def test_another_run_in_the_same_folder_is_refused(shards: Path, tmp_path: Path)
 
 
 def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model: "):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.options\.depht=2: not an option that works here, which are patch_size, embed_dim, depth",
+    ):
         pretrain(shards, tmp_path / "run", "model.options={depht: 2}")
-    with pytest.raises(ConfigError, match=r"data\.image_size=40 is no multiple of the 16-pixel patch"):
+    with pytest.raises(ConfigError, match=r"data\.image_size=40 is not a multiple of the 16-pixel patch"):
         pretrain(shards, tmp_path / "run", "data.image_size=40")
     with pytest.raises(ConfigError, match=r"mask\.ratio=0\.1 leaves nothing to predict of a 2x2 grid"):
         pretrain(shards, tmp_path / "run", "mask.ratio=0.1")
-    with pytest.raises(ConfigError, match=r"model: .*whole 8-pixel HOG cells"):
+    with pytest.raises(ConfigError, match=r"model\.options\.depth=1.*whole 8-pixel HOG cells"):
         pretrain(
             shards,
             tmp_path / "run",

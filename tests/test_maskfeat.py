@@ -114,7 +114,7 @@ def test_sincos_positions_tell_places_apart_and_near_from_far() -> None:
     torch.testing.assert_close(model.encoder.pos_embed[0, 1:], sincos_positions((4, 4), 48))
 
 
-@pytest.mark.parametrize(("name", "message"), [("vit_bass_patch16_224", "near it"), ("resnet18", "no plain vision")])
+@pytest.mark.parametrize(("name", "message"), [("vit_bass_patch16_224", "near it"), ("resnet18", "not a plain vision")])
 def test_models_that_cannot_be_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_encoder(name, 64)

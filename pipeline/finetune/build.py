@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from timm.optim import param_groups_layer_decay
+from torch import Tensor
 
 from model.classifier import Classifier
 from model.maskfeat import build_encoder
-from pipeline.build import adapt
+from pipeline.build import tried
 from pipeline.config import ConfigError
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
 from shards.text import excerpt
@@ -19,13 +20,15 @@ _CLASSES_BEFORE = "classes.txt"  # of older runs: a name a line
 
 def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
     """The untrained model of a recipe. Raises ConfigError for one that cannot be."""
-    try:
+
+    def make() -> Classifier:
         encoder = build_encoder(recipe.model.name, recipe.data.image_size, classes, **recipe.model.options)
-        model = Classifier(encoder, recipe.model.position_init)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"model: {error}") from error
-    adapt(encoder, recipe)
-    return model
+        return Classifier(encoder, recipe.model.position_init)
+
+    def classifies(model: Classifier, images: Tensor) -> bool:
+        return tuple(model(images).shape) == (len(images), classes or model.encoder.num_features)
+
+    return tried(recipe, make, classifies)
 
 
 def class_names(run: Path, outputs: int) -> list[str]:

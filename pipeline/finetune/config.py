@@ -4,17 +4,17 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import RECIPES, Data, Engine, Optim, Range, Section, Share, TrainingRecipe
+from pipeline.config import RECIPES, Count, Data, Engine, Optim, Place, Range, Rate, Section, Share, TrainingRecipe
 
-Strength = Annotated[float, Field(ge=0)]
+Strength = Annotated[float, Field(ge=0, le=1000)]
 
 
 class LabelledData(Data):
     """Both data sets need labels."""
 
     mode: Literal["exact"] = "exact"
-    validation: str
-    validation_samples: int | None = Field(None, ge=1)
+    validation: Place
+    validation_samples: Count | None = None
     validation_crop: float = Field(224 / 256, gt=0, le=1)  # of the short side, whose centre is seen
     crop_scale: Range = (0.08, 1.0)
 
@@ -33,9 +33,9 @@ class Augment(Section):
 class FinetuneOptim(Optim):
     """AdamW whose rate falls from the last layer to the first."""
 
-    lr: float = Field(1e-3, gt=0)  # per 256 images of a batch, of the last layer
+    lr: Rate = Field(1e-3, gt=0)  # per 256 images of a batch, of the last layer
     warmup_epochs: float = Field(20, ge=0)
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(None, gt=0, le=10**6)
     layer_decay: float = Field(0.65, gt=0, le=1)  # by which it falls from layer to layer
     average: Share | None = None  # decay of a moving average (EMA) of the weights, which is validated too
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 
 from model.convert import fill, geometry
-from model.maskfeat import Encoder, MaskFeat, build_encoder
+from model.maskfeat import Encoder
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.recipes import read_settings
 from pipeline.targets.objective import MEAN, STD
 from pipeline.train.checkpoint import Checkpoint
 
@@ -60,7 +60,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         WeightsError: the checkpoint is of another model than the recipe.
     """
     config = run / "config.yaml"
-    if "augment" in yaml.safe_load(config.read_text()):
+    if "augment" in read_settings(config):
         raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
     recipe = load_recipe(str(config), overrides)
     weights = found.weights() if found else None
@@ -95,13 +95,9 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
         raise ConfigError(f"{weights} is no run.dir, no weights file or folder and no model of timm's: correct it")
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
-    try:
-        encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
-        model = MaskFeat(encoder, position_init=recipe.model.position_init)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"model: {error}") from error
+    model = build_model(recipe, 1)  # the head is not used
     notes = [] if untrained else fill(model, loaded, Normalisation(MEAN, STD))
-    return Source(recipe, encoder.eval(), notes)
+    return Source(recipe, model.encoder.eval(), notes)
 
 
 def _settings(weights: Weights) -> list[str]:
@@ -109,7 +105,7 @@ def _settings(weights: Weights) -> list[str]:
     if weights.layout is not TIMM:
         return _overrides(*geometry(weights))
     config = weights.file.parent / "config.json"
-    if not config.exists():
+    if not config.is_file():
         return []
     try:
         stated = json.loads(config.read_text())

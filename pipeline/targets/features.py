@@ -163,16 +163,22 @@ class Features:
 
 def build_teacher(teacher: str, **options: Any) -> Any:
     """`timm.create_model` of a name or a folder, whose every failure is a TeacherError."""
-    folder = Path(teacher).is_dir()
+    named = f"target.teacher={teacher[:100]!r}"
+    try:
+        folder = Path(teacher).is_dir()
+    except OSError as error:
+        raise TeacherError(f"{named} cannot be read: {error.strerror}") from error
+    if folder and not (Path(teacher) / "config.json").is_file():
+        raise TeacherError(f"{named} has no config.json: give a folder that scripts/export.py or timm wrote")
     if not folder and not timm.is_model(teacher.partition(".")[0]):
-        raise TeacherError(f"target.teacher={teacher!r} is neither a folder nor a model of timm's")
+        raise TeacherError(f"{named} is neither a folder nor a model of timm's")
     try:
         return timm.create_model(f"local-dir:{teacher}" if folder else teacher, **options)
     except (
         Exception
     ) as error:  # of timm, the Hugging Face hub, safetensors or torch, whatever is wrong with the weights
         remedy = "" if folder else " (without a network, give its weights as target.teacher_weights)"
-        raise TeacherError(f"target.teacher={teacher!r} cannot be loaded{remedy}: {_one_line(error)}") from error
+        raise TeacherError(f"{named} cannot be loaded{remedy}: {_one_line(error)}") from error
 
 
 def _digest(teacher: nn.Module) -> str:

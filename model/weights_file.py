@@ -1,0 +1,139 @@
+"""Files of others that should hold weights: what they are, and only tensors out of them.
+
+Files are not trusted, so a file's first bytes decide what reads it, and only tensors are unpickled.
+"""
+
+import re
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+
+# What stands beside the tensors in checkpoints of mmengine (logs, which mmselfsup's were published with), MAE and timm
+_NOTHING = (
+    "argparse.Namespace",
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+_PICKLED_BY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before torch.save wrote archives
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+_LONGEST = 1000  # characters of a message
+
+
+class _Nothing:
+    """Takes the place of anything that is not a tensor when it is unpickled: it keeps nothing and does nothing."""
+
+    def __new__(cls, *_: Any) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message is one line that names it and what is wrong with it."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message[:_LONGEST])
+        super().__init__(line if len(message) <= _LONGEST else f"{line}...")
+
+
+def weights_file(path: Path) -> Path:
+    """The one file that decides: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
+
+    Raises:
+        WeightsError: there is no such file.
+    """
+    try:
+        file = path / "model.safetensors" if path.is_dir() else path
+        if not file.exists():
+            raise WeightsError(f"there is no weights file {file}")
+        if not file.is_file():  # a pipe would be waited for
+            raise WeightsError(f"{file} is not a file")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    return file
+
+
+def load(file: Path) -> Any:
+    """What safetensors or torch.save wrote: tensors, on the CPU, and containers of them.
+
+    Raises:
+        WeightsError: it is another kind of file, is damaged, or holds more than tensors.
+    """
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(tarfile.BLOCKSIZE)
+        if head[8:9] == b"{":
+            return safetensors.torch.load_file(file)
+        zipped = head.startswith(b"PK")
+        if strange := _strange_archive(file) if zipped else _strange(head):
+            raise WeightsError(f"{file} {strange}")
+        if file.suffix == ".safetensors":  # by which torch, too, would take it for that
+            raise WeightsError(f"{file} was written by torch.save: rename it to .pth")
+        with torch.serialization.safe_globals([(_Nothing, name) for name in _NOTHING]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file brings about
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise WeightsError(f"{file} is damaged: copy or download it again ({reason[:200]})") from None
+        raise WeightsError(
+            f"{file} holds more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
+            "trust it, load it with weights_only=False and save its model_state or state_dict alone"
+        ) from None
+
+
+def _strange(head: bytes) -> str | None:
+    """What a file that begins so is, unless torch.save wrote it before it wrote archives."""
+    if not head:
+        return "is empty: download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer instead of the weights: run `git lfs pull` where it came from"
+    if head.lstrip().startswith(b"<"):
+        return "is a web page instead of the weights: download the file itself"
+    if head.startswith(_COMPRESSED) or _is_tar(head):
+        return "is a compressed file or an archive: unpack it first"
+    if head.startswith(_PICKLED_BY_TORCH):
+        return None
+    if head.startswith(b"\x80"):
+        return "is a pickle that torch.save did not write: if you trust it, load it and save its tensors by torch.save"
+    if head.decode("utf-8", "ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return "is text instead of weights"
+    return "was written neither by torch.save nor by safetensors, or is damaged"
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether this is a header of a tar, which torch would follow further than is safe."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _strange_archive(file: Path) -> str | None:
+    """What is wrong with a zip archive, if anything is that torch would not notice, or not name."""
+    if not zipfile.is_zipfile(file):
+        return "is damaged: it was cut short, download it again"
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in names:
+        return "is TorchScript, which is a program: save its state_dict() by torch.save"
+    if "data.pkl" not in names:
+        return "is an archive that torch.save did not write: unpack it first"
+    if any(
+        member.compress_type != zipfile.ZIP_STORED for member in members
+    ):  # torch would take these bytes for weights
+        return "is a compressed archive: load it with torch.load(..., weights_only=True) and write it with torch.save"
+    return None
