@@ -37,7 +37,7 @@ def tar(tmp_path: Path) -> Path:
 
 
 def train(run: Path, shards: str, steps: int) -> None:
-    pretrain("unused", run, *STREAM, f"data.shards={json.dumps(shards)}", f"run.max_steps={steps}")
+    pretrain("unused", run, *STREAM, f"data.shards={shards}", f"run.max_steps={steps}")
 
 
 def test_no_file_of_a_run_or_of_its_export_holds_a_secret(
