@@ -82,6 +82,19 @@ def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check =
         raise Rejected("corrupt", str(error) or type(error).__name__) from None
 
 
+def sides(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels, after EXIF rotation, that the header of an image kept by `check_image` tells.
+
+    Raises Rejected where it has none.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            turned = image.format != "PNG" and orientation(image.info.get("exif", b"")) >= TURNED
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # as above
+        raise Rejected("not an image", str(error) or type(error).__name__) from None
+
+
 def thumbnail(data: bytes, side: int) -> bytes:
     """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:

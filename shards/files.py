@@ -1,8 +1,10 @@
 """The error that users see, and what is done with whole files."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 
 class ShardError(Exception):
@@ -22,3 +24,26 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says, where it says one thing only.
+
+    Raises ValueError for what is not JSON, and for what `json.loads` takes besides: an object that has a name twice,
+    and NaN; also for a text that is nested too deep.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_named_once, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return named
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

@@ -30,10 +30,10 @@ def reasons(root: str | Path) -> str:
 
 def duplicates(root: str | Path) -> str:
     """How many images have the bytes of an earlier one, and the first of them."""
-    found = load_duplicates(root)
+    manifest = Manifest.load(root)
+    found = load_duplicates(root, len(manifest))
     if not found:
         return "0"
-    manifest = Manifest.load(root)
     pairs = [f"{manifest.path(sample)} = {manifest.path(first)}" for sample, first in found[:_DUPLICATES_SHOWN]]
     return f"{len(found):,} ({', '.join(pairs)}{', ...' if len(found) > len(pairs) else ''})"
 
@@ -49,7 +49,7 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
         print(f"ignored {dataset.ignored:,} files: hidden ones and those without the suffix of an image")
     if dataset.rejects:
         print(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
-    if load_duplicates(out):
+    if load_duplicates(out, dataset.samples):
         print(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
     print(f"next: maskfeat-shards verify {out}")
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
 from shards.files import ShardError
-from shards.manifest import REJECTS, Dataset, Manifest, local_copy
+from shards.manifest import Dataset, Manifest
 from shards.page import STYLE, histogram
-from shards.storage import read, replacing
+from shards.reading import refuse_special
+from shards.rejects import load_rejects
+from shards.storage import printable_url, read, replacing
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
@@ -127,15 +128,16 @@ def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> 
 
 
 def _image(manifest: Manifest, sample: int) -> str:
-    shard = manifest.shard_names[manifest.shard[sample]]
-    path = manifest.path(sample)
+    path, file = manifest.path(sample), manifest.shard_location(manifest.shard[sample])
     try:
-        file = manifest.shard_location(manifest.shard[sample])
+        refuse_special(file)
         data = read(file, int(manifest.offset[sample]), int(manifest.size[sample]))
     except OSError as error:
-        raise ShardError(f"{shard}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`") from None
+        raise ShardError(
+            f"{printable_url(file)}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`"
+        ) from None
     if google_crc32c.value(data) != manifest.crc32c[sample]:
-        raise ShardError(f"{shard}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
+        raise ShardError(f"{printable_url(file)}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
     title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
     source = base64.b64encode(thumbnail(data, _SIDE)).decode()
     return f"<img loading=lazy title='{escape(title)}' alt='{escape(path)}' src='data:image/jpeg;base64,{source}'>"
@@ -143,9 +145,7 @@ def _image(manifest: Manifest, sample: int) -> str:
 
 def _rejects(root: str | Path) -> str:
     by_reason: dict[str, list[str]] = {}
-    with local_copy(root, REJECTS) as file:
-        table = pq.read_table(file, columns=["path", "reason", "detail"])
-    for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    for path, reason, detail in load_rejects(root):
         by_reason.setdefault(reason, []).append(f"<li><code>{escape(path)}</code> {escape(detail)}")
     if not by_reason:
         return "<p>None: every image was kept.</p>"
@@ -158,7 +158,7 @@ def _rejects(root: str | Path) -> str:
 
 
 def _duplicates(manifest: Manifest) -> str:
-    found = load_duplicates(manifest.root)
+    found = load_duplicates(manifest.root, len(manifest))
     heading = f"<h2>Duplicates <small>{len(found):,}</small></h2>"
     if not found:
         return f"<section>{heading}<p>None: no two images have the same bytes.</p></section>"

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.manifest import REJECTS, local_copy
+from shards.manifest import REJECTS
+from shards.reading import local_copy, read_columns
 
 REJECTS_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("size", pa.int64())]
@@ -21,7 +22,14 @@ def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, REJECTS_SCHEMA), path, compression="zstd")
 
 
-def count_rejects(root: str | Path) -> Counter[str]:
-    """How many images of the source were rejected, by reason. Raises ShardError without a rejects.parquet."""
+def load_rejects(root: str | Path) -> list[tuple[str, str, str]]:
+    """(path, reason, detail) of every image that was left out. Raises ShardError without a rejects.parquet."""
     with local_copy(root, REJECTS) as path:
-        return Counter(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+        table = read_columns(path, REJECTS_SCHEMA, ["path", "reason", "detail"])
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def count_rejects(root: str | Path) -> Counter[str]:
+    """How many images of the source were rejected, by reason. Raises as `load_rejects`."""
+    with local_copy(root, REJECTS) as path:
+        return Counter(read_columns(path, REJECTS_SCHEMA, ["reason"])["reason"].to_pylist())
