@@ -14,7 +14,7 @@ from shards.dataset import DATASET, VERSION, Dataset, Options, Shard
 from shards.files import ShardError, sha256_of
 from shards.listing import is_url
 from shards.reading import local_copy, read_columns, readable, unusable
-from shards.storage import join, opened, printable_url
+from shards.storage import DEADLINE, join, opened, printable_url
 
 __all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard", "write_manifest"]
 
@@ -122,17 +122,18 @@ class Manifest:
         """The sample's path in the source it was built from, read from disk."""
         return self.names(sample, sample + 1)[0][1]
 
-    def names(self, start: int, stop: int) -> list[tuple[str, str]]:
+    def names(self, start: int, stop: int, deadline: float = DEADLINE) -> list[tuple[str, str]]:
         """(key, path) of the samples `start` to `stop` - 1, read from disk or store: slow, meant for messages.
 
-        Raises ShardError where the manifest cannot be read any more.
+        `deadline` is that of a request to a store. Raises ShardError where the manifest cannot be read any more, or
+        is another one by now.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
         names: list[tuple[str, str]] = []
         first = 0
         location = join(self.root, MANIFEST)
-        with readable(location), opened(location) as raw, pq.ParquetFile(raw) as file:
+        with readable(location), opened(location, deadline=deadline) as raw, pq.ParquetFile(raw) as file:
             if file.metadata.num_rows != len(self):
                 raise ValueError("it has been replaced")
             for group in range(file.num_row_groups):

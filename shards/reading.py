@@ -34,7 +34,7 @@ def readable(file: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise unreadable(file, error) from None
-    except (pa.ArrowException, MemoryError, ValueError) as error:
+    except (pa.ArrowException, MemoryError, ValueError, KeyError) as error:
         raise unusable(file, error) from None
 
 

@@ -1,8 +1,8 @@
 """Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, json_lines, replace
+from shards.files import parse_json
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
@@ -148,12 +149,15 @@ class Validation:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What baselines.json has; nothing where it is not there or torn."""
+    """What baselines.json has; nothing where it is not there, torn, or without finite losses."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not {"zero", "mean"} <= found.keys():
+        return {}
+    losses = [found[name] for name in found.keys() & {"zero", "mean", "untrained"}]
+    return found if all(isinstance(loss, float) and isfinite(loss) for loss in losses) else {}
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:

@@ -306,12 +306,13 @@ class Training:
     def _open_trace(self) -> Growing | None:
         if not self.recipe.run.trace_samples:
             return None
-        folder = self.recipe.run.dir
+        folder, writing = self.recipe.run.dir, Writing()
         if self.world.rank == 0:  # for ranks that this life no longer has, too
             for path in folder.glob("samples-rank*.jsonl"):
-                keep_lines(path, self.start - 1)
+                with writing(path):
+                    keep_lines(path, self.start - 1)
         self.world.barrier()
-        return Growing(folder / f"samples-rank{self.world.rank}.jsonl", Writing())
+        return Growing(folder / f"samples-rank{self.world.rank}.jsonl", writing)
 
 
 def _training_data(recipe: TrainingRecipe, world: World, micro_batch: int) -> ExactData | StreamData:
