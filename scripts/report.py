@@ -4,12 +4,15 @@ python scripts/report.py RUN
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from pipeline.card import number
+from pipeline.pretrain.baselines import read_baselines
+from pipeline.train.writing import entries
 
 
 def main() -> int:
@@ -18,17 +21,16 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
     run: Path = parser.parse_args().run
     try:
-        logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
+        logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
     except (OSError, IndexError):
         print(f"error: {run} holds no run that has logged a step", file=sys.stderr)
         return 1
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"run            {run}: step {last['step']}, training loss {last['loss']:.4f}")
+    console.print(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
     validated = [line for line in logged if "val_loss" in line]
-    if validated and (run / "baselines.json").exists():
-        baselines = json.loads((run / "baselines.json").read_text())
+    if validated and (baselines := read_baselines(run)):
         loss = validated[-1]["val_loss"]
         table = Table("validation loss", "", "against the mean target")
         for name, value in (
@@ -37,7 +39,8 @@ def main() -> int:
             *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
             (f"model, after {validated[-1]['step']} steps", loss),
         ):
-            table.add_row(name, f"{value:.4f}", f"{value / baselines['mean'] - 1:+.1%}")
+            known = type(value) is float and baselines["mean"]  # a loss that is not finite is logged as null
+            table.add_row(name, number(value, ".4f"), f"{value / baselines['mean'] - 1:+.1%}" if known else "")
         console.print(table)
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:

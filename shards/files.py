@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 
 class ShardError(Exception):
@@ -29,11 +29,10 @@ def fsync(path: Path) -> None:
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text says, where it says one thing only.
 
-    Raises ValueError for what is not JSON, and for what `json.loads` takes besides: an object that has a name twice,
-    and NaN; also for a text that is nested too deep.
+    Raises ValueError for what is not JSON or nested too deep, and for an object that has a name twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_named_once, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -43,7 +42,3 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(named) < len(pairs):
         raise ValueError("an object has a name twice")
     return named
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

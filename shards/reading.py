@@ -73,7 +73,7 @@ def read_columns(
 
     Raises ValueError or pa.ArrowException, which `readable` explains, where the file is anything else.
     """
-    with pq.ParquetFile(path) as file:
+    with path.open("rb") as raw, pq.ParquetFile(raw) as file:  # Arrow takes paths for UTF-8
         for field in schema:
             places = file.schema_arrow.get_all_field_indices(field.name)
             if len(places) != 1:

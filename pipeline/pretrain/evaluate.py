@@ -2,9 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from math import isfinite
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +11,13 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
+from pipeline.pretrain.baselines import LOSSES, NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
 from pipeline.targets.objective import Objective
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, json_lines, replace
-from shards.files import parse_json
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
@@ -76,9 +73,9 @@ class Validation:
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        path = self._recipe.run.dir / "baselines.json"
+        path = self._recipe.run.dir / NAME
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
-        known = self._world.from_first(_read(path))
+        known = self._world.from_first(read_baselines(self._recipe.run.dir))
         if known.get("of") != of:
             batches = self._watched(training(MEAN_BATCHES))
             zero, mean = self.constant_losses(mean_target(self._objective, batches, self._world))
@@ -88,7 +85,7 @@ class Validation:
             if self._world.rank == 0:
                 with Writing()(path):
                     replace(path, json_lines([known]))
-        return {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
+        return {name: known[name] for name in LOSSES if name in known}
 
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
         """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere.
@@ -146,18 +143,6 @@ class Validation:
         for batch in batches:
             with self._phases("validation"):
                 yield batch
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What baselines.json has; nothing where it is not there, torn, or without finite losses."""
-    try:
-        found = parse_json(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict) or not {"zero", "mean"} <= found.keys():
-        return {}
-    losses = [found[name] for name in found.keys() & {"zero", "mean", "untrained"}]
-    return found if all(isinstance(loss, float) and isfinite(loss) for loss in losses) else {}
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:
