@@ -19,6 +19,7 @@ from shards.storage import join, printable_url, read
 
 DATASET = "dataset.json"
 VERSION = 1
+_MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
 
 Text = InstanceOf[str]  # with whatever bytes a file name has
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
@@ -108,6 +109,10 @@ class Dataset:
                 raise unusable(path, f"{what}: a name is there twice")
         if not names or any(not name or "\0" in name for name in names):
             raise unusable(path, "shards: each has a name, and there is at least one")
+        if any(shard.samples > shard.bytes for shard in dataset.shards):
+            raise unusable(path, "shards: one has more samples than bytes")
+        if sum(shard.bytes for shard in dataset.shards) > _MOST_BYTES:
+            raise unusable(path, "shards: they have more bytes than any storage")
         return dataset
 
 

@@ -200,6 +200,9 @@ for fault, fields in {
 }.items():
     MISDESCRIBED[fault] = ({"shards": [SHARD | fields]}, "shards")
 MISDESCRIBED["a shard twice"] = ({"shards": [SHARD, SHARD]}, "shards: a name is there twice")
+MISDESCRIBED["more samples than bytes"] = ({"shards": [SHARD | {"samples": 10**6 + 1}]}, "more samples than bytes")
+HUGE = [SHARD | {"name": name, "bytes": 2**59 + 1} for name in "ab"]
+MISDESCRIBED["more bytes than there are"] = ({"shards": HUGE}, "more bytes than any storage")
 MISDESCRIBED["a shard in text"] = ({"shards": ["shard-000000.tar"]}, "shards.0: ")
 
 
@@ -233,6 +236,21 @@ def test_a_description_that_is_not_json_or_says_two_things(root: Path, text: str
         Dataset.load(root)
     assert str(caught.value).startswith(f"{root}/dataset.json: is not a maskfeat-shards description (")
     assert why in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_options_from_before_there_was_a_choice_and_names_that_are_not_utf8_are_read(
+    root: Path, tmp_path: Path
+) -> None:
+    options = json.loads((root / "dataset.json").read_text())["options"]
+    assert options.pop("check") == "decode"
+    describe(root, options=options)
+    loaded = Dataset.load(root).options
+    assert loaded and loaded.check == "decode" and loaded.samples_per_shard == 5
+    tar = os.fsdecode(bytes(tmp_path) + b"/\xff.tar")
+    make_tar(Path(tar), {f"0.{name}": content for name, content in sample(0)})
+    index_tars([tar], tmp_path / "index", workers=1)
+    assert Dataset.load(tmp_path / "index").shards[0].name == tar
+    assert verify(tmp_path / "index") == []
 
 
 def test_json_says_one_thing() -> None:
