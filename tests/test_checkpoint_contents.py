@@ -13,8 +13,9 @@ from launching import assert_same_weights, launch, pretrain, small_recipe
 from safetensors.torch import load_file, save_file
 from scripting import run_script
 
-from pipeline.train.checkpoint import PARTS, CheckpointError, chosen, newest, read, seal
+from pipeline.train.checkpoint import PARTS, CheckpointError, chosen, newest, read
 from pipeline.train.resume import check_contents
+from pipeline.train.sealing import seal
 from pipeline.train.state import check_counters
 
 Tensors = dict[str, torch.Tensor]
@@ -183,7 +184,7 @@ def test_a_pipe_or_a_device_in_a_checkpoint_is_not_waited_for(run: Path, name: s
         said: list[str] = []
         found = newest(run / "checkpoints", said.append)
         assert found and found.facts.step == 2
-        assert len(said) == 1 and f"{path} is missing, or not a plain file" in said[0]
+        assert len(said) == 1 and f"{path.parent}: {name} is missing, or not a plain file" in said[0]
 
 
 def test_links_to_files_elsewhere_are_followed(run: Path, tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ where there are some and none is valid, the run refuses to start afresh. docs/ch
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, float32
+from torch import Tensor
 
-from shards.files import parse_json, sha256_of
+from pipeline.train.sealing import Shapes, plain, seal, shapes_in
+from shards.files import parse_json
 from shards.text import one_line
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ STATE, FILES = "state.json", "files.json"
 
 # What nonsense leads to
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, SafetensorError)
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class CheckpointError(Exception):
@@ -206,7 +204,8 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
     except CheckpointError as error:
         problem = str(error)
     except _UNREADABLE as error:
-        problem = f"{folder}: {one_line(repr(error)[:300])}"
+        what = str(error) if type(error) in (OSError, ValueError) else repr(error)
+        problem = f"{folder}: {one_line(what[:300])}"
     outcomes = world.gather((facts, tensors, problem)) if world else [(facts, tensors, problem)]
     for _, _, problem in outcomes:
         if problem:
@@ -221,7 +220,7 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
 
 def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tuple[int, ...]]]]:
     """What state.json says, after a check of it and of every `size`-th part; and the shapes of the tensors in these."""
-    seals = parse_json(_plain(folder / FILES).read_bytes())
+    seals = parse_json(plain(folder / FILES).read_bytes())
     parts = sorted(part.name for part in folder.glob("part-*"))
     if seals.keys() != {*parts, STATE}:
         raise CheckpointError(f"{folder} holds other files than were written")
@@ -238,33 +237,4 @@ def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tu
     for name in ("counters", "identity", "recipe"):
         if not isinstance(getattr(facts, name), dict):
             raise CheckpointError(f"{folder / STATE}: its {name} are not an object")
-    return facts, [shape for part in parts[rank::size] for shape in _shapes(folder / part)]
-
-
-def _shapes(part: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors in a file, after a look at their values: no run saves what cannot be resumed."""
-    with safe_open(part, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            if tensor.dtype != float32 or not tensor.numel():
-                raise CheckpointError(
-                    f"{part}: {name} is {tensor.dtype}, {tuple(tensor.shape)}, instead of numbers in fp32"
-                )
-            least, most = (float(value) for value in tensor.aminmax())  # NaN if any is; far faster than `isfinite`
-            if not (isfinite(least) and isfinite(most)):
-                raise CheckpointError(f"{part}: {name} has values that are not finite")
-            if name.startswith("exp_avg_sq/") and least < 0:
-                raise CheckpointError(f"{part}: {name}, a mean of squares, has negative values")
-            yield name, tuple(tensor.shape)
-
-
-def seal(path: Path) -> dict[str, Any]:
-    """What files.json says of a file."""
-    return {"bytes": _plain(path).stat().st_size, "sha256": sha256_of(path)}
-
-
-def _plain(path: Path) -> Path:
-    """The path of a file; not of a pipe, which would be waited for, or a device, which may have no end."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing, or not a plain file")
-    return path
+    return facts, [shape for part in parts[rank::size] for shape in shapes_in(folder / part)]

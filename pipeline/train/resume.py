@@ -7,7 +7,8 @@ from torch import nn
 from pipeline.build import init_identity
 from pipeline.config import TrainingRecipe
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError, Shapes
+from pipeline.train.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
+from pipeline.train.sealing import Shapes
 from pipeline.train.state import check_counters
 from pipeline.train.world import World
 from shards.text import one_line

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from model.weights import share
-from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, seal, step_of
+from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
+from pipeline.train.sealing import seal
 from pipeline.train.world import World
 from shards.files import fsync
 
