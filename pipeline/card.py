@@ -1,6 +1,6 @@
 """The model card of a run's exported weights: what they are, how they were trained, how to use them."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import yaml
 
 from model.maskfeat import MaskFeat
 from pipeline.config import Recipe
+from pipeline.pretrain.baselines import read_baselines
 from pipeline.train.checkpoint import Facts
+from pipeline.train.writing import entries
 from shards.secrets import masked_values
 
 # No license: it is for those to choose who publish the weights
@@ -128,21 +130,21 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
         "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images: {images:,} in all",
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
-    logged = [line for line in json_lines(run / "metrics.jsonl") if line["step"] <= facts.step]
-    if logged:
-        rows[f"training loss at step {logged[-1]['step']:,}"] = _loss(logged[-1]["loss"])
-    validated = [line for line in logged if "val_loss" in line]
+    told = [line for line in logged(run) if line["step"] <= facts.step]
+    if told:
+        rows[f"training loss at step {told[-1]['step']:,}"] = number(told[-1].get("loss"), ".4f")
+    validated = [line for line in told if "val_loss" in line]
     if validated:
-        rows[f"validation loss at step {validated[-1]['step']:,}"] = _loss(validated[-1]["val_loss"])
-    if validated and (run / "baselines.json").exists():
-        baselines = json.loads((run / "baselines.json").read_text())
+        rows[f"validation loss at step {validated[-1]['step']:,}"] = number(validated[-1]["val_loss"], ".4f")
+    if validated and (baselines := read_baselines(run)):
         named = {"zero": "predicting zero", "mean": "predicting the mean target", "untrained": "the untrained model"}
-        rows |= {f"validation loss of {named[key]}": _loss(baselines[key]) for key in named if key in baselines}
+        rows |= {f"validation loss of {named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
     return rows
 
 
-def _loss(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4f}"
+def number(value: object, form: str) -> str:
+    """What a log has, in the format `form`."""
+    return format(value, form) if type(value) in (int, float) else "not finite"  # which logs write as null
 
 
 def table(rows: dict[str, str]) -> str:
@@ -155,7 +157,8 @@ def quoted(identity: dict[str, Any]) -> str:
     return yaml.safe_dump(masked_values(identity), sort_keys=False).replace("```", "~~~")
 
 
-def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log, none if there is no such file."""
-    whole = path.read_text().split("\n")[:-1] if path.exists() else []  # the run may be writing the next one
-    return [json.loads(line) for line in whole]
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The entries of a run's metrics.jsonl, none if there is no such file or it cannot be read."""
+    with suppress(OSError):
+        return list(entries(run / "metrics.jsonl"))
+    return []

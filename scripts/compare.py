@@ -9,7 +9,6 @@ Example, after scripts/reproduce_small.sh /data/flowers reproduction:
     python scripts/compare.py reproduction
 """
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -19,6 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.train.writing import entries
+from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say
 
 mpl.use("Agg")
@@ -30,17 +31,19 @@ Curve = dict[int, float]  # top-1 by step
 
 def probed(folder: Path) -> tuple[float, float]:
     """Top-1 of the linear probe and of k nearest neighbours, of the newest result."""
-    report = json.loads(sorted(folder.glob("*.json"))[-1].read_text())
+    report = parse_json(sorted(folder.glob("*.json"))[-1].read_bytes())
     (layer,) = report["layers"].values()
-    return layer["linear"]["top1"], layer["neighbours"][0]["top1"]
+    return float(layer["linear"]["top1"]), float(layer["neighbours"][0]["top1"])
 
 
 def fine_tuned(folder: Path, kind: str) -> dict[str, Curve]:
     """Top-1 on validation over the steps, by seed."""
     runs = sorted(folder.glob(f"{kind}-*"))
-    lines = {run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs}
+    lines = {run: list(entries(run / "metrics.jsonl")) for run in runs}
     return {
-        run.name.removeprefix(f"{kind}-"): {line["step"]: line["val_top1"] for line in lines[run] if "val_top1" in line}
+        run.name.removeprefix(f"{kind}-"): {
+            line["step"]: float(line["val_top1"]) for line in lines[run] if "val_top1" in line
+        }
         for run in runs
     }
 
@@ -56,7 +59,7 @@ def main() -> int:
         curves = {kind: fine_tuned(folder / "finetune", kind) for kind in KINDS}
         ends = {kind: [max(curve.items())[1] for curve in of.values()] for kind, of in curves.items()}
         spread = {kind: f"{statistics.fmean(values):.1%}" for kind, values in ends.items()}
-    except (OSError, IndexError, KeyError, ValueError) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end")
         return 1
 

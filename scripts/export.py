@@ -41,6 +41,7 @@ from pipeline.targets.objective import MEAN, STD
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from shards.terminal import Parser, note, prepare, say
+from shards.text import one_line
 
 FORMATS = ("timm", "torch", "onnx")
 
@@ -67,20 +68,27 @@ def load_model(found: Checkpoint, average: bool = False) -> tuple[MaskFeat | Cla
             recipe = Recipe.model_validate(found.facts.recipe)
             model = build_model(recipe, len(weights["head.weight"]))
         model.load_state_dict(weights)
-    except (ValidationError, ConfigError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[:2][-1].strip()
+    except (ValidationError, ConfigError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = one_line((str(error).splitlines() or [type(error).__name__])[:2][-1].strip())
         raise CheckpointError(f"{found.folder}: its recipe and its weights make no model ({reason})") from error
     return model.eval(), recipe
 
 
-def write_timm(run: Path, found: Checkpoint, model: MaskFeat | Classifier, out: Path, average: bool) -> None:
+def write_timm(
+    run: Path,
+    found: Checkpoint,
+    model: MaskFeat | Classifier,
+    recipe: Recipe | FinetuneRecipe,
+    out: Path,
+    average: bool,
+) -> None:
     """The folder that timm and the Hugging Face hub read."""
-    recipe = found.facts.recipe
-    size, options = recipe["data"]["image_size"], recipe["model"]["options"]
+    size, options = recipe.data.image_size, dict(recipe.model.options)
     crop, classes = 1.0, []
     if isinstance(model, Classifier):
+        assert isinstance(recipe, FinetuneRecipe)
         card = classifier_card(run, found.facts, model, average)
-        crop, classes = recipe["data"]["validation_crop"], class_names(run, model.encoder.num_classes)
+        crop, classes = recipe.data.validation_crop, class_names(run, model.encoder.num_classes)
     else:
         card = model_card(run, found.facts, model, MEAN, STD)
     (out / "README.md").write_text(card, "utf-8")
@@ -107,7 +115,7 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:
-            write_timm(run, found, model, out, arguments.average)
+            write_timm(run, found, model, recipe, out, arguments.average)
             say(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
         if "torch" in arguments.format:
             torch.save(model.encoder.state_dict(), out / "encoder.pt")

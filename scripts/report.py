@@ -7,13 +7,15 @@ Example:
     python scripts/report.py runs/vit_base_300e
 """
 
-import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.card import number
+from pipeline.pretrain.baselines import read_baselines
+from pipeline.train.writing import entries
 from shards.terminal import Parser, note, prepare, say
 
 
@@ -24,16 +26,15 @@ def main() -> int:
     prepare()
     run: Path = parser.parse_args().run
     try:
-        logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().split("\n")[:-1]]
+        logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
     except (OSError, IndexError):
         note(f"error: {run} holds no run that has logged a step")
         return 1
 
-    say(f"run            {run}: step {last['step']}, training loss {last['loss']:.4f}")
+    say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
     validated = [line for line in logged if "val_loss" in line]
-    if validated and (run / "baselines.json").exists():
-        baselines = json.loads((run / "baselines.json").read_text())
+    if validated and (baselines := read_baselines(run)):
         loss = validated[-1]["val_loss"]
         table = Table("validation loss", "", "against the mean target")
         for name, value in (
@@ -42,7 +43,8 @@ def main() -> int:
             *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
             (f"model, after {validated[-1]['step']} steps", loss),
         ):
-            table.add_row(name, f"{value:.4f}", f"{value / baselines['mean'] - 1:+.1%}")
+            known = type(value) is float and baselines["mean"]  # a loss that is not finite is logged as null
+            table.add_row(name, number(value, ".4f"), f"{value / baselines['mean'] - 1:+.1%}" if known else "")
         Console(highlight=False, markup=False, soft_wrap=True).print(table)
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:

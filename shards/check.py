@@ -103,6 +103,20 @@ def out_of_memory() -> Rejected:
     return Rejected("needs too much memory", "shrink it, or use fewer workers or a larger machine")
 
 
+def sides(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels, after EXIF rotation, that the header of an image kept by `check_image` tells.
+
+    Raises Rejected where it has none.
+    """
+    if data.startswith(jpeg.SIGNATURE):
+        return _shown_sides(jpeg.read_header(data))
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            return image.height, image.width
+    except Exception as error:  # as above
+        raise Rejected("not an image", str(error) or type(error).__name__) from None
+
+
 def thumbnail(data: bytes, side: int) -> bytes:
     """A small upright JPEG of an image that passed `check_image`, with at most `side` pixels a side.
 
@@ -130,10 +144,14 @@ def _check_jpeg(data: bytes, max_pixels: int, resize: int | None, check: Check) 
     if header.plain and not shrink and _pillow_opens(data):
         if check == "decode":
             jpeg.decode(data, header)
-        turned = header.orientation >= TURNED
-        height, width = (header.width, header.height) if turned else (header.height, header.width)
-        return Checked(data, "jpg", height, width)
+        return Checked(data, "jpg", *_shown_sides(header))
     return _converted(Image.fromarray(jpeg.decode(data, header)), header.orientation, resize)
+
+
+def _shown_sides(header: jpeg.Header) -> tuple[int, int]:
+    """Height and width of a JPEG that is turned as its EXIF says."""
+    turned = header.orientation >= TURNED
+    return (header.width, header.height) if turned else (header.height, header.width)
 
 
 def _check_png(data: bytes, max_pixels: int, resize: int | None, check: Check) -> Checked:

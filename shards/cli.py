@@ -150,14 +150,17 @@ def verify(root: Root, workers: Workers = None) -> None:
     """
     with progress("verify", "images") as report:
         problems = find_problems(root, workers, report)
+    dataset = Dataset.load(root)
     for problem in problems[:_PROBLEMS_SHOWN]:
-        say(f"{root}/{problem}")
+        say(join(root, str(problem)))
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
     if problems:
-        note(f"{root}: {len(problems):,} problems; copy the files again or build the data set again")
+        remedy = "copy the files again or build the data set again"
+        if dataset.options is None:
+            remedy = "put the tars back as they were, or index them again where and as they are"
+        note(f"{root}: {len(problems):,} problems; {remedy}")
         raise typer.Exit(1)
-    dataset = Dataset.load(root)
     say(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import arrow_file
-from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA, local_copy
-from shards.storage import read
+from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA
+from shards.reading import local_copy, read_columns, unusable
+from shards.storage import join, read
 
 
 def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
@@ -32,8 +33,13 @@ def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
     return pa.table(columns, DUPLICATES_SCHEMA)
 
 
-def load_duplicates(root: str | Path) -> list[tuple[int, int]]:
-    """(id, first id) of every duplicate. Raises ShardError without a duplicates.parquet."""
+def load_duplicates(root: str | Path, samples: int) -> list[tuple[int, int]]:
+    """(id, first id) of every duplicate in a data set of so many samples. Raises ShardError without such a table."""
     with local_copy(root, DUPLICATES) as path:
-        table = pq.read_table(arrow_file(path))
-    return list(zip(table["id"].to_pylist(), table["first_id"].to_pylist(), strict=True))
+        table = read_columns(path, DUPLICATES_SCHEMA)
+    duplicate, first = (column.to_numpy() for column in table.columns)
+    if not ((first >= 0) & (first < duplicate) & (duplicate < samples)).all():
+        raise unusable(
+            join(root, DUPLICATES), f"its ids are not those of two of {samples} samples, the first one first"
+        )
+    return list(zip(duplicate.tolist(), first.tolist(), strict=True))

@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import io
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -59,3 +61,21 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says, where it says one thing only.
+
+    Raises ValueError for what is not JSON or nested too deep, and for an object that has a name twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_named_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError("an object has a name twice")
+    return named

@@ -1,13 +1,7 @@
-"""The formats of the files beside the tars, and the reader `Manifest`; docs/data-format.md describes them.
+"""manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
 
-`dataset.json` is written last: a folder without it is an unfinished build.
-"""
-
-import errno
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +10,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.check import Check
+from shards.dataset import DATASET, VERSION, Dataset, Options, Shard
 from shards.files import ShardError, arrow_file, sha256_of
 from shards.listing import is_url
-from shards.storage import (
-    as_local,
-    has_query,
-    join,
-    opened,
-    printable_url,
-    read,
-    refuse_without_ranges,
-    why_refused,
-)
+from shards.reading import local_copy, read_columns, readable, unusable
+from shards.storage import DEADLINE, join, opened, printable_url
+
+__all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard", "write_manifest"]
 
 MANIFEST = "manifest.parquet"
 REJECTS = "rejects.parquet"
 DUPLICATES = "duplicates.parquet"
-DATASET = "dataset.json"
-FORMAT = "maskfeat-shards"
-VERSION = 1
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -52,90 +37,6 @@ MANIFEST_SCHEMA = pa.schema(
 )
 DUPLICATES_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
 _ROWS_PER_GROUP = 65_536
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar, as dataset.json lists it: name, samples, size of the tar in bytes, its SHA-256.
-
-    `name` is relative to the folder of the data set or, for a tar made elsewhere, an absolute path or a URL.
-    """
-
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides a build's output besides its source."""
-
-    samples_per_shard: int
-    resize: int | None
-    max_pixels: int
-    seed: int
-    check: Check = "decode"  # data sets made before there was a choice do not say
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The contents of dataset.json. `bytes` counts image bytes only; `fingerprint` is the build's input.
-
-    `options` are None where the tars were made elsewhere.
-    """
-
-    samples: int
-    bytes: int
-    classes: list[str]
-    shards: list[Shard]
-    manifest_sha256: str
-    rejects: int
-    ignored: int
-    options: Options | None
-    fingerprint: str
-
-    def dump(self) -> str:
-        """The text of dataset.json."""
-        return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def load(cls, root: str | Path) -> "Dataset":
-        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
-        path = join(root, DATASET)
-        if has_query(str(root)):
-            raise ShardError(
-                f"{printable_url(str(root))}: has a query, which is none of its files'; leave it out, credentials come "
-                "from the environment"
-            )
-        try:
-            text = read(path)
-            refuse_without_ranges(path)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise _unreadable(path, error) from None
-            if not is_url(str(root)) and not Path(root).is_dir():
-                raise ShardError(f"{root}: no such folder") from None
-            raise ShardError(
-                f"{printable_url(str(root))}: has no {DATASET}, so it is no finished data set; correct the name, or "
-                "run its `maskfeat-shards build` or `index` again"
-            ) from None
-        try:
-            fields: dict[str, Any] = json.loads(text)
-            if fields.pop("format") != FORMAT:
-                raise ValueError("another format")
-            version = fields.pop("version")
-            if version != VERSION:
-                raise ShardError(f"{path}: has version {version}, not {VERSION}; update maskfeat-pipeline")
-            fields["shards"] = [Shard(**shard) for shard in fields["shards"]]
-            for shard in fields["shards"]:
-                why = why_refused(shard.name) if is_url(shard.name) else None
-                if why is not None:
-                    raise ShardError(f"{path}: names the shard {printable_url(shard.name)}, which is not opened: {why}")
-            fields["options"] = Options(**fields["options"]) if fields["options"] else None
-            return cls(**fields)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ShardError(f"{path}: is not a {FORMAT} description; build the data set again") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,20 +71,21 @@ class Manifest:
         Raises ShardError when the folder or its dataset.json is missing, of another version, or when
         manifest.parquet is not the one that the build wrote.
         """
-        dataset = Dataset.load(root)
+        dataset, location = Dataset.load(root), join(root, MANIFEST)
         numeric = [name for name in MANIFEST_SCHEMA.names if name not in ("key", "path")]
         with local_copy(root, MANIFEST) as path:
             if sha256_of(path) != dataset.manifest_sha256:
                 raise ShardError(
-                    f"{join(root, MANIFEST)}: does not match {DATASET}; copy both from one build or build again"
+                    f"{printable_url(location)}: does not match {DATASET}; copy both from one build or build again"
                 )
-            table = pq.read_table(arrow_file(path), columns=numeric)
+            table = read_columns(path, MANIFEST_SCHEMA, numeric, nullable=["label"])
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
-        if not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
+        if len(shard) != sum(counts.tolist()) or not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(
-                f"{root}: {DATASET} and {MANIFEST} disagree on the samples of shards; copy both from one build or "
-                "build again"
+                f"{printable_url(str(root))}: {DATASET} and {MANIFEST} disagree on the samples of shards; copy both "
+                "from one build or build again"
             )
+        _check_rows(location, dataset, table)
         return cls(
             root=str(root),
             shard_names=[shard.name for shard in dataset.shards],
@@ -220,25 +122,54 @@ class Manifest:
         """The sample's path in the source it was built from, read from disk."""
         return self.names(sample, sample + 1)[0][1]
 
-    def names(self, start: int, stop: int) -> list[tuple[str, str]]:
+    def names(self, start: int, stop: int, deadline: float = DEADLINE) -> list[tuple[str, str]]:
         """(key, path) of the samples `start` to `stop` - 1, read from disk or store: slow, meant for messages.
 
-        Raises ShardError where the manifest cannot be read any more.
+        `deadline` is that of a request to a store. Raises ShardError where the manifest cannot be read any more, or
+        is another one by now.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
         names: list[tuple[str, str]] = []
         first = 0
         location = join(self.root, MANIFEST)
-        with _readable(location), opened(location) as raw, pq.ParquetFile(raw) as file:
+        with readable(location), opened(location, deadline=deadline) as raw, pq.ParquetFile(raw) as file:
+            if file.metadata.num_rows != len(self):
+                raise ValueError("it has been replaced")
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < end:
-                    table = file.read_row_group(group, columns=["key", "path"])
+                    table = file.read_row_group(group, columns=["key", "path", "crc32c"])
+                    if not np.array_equal(table["crc32c"].to_numpy(), self.crc32c[first:end]):
+                        raise ValueError("it has been replaced")
                     table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
+                    if table["key"].null_count or table["path"].null_count:
+                        raise ValueError("a key or a path is null")
                     names += zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)
                 first = end
         return names
+
+
+def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
+    """Raises ShardError for a row that cannot be true, whatever is in the tars."""
+    offset, size, height, width = (table[name].to_numpy() for name in ("offset", "size", "height", "width"))
+    label, labelled = table["label"].fill_null(0).to_numpy(), table["label"].is_valid().to_numpy()
+    counts = [shard.samples for shard in dataset.shards]
+    ends = np.repeat([shard.bytes for shard in dataset.shards], counts)
+    impossible = {
+        "its offset and size are not inside its tar": (offset < 0)
+        | (size < 1)
+        | (size > ends)
+        | (offset > ends - size),
+        "its height and width are no size": (height < 1) | (width < 1),
+        "its label is not that of a class": labelled & ((label < 0) | (label >= len(dataset.classes))),
+    }
+    if dataset.options:
+        pixels = height.astype(np.int64) * width
+        impossible["it has more pixels than the build allowed"] = pixels > dataset.options.max_pixels
+    for what, rows in impossible.items():
+        if rows.any():
+            raise unusable(location, f"sample {rows.argmax()}: {what}")
 
 
 def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
@@ -253,26 +184,3 @@ def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
                 waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
-
-
-@contextmanager
-def local_copy(root: str | Path, name: str) -> Iterator[Path]:
-    """Yields a path of one of a data set's own files. Raises ShardError where it is missing or cannot be read."""
-    file = join(root, name)
-    with _readable(file), as_local(file) as path:
-        path.stat()  # Arrow's error for a missing file has no number
-        yield path
-
-
-@contextmanager
-def _readable(file: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: str, error: OSError) -> ShardError:
-    if error.errno == errno.ENOENT:
-        return ShardError(f"{printable_url(file)}: is missing; copy it from the original data set or build it again")
-    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; mend it and try again")

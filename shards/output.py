@@ -28,10 +28,10 @@ def reasons(root: str | Path) -> str:
 
 def duplicates(root: str | Path) -> str:
     """How many images have the bytes of an earlier one, and the first of them."""
-    found = load_duplicates(root)
+    manifest = Manifest.load(root)
+    found = load_duplicates(root, len(manifest))
     if not found:
         return "0"
-    manifest = Manifest.load(root)
     pairs = [f"{manifest.path(sample)} = {manifest.path(first)}" for sample, first in found[:_DUPLICATES_SHOWN]]
     return f"{len(found):,} ({', '.join(pairs)}{', ...' if len(found) > len(pairs) else ''})"
 
@@ -63,7 +63,7 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
         say(line)
     if dataset.rejects:
         say(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
-    if load_duplicates(out):
+    if load_duplicates(out, dataset.samples):
         say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
     say(f"next: maskfeat-shards verify {out}")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
-from shards.files import ShardError, arrow_file
-from shards.manifest import REJECTS, Dataset, Manifest, local_copy
+from shards.files import ShardError
+from shards.manifest import Dataset, Manifest
 from shards.page import STYLE, histogram
-from shards.storage import read, replacing
+from shards.rejects import load_rejects
+from shards.storage import printable_url, read, replacing
 from shards.text import printable
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
@@ -137,15 +137,15 @@ def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> 
 
 
 def _image(manifest: Manifest, sample: int) -> str:
-    shard = manifest.shard_names[manifest.shard[sample]]
-    path = manifest.path(sample)
+    path, file = manifest.path(sample), manifest.shard_location(manifest.shard[sample])
     try:
-        file = manifest.shard_location(manifest.shard[sample])
         data = read(file, int(manifest.offset[sample]), int(manifest.size[sample]))
     except OSError as error:
-        raise ShardError(f"{shard}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`") from None
+        raise ShardError(
+            f"{printable_url(file)}: {error.strerror}; run `maskfeat-shards verify {manifest.root}`"
+        ) from None
     if google_crc32c.value(data) != manifest.crc32c[sample]:
-        raise ShardError(f"{shard}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
+        raise ShardError(f"{printable_url(file)}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
     title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
     try:
         source = base64.b64encode(thumbnail(data, _SIDE)).decode()
@@ -156,9 +156,7 @@ def _image(manifest: Manifest, sample: int) -> str:
 
 def _rejects(root: str | Path) -> str:
     by_reason: dict[str, list[str]] = {}
-    with local_copy(root, REJECTS) as file:
-        table = pq.read_table(arrow_file(file), columns=["path", "reason", "detail"])
-    for path, reason, detail in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    for path, reason, detail in load_rejects(root):
         by_reason.setdefault(reason, []).append(f"<li><code>{_shown(path)}</code> {_shown(detail)}")
     if not by_reason:
         return "<p>None: every image was kept.</p>"
@@ -171,7 +169,7 @@ def _rejects(root: str | Path) -> str:
 
 
 def _duplicates(manifest: Manifest) -> str:
-    found = load_duplicates(manifest.root)
+    found = load_duplicates(manifest.root, len(manifest))
     heading = f"<h2>Duplicates <small>{len(found):,}</small></h2>"
     if not found:
         return f"<section>{heading}<p>None: no two images have the same bytes.</p></section>"

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.files import arrow_file
-from shards.manifest import REJECTS, local_copy
+from shards.manifest import REJECTS
+from shards.reading import local_copy, read_columns
 from shards.text import one_line
 
 UNREADABLE_TAR = "unreadable tar"  # the reason of a reject that stands for all that is in a tar
@@ -27,15 +27,21 @@ def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, REJECTS_SCHEMA), file, compression="zstd")
 
 
-def count_rejects(root: str | Path) -> Counter[str]:
-    """How many images of the source were rejected, by reason. Raises ShardError without a rejects.parquet."""
+def load_rejects(root: str | Path) -> list[tuple[str, str, str]]:
+    """(path, reason, detail) of every image that was left out. Raises ShardError without a rejects.parquet."""
     with local_copy(root, REJECTS) as path:
-        return Counter(pq.read_table(arrow_file(path), columns=["reason"])["reason"].to_pylist())
+        table = read_columns(path, REJECTS_SCHEMA, ["path", "reason", "detail"])
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def count_rejects(root: str | Path) -> Counter[str]:
+    """How many images of the source were rejected, by reason. Raises as `load_rejects`."""
+    with local_copy(root, REJECTS) as path:
+        return Counter(read_columns(path, REJECTS_SCHEMA, ["reason"])["reason"].to_pylist())
 
 
 def example(root: str | Path) -> str:
     """One of the rejects, of which there are some, as a line for people: a tar or else an image."""
-    with local_copy(root, REJECTS) as path:
-        table = pq.read_table(arrow_file(path))
-    first = max(0, pc.index(table["reason"], UNREADABLE_TAR).as_py())  # -1 where there is none
-    return one_line("{path}: {reason}, {detail}".format(**table.slice(first, 1).to_pylist()[0]))
+    rejects = load_rejects(root)
+    path, reason, detail = next((reject for reject in rejects if reject[1] == UNREADABLE_TAR), rejects[0])
+    return one_line(f"{path}: {reason}, {detail}")

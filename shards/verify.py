@@ -1,20 +1,28 @@
-"""Compares a data set on disk with what its build recorded, down to the damaged image."""
+"""Compares a data set on disk with what its build recorded, down to the damaged image and the wrong row."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
 
+from shards.check import Rejected, sides
+from shards.duplicates import load_duplicates
 from shards.engines import available_cpus
-from shards.files import ShardError, sha256_of
-from shards.manifest import DATASET, Dataset, Manifest, Shard
+from shards.files import ShardError, parse_json, sha256_of
+from shards.manifest import DATASET, DUPLICATES, Dataset, Manifest, Shard
 from shards.rejects import count_rejects
 from shards.storage import StorageError, as_local, join, listing, read
-from shards.tarfiles import dali_index, idx_name, samples_of
+from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 from shards.text import printable
+
+_MOST_FACTS = 2**20  # bytes of a .json
+_NAMES = 65_536  # rows whose names are read at once: a row group
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,10 @@ def verify(
     problems = _descriptions(dataset, manifest)
     stops = np.cumsum(manifest.counts).tolist()
     starts = [0, *stops[:-1]]
-    with ThreadPoolExecutor(workers or available_cpus()) as pool:  # hashing and reading release the interpreter lock
-        checked = pool.map(lambda shard, *rows: _check(manifest, shard, *rows), dataset.shards, starts, stops)
+    comparison = _Comparison(dataset, manifest)
+    # Hashing and reading release the interpreter lock; Pillow's warnings, of odd metadata, are those of the build
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(workers or available_cpus()) as pool:
+        checked = pool.map(comparison.check, dataset.shards, starts, stops)
         for stop, found in zip(stops, checked, strict=True):
             problems += found
             progress(stop, len(manifest))
@@ -67,42 +77,130 @@ def _descriptions(dataset: Dataset, manifest: Manifest) -> list[Problem]:
             problems.append(Problem(DATASET, f"counts {dataset.rejects} rejects, rejects.parquet {rejects}"))
     except ShardError as error:
         problems.append(Problem(DATASET, str(error)))
+    try:
+        pairs = np.array(load_duplicates(manifest.root, len(manifest)), np.int64).reshape(-1, 2)
+        if any((column[pairs[:, 0]] != column[pairs[:, 1]]).any() for column in (manifest.size, manifest.crc32c)):
+            problems.append(Problem(DUPLICATES, "names samples whose bytes are not equal"))
+    except ShardError as error:
+        problems.append(Problem(DUPLICATES, str(error)))
     return problems
 
 
-def _check(manifest: Manifest, shard: Shard, start: int, stop: int) -> list[Problem]:
-    """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
-    idx = idx_name(shard.name)
-    try:
-        with as_local(join(manifest.root, shard.name)) as tar_path:
-            if tar_path.stat().st_size != shard.bytes or sha256_of(tar_path) != shard.sha256:
-                return _damage(manifest, shard, tar_path, start, stop)
-            # A tar made elsewhere may hold samples that are not part of the data set.
-            known = {key for key, _ in manifest.names(start, stop)}
-            samples = [sample for sample in samples_of(tar_path) if printable(sample.key) in known]
-        if read(join(manifest.root, idx)).decode("utf-8", "surrogateescape") == dali_index(samples):
-            return []
+class _Comparison:
+    """Of a data set's tars with its manifest."""
+
+    def __init__(self, dataset: Dataset, manifest: Manifest) -> None:
+        self._built = dataset.options is not None  # by `build`, so the tars say all that the manifest does
+        self._manifest = manifest
+        self._read_names = lru_cache(maxsize=4)(
+            lambda part: manifest.names(part * _NAMES, min((part + 1) * _NAMES, len(manifest)))
+        )
+
+    def check(self, shard: Shard, start: int, stop: int) -> list[Problem]:
+        """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
+        rows = range(start, stop)
+        try:
+            with as_local(join(self._manifest.root, shard.name)) as tar_path:
+                if tar_path.stat().st_size != shard.bytes or sha256_of(tar_path) != shard.sha256:
+                    return self._damage(shard, tar_path, rows)
+                samples = samples_of(tar_path)
+                with tar_path.open("rb") as tar:
+                    wrong = [Problem(shard.name, what) for what in self._wrong_rows(tar, samples, rows)]
+        except ShardError as error:  # of a tar that was like this when it was indexed, or of the manifest
+            return [Problem(shard.name, str(error).removeprefix(f"{tar_path}: "))]
+        except OSError as error:
+            return [Problem(shard.name, f"cannot be read: {error.strerror}")]
+        if wrong:
+            return wrong
+        # A tar made elsewhere may hold samples that are not part of the data set.
+        known = {self._names(row)[0] for row in rows}
+        return self._index(shard, dali_index(sample for sample in samples if printable(sample.key) in known))
+
+    def _index(self, shard: Shard, expected: str) -> list[Problem]:
+        idx = idx_name(shard.name)
+        file = join(self._manifest.root, idx)
+        try:
+            if read(file).decode("utf-8", "surrogateescape") == expected:
+                return []
+        except OSError as error:
+            return [Problem(idx, f"cannot be read: {error.strerror}")]
         return [Problem(idx, f"does not describe {shard.name}; build the data set again")]
-    except ShardError as error:  # of a tar that was like this when it was indexed
-        return [Problem(shard.name, str(error).removeprefix(f"{tar_path}: "))]
-    except OSError as error:
-        return [Problem(Path(error.filename or shard.name).name, f"cannot be read: {error.strerror}")]
+
+    def _wrong_rows(self, tar: BinaryIO, samples: list[Sample], rows: range) -> Iterator[str]:
+        """What of the rows is not so in their tar."""
+        manifest = self._manifest
+        images = {
+            (printable(sample.key), offset): (sample, size, name)
+            for sample in samples
+            for offset, size, name in sample.members.values()
+        }
+        for row in rows:
+            key, path = self._names(row)
+            shown = f"sample {row} ({key}, {path})"
+            # Taken out, so that another row of the same image is found
+            sample, size, name = images.pop((key, int(manifest.offset[row])), (None, 0, ""))
+            if sample is None:
+                yield f"{shown}: the tar has no sample of that key at its offset, or the manifest has it twice"
+                continue
+            if size != manifest.size[row]:
+                yield f"{shown}: its size is {manifest.size[row]} in the manifest, {size} in the tar"
+                continue
+            data = _member(tar, int(manifest.offset[row]), size)
+            try:
+                height, width = sides(data)
+                facts = {"crc32c": google_crc32c.value(data), "height": height, "width": width}
+                facts |= self._said_beside(tar, sample, printable(name), path)
+            except (Rejected, ValueError) as error:
+                yield f"{shown}: {error.detail if isinstance(error, Rejected) else error}"
+                continue
+            label = int(manifest.label[row])
+            listed = {"path": path, "label": label, "class": printable(manifest.classes[label]) if label >= 0 else None}
+            listed |= {column: int(getattr(manifest, column)[row]) for column in ("crc32c", "height", "width")}
+            differing = [
+                f"its {fact} is {listed[fact]} in the manifest, {value} in the tar"
+                for fact, value in facts.items()
+                if listed[fact] != value
+            ]
+            if differing:
+                yield f"{shown}: {'; '.join(differing)}"
+
+    def _said_beside(self, tar: BinaryIO, sample: Sample, member: str, path: str) -> dict[str, Any]:
+        """What an image's name and the members beside it say of it. Raises ValueError."""
+        if not self._built and path == member:
+            return {}
+        offset, size, _ = sample.members.get("json", (0, 0, ""))
+        facts = parse_json(_member(tar, offset, min(size, _MOST_FACTS))) if size else {}
+        if not isinstance(facts, dict):
+            raise ValueError("its .json is not an object")
+        if not self._built:  # labels have many forms there
+            return {"path": facts.get("path", member)}
+        label = int(_member(tar, *sample.members["cls"][:2])) if "cls" in sample.members else -1
+        return {"label": label} | {name: printable(str(facts[name])) for name in facts.keys() & {"path", "class"}}
+
+    def _damage(self, shard: Shard, tar_path: Path, rows: range) -> list[Problem]:
+        """Names the damaged images of a tar that is not the one that was built."""
+        manifest = self._manifest
+        with tar_path.open("rb") as tar:
+            damaged = [
+                row
+                for row in rows
+                if google_crc32c.value(_member(tar, int(manifest.offset[row]), int(manifest.size[row])))
+                != manifest.crc32c[row]
+            ]
+        size = tar_path.stat().st_size
+        what = "has other bytes" if size == shard.bytes else f"has {size} bytes instead of {shard.bytes}"
+        where = f"{len(damaged)} of its {len(rows)} images are damaged"
+        if not damaged:
+            where = "all its images are intact, so the damage is in headers, labels or padding"
+        return [Problem(shard.name, f"{what}: {where}")] + [
+            Problem(shard.name, "sample {} ({}) is damaged".format(*self._names(row))) for row in damaged
+        ]
+
+    def _names(self, row: int) -> tuple[str, str]:
+        part, place = divmod(row, _NAMES)
+        return self._read_names(part)[place]
 
 
-def _damage(manifest: Manifest, shard: Shard, tar_path: Path, start: int, stop: int) -> list[Problem]:
-    """Names the damaged images of a tar that is not the one that was built."""
-    damaged = []
-    with tar_path.open("rb") as tar:
-        for sample in range(start, stop):
-            tar.seek(manifest.offset[sample])
-            if google_crc32c.value(tar.read(manifest.size[sample])) != manifest.crc32c[sample]:
-                damaged.append(sample)
-    size = tar_path.stat().st_size
-    what = "has other bytes" if size == shard.bytes else f"has {size} bytes instead of {shard.bytes}"
-    where = f"{len(damaged)} of its {stop - start} images are damaged"
-    if not damaged:
-        where = "all its images are intact, so the damage is in headers, labels or padding"
-    names = manifest.names(start, stop)
-    return [Problem(shard.name, f"{what}: {where}")] + [
-        Problem(shard.name, "sample {} ({}) is damaged".format(*names[sample - start])) for sample in damaged
-    ]
+def _member(tar: BinaryIO, offset: int, size: int) -> bytes:
+    tar.seek(offset)
+    return tar.read(size)

@@ -26,8 +26,8 @@ def make_set(folder: Path, seed: int = 0, page: int = 1) -> Path:
         count, data = int(rng.integers(5, 30)), rng.bytes(-(-int(rng.integers(1000, 8000)) // page) * page)
         (folder / f"{index}.tar").write_bytes(data)
         listed.append(Shard(f"{index}.tar", count, len(data), hashlib.sha256(data).hexdigest()))
-        numbers = {name: [0] * count for name in ("offset", "size", "label", "height", "width", "crc32c")}
-        columns.append({"key": [""] * count, "path": [""] * count, **numbers})
+        numbers = {name: [1] * count for name in ("offset", "size", "height", "width", "crc32c")}
+        columns.append({"key": [""] * count, "path": [""] * count, "label": [None] * count, **numbers})
     write_manifest(folder / "manifest.parquet", columns)
     identity = hashlib.sha256((folder / "manifest.parquet").read_bytes()).hexdigest()
     samples = sum(shard.samples for shard in listed)

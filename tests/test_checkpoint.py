@@ -10,7 +10,8 @@ from launching import losses, pretrain
 from safetensors import SafetensorError
 from scripting import Hostile
 
-from pipeline.train.checkpoint import CheckpointError, newest, read, seal
+from pipeline.train.checkpoint import CheckpointError, newest, read
+from pipeline.train.sealing import seal
 
 
 @pytest.fixture(scope="module")

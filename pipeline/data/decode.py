@@ -64,6 +64,8 @@ def _black_jpeg(height: int, width: int) -> Encoded:
 _BLACK_SIZE = (16, 16)
 _BLACK = _black_jpeg(*_BLACK_SIZE)
 
+_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
+
 _ONE_RUN_AT_A_TIME = {
     "prefetch_queue_depth": 1,  # so that every `schedule_run` is one run, the first one too
     "exec_dynamic": True,  # outputs own their memory: torch may keep them without a copy
@@ -256,7 +258,8 @@ def _only(crops: Crops, place: int) -> Crops:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The line of a DALI error that tells what happened."""
+    """What a DALI error tells: its line of what happened, unless that is a number, or a place in the batch."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
-    return lines[after] if after < len(lines) else str(error)
+    cause = lines[after] if after < len(lines) else str(error)
+    return "cannot be decoded" if cause.startswith(_OPAQUE) else cause

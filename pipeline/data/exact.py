@@ -1,6 +1,6 @@
 """Training batches of a data set with a manifest: every sample once an epoch, exactly, whatever happens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -14,10 +14,12 @@ from pipeline.data.loader import Loader
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.data.request import training_requests
 from pipeline.data.schedule import Schedule
+from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.storage import Traffic
 
 _NAMES = 65_536  # rows of the manifest read at once to name a sample: a row group
+_PATIENCE = 20.0  # seconds that a name is worth waiting for a store
 
 
 class ExactData:
@@ -96,12 +98,24 @@ class ExactData:
         """See `Loader.close`."""
         self._loader.close()
 
-    def names(self, sample: int) -> dict[str, str]:
-        """What a person looks for when a sample is bad: its key, its path in the source, and its shard."""
-        chunk, row = divmod(sample, _NAMES)
-        key, path = self._names(chunk)[row]
-        return {"key": key, "path": path, "shard": self.manifest.shard_names[self.manifest.shard[sample]]}
+    def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
+        """What a person looks for when samples are bad: key, path in the source, and shard.
+
+        Where the manifest cannot be read any more, it is the shard alone: a bad sample is worth no more than that.
+        """
+        named, readable = [], True
+        for sample in samples:
+            names = {"shard": self.manifest.shard_names[self.manifest.shard[sample]]}
+            chunk, row = divmod(sample, _NAMES)
+            try:
+                if readable:
+                    key, path = self._names(chunk)[row]
+                    names = {"key": key, "path": path} | names
+            except ShardError:
+                readable = False  # a store that is out of reach is waited for once
+            named.append(names)
+        return named
 
     def _read_names(self, chunk: int) -> list[tuple[str, str]]:
         first = chunk * _NAMES
-        return self.manifest.names(first, min(first + _NAMES, len(self.manifest)))
+        return self.manifest.names(first, min(first + _NAMES, len(self.manifest)), _PATIENCE)

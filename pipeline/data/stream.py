@@ -14,7 +14,7 @@ import queue
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count, islice
 from typing import Any
@@ -98,9 +98,9 @@ class StreamData:
     def close(self) -> None:
         """Nothing is held."""
 
-    def names(self, sample: int) -> dict[str, str]:
+    def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
         """Nothing: what was streamed has no number to look up."""
-        return {}
+        return [{} for _ in samples]
 
     def _requests(self, first_step: int) -> Iterator[tuple[Request, list[Sample]]]:
         buffer = self._data.stream_buffer

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from model.classifier import Classifier
-from pipeline.card import json_lines, quoted, table
+from pipeline.card import logged, number, quoted, table
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.train.checkpoint import AVERAGE, Facts
 
@@ -68,10 +68,10 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
         "weights": "moving average" if average else "of the last step",
     }
     suffix = f"_{AVERAGE}" if average else ""
-    logged = [line for line in json_lines(run / "metrics.jsonl") if "val_top1" in line and line["step"] <= facts.step]
-    if logged:
+    told = [line for line in logged(run) if "val_top1" in line and line["step"] <= facts.step]
+    if told:
         for key, name in (("val_top1", "top-1"), ("val_top5", "top-5")):
-            rows[f"{name} on validation at step {logged[-1]['step']:,}"] = f"{logged[-1][key + suffix]:.2%}"
+            rows[f"{name} on validation at step {told[-1]['step']:,}"] = number(told[-1].get(key + suffix), ".2%")
     return _CARD.format(
         front=yaml.safe_dump(_FRONT, sort_keys=False),
         name=recipe.model.name,

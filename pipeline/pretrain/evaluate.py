@@ -1,10 +1,7 @@
 """Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +11,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
+from pipeline.pretrain.baselines import LOSSES, NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
 from pipeline.targets.objective import Objective
 from pipeline.train.engine import Engine
@@ -75,9 +73,9 @@ class Validation:
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        path = self._recipe.run.dir / "baselines.json"
+        path = self._recipe.run.dir / NAME
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
-        known = self._world.from_first(_read(path))
+        known = self._world.from_first(read_baselines(self._recipe.run.dir))
         if known.get("of") != of:
             batches = self._watched(training(MEAN_BATCHES))
             zero, mean = self.constant_losses(mean_target(self._objective, batches, self._world))
@@ -87,7 +85,7 @@ class Validation:
             if self._world.rank == 0:
                 with Writing()(path):
                     replace(path, json_lines([known]))
-        return {name: known[name] for name in ("zero", "mean", "untrained") if name in known}
+        return {name: known[name] for name in LOSSES if name in known}
 
     def constant_losses(self, mean: Tensor) -> tuple[float, float]:
         """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere.
@@ -145,15 +143,6 @@ class Validation:
         for batch in batches:
             with self._phases("validation"):
                 yield batch
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What baselines.json has; nothing where it is not there or torn."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:

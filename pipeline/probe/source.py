@@ -64,6 +64,8 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
     recipe = load_recipe(str(config), overrides)
     weights = found.weights() if found else None
+    if found and "weight/head.weight" not in found.shapes:
+        raise WeightsError(f"{found.folder} is not of pre-training: it has no head.weight; choose another --step")
     torch.manual_seed(recipe.run.seed)  # as the run did
     model = build_model(recipe, len(weights["head.weight"]) if weights else None)  # with them, a teacher is not needed
     if found and weights:

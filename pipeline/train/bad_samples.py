@@ -1,6 +1,6 @@
 """The bad samples of all ranks: counted, written to quarantine.jsonl, and too many when they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipeline.config import Data
 from pipeline.data.quarantine import BadSample, too_many
 from pipeline.train.monitor import Monitor
 from pipeline.train.world import World
-from pipeline.train.writing import Writing, json_lines
+from pipeline.train.writing import Writing, json_lines, replace
 
 
 class BadSamples:
@@ -19,10 +19,12 @@ class BadSamples:
         folder: `run.dir`.
         data: how many are too many.
         world: the ranks.
-        names: what a person looks for, from a sample's id.
+        names: what a person looks for, of samples by their ids.
     """
 
-    def __init__(self, folder: Path, data: Data, world: World, names: Callable[[int], dict[str, str]]) -> None:
+    def __init__(
+        self, folder: Path, data: Data, world: World, names: Callable[[Sequence[int]], list[dict[str, str]]]
+    ) -> None:
         self._folder, self._data, self._world, self._names = folder, data, world, names
         self._met: list[BadSample] = []
         self._bad = self._seen = 0
@@ -49,7 +51,8 @@ class BadSamples:
         if bad:
             met = sorted(chain(*self._world.gather(self._met)), key=lambda sample: (sample.step, sample.id))
             if monitor:
-                monitor.quarantine([asdict(sample) | self._names(sample.id) for sample in met])
+                names = self._names([sample.id for sample in met])
+                monitor.quarantine([asdict(sample) | named for sample, named in zip(met, names, strict=True)])
             self._met.clear()
         if not too_many(self._bad, self._seen, self._data.bad_in_a_row, self._data.bad_share):
             return None
@@ -62,4 +65,4 @@ class BadSamples:
         """Write those that no log has yet, and `last`, to a file of this rank's own: the other ranks may be gone."""
         path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
         with Writing()(path):
-            path.write_bytes(json_lines(asdict(sample) for sample in [*self._met, *last]))
+            replace(path, json_lines(asdict(sample) for sample in [*self._met, *last]))

@@ -10,7 +10,6 @@
 where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from shards.files import sha256_of
+from pipeline.train.sealing import Shapes, plain, seal, shapes_in
+from shards.files import parse_json
 from shards.secrets import masked_values
 from shards.terminal import note
+from shards.text import one_line
 
 if TYPE_CHECKING:
     from pipeline.train.world import World  # loads DeepSpeed, which reading a checkpoint does not need
@@ -33,7 +34,8 @@ PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 mast
 AVERAGE = "ema"  # and, where a run keeps one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what nonsense leads to
+# What nonsense leads to
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, SafetensorError)
 
 
 class CheckpointError(Exception):
@@ -59,10 +61,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint on disk.
+
+    Attributes:
+        shapes: of its tensors, by their names, "weight/NAME".
+    """
 
     folder: Path
     facts: Facts
+    shapes: Shapes
 
     def weights(self, part: str = "weight") -> dict[str, Tensor]:
         """The model's state dict, fp32, on the CPU; or another part of the state under the same names."""
@@ -112,10 +119,16 @@ def folders(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob(f"step-{'[0-9]' * 8}"))
 
 
-def newest(checkpoints: Path, report: Callable[[str], None], world: "World | None" = None) -> Checkpoint | None:
+def newest(
+    checkpoints: Path,
+    report: Callable[[str], None],
+    world: "World | None" = None,
+    check: Callable[[Checkpoint], None] = lambda found: None,
+) -> Checkpoint | None:
     """The newest valid checkpoint, None if there never was one. Tells `report` of invalid ones.
 
     Args:
+        check: raises CheckpointError for one that is not valid for the caller, on all ranks alike.
         world: the ranks, if they call this together. Then each checks a share of the files, all get the same answer,
             and rank 0 reports.
 
@@ -127,7 +140,9 @@ def newest(checkpoints: Path, report: Callable[[str], None], world: "World | Non
         candidates = world.from_first(candidates)
     for candidate in reversed(candidates):
         try:
-            return read(candidate, world)
+            found = read(candidate, world)
+            check(found)
+            return found
         except CheckpointError as error:
             if world is None or world.rank == 0:
                 report(f"passing over a damaged checkpoint: {error}")
@@ -185,44 +200,48 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
     """Open one checkpoint and check every byte of it; as for `world`, see `newest`.
 
     Raises:
-        CheckpointError: a file is missing, too much, or not the one that was written, or the format is a newer one.
+        CheckpointError: a file is missing, too much, or not the one that was written, the format is a newer one, or
+            what is written is not what a checkpoint may hold.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
     facts, problem = None, None
+    tensors: list[tuple[str, tuple[int, ...]]] = []
     try:
-        facts = _read_facts(folder, rank, size)
+        facts, tensors = _read(folder, rank, size)
     except CheckpointError as error:
         problem = str(error)
     except _UNREADABLE as error:
-        problem = f"{folder}: {error!r}"
-    outcomes = world.gather((facts, problem)) if world else [(facts, problem)]
-    for _, problem in outcomes:
+        what = str(error) if type(error) in (OSError, ValueError) else repr(error)
+        problem = f"{folder}: {one_line(what[:300])}"
+    outcomes = world.gather((facts, tensors, problem)) if world else [(facts, tensors, problem)]
+    for _, _, problem in outcomes:
         if problem:
             raise CheckpointError(problem)
-    facts, _ = outcomes[0]
+    facts, _, _ = outcomes[0]
     assert facts
-    return Checkpoint(folder, facts)
+    tensors = [tensor for _, of_rank, _ in outcomes for tensor in of_rank]
+    if len(dict(tensors)) < len(tensors):
+        raise CheckpointError(f"{folder} holds a tensor twice")
+    return Checkpoint(folder, facts, dict(tensors))
 
 
-def _read_facts(folder: Path, rank: int, size: int) -> Facts:
-    """What state.json says, after a check of it and of every `size`-th part."""
-    seals = json.loads((folder / FILES).read_text())
+def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tuple[int, ...]]]]:
+    """What state.json says, after a check of it and of every `size`-th part; and the shapes of the tensors in these."""
+    seals = parse_json(plain(folder / FILES).read_bytes())
     parts = sorted(part.name for part in folder.glob("part-*"))
     if seals.keys() != {*parts, STATE}:
         raise CheckpointError(f"{folder} holds other files than were written")
     for name in (STATE, *parts[rank::size]):
         if seal(folder / name) != seals[name]:
             raise CheckpointError(f"{folder / name} is not what was written")
-    state = json.loads((folder / STATE).read_text())
+    state = parse_json((folder / STATE).read_bytes())
     version = state.pop("version")
     if version != VERSION:
         raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
     facts = Facts(**masked_values(state))  # what was written before there were masks may hold secrets
-    if facts.step != step_of(folder):
+    if type(facts.step) is not int or facts.step != step_of(folder):
         raise CheckpointError(f"{folder} holds the checkpoint of step {facts.step}")
-    return facts
-
-
-def seal(path: Path) -> dict[str, Any]:
-    """What files.json says of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    for name in ("counters", "identity", "recipe"):
+        if not isinstance(getattr(facts, name), dict):
+            raise CheckpointError(f"{folder / STATE}: its {name} are not an object")
+    return facts, [shape for part in parts[rank::size] for shape in shapes_in(folder / part)]

@@ -29,7 +29,7 @@ from pipeline.train.pace import Clock, Stragglers
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
 from pipeline.train.profile import SETTLING, Profile
-from pipeline.train.resume import find_checkpoint, identity
+from pipeline.train.resume import changed_engine, find_checkpoint, identity
 from pipeline.train.saver import Saver
 from pipeline.train.state import capture, counters, restore, set_weights
 from pipeline.train.task import Task
@@ -84,11 +84,12 @@ class Training:
         warnings = preflight.check(recipe, inputs, world)
 
         # Model, from the newest checkpoint if there is one
-        resumed = find_checkpoint(recipe, world, self.identity)
-        self.left_out = world.from_first(left_out(recipe.run.dir))
         model = self.task.model
+        resumed = find_checkpoint(recipe, world, self.identity, model, self.task.average)
+        self.left_out = world.from_first(left_out(recipe.run.dir))
         if resumed:
             model.load_state_dict(resumed.weights())
+            warnings += changed_engine(resumed, recipe)
         else:
             warnings += self.task.start()
         if recipe.engine.compile == "all":
@@ -307,12 +308,13 @@ class Training:
     def _open_trace(self) -> Growing | None:
         if not self.recipe.run.trace_samples:
             return None
-        folder = self.recipe.run.dir
+        folder, writing = self.recipe.run.dir, Writing()
         if self.world.rank == 0:  # for ranks that this life no longer has, too
             for path in folder.glob("samples-rank*.jsonl"):
-                keep_lines(path, self.start - 1)
+                with writing(path):
+                    keep_lines(path, self.start - 1)
         self.world.barrier()
-        return Growing(folder / f"samples-rank{self.world.rank}.jsonl", Writing())
+        return Growing(folder / f"samples-rank{self.world.rank}.jsonl", writing)
 
 
 def _training_data(recipe: TrainingRecipe, world: World, micro_batch: int) -> ExactData | StreamData:

@@ -38,8 +38,12 @@ class Monitor:
         self._writing = Writing()
         self._console = Console()
         metrics, quarantine = folder / "metrics.jsonl", folder / "quarantine.jsonl"
-        keep_lines(metrics, step)
-        keep_lines(quarantine, step - 1)  # of steps that were run, not those done
+        for path, last in (
+            (metrics, step),
+            (quarantine, step - 1),
+        ):  # the latter of steps that were run, not those done
+            with self._writing(path):
+                keep_lines(path, last)
         self._metrics, self._quarantine = Growing(metrics, self._writing), Growing(quarantine, self._writing)
         self._board = Board(folder / "tensorboard", step + 1, self._writing)
         self._progress = Progress(

@@ -4,7 +4,6 @@ The engine leaves such a step out on the device (`Engine.update`), and nobody wa
 A run that rolls back starts again from its last checkpoint and passes over the batches that led there.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from torch import Tensor, stack
 
 from pipeline.train.errors import TrainingError
 from pipeline.train.writing import json_lines, replace
+from shards.files import parse_json
+from shards.text import one_line
 
 
 class TooManyNonFinite(Exception):
@@ -66,11 +67,19 @@ def left_out(folder: Path) -> list[int]:
     if not path.exists():
         return []
     try:
-        return [int(step) for step in json.loads(path.read_text())["steps"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not path.is_file():
+            raise ValueError("it is not a plain file")
+        found = parse_json(path.read_bytes())
+        steps = found.get("steps") if isinstance(found, dict) else None
+        if not isinstance(steps, list) or not all(type(step) is int and step >= 0 for step in steps):
+            raise ValueError("its steps are not a list of whole numbers")
+        if len(set(steps)) < len(steps):
+            raise ValueError("it has a step twice")
+        return steps
+    except (OSError, ValueError) as error:
         raise TrainingError(
-            f"{path} cannot be read ({error!r}), which steps the run passes over: restore it, or remove it to take "
-            "them again"
+            f"{path} cannot be read ({one_line(str(error))}), which steps the run passes over: restore it, or remove "
+            "it to take them again"
         ) from error
 
 

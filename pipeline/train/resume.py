@@ -3,13 +3,17 @@
 from typing import Any
 
 from pydantic_core import to_jsonable_python
+from torch import nn
 
 from pipeline.build import init_identity
 from pipeline.config import TrainingRecipe
 from pipeline.train import checkpoint
-from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
+from pipeline.train.sealing import Shapes
+from pipeline.train.state import check_counters
 from pipeline.train.world import World
 from pipeline.train.writing import tell
+from shards.text import one_line
 
 _FREE_SECTIONS = {"run", "engine", "target"}  # a target tells its own identity, whose weights it has too
 # Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
@@ -59,13 +63,61 @@ def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
     }
 
 
-def find_checkpoint(recipe: TrainingRecipe, world: World, identity: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(
+    recipe: TrainingRecipe, world: World, identity: dict[str, Any], model: nn.Module, average: float | None
+) -> Checkpoint | None:
     """The newest valid checkpoint, the same on all ranks, who check it together; None if the run has none yet.
+
+    Args:
+        recipe, world: of the run.
+        identity: what the run is.
+        model: whose parameters a checkpoint has to hold.
+        average: whether it has to hold a moving average of these, too; None: it has not.
 
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
-    found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world)
+    identity, known = world.from_first(identity), defaults(recipe)
+    parts = PARTS if average is None else (*PARTS, AVERAGE)
+    shapes = {f"{part}/{name}": tuple(p.shape) for name, p in model.named_parameters() for part in parts}
+
+    def check(found: Checkpoint) -> None:
+        try:
+            checkpoint.check_identity(found, identity, known)
+        except CheckpointError:
+            return  # of another run: refused below, instead of passed over
+        check_contents(found, shapes)
+
+    found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        checkpoint.check_identity(found, world.from_first(identity), defaults(recipe))
+        checkpoint.check_identity(found, identity, known)
     return found
+
+
+def check_contents(found: Checkpoint, shapes: Shapes) -> None:
+    """Make sure that a checkpoint holds all that a run needs, and nothing else, whatever its checksums say.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    for name in sorted(found.shapes.keys() | shapes.keys()):
+        has, needs = found.shapes.get(name, "missing"), shapes.get(name, "no such tensor")
+        if has != needs:
+            raise CheckpointError(f"{found.folder}: {name} is {has}, and the model has {needs}")
+    try:
+        check_counters(found.facts.counters, found.facts.step)
+    except ValueError as error:
+        raise CheckpointError(f"{found.folder / STATE}: {error}") from None
+
+
+def changed_engine(found: Checkpoint, recipe: TrainingRecipe) -> list[str]:
+    """A note for the operator on settings of `engine` that a run's lives may differ in, and do; none if none does."""
+    engine, before = recipe.model_dump(mode="json")["engine"], found.facts.recipe.get("engine")
+    if not isinstance(before, dict):
+        return []
+    differing = [
+        f"engine.{key} was {one_line(str(before[key])[:40])}, now {value}"
+        for key, value in engine.items()
+        if before.get(key, value) != value
+    ]
+    return [f"{'; '.join(differing)}: numbers are rounded otherwise from here on"] if differing else []

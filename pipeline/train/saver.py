@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from model.weights import share
-from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, seal, step_of
+from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
+from pipeline.train.sealing import seal
 from pipeline.train.world import World
 from shards.files import fsync
 
@@ -131,7 +132,7 @@ class Saver:
     def _make_room(self, partial: Path, needed: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob(".step-*"):  # of a save or a removal that was killed
-            shutil.rmtree(leftover, ignore_errors=True)  # NFS keeps what is open somewhere
+            _clear(leftover)
         free = shutil.disk_usage(self._folder).free
         if free < needed + RESERVE:
             raise OSError(
@@ -170,7 +171,7 @@ class Saver:
         """Never leaves a half-removed one under its name."""
         hidden = checkpoint.with_name(f".{checkpoint.name}-old")
         checkpoint.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        _clear(hidden)
 
     def _on_first(self, work: Callable[[], None]) -> None:
         """Do something on rank 0, with `_together`."""
@@ -200,3 +201,11 @@ class Saver:
         values: list[Value | None] = [None] * self._world.size
         distributed.all_gather_object(values, value, self._group)
         return cast(list[Value], values)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder, as far as it can be: NFS keeps what is open somewhere. Or what is in the place of one."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ not, but do nothing at stage 0, which is filled in here.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pipeline.train.checkpoint import AVERAGE, Checkpoint
 from pipeline.train.engine import Engine
 from pipeline.train.world import World
 
-_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+_SCALER_FIELDS = {"cur_scale": (float, int), "cur_iter": (int,), "last_overflow_iter": (int,), "cur_hysteresis": (int,)}
 
 
 def named_parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
@@ -116,6 +117,24 @@ def counters(engine: Engine) -> dict[str, Any]:
         "adam_step": adam_step,
         "scaler": _scaler_fields(engine),
     }
+
+
+def check_counters(saved: Mapping[str, Any], step: int) -> None:
+    """Make sure that these are counters of a run that has completed so many steps.
+
+    Raises:
+        ValueError: says which of them is not.
+    """
+    adam_step, scaler = saved.get("adam_step"), saved.get("scaler")
+    if type(adam_step) is not int or not 0 <= adam_step <= step:
+        raise ValueError(f"its adam_step is not a number of steps up to {step}")
+    if not isinstance(scaler, dict) or scaler.keys() - _SCALER_FIELDS.keys():
+        raise ValueError("its scaler is not an object of the fields of a loss scaler")
+    for field, value in scaler.items():
+        if type(value) not in _SCALER_FIELDS[field] or not isfinite(value):
+            raise ValueError(f"its scaler's {field} is not a number of that kind")
+    if scaler.get("cur_scale", 1) <= 0:
+        raise ValueError("its scaler's cur_scale is not more than 0")
 
 
 def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:

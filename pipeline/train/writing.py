@@ -1,14 +1,18 @@
 """What a run writes beside its checkpoints. A disk that is full, or fails, does not end the training."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from shards.storage import replacing
 from shards.terminal import say
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST = 2**24  # bytes of a line
 
 
 class Writing:
@@ -31,9 +35,8 @@ class Writing:
             self.failures += 1
             if path not in self._failing:
                 self._failing.add(path)
-                tell(
-                    f"warning: {path} cannot be written ({error.strerror or error}), training goes on: make room there"
-                )
+                remedy = "make room there" if error.errno in _FULL else "mend it, or move it away"
+                tell(f"warning: {path} cannot be written ({error.strerror or error}), training goes on: {remedy}")
         else:
             if path in self._failing:
                 self._failing.remove(path)
@@ -63,6 +66,7 @@ class Growing:
 
     def _append(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_special(self._path)
         with self._path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -80,20 +84,50 @@ def json_lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
 
+def entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of one of a run's files says; None if it is torn, or not an object with a step: not the run's."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
+
+
+def entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of one of a run's files, without those that are not the run's. Raises OSError."""
+    _refuse_special(path)
+    with path.open("rb") as file:
+        yield from filter(None, map(entry, _lines(file)))
+
+
 def keep_lines(path: Path, step: int) -> None:
-    """Cut a file of JSON lines, by step, down to the whole ones up to `step`, as a run that resumes there has to."""
+    """Cut a file of JSON lines, by step, down to the whole ones up to `step`, as a run that resumes there has to.
+
+    What is not the run's is left alone where an entry follows. Raises OSError.
+    """
     if not path.exists():
         return
+    _refuse_special(path)
     with path.open("rb+") as file:
-        end = 0
-        for line in file:
-            try:
-                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
-                    break
-            except ValueError:  # torn by a crash
+        end = at = 0
+        for line in _lines(file):
+            at += len(line)
+            found = entry(line)
+            if found and found["step"] > step:
                 break
-            end += len(line)
+            end = at if found else end
         file.truncate(end)  # which takes no room
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; a longer one than the run writes comes in pieces, as a file may be all one."""
+    return iter(lambda: file.readline(_LONGEST), b"")
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise OSError for a pipe, which would be waited for, or a device."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a plain file")
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ def test_copies_are_listed_with_the_first_of_their_bytes(tmp_path: Path) -> None
     for group in groups:
         first, *others = [sample for sample in range(len(manifest)) if manifest.path(sample) in group]
         expected += [(other, first) for other in others]
-    assert load_duplicates(tmp_path / "1") == sorted(expected)
+    assert load_duplicates(tmp_path / "1", len(manifest)) == sorted(expected)
     assert len(expected) == 4
 
 
@@ -35,7 +35,7 @@ def test_duplicates_are_those_of_the_stored_bytes(tmp_path: Path) -> None:
     for number, file_format in enumerate(("BMP", "TIFF")):
         (tmp_path / "source" / f"{number}.bmp").write_bytes(encoded(picture(0), file_format))
     build(tmp_path / "source", tmp_path / "out", workers=1)
-    assert load_duplicates(tmp_path / "out") == [(1, 0)]
+    assert load_duplicates(tmp_path / "out", 5) == [(1, 0)]
 
 
 def test_an_equal_size_and_checksum_alone_are_no_duplicate(tmp_path: Path) -> None:
@@ -48,4 +48,4 @@ def test_an_equal_size_and_checksum_alone_are_no_duplicate(tmp_path: Path) -> No
 
 def test_a_missing_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"duplicates\.parquet: is missing"):
-        load_duplicates(tmp_path)
+        load_duplicates(tmp_path, 5)

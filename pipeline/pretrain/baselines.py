@@ -1,0 +1,23 @@
+"""baselines.json: the validation losses of a run beside which those of its model have to be read."""
+
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from shards.files import parse_json
+
+NAME = "baselines.json"
+LOSSES = ("zero", "mean", "untrained")  # of predicting zero and the mean target; of the untrained model, if it is known
+
+
+def read_baselines(run: Path) -> dict[str, Any]:
+    """The `LOSSES` of a run, and `of` which images they are; nothing where the file is missing, torn, or odd."""
+    path = run / NAME
+    try:
+        found = parse_json(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or not {"zero", "mean"} <= found.keys():
+        return {}
+    losses = [found[name] for name in LOSSES if name in found]
+    return found if all(isinstance(loss, float) and isfinite(loss) for loss in losses) else {}

@@ -1,0 +1,134 @@
+"""dataset.json, the description of a data set; docs/data-format.md has its fields.
+
+It is written last: a folder without it is an unfinished build.
+"""
+
+import errno
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
+
+from shards.check import Check
+from shards.files import ShardError, parse_json
+from shards.listing import is_url
+from shards.reading import FORMAT, readable, unusable
+from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
+
+DATASET = "dataset.json"
+VERSION = 1
+_MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
+
+Text = InstanceOf[str]  # with whatever bytes a file name has
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+_exactly = with_config(ConfigDict(extra="forbid"))
+
+
+@_exactly
+@dataclass(frozen=True)
+class Shard:
+    """One tar, as dataset.json lists it: name, samples, size of the tar in bytes, its SHA-256.
+
+    `name` is relative to the folder of the data set or, for a tar made elsewhere, an absolute path or a URL.
+    """
+
+    name: Text
+    samples: Positive
+    bytes: Count
+    sha256: Text
+
+
+@_exactly
+@dataclass(frozen=True)
+class Options:
+    """What decides a build's output besides its source."""
+
+    samples_per_shard: Positive
+    resize: Positive | None
+    max_pixels: Positive
+    seed: Annotated[int, Field(strict=True)]
+    check: Check = "decode"  # data sets made before there was a choice do not say
+
+
+@_exactly
+@dataclass(frozen=True)
+class Dataset:
+    """The contents of dataset.json. `bytes` counts image bytes only; `fingerprint` is the build's input.
+
+    `options` are None where the tars were made elsewhere.
+    """
+
+    samples: Positive
+    bytes: Count
+    classes: list[Text]
+    shards: list[Shard]
+    manifest_sha256: Text
+    rejects: Count
+    ignored: Count
+    options: Options | None
+    fingerprint: Text
+
+    def dump(self) -> str:
+        """The text of dataset.json."""
+        return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def load(cls, root: str | Path) -> "Dataset":
+        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
+        path = join(root, DATASET)
+        if has_query(str(root)):
+            raise ShardError(
+                f"{printable_url(str(root))}: has a query, which is none of its files'; leave it out, credentials come "
+                "from the environment"
+            )
+        with readable(path):
+            try:
+                text = read(path)
+                refuse_without_ranges(path)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                if not is_url(str(root)) and not Path(root).is_dir():
+                    raise ShardError(f"{root}: no such folder") from None
+                raise ShardError(
+                    f"{printable_url(str(root))}: has no {DATASET}, so it is no finished data set; correct the name, "
+                    "or run its `maskfeat-shards build` or `index` again"
+                ) from None
+            fields = parse_json(text)
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+            raise unusable(path, f"its format is not {FORMAT}")
+        version = fields.pop("version", None)
+        if type(version) is not int:
+            raise unusable(path, "version: it is not a whole number")
+        if version != VERSION:
+            raise ShardError(f"{printable_url(path)}: has version {version}, not {VERSION}; update maskfeat-pipeline")
+        try:
+            dataset = _DESCRIPTION.validate_python(fields)
+        except ValidationError as error:
+            raise unusable(path, _first(error)) from None
+        names = [shard.name for shard in dataset.shards]
+        for name in filter(is_url, names):
+            if why := why_refused(name):
+                raise ShardError(f"{path}: names the shard {printable_url(name)}, which is not opened: {why}")
+        for what, listed in (("classes", dataset.classes), ("shards", names)):
+            if len(set(listed)) < len(listed):
+                raise unusable(path, f"{what}: a name is there twice")
+        if not names or any(not name or "\0" in name for name in names):
+            raise unusable(path, "shards: each has a name, and there is at least one")
+        if any(shard.samples > shard.bytes for shard in dataset.shards):
+            raise unusable(path, "shards: one has more samples than bytes")
+        if sum(shard.bytes for shard in dataset.shards) > _MOST_BYTES:
+            raise unusable(path, "shards: they have more bytes than any storage")
+        return dataset
+
+
+_DESCRIPTION: TypeAdapter[Dataset] = TypeAdapter(Dataset)
+
+
+def _first(error: ValidationError) -> str:
+    """The first of what is wrong: `shards.3.bytes: Input should be a valid integer`."""
+    problem: Any = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
