@@ -2,23 +2,78 @@
 
 import gzip
 import json
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from labelled import CLASSES, labelled_shards
 from launching import finetune, losses, pretrain
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.device import to_device
 
 # Of the host, on a GPU
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "repeat_interleave"}
 WAITS |= {"_unique2", "unique_dim", "unique_consecutive"}
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 METHODS = ("tolist", "cpu", "numpy")
+# What waits for all that was queued on a device, a stream or up to an event. A CPU has nothing to wait for there.
+SYNCHRONISING = (
+    type(get_accelerator()),
+    torch.accelerator,
+    torch.cuda,
+    torch.cuda.Stream,
+    torch.cuda.Event,
+    torch.Stream,
+    torch.Event,
+)
+STAGES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16", "fp16")]
+
+
+def count_synchronisations(patches: pytest.MonkeyPatch) -> Counter[str]:
+    """The names of all that is called from now on to wait for a device, a stream or an event."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner in SYNCHRONISING:
+        try:
+            patches.setattr(owner, "synchronize", counted(f"{owner.__name__}.synchronize", owner.synchronize))
+        except TypeError:  # a class of torch's own in C, which only its subclasses in torch.cuda are used of
+            assert owner in (torch.Stream, torch.Event)
+    return counts
+
+
+def count_copies(patches: pytest.MonkeyPatch) -> Counter[str]:
+    """The modules of ours that ask from now on for a tensor on a device: `to(device)`, or `tensor(..., device=...)`."""
+    counts: Counter[str] = Counter()
+
+    def counted(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            asked = [*args[1:], *kwargs.values()]
+            module = sys._getframe(1).f_globals["__name__"]
+            if module.startswith("pipeline") and any(isinstance(value, torch.device) for value in asked):
+                counts[module] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    patches.setattr(Tensor, "to", counted(Tensor.to))
+    for name in ("tensor", "as_tensor"):
+        patches.setattr(torch, name, counted(getattr(torch, name)))
+    return counts
 
 
 class CountWaits(TorchDispatchMode):
@@ -71,6 +126,59 @@ def test_nothing_waits_for_the_device_between_logs(shards: Path, tmp_path: Path,
         waits.append(mode.counts)
     assert waits[0] == waits[1]
     assert waits[0]["_local_scalar_dense"] > 0 and waits[0]["tolist"] > 0  # those of the log: it counts
+
+
+@pytest.mark.parametrize(("stage", "precision"), STAGES)
+def test_no_step_synchronises_the_device(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
+) -> None:
+    """At every stage and precision, with two micro-batches a step. DeepSpeed's own timer would, from the third on."""
+    options = [f"engine.zero_stage={stage}", f"engine.precision={precision}", "engine.micro_batch=8"]
+    counts = count_synchronisations(monkeypatch)
+    pretrain(shards, tmp_path, *options, "run.max_steps=5", "run.log_every=100")
+    assert counts == Counter()
+    get_accelerator().synchronize()
+    assert counts.total() == 1  # it counts
+
+
+def test_the_timer_of_deepspeed_would_synchronise(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test above is there for: with the timer on, as by default, it fails."""
+    initialize = deepspeed.initialize
+
+    def with_timer(*, config: dict[str, Any], **kwargs: Any) -> Any:
+        return initialize(config=config | {"timers": {"throughput": {"enabled": True}}}, **kwargs)
+
+    monkeypatch.setattr(deepspeed, "initialize", with_timer)
+    counts = count_synchronisations(monkeypatch)
+    pretrain(shards, tmp_path, "run.max_steps=5", "run.log_every=100")
+    assert counts == {f"{type(get_accelerator()).__name__}.synchronize": 6}  # two a step, from the third on
+
+
+def test_all_copies_to_the_device_in_a_step_go_one_way(
+    shards: Path, labelled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each further step none is made elsewhere than in `to_device`."""
+    for name, run in (
+        ("pretrain", lambda folder, steps: pretrain(shards, folder, steps, "run.log_every=100")),
+        ("finetune", lambda folder, steps: finetune(*labelled.values(), folder, steps, "run.log_every=100")),
+    ):
+        counts = []
+        for steps in (3, 6):
+            with monkeypatch.context() as patches:
+                counted = count_copies(patches)
+                run(tmp_path / f"{name}-{steps}", f"run.max_steps={steps}")
+                counts.append(counted)
+        assert set(counts[1] - counts[0]) == {"pipeline.device"}, name
+
+
+def test_what_is_copied_to_a_gpu_is_pinned_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, pinned, calls = torch.arange(3), torch.arange(3), []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned if tensor is host else None)
+    monkeypatch.setattr(Tensor, "to", lambda tensor, device, **kwargs: calls.append((tensor is pinned, device, kwargs)))
+    to_device(host, torch.device("cuda", 1))
+    assert calls == [(True, torch.device("cuda", 1), {"non_blocking": True})]
 
 
 def test_every_wait_is_counted() -> None:

@@ -13,6 +13,7 @@ from pipeline.data.decode import Crops, decoder_for
 from pipeline.data.quarantine import BadSample, Patience
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
+from pipeline.device import to_device
 
 DEPTH = 2  # batches being decoded
 
@@ -72,7 +73,7 @@ class Batcher:
             yield Batch(
                 request,
                 decoded.images,
-                torch.from_numpy(request.mask_keys).to(self._device, non_blocking=True),
-                torch.from_numpy(weights).to(self._device, non_blocking=True),
+                to_device(torch.from_numpy(request.mask_keys), self._device),
+                to_device(torch.from_numpy(weights), self._device),
                 [sample for sample in bad if sample],
             )

@@ -14,6 +14,7 @@ from pipeline.data.errors import no_validation_image
 from pipeline.data.labels import Int64s
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
+from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.probe.accuracy import TOP, hits
 from pipeline.targets.objective import normalise
@@ -81,7 +82,7 @@ class Validation:
         with torch.no_grad():
             for batch in self._loader.batches(requests):
                 with self._phases("validation"):
-                    labels = self._labels[torch.from_numpy(batch.request.ids)].to(device, non_blocking=True)
+                    labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], device)
                     logits = engine.predict(normalise(batch.images, engine.dtype)).float()
                     good, weights = batch.weights > 0, batch.weights.double()
                     losses = F.cross_entropy(logits, labels, reduction="none").double()

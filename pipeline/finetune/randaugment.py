@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.device import to_device
 from pipeline.finetune import transforms
 from pipeline.random import derive, uniform
 
@@ -46,8 +47,8 @@ def rand_augment(
     kinds, arguments = draw(keys, magnitude, deviation, layers, probability)
     order = np.argsort(kinds, axis=1, kind="stable")
     arguments = np.take_along_axis(arguments, order, axis=1)
-    places = torch.from_numpy(order).to(images.device, non_blocking=True)
-    on_device = torch.from_numpy(arguments).to(images.device, non_blocking=True)
+    places = to_device(torch.from_numpy(order), images.device)
+    on_device = to_device(torch.from_numpy(arguments), images.device)
 
     images = images.clone()
     for layer, drawn in enumerate(np.take_along_axis(kinds, order, axis=1)):

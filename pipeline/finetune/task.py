@@ -19,6 +19,7 @@ from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
 from pipeline.data.labels import labels_of
+from pipeline.device import to_device
 from pipeline.finetune.build import CLASSES, build_classifier, layer_groups
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
@@ -95,7 +96,7 @@ class Finetuning:
         pixels = normalise(images, DTYPES[self._recipe.engine.precision])
         if augment.erasing:
             pixels = random_erasing(pixels, keys, augment.erasing)
-        labels = self._labels[torch.from_numpy(batch.request.ids)].to(self._device, non_blocking=True)
+        labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], self._device)
         if self._mixup is None:
             return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's

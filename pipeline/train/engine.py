@@ -10,6 +10,8 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
   but for fp16, norm, clipping and skipping are done here, within the fused AdamW.
 - ZeRO 3 replaces torch's `linear` for the rest of the process by one that rounds otherwise: numbers of two engines in
   one process are equal bit for bit only if no ZeRO 3 came between them.
+- Its throughput timer synchronises the device twice a micro-batch at every stage unless it is switched off.
+- ZeRO 2 allocates a bucket of 500 million elements, however small the model is, unless told otherwise.
 - Under bf16 it accumulates gradients in bf16 unless told otherwise, and cannot be told at stage 0.
 """
 
@@ -34,6 +36,7 @@ NO_SCALE = (
     "no gradient is finite, however small fp16's loss scale: start again with a lower optim.lr, or with "
     "engine.precision=bf16 or fp32"
 )
+_LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; ZeRO 2 allocates a whole bucket, however small the model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -50,6 +53,7 @@ def deepspeed_config(recipe: TrainingRecipe, world_size: int) -> dict[str, Any]:
         "zero_optimization": {"stage": stage},
         "gradient_clipping": 0.0 if _clips_here(recipe) else recipe.optim.clip or 0.0,
         "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice a micro-batch
     }
     if _clips_here(recipe) and stage and not _under_bf16_optimizer(recipe):
         config["zero_optimization"]["compute_grad_norm"] = False
@@ -57,6 +61,8 @@ def deepspeed_config(recipe: TrainingRecipe, world_size: int) -> dict[str, Any]:
         config[precision] = {"enabled": True}
         if precision == "bf16" and _clips_here(recipe):
             config[precision]["check_grad_overflow"] = False
+        if _under_bf16_optimizer(recipe):
+            config[precision]["immediate_grad_update"] = True  # frees each 16-bit gradient as soon as it is added up
         if stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
@@ -129,9 +135,10 @@ class Engine:
             betas=recipe.optim.betas,
             fused=True,
         )
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=self.optimizer, config=deepspeed_config(recipe, world.size)
-        )
+        config = deepspeed_config(recipe, world.size)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        config["zero_optimization"]["reduce_bucket_size"] = min(_LARGEST_BUCKET, parameters)
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
         unscaled = self.stage == 0 and self.dtype == torch.float16
         self._scaler = self.deepspeed.optimizer.loss_scale_config if unscaled else None
         self._loss_scale = 1.0
@@ -231,7 +238,6 @@ class Engine:
                 part.grad = gradient
             inner.optimizer.step()
             inner.update_lp_params()
-            inner.clear_hp_grads()
 
     def _create_moments(self) -> None:
         inner = self.deepspeed.optimizer

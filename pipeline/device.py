@@ -1,0 +1,15 @@
+"""The one way from host memory to the device during a step."""
+
+import torch
+from torch import Tensor
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor in host memory to `device` without waiting for it.
+
+    To a CUDA device it goes by way of pinned memory: a copy from pageable memory would make the host wait, whatever
+    `non_blocking` says. torch keeps the pinned memory until the copy is done. On a CPU this is the tensor itself.
+    """
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
