@@ -244,7 +244,7 @@ def _resumable(out: str) -> Iterator[None]:
 def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
     if dataset.rejects > max_rejects:
         note(
-            f"{out} is complete and usable, but lacks {dataset.rejects:,} images where --max-rejects allows "
+            f"{out} is complete and usable, but has {dataset.rejects:,} rejects where --max-rejects allows "
             f"{max_rejects:,} (such as {example(out)}); {join(out, REJECTS)} says which and why"
         )
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from shards.storage import has_query, join, printable_url, read, refuse_without_
 
 DATASET = "dataset.json"
 VERSION = 1
+_LONGEST_NAME = 4096  # as paths may be
 _MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
 
 Text = InstanceOf[str]  # with whatever bytes a file name has
@@ -116,8 +117,10 @@ class Dataset:
         for what, listed in (("classes", dataset.classes), ("shards", names)):
             if len(set(listed)) < len(listed):
                 raise unusable(path, f"{what}: a name is there twice")
-        if not names or any(not name or "\0" in name for name in names):
-            raise unusable(path, "shards: each has a name, and there is at least one")
+        if not names or any(not 0 < len(name) <= _LONGEST_NAME or "\0" in name for name in names):
+            raise unusable(
+                path, f"shards: there is at least one, and each has a name of 1 to {_LONGEST_NAME} characters"
+            )
         if any(shard.samples > shard.bytes for shard in dataset.shards):
             raise unusable(path, "shards: one has more samples than bytes")
         if sum(shard.bytes for shard in dataset.shards) > _MOST_BYTES:

@@ -37,7 +37,7 @@ def write_preview(root: str | Path, out: Path) -> int:
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
     name = _shown(printable(Path(root).resolve().name))
-    kind = "by class" if dataset.classes else "by shard"
+    kind = "by class" if (manifest.label >= 0).any() else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
     width = "100%" if all_groups <= _FEW_GROUPS else "330px" if all_groups <= _THUMBNAILS // 2 else "104px"
@@ -72,7 +72,7 @@ def _groups(manifest: Manifest) -> tuple[list[tuple[str, int, list[int]]], int]:
 
     Too many are thinned out evenly, as are the samples of each.
     """
-    if manifest.classes:
+    if (manifest.label >= 0).any():
         of, titles = manifest.label, manifest.classes
     else:
         of, titles = manifest.shard, manifest.shard_names

@@ -38,7 +38,7 @@ from shards.storage import read
 from shards.verify import verify
 
 REFUSALS = (ShardError, ConfigError, CheckpointError, DataError, TrainingError)
-_LONGEST = 1000  # characters of a message
+_LONGEST = 5000  # characters of a message, which may quote a path
 
 
 class Subject(Protocol):

@@ -153,11 +153,11 @@ def test_rejects_decide_the_exit_status_but_not_the_data_set(shell: Shell, sourc
     status, text, err = shell("build", source, tmp_path / "strict", "--workers", 1)
     assert status == 1
     assert "rejected 2 images (1 empty, 1 not an image)" in text or "(1 not an image, 1 empty)" in text
-    assert "is complete and usable, but lacks 2 images" in err
+    assert "is complete and usable, but has 2 rejects" in err
     assert "rejects.parquet" in err
     assert shell("verify", tmp_path / "strict")[0] == 0
     status, text, err = shell("build", source, tmp_path / "strict", "--workers", 1)  # a job that is tried again
-    assert status == 1 and "nothing to do" in text and "is complete and usable, but lacks 2 images" in err
+    assert status == 1 and "nothing to do" in text and "is complete and usable, but has 2 rejects" in err
 
     assert shell("build", source, tmp_path / "lax", "--workers", 1, "--max-rejects", 2)[::2] == (0, "")
     assert "1 empty, 1 not an image" in shell("info", tmp_path / "lax")[1]

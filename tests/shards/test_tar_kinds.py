@@ -382,7 +382,7 @@ def test_a_tar_that_is_left_out_is_named_with_its_cause(
     said = capsys.readouterr().err.splitlines()
     assert said[0] == f"left out: {tmp_path}/bad\\n.tar: {why}"
     assert (
-        f"lacks 2 images where --max-rejects allows 0 (such as {tmp_path}/bad\\n.tar: unreadable tar, {why})" in said[1]
+        f"has 2 rejects where --max-rejects allows 0 (such as {tmp_path}/bad\\n.tar: unreadable tar, {why})" in said[1]
     )
     assert len(said) == 2
 
