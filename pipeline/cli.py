@@ -31,7 +31,7 @@ def _bytes(text: str) -> int:
     except (ValidationError, OverflowError):
         size = 0
     if not 0 < size < _MOST:
-        raise typer.BadParameter(f"{text!r} is no size such as 500GB, 1.5TiB, 25Gbit or 3GB/s")
+        raise typer.BadParameter(f"{text!r} is not a size such as 500GB, 1.5TiB, 25Gbit or 3GB/s")
     return size
 
 
@@ -42,7 +42,7 @@ def _number(text: str) -> int:
     except ValueError:
         number = 0.0
     if not 1 <= number < _MOST or not number.is_integer():
-        raise typer.BadParameter(f"{text!r} is no whole number above 0 such as 1281167 or 10e9")
+        raise typer.BadParameter(f"{text!r} is not a whole number above 0 such as 1281167 or 10e9")
     return int(number)
 
 

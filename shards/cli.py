@@ -77,7 +77,7 @@ def build(
     With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
     node, by a shared file system for instance. The result is the same, byte for byte.
 
-    An interrupted build goes on when the same command is run again; the result is the same, byte for byte.
+    An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
     Images that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
 
     \b
@@ -121,7 +121,7 @@ def index(
 
     Every image is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the like in
     `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and listed
-    in DIR/rejects.parquet. An interrupted run goes on when the same command is run again.
+    in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -212,7 +212,7 @@ def preview(
       maskfeat-shards preview shards/train --out train.html
     """
     images = write_preview(root, out)
-    say(f"{out}: {images} images on {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+    say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
 def main() -> None:
@@ -237,7 +237,7 @@ def _resumable(out: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(f"interrupted: run the same command again to go on, finished shards in {out} are kept")
+        note(f"interrupted: run the same command again to resume; finished shards in {out} are kept")
         raise typer.Exit(130) from None
 
 

@@ -1,5 +1,6 @@
 """What the commands print besides their results: progress, and summaries of a data set."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
         say(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out, dataset.samples):
         say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
-    say(f"next: maskfeat-shards verify {out}")
+    say(f"next: maskfeat-shards verify {shlex.quote(out)}")
 
 
 @contextmanager
