@@ -22,6 +22,7 @@ from shards.preview import write_preview
 from shards.rejects import example
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
+from shards.text import counted
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
@@ -159,9 +160,10 @@ def verify(root: Root, workers: Workers = None) -> None:
         remedy = "copy the files again or build the data set again"
         if dataset.options is None:
             remedy = "put the tars back as they were, or index them again where and as they are"
-        note(f"{root}: {len(problems):,} problems; {remedy}")
+        note(f"{root}: {counted(len(problems), 'problem')}; {remedy}")
         raise typer.Exit(1)
-    say(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
+    samples, shards = counted(dataset.samples, "sample"), counted(len(dataset.shards), "shard")
+    say(f"{root}: {samples} in {shards}: all as they were built")
 
 
 @app.command()
@@ -244,7 +246,7 @@ def _resumable(out: str) -> Iterator[None]:
 def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
     if dataset.rejects > max_rejects:
         note(
-            f"{out} is complete and usable, but has {dataset.rejects:,} rejects where --max-rejects allows "
+            f"{out} is complete and usable, but has {counted(dataset.rejects, 'reject')} where --max-rejects allows "
             f"{max_rejects:,} (such as {example(out)}); {join(out, REJECTS)} says which and why"
         )
         raise typer.Exit(1)

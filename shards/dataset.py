@@ -93,8 +93,8 @@ class Dataset:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     raise
                 if not is_url(str(root)) and not Path(root).is_dir():
-                    why = "is not a folder; give the folder of a data set" if Path(root).exists() else "no such folder"
-                    raise ShardError(f"{root}: {why}") from None
+                    cause = "is not a folder; give that of a data set" if Path(root).exists() else "no such folder"
+                    raise ShardError(f"{root}: {cause}") from None
                 raise ShardError(
                     f"{printable_url(str(root))}: has no {DATASET}, so it is not a finished data set; correct the "
                     "name, or run its `maskfeat-shards build` or `index` again"

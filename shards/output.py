@@ -15,7 +15,7 @@ from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
 from shards.rejects import count_rejects
 from shards.storage import join
 from shards.terminal import note, say, shown
-from shards.text import excerpt
+from shards.text import counted, excerpt
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
@@ -57,13 +57,13 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
     say(
-        f"{out}: {dataset.samples:,} samples in {len(dataset.shards):,} shards, "
+        f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
         f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
     )
     for line in _classes(dataset, Manifest.load(out)):
         say(line)
     if dataset.rejects:
-        say(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
+        say(f"rejected {counted(dataset.rejects, 'image')} ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out, dataset.samples):
         say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
     say(f"next: maskfeat-shards verify {shlex.quote(out)}")

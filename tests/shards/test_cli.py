@@ -45,7 +45,7 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
     assert (status, err) == (0, "")
     assert "already built" in text
 
-    assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards are as they were built\n", "")
+    assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards: all as they were built\n", "")
 
     status, text, err = shell("info", out)
     assert (status, err) == (0, "")
@@ -182,7 +182,7 @@ def test_verify_prints_every_problem_and_exits_with_1(shell: Shell, source: Path
     [
         (["build", "{tmp}/nowhere", "{tmp}/out"], "error: {tmp}/nowhere: no such folder or file\n"),
         (["verify", "{tmp}/nowhere"], "error: {tmp}/nowhere: no such folder\n"),
-        (["verify", __file__], f"error: {__file__}: is not a folder; give the folder of a data set\n"),
+        (["verify", __file__], f"error: {__file__}: is not a folder; give that of a data set\n"),
         (["index", "{tmp}/*.tar", "--out", "{tmp}/out"], "error: {tmp}/*.tar: no such tar; correct the path or"),
         (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so it is not a finished data set; correct"),
         (["build", "{tmp}"], "Missing argument"),
