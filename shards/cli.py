@@ -221,7 +221,7 @@ def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
     prepare()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)

@@ -27,6 +27,7 @@ from shards.assembly import (
     is_finished,
     record_file,
     refuse_other_files,
+    refuse_web_server,
     scratch_folder,
     write,
     writing,
@@ -92,6 +93,7 @@ def index_tars(
     if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
+    refuse_web_server(out)
     names = [_name(path, out) for path in _expand(urls)]
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]

@@ -229,7 +229,7 @@ def tarred(size: bytes | None = None) -> bytes:
 
 def scripted() -> bytes:
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)
+    torch.jit.save(torch.jit.script(nn.Conv1d(2, 2, 1)), buffer)
     return buffer.getvalue()
 
 
