@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -167,7 +168,8 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             else:
                 found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
                 if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
-                    raise ShardError(f"{one}: is not a file; give tars, such as {one}/*.tar of a folder")
+                    remedy = f"{shlex.quote(f'{one}/*.tar')} for those of a folder"
+                    raise ShardError(f"{one}: is not a file; give tars, such as {remedy}")
                 if not found:
                     raise ShardError(f"{one}: no such tar; correct the path or the pattern")
                 tars += found

@@ -150,7 +150,7 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
     ):
         measured_rate(file, recipe("vit_large_1600e"))
     file.write_text("[]")
-    with pytest.raises(ConfigError, match=r"is no file that scripts/bench\.py wrote"):
+    with pytest.raises(ConfigError, match=r"was not written by scripts/bench\.py"):
         measured_rate(file, recipe())
 
 

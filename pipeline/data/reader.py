@@ -161,7 +161,7 @@ class Reader:
 def _out_of_reach(location: str, error: StorageError) -> DataError:
     return DataError(
         f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
-        "and the run goes on from its last checkpoint"
+        "and the run resumes from its last checkpoint"
     )
 
 

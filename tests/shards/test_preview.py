@@ -101,7 +101,9 @@ def test_a_histogram_counts_every_value_once() -> None:
 
 def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> None:
     build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
-    with pytest.raises(ShardError, match=r"nowhere/page\.html: No such file or directory; choose another"):
+    with pytest.raises(
+        ShardError, match=r"nowhere/page\.html: cannot be written \(No such file or directory\); choose another"
+    ):
         write_preview(tmp_path / "out", tmp_path / "nowhere" / "page.html")
     tar = tmp_path / "out" / "shard-000000.tar"
     data = bytearray(tar.read_bytes())
