@@ -221,7 +221,7 @@ def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
     prepare()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False) or 0)
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)
@@ -232,6 +232,12 @@ def main() -> None:
     except Exception as error:
         note_error(error)
         sys.exit(1)
+
+
+def _expanded(argument: str) -> str:
+    """An argument with the home folder for a `~` in front, which a shell leaves where it is quoted or follows `=`."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + str(Path(value).expanduser()) if value.startswith("~/") else argument
 
 
 @contextmanager

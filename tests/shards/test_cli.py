@@ -208,3 +208,15 @@ def test_help_has_an_example(shell: Shell, command: str) -> None:
     status, out, _ = shell(command, "--help")
     assert status == 0
     assert f"\n    maskfeat-shards {command} " in out
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    make_tree(tmp_path / "home" / "photos", 2)
+    assert shell("build", "~/photos", "~/set", "--workers=1")[0] == 0
+    assert shell("index", "~/set/shard-000000.tar", "--out=~/index", "--workers=1")[0] == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"photos", "set", "index"}
+    assert not (tmp_path / "~").exists()
