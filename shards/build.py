@@ -37,7 +37,7 @@ from shards.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
 from shards.tarfiles import idx_name
-from shards.text import printable
+from shards.text import portable, printable
 from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -144,7 +144,7 @@ def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
 
     Names are taken as UTF-8, whatever the locale.
     """
-    classes = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in listing.classes]
+    classes = [portable(name) for name in listing.classes]
     facts = [manifest.VERSION, asdict(options), ignored, classes, listing.labels]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):

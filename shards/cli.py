@@ -152,7 +152,7 @@ def verify(root: Root, workers: Workers = None) -> None:
         problems = find_problems(root, workers, report)
     dataset = Dataset.load(root)
     for problem in problems[:_PROBLEMS_SHOWN]:
-        say(join(root, str(problem)))
+        say(f"{join(root, problem.file)}: {problem.what}")
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
     if problems:
@@ -219,7 +219,7 @@ def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
     prepare()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)

@@ -50,7 +50,7 @@ from shards.storage import (
 )
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
 from shards.tarsample import check_sample
-from shards.text import one_line, printable
+from shards.text import escaped, one_line, portable
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def index_tars(
     if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
-    names = [_name(path, out) for path in _expand(urls)]
+    names = list(dict.fromkeys(_name(path, out) for path in _expand(urls)))
+    _refuse_equal_indices(names)
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -142,7 +143,7 @@ def index_tars(
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    """The tars that the patterns stand for, each once."""
+    """The tars that the patterns stand for."""
     tars: list[str] = []
     for pattern in patterns:
         try:
@@ -169,7 +170,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
                 if not found:
                     raise ShardError(f"{one}: no such tar; correct the path or the pattern")
                 tars += found
-    return list(dict.fromkeys(tars))
+    return tars
 
 
 def _is_file(path: str) -> bool:
@@ -180,13 +181,25 @@ def _is_file(path: str) -> bool:
 
 
 def _name(tar: str, out: str) -> str:
-    """How the data set in `out` names a tar."""
+    """How the data set in `out` names a tar, in every locale."""
     if is_url(tar):
-        return tar
+        return portable(tar)
     path = Path(tar).parent.resolve() / Path(tar).name
     if is_url(out) or not path.is_relative_to(Path(out).resolve()):
-        return str(path)
-    return str(path.relative_to(Path(out).resolve()))
+        return portable(str(path))
+    return portable(str(path.relative_to(Path(out).resolve())))
+
+
+def _refuse_equal_indices(names: Sequence[str]) -> None:
+    """Raises ShardError for two tars whose `.idx` would be one file, such as `a.tar` and `a.tgz` beside it."""
+    tars: dict[str, str] = {}
+    for name in names:
+        other = tars.setdefault(idx_name(name), name)
+        if other != name:
+            raise ShardError(
+                f"{printable_url(other)} and {printable_url(name)}: both would have the index {idx_name(name)}; "
+                "rename one of them"
+            )
 
 
 def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None:
@@ -235,14 +248,14 @@ def _read(tar: Path, name: str, max_pixels: int) -> tuple[Record, list[Sample]]:
             continue
         kept.append(sample)
         offset, size, member = sample.members[extension]
-        rows["key"].append(printable(sample.key))
+        rows["key"].append(escaped(sample.key))
         rows["offset"].append(offset)
         rows["size"].append(size)
         rows["label"].append(label)
         rows["height"].append(image.height)
         rows["width"].append(image.width)
         rows["crc32c"].append(google_crc32c.value(image.data))
-        rows["path"].append(printable(member))
+        rows["path"].append(escaped(member))
     shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar)) if kept else None
     return Record(shard, rows, rejects), kept
 
@@ -252,4 +265,4 @@ def _no_rows() -> dict[str, list[Any]]:
 
 
 def _reject(path: str, reason: str, detail: str) -> dict[str, Any]:
-    return {"path": printable(path), "reason": reason, "detail": printable(detail), "size": None}
+    return {"path": escaped(path), "reason": reason, "detail": escaped(detail), "size": None}

@@ -1,7 +1,6 @@
 """What a label is: one rule for csv and parquet tables, and for `.cls` and `.json` members of tars."""
 
 import math
-import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -65,6 +64,6 @@ def number_classes(labels: set[Label]) -> tuple[dict[Label, int], list[str]]:
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
         return {label: label for label in numbers}, [str(label) for label in range(max(numbers, default=-1) + 1)]
-    classes = sorted({str(label) for label in labels}, key=os.fsencode)
+    classes = sorted({str(label) for label in labels}, key=str.encode)
     number = {name: label for label, name in enumerate(classes)}
     return {label: number[str(label)] for label in labels}, classes

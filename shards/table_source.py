@@ -103,6 +103,6 @@ def _classes(source: Path, column: str, values: Sequence[Any]) -> tuple[list[int
             ) from None
         if label is None:
             raise ShardError(f"{source}: row {number} has no {column}; fill it in, or leave out the whole column")
-        labels.append(native(label) if isinstance(label, str) else label)
+        labels.append(label)
     numbers, classes = number_classes(set(labels))
-    return [numbers[label] for label in labels], classes
+    return [numbers[label] for label in labels], [native(name) for name in classes]

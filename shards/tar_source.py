@@ -13,7 +13,7 @@ from posixpath import normpath
 from shards.files import ShardError
 from shards.listing import Listing, is_candidate, labelled, no_images
 from shards.tarheaders import Readable, in_hidden_folder, is_hidden, members, why_unsafe
-from shards.text import one_line
+from shards.text import native, one_line
 
 _TAR = re.compile(r".*\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))", re.DOTALL | re.IGNORECASE)
 
@@ -45,7 +45,7 @@ def list_tar_of_tars(source: Path) -> Listing:
                     )
                 folders.add(folder)
                 for image, start, length in _files(file, source, name, offset, offset + size):
-                    path = f"{folder}/{normpath(image)}"
+                    path = native(f"{folder}/{normpath(image)}")
                     if is_candidate(path) and not is_hidden(image):
                         places[path] = (start, length)
                     else:

@@ -130,6 +130,21 @@ def test_tars_of_one_file_name_in_two_folders_are_told_apart(tmp_path: Path) -> 
     assert verify(tmp_path / "out") == []
 
 
+def test_a_tar_that_is_named_twice_counts_once(tars: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "out", tars):
+        twice = [f"{tars}/000.tar", f"{tars}/../tars/000.tar", f"{tars}/./00?.tar"]
+        assert [shard.samples for shard in index_tars(twice, out, workers=1)[0].shards] == [4, 3, 2]
+        assert verify(out) == []
+
+
+def test_tars_whose_index_would_be_one_file_are_refused(tars: Path, tmp_path: Path) -> None:
+    shutil.copy(tars / "001.tar", tars / "000.TAR")
+    with pytest.raises(ShardError, match=r"000\.tar and 000\.TAR: both would have the index 000\.idx; rename one"):
+        index_tars([f"{tars}/000.tar", f"{tars}/000.TAR"], tars, workers=1)
+    assert [shard.samples for shard in index_tars([f"{tars}/000.*"], tmp_path / "out", workers=1)[0].shards] == [3, 4]
+    assert verify(tmp_path / "out") == []
+
+
 def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
