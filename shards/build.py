@@ -110,7 +110,7 @@ def build(
         if is_finished(out, fingerprint):
             return Dataset.load(out), True
         refuse_other_files(out, present)
-        if source.is_dir() and not finished_records(out):
+        if (source.is_dir() or listing.offsets) and not finished_records(out):
             refuse_parts(listing)
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))

@@ -33,6 +33,7 @@ from shards.assembly import (
 from shards.check import DEFAULT_MAX_PIXELS
 from shards.engines import run
 from shards.files import ShardError, sha256_of
+from shards.labels import on_mixture
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
 from shards.rejected import Rejected
@@ -134,6 +135,8 @@ def index_tars(
                 options=None,
                 fingerprint=fingerprint,
             )
+    if mixture := on_mixture(dataset.classes):
+        note(f"{out}: {mixture}")
     if not dataset.classes and "/" in Manifest.load(out).key(0):
         note(
             f"{out}: its samples lie in folders, which are not taken for classes; if they are, unpack the tars and use "
