@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from shards.files import AT_MOST, fsync, open_regular, read_at
 from shards.listing import is_url
@@ -51,8 +52,12 @@ def join(root: str | Path, name: str) -> str:
 
     Names are UTF-8, as `portable` makes them; paths are those of this locale.
     """
-    location = name if is_url(name) else posixpath.join(str(root), name)
-    return location if is_url(location) else posixpath.join(str(root), native(name))
+    root = str(root)
+    if is_url(name):
+        return name
+    if is_url(root) and not name.startswith("/"):  # in web addresses, `%`, `?` and `#` are no part of a name
+        return posixpath.join(root, quote(name, errors="surrogateescape") if is_on_web(root) else name)
+    return posixpath.join(root, native(name))
 
 
 def read(

@@ -282,6 +282,16 @@ def test_tars_behind_urls_are_described_as_those_on_disk(tars: Path, tmp_path: P
         assert problems[0].startswith(f"{server.url}/001.tar: has 0 bytes instead of ")
 
 
+def test_a_set_beside_tars_of_odd_names_can_be_served(tmp_path: Path) -> None:
+    names = ["50%20.tar", "a b.tar", "h#x.tar", "q?x=1&y.tar", "ä+.tar"]
+    for seed, name in enumerate(names):
+        like_timm(tmp_path / name, range(seed, seed + 1))
+    index_tars([f"{tmp_path}/*.tar"], tmp_path, workers=1)
+    with http_server(tmp_path) as server:
+        assert Manifest.load(server.url).shard_names == names
+        assert verify(server.url, workers=1) == []
+
+
 def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with http_server(tmp_path) as server, pytest.raises(ShardError) as caught:
         index_tars([f"{server.url}/gone.tar"], tmp_path / "out", workers=1)
