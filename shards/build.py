@@ -23,13 +23,14 @@ from shards.assembly import (
     is_finished,
     record_file,
     refuse_other_files,
+    refuse_web,
     scratch_folder,
     write,
     writing,
 )
 from shards.check import DEFAULT_MAX_PIXELS, MAX_IMAGE_BYTES, Check
 from shards.engines import Engine, run
-from shards.files import ShardError, sha256_of
+from shards.files import ShardError, real, sha256_of
 from shards.folder_source import refuse_parts
 from shards.listing import Item, Listing, is_url
 from shards.manifest import Dataset, Options
@@ -90,10 +91,12 @@ def build(
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
     options = Options(samples_per_shard, resize, max_pixels, seed, check)
-    if min(samples_per_shard, max_pixels, 1 if workers is None else workers, 1 if resize is None else resize) < 1:
-        raise ShardError(f"{options}, workers={workers}: every number but the seed must be 1 or more")
-    if not is_url(out) and _overlap(source.resolve(), Path(out).resolve()):
+    numbers = [number for number in (samples_per_shard, max_pixels, workers, resize) if number is not None]
+    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
+        raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
+    if not is_url(out) and _overlap(real(source), real(out)):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
+    refuse_web(out)
     listing = list_source(source)
     for line in listing.notes:
         note(line)

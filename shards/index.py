@@ -26,13 +26,14 @@ from shards.assembly import (
     is_finished,
     record_file,
     refuse_other_files,
+    refuse_web,
     scratch_folder,
     write,
     writing,
 )
 from shards.check import DEFAULT_MAX_PIXELS
 from shards.engines import run
-from shards.files import ShardError, sha256_of
+from shards.files import ShardError, real, sha256_of
 from shards.labels import on_mixture
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
@@ -92,6 +93,7 @@ def index_tars(
     if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
+    refuse_web(out)
     names = list(dict.fromkeys(_name(path, out) for path in _expand(urls)))
     _refuse_equal_indices(names)
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
@@ -187,10 +189,10 @@ def _name(tar: str, out: str) -> str:
     """How the data set in `out` names a tar, in every locale."""
     if is_url(tar):
         return portable(tar)
-    path = Path(tar).parent.resolve() / Path(tar).name
-    if is_url(out) or not path.is_relative_to(Path(out).resolve()):
-        return portable(str(path))
-    return portable(str(path.relative_to(Path(out).resolve())))
+    path = real(Path(tar).parent) / Path(tar).name
+    if not is_url(out) and path.is_relative_to(real(out)):
+        path = path.relative_to(real(out))
+    return portable(str(path))
 
 
 def _refuse_equal_indices(names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
-from shards.files import ShardError
+from shards.files import ShardError, real
 from shards.manifest import Dataset, Manifest
 from shards.page import STYLE, histogram
 from shards.rejects import load_rejects
@@ -36,7 +36,7 @@ def write_preview(root: str | Path, out: Path) -> int:
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
-    name = _shown(printable(Path(root).resolve().name))
+    name = _shown(printable(real(root).name))
     kind = "by class" if (manifest.label >= 0).any() else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"

@@ -232,8 +232,12 @@ def test_names_outside_ascii_survive_in_the_manifest_and_stay_out_of_the_tar(tmp
 
 def test_nonsense_numbers_are_refused(source: Path, tmp_path: Path) -> None:
     for name in ("samples_per_shard", "resize", "workers", "max_pixels"):
-        with pytest.raises(ShardError, match=rf"{name}=0\b.*must be 1 or more"):
+        with pytest.raises(ShardError, match=rf"{name}=0\b.*must be from 1 to 2"):
             build(source, tmp_path / "out", **{name: 0})
+    with pytest.raises(
+        ShardError, match=rf"max_pixels={2**63}\b.*must be from 1 to 2"
+    ):  # dataset.json could not say it
+        build(source, tmp_path / "out", max_pixels=2**63)
     assert not (tmp_path / "out").exists()
 
 
