@@ -34,6 +34,8 @@ def write_preview(root: str | Path, out: Path) -> int:
 
     Raises ShardError when there is no finished data set, an image to show is damaged, or `out` cannot be written.
     """
+    if out.exists() and not out.is_file():  # a device, such as /dev/null, would become a file for everybody
+        raise ShardError(f"{out}: is not a regular file; choose another file")
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
     name = _shown(printable(real(root).name))
