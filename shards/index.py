@@ -4,17 +4,14 @@ The tars stay as they are and where they are, so an image that would have to be 
 any that `build` would reject. Nothing is unpacked, no link followed, nothing unpickled.
 """
 
-import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import braceexpand
 import google_crc32c
 
 from shards import manifest
@@ -33,7 +30,7 @@ from shards.assembly import (
 )
 from shards.check import DEFAULT_MAX_PIXELS
 from shards.engines import run
-from shards.files import ShardError, real, sha256_of
+from shards.files import ShardError, sha256_of
 from shards.labels import on_mixture
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
@@ -42,17 +39,15 @@ from shards.rejects import UNREADABLE_TAR
 from shards.storage import (
     StorageError,
     as_local,
-    has_query,
     join,
     printable_url,
     replacing,
-    shows_credentials,
     size_of,
-    why_unsupported,
 )
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
+from shards.tarnames import names_of
 from shards.tarsample import check_sample
-from shards.text import escaped, one_line, portable
+from shards.text import escaped, one_line
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,7 @@ def index_tars(
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
     refuse_web(out)
-    names = list(dict.fromkeys(_name(path, out) for path in _expand(urls)))
-    _refuse_equal_indices(names)
+    names = names_of(urls, out)
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -145,66 +139,6 @@ def index_tars(
             "`maskfeat-shards build`"
         )
     return dataset, False
-
-
-def _expand(patterns: Sequence[str]) -> list[str]:
-    """The tars that the patterns stand for."""
-    tars: list[str] = []
-    for pattern in patterns:
-        try:
-            expanded = [pattern] if _is_file(pattern) else list(braceexpand.braceexpand(pattern))
-        except ValueError:
-            raise ShardError(f"{pattern}: its braces do not match; correct them") from None
-        for one in expanded:
-            if is_url(one):
-                if shows_credentials(one) or has_query(one):
-                    raise ShardError(
-                        f"{printable_url(one)}: holds credentials or a query, which dataset.json would show; leave "
-                        "them out, credentials come from the environment"
-                    )
-                why = why_unsupported(one)
-                if why is not None:
-                    raise ShardError(f"{printable_url(one)}: cannot be read: {why}")
-                tars.append(one)
-            elif _is_file(one):
-                tars.append(one)
-            else:
-                found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
-                if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
-                    raise ShardError(f"{one}: is not a file; give tars, such as {one}/*.tar of a folder")
-                if not found:
-                    raise ShardError(f"{one}: no such tar; correct the path or the pattern")
-                tars += found
-    return tars
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # a name that is too long, or a folder that is closed
-        return False
-
-
-def _name(tar: str, out: str) -> str:
-    """How the data set in `out` names a tar, in every locale."""
-    if is_url(tar):
-        return portable(tar)
-    path = real(Path(tar).parent) / Path(tar).name
-    if not is_url(out) and path.is_relative_to(real(out)):
-        path = path.relative_to(real(out))
-    return portable(str(path))
-
-
-def _refuse_equal_indices(names: Sequence[str]) -> None:
-    """Raises ShardError for two tars whose `.idx` would be one file, such as `a.tar` and `a.tgz` beside it."""
-    tars: dict[str, str] = {}
-    for name in names:
-        other = tars.setdefault(idx_name(name), name)
-        if other != name:
-            raise ShardError(
-                f"{printable_url(other)} and {printable_url(name)}: both would have the index {idx_name(name)}; "
-                "rename one of them"
-            )
 
 
 def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None:

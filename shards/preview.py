@@ -1,6 +1,7 @@
 """One HTML page, with everything in it, that shows what a data set holds."""
 
 import base64
+import errno
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -34,8 +35,6 @@ def write_preview(root: str | Path, out: Path) -> int:
 
     Raises ShardError when there is no finished data set, an image to show is damaged, or `out` cannot be written.
     """
-    if out.exists() and not out.is_file():  # a device, such as /dev/null, would become a file for everybody
-        raise ShardError(f"{out}: is not a regular file; choose another file")
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
     name = _shown(printable(real(root).name))
@@ -57,6 +56,8 @@ def write_preview(root: str | Path, out: Path) -> int:
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>{''.join(body)}</main></html>\n"
     )
     try:
+        if out.exists() and not out.is_file():  # a device, such as /dev/null, would become a file for everybody
+            raise OSError(errno.EINVAL, "is not a regular file")
         with replacing(out, out.parent) as scratch:
             scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
     except OSError as error:
