@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -100,6 +101,7 @@ def build(
     listing = list_source(source)
     for line in listing.notes:
         note(line)
+    classes = _names(listing)
     fingerprint = _fingerprint(listing, options, listing.ignored)
     unwritten = _bytes(listing.sizes)
 
@@ -130,12 +132,24 @@ def build(
                 out,
                 [job.name for job in jobs],
                 source=source,
-                classes=[printable(name) for name in listing.classes],
+                classes=classes,
                 ignored=listing.ignored,
                 options=options,
                 fingerprint=fingerprint,
             )
     return dataset, False
+
+
+def _names(listing: Listing) -> list[str]:
+    """The classes as dataset.json names them. Raises ShardError where two would have one name."""
+    names = Counter(printable(name) for name in listing.classes)
+    for name, count in names.items():
+        if count > 1:
+            raise ShardError(
+                f"{listing.root}: {count} classes would be called {name}, one of which has bytes that are not UTF-8; "
+                "rename it"
+            )
+    return list(names)
 
 
 def _overlap(first: Path, second: Path) -> bool:
