@@ -58,7 +58,9 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 def _is_file(path: str) -> bool:
     try:
         return Path(path).is_file()
-    except OSError:  # a name that is too long, or a folder that is closed
+    except PermissionError as error:
+        raise ShardError(f"{path}: {error.strerror}; make its folder readable (chmod u+rx)") from None
+    except OSError:  # a name that is too long
         return False
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import pickle
 import re
@@ -237,6 +238,15 @@ def test_what_is_no_tar_is_an_error(pattern: str, message: str, tmp_path: Path) 
     (tmp_path / "text.tar").write_bytes(b"x" * 1024)
     with pytest.raises(ShardError, match=message):
         index_tars([pattern.format(tmp=tmp_path)], tmp_path / "out", workers=1)
+
+
+def test_a_closed_folder_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_file(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", is_file)  # nothing is closed to root
+    with pytest.raises(ShardError, match=r"closed/a\.tar: Permission denied; make its folder readable"):
+        index_tars([f"{tmp_path}/closed/a.tar"], tmp_path / "out", workers=1)
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "cut within"])
