@@ -12,6 +12,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, Plan
 from pipeline.data.simulate import Fleet, Forecast, forecast
 from shards.cli import app, main
+from shards.files import ShardError
 from shards.manifest import Dataset
 from shards.terminal import note, say
 from shards.text import counted
@@ -21,7 +22,8 @@ __all__ = ["main"]
 # What is tried where a cache is too small: lanes, blocks or shards of these fractions, up to so many shards.
 _FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
 _MOST_SHARDS = 4_000_000
-_MOST = 2**62
+_MOST = 2**62  # bytes
+_MOST_IMAGES, _MOST_IMAGINED_SHARDS = 10**15, 10**8  # which keeps products of them in 64 bits, and arrays in memory
 Candidate = tuple[str, Plan, Int64s]  # what to change, the plan with it, the bytes of its shards
 
 
@@ -42,8 +44,8 @@ def _number(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 1 <= number < _MOST or not number.is_integer():
-        raise typer.BadParameter(f"{text!r} is not a whole number above 0 such as 1281167 or 10e9")
+    if not 1 <= number <= _MOST_IMAGES or not number.is_integer():
+        raise typer.BadParameter(f"{text!r} is not a whole number from 1 to 1e15 such as 1281167 or 10e9")
     return int(number)
 
 
@@ -59,13 +61,13 @@ def plan(
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
     lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="As data.lanes of the recipe.")] = LANES,
     block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="As data.block of the recipe.")] = BLOCK,
-    seed: Annotated[int, typer.Option(help="As run.seed of the recipe.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62 - 1, help="As run.seed of the recipe.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to simulate.")] = 3,
     bandwidth: Annotated[
         int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
     ] = "10Gbit",  # type: ignore[assignment]  # typer parses defaults too
     images_per_second: Annotated[
-        float | None, typer.Option(min=1, help="Speed of training on all nodes.", show_default="unknown")
+        float | None, typer.Option(min=1, max=1e12, help="Speed of training on all nodes.", show_default="unknown")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
 ) -> None:
@@ -124,10 +126,15 @@ def _data_set(root: str | None, samples: int | None, size: int | None, shards: i
     """Samples and bytes of every shard, two of (shards,), of the data set in `root` or of an even one."""
     imagined = (samples, size, shards)
     if root is not None and not any(imagined):
-        found = Dataset.load(root).shards
+        dataset = Dataset.load(root)
+        if dataset.samples > _MOST_IMAGES or sum(shard.samples for shard in dataset.shards) != dataset.samples:
+            raise ShardError(f"{root}: its dataset.json counts {dataset.samples:,} samples wrongly; build it again")
+        found = dataset.shards
         return np.array([shard.samples for shard in found]), np.array([shard.bytes for shard in found])
     if root is not None or samples is None or size is None or shards is None:
         raise typer.BadParameter("give either DIR or all of --samples, --bytes and --shards")
+    if shards > _MOST_IMAGINED_SHARDS:
+        raise typer.BadParameter(f"{shards:,} shards are more than {_MOST_IMAGINED_SHARDS:,}; lower --shards")
     if shards > samples:
         raise typer.BadParameter(f"{samples:,} images cannot fill {shards:,} shards; lower --shards")
     return _shared_out(samples, shards), _shared_out(size, shards)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,7 +31,7 @@ from shards.assembly import (
 )
 from shards.check import DEFAULT_MAX_PIXELS, MAX_IMAGE_BYTES, Check
 from shards.engines import Engine, run
-from shards.files import ShardError, sha256_of
+from shards.files import ShardError, real, sha256_of
 from shards.folder_source import refuse_parts
 from shards.listing import Item, Listing, is_url
 from shards.manifest import Dataset, Options
@@ -38,7 +39,7 @@ from shards.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
 from shards.tarfiles import idx_name
-from shards.text import printable
+from shards.text import portable, printable
 from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
@@ -91,14 +92,16 @@ def build(
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
     options = Options(samples_per_shard, resize, max_pixels, seed, check)
-    if min(samples_per_shard, max_pixels, 1 if workers is None else workers, 1 if resize is None else resize) < 1:
-        raise ShardError(f"{options}, workers={workers}: every number but the seed must be 1 or more")
-    if not is_url(out) and _overlap(source.resolve(), Path(out).resolve()):
+    numbers = [number for number in (samples_per_shard, max_pixels, workers, resize) if number is not None]
+    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
+        raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
+    if not is_url(out) and _overlap(real(source), real(out)):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
     refuse_web_server(out)
     listing = list_source(source)
     for line in listing.notes:
         note(line)
+    classes = _names(listing)
     fingerprint = _fingerprint(listing, options, listing.ignored)
     unwritten = _bytes(listing.sizes)
 
@@ -112,7 +115,7 @@ def build(
         if is_finished(out, fingerprint):
             return Dataset.load(out), True
         refuse_other_files(out, present)
-        if source.is_dir() and not finished_records(out):
+        if (source.is_dir() or listing.offsets) and not finished_records(out):
             refuse_parts(listing)
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))
@@ -129,12 +132,24 @@ def build(
                 out,
                 [job.name for job in jobs],
                 source=source,
-                classes=[printable(name) for name in listing.classes],
+                classes=classes,
                 ignored=listing.ignored,
                 options=options,
                 fingerprint=fingerprint,
             )
     return dataset, False
+
+
+def _names(listing: Listing) -> list[str]:
+    """The classes as dataset.json names them. Raises ShardError where two would have one name."""
+    names = Counter(printable(name) for name in listing.classes)
+    for name, count in names.items():
+        if count > 1:
+            raise ShardError(
+                f"{listing.root}: {count} classes would be called {name}, one of which has bytes that are not UTF-8; "
+                "rename it"
+            )
+    return list(names)
 
 
 def _overlap(first: Path, second: Path) -> bool:
@@ -146,7 +161,7 @@ def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
 
     Names are taken as UTF-8, whatever the locale.
     """
-    classes = [os.fsencode(name).decode("utf-8", "surrogateescape") for name in listing.classes]
+    classes = [portable(name) for name in listing.classes]
     facts = [manifest.VERSION, asdict(options), ignored, classes, listing.labels]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):

@@ -153,7 +153,7 @@ def verify(root: Root, workers: Workers = None) -> None:
         problems = find_problems(root, workers, report)
     dataset = Dataset.load(root)
     for problem in problems[:_PROBLEMS_SHOWN]:
-        say(join(root, str(problem)))
+        say(f"{join(root, problem.file)}: {problem.what}")
     if len(problems) > _PROBLEMS_SHOWN:
         say(f"and {len(problems) - _PROBLEMS_SHOWN:,} more")
     if problems:

@@ -118,15 +118,24 @@ class Dataset:
         for what, listed in (("classes", dataset.classes), ("shards", names)):
             if len(set(listed)) < len(listed):
                 raise unusable(path, f"{what}: a name is there twice")
-        if not names or any(not 0 < len(name) <= _LONGEST_NAME or "\0" in name for name in names):
+        if not names or not all(map(_is_name, names)):
             raise unusable(
-                path, f"shards: there is at least one, and each has a name of 1 to {_LONGEST_NAME} characters"
+                path, f"shards: there is at least one, and each has a valid name of 1 to {_LONGEST_NAME} characters"
             )
         if any(shard.samples > shard.bytes for shard in dataset.shards):
             raise unusable(path, "shards: one has more samples than bytes")
         if sum(shard.bytes for shard in dataset.shards) > _MOST_BYTES:
             raise unusable(path, "shards: they have more bytes than any storage")
         return dataset
+
+
+def _is_name(shard: str) -> bool:
+    """Whether a file or URL may be called so."""
+    try:
+        shard.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # JSON can write halves of characters
+        return False
+    return 0 < len(shard) <= _LONGEST_NAME and "\0" not in shard
 
 
 _DESCRIPTION: TypeAdapter[Dataset] = TypeAdapter(Dataset)

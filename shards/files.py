@@ -18,6 +18,11 @@ class ShardError(Exception):
     """An input or a data set cannot be used; the message is one line that names it and the remedy."""
 
 
+def real(path: str | Path) -> Path:
+    """An absolute path without links, but for one that leads in a circle: whoever opens that says so."""
+    return Path(os.path.realpath(path))
+
+
 def open_regular(path: str | Path) -> io.FileIO:
     """Open a regular file to read, without a buffer.
 

@@ -63,7 +63,9 @@ def list_folder(root: Path) -> Listing:
         ) from None
     files = sorted(found.files, key=lambda file: os.fsencode(file[0]))
     images = [(path, size) for path, size in files if is_candidate(path)]
-    ignored = Counter(_kind(path, found.broken) for path, _ in files if not is_candidate(path))
+    ignored = Counter(
+        "broken links" if path in found.broken else kind_of_name(path) for path, _ in files if not is_candidate(path)
+    )
     met = _met(found, ignored)
     if not images:
         raise no_images(root, len(files), "; ".join(met))
@@ -89,7 +91,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def refuse_parts(listing: Listing) -> None:
-    """Raises ShardError where what looks like class folders are the parts of a data set, such as `train` and `val`.
+    """Raises ShardError where what looks like class folders or tars are the parts of a data set, as `train` and `val`.
 
     A single folder of such a name is a class, a locomotive perhaps, if images lie right in it.
     """
@@ -98,9 +100,12 @@ def refuse_parts(listing: Listing) -> None:
         return
     if len(classes) > 1 or all(path.count("/") > 1 for path in listing.paths):
         part = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        remedy = f"build each by itself: maskfeat-shards build {shlex.quote(str(listing.root / part))} ..."
+        if listing.offsets:
+            remedy = "unpack it, and build each by itself"
         raise ShardError(
             f"{listing.root}: holds the parts of a data set ({', '.join(classes)}), which would become its classes; "
-            f"build each by itself: maskfeat-shards build {shlex.quote(str(listing.root / part))} ..."
+            f"{remedy}"
         )
 
 
@@ -139,11 +144,9 @@ def _walk(root: Path) -> _Found:
     return found
 
 
-def _kind(path: str, broken: set[str]) -> str:
+def kind_of_name(path: str) -> str:
     """What to count an ignored file by."""
     name = PurePosixPath(path)
-    if path in broken:
-        return "broken links"
     return "hidden" if name.name.startswith(".") else name.suffix.lower() or "without a suffix"
 
 
@@ -152,11 +155,14 @@ def _met(found: _Found, ignored: Counter[str]) -> list[str]:
     lines = []
     if found.passed_over:
         lines.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
-    if ignored:
-        formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
-        remedy = f"; {', '.join(formats)} cannot be read here: convert to JPEG first" if formats else ""
-        lines.append(f"ignored files: {_counts(ignored)}{remedy}")
-    return lines
+    return lines + ([on_ignored(ignored)] if ignored else [])
+
+
+def on_ignored(ignored: Counter[str]) -> str:
+    """What to say of files that are no candidates, counted by kind."""
+    formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
+    remedy = f"; {', '.join(formats)} cannot be read here: convert to JPEG first" if formats else ""
+    return f"ignored files: {_counts(ignored)}{remedy}"
 
 
 def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:

@@ -4,18 +4,14 @@ The tars stay as they are and where they are, so an image that would have to be 
 any that `build` would reject. Nothing is unpacked, no link followed, nothing unpickled.
 """
 
-import glob
 import hashlib
 import json
-import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import braceexpand
 import google_crc32c
 
 from shards import manifest
@@ -35,6 +31,7 @@ from shards.assembly import (
 from shards.check import DEFAULT_MAX_PIXELS
 from shards.engines import run
 from shards.files import ShardError, sha256_of
+from shards.labels import on_mixture
 from shards.listing import is_url
 from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
 from shards.rejected import Rejected
@@ -42,17 +39,15 @@ from shards.rejects import UNREADABLE_TAR
 from shards.storage import (
     StorageError,
     as_local,
-    has_query,
     join,
     printable_url,
     replacing,
-    shows_credentials,
     size_of,
-    why_unsupported,
 )
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
+from shards.tarnames import names_of
 from shards.tarsample import check_sample
-from shards.text import one_line, printable
+from shards.text import escaped, one_line
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def index_tars(
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
     refuse_web_server(out)
-    names = [_name(path, out) for path in _expand(urls)]
+    names = names_of(urls, out)
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -136,61 +131,14 @@ def index_tars(
                 options=None,
                 fingerprint=fingerprint,
             )
+    if mixture := on_mixture(dataset.classes):
+        note(f"{out}: {mixture}")
     if not dataset.classes and "/" in Manifest.load(out).key(0):
         note(
             f"{out}: its samples lie in folders, which are not taken for classes; if they are, unpack the tars and use "
             "`maskfeat-shards build`"
         )
     return dataset, False
-
-
-def _expand(patterns: Sequence[str]) -> list[str]:
-    """The tars that the patterns stand for, each once."""
-    tars: list[str] = []
-    for pattern in patterns:
-        try:
-            expanded = [pattern] if _is_file(pattern) else list(braceexpand.braceexpand(pattern))
-        except ValueError:
-            raise ShardError(f"{pattern}: its braces do not match; correct them") from None
-        for one in expanded:
-            if is_url(one):
-                if shows_credentials(one) or has_query(one):
-                    raise ShardError(
-                        f"{printable_url(one)}: holds credentials or a query, which dataset.json would show; leave "
-                        "them out, credentials come from the environment"
-                    )
-                why = why_unsupported(one)
-                if why is not None:
-                    raise ShardError(f"{printable_url(one)}: cannot be read: {why}")
-                tars.append(one)
-            elif _is_file(one):
-                tars.append(one)
-            else:
-                found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
-                if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
-                    remedy = f"{shlex.quote(f'{one}/*.tar')} for those of a folder"
-                    raise ShardError(f"{one}: is not a file; give tars, such as {remedy}")
-                if not found:
-                    raise ShardError(f"{one}: no such tar; correct the path or the pattern")
-                tars += found
-    return list(dict.fromkeys(tars))
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # a name that is too long, or a folder that is closed
-        return False
-
-
-def _name(tar: str, out: str) -> str:
-    """How the data set in `out` names a tar."""
-    if is_url(tar):
-        return tar
-    path = Path(tar).parent.resolve() / Path(tar).name
-    if is_url(out) or not path.is_relative_to(Path(out).resolve()):
-        return str(path)
-    return str(path.relative_to(Path(out).resolve()))
 
 
 def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None:
@@ -239,14 +187,14 @@ def _read(tar: Path, name: str, max_pixels: int) -> tuple[Record, list[Sample]]:
             continue
         kept.append(sample)
         offset, size, member = sample.members[extension]
-        rows["key"].append(printable(sample.key))
+        rows["key"].append(escaped(sample.key))
         rows["offset"].append(offset)
         rows["size"].append(size)
         rows["label"].append(label)
         rows["height"].append(image.height)
         rows["width"].append(image.width)
         rows["crc32c"].append(google_crc32c.value(image.data))
-        rows["path"].append(printable(member))
+        rows["path"].append(escaped(member))
     shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar)) if kept else None
     return Record(shard, rows, rejects), kept
 
@@ -256,4 +204,4 @@ def _no_rows() -> dict[str, list[Any]]:
 
 
 def _reject(path: str, reason: str, detail: str) -> dict[str, Any]:
-    return {"path": printable(path), "reason": reason, "detail": printable(detail), "size": None}
+    return {"path": escaped(path), "reason": reason, "detail": escaped(detail), "size": None}

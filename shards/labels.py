@@ -1,9 +1,8 @@
 """What a label is: one rule for csv and parquet tables, and for `.cls` and `.json` members of tars."""
 
 import math
-import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from shards.text import excerpt
@@ -65,6 +64,18 @@ def number_classes(labels: set[Label]) -> tuple[dict[Label, int], list[str]]:
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
         return {label: label for label in numbers}, [str(label) for label in range(max(numbers, default=-1) + 1)]
-    classes = sorted({str(label) for label in labels}, key=os.fsencode)
+    classes = sorted({str(label) for label in labels}, key=str.encode)
     number = {name: label for label, name in enumerate(classes)}
     return {label: number[str(label)] for label in labels}, classes
+
+
+def on_mixture(classes: Sequence[str]) -> str | None:
+    """What to say of the labels of these classes where some are numbers and others names; None where all are alike."""
+    numbers = [name for name in classes if isinstance(as_label(name), int)]
+    if len(numbers) in (0, len(classes)):
+        return None
+    name = next(name for name in classes if name not in numbers)
+    return (
+        f"labels are partly numbers (such as {numbers[0]}) and partly names (such as {excerpt(name)}), so numbers are "
+        "names, too, and not kept: classes are numbered by the order of their names"
+    )

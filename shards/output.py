@@ -63,7 +63,7 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     for line in _classes(dataset, Manifest.load(out)):
         say(line)
     if dataset.rejects:
-        say(f"rejected {counted(dataset.rejects, 'image')} ({reasons(out)}): see {join(out, REJECTS)}")
+        say(f"rejects: {dataset.rejects:,} ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out, dataset.samples):
         say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
     say(f"next: maskfeat-shards verify {shlex.quote(out)}")

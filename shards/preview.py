@@ -1,6 +1,7 @@
 """One HTML page, with everything in it, that shows what a data set holds."""
 
 import base64
+import errno
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from shards.check import thumbnail
 from shards.duplicates import load_duplicates
-from shards.files import ShardError
+from shards.files import ShardError, real
 from shards.manifest import Dataset, Manifest
 from shards.page import STYLE, histogram
 from shards.rejects import load_rejects
@@ -36,7 +37,7 @@ def write_preview(root: str | Path, out: Path) -> int:
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
-    name = _shown(printable(Path(root).resolve().name))
+    name = _shown(printable(real(root).name))
     kind = "by class" if (manifest.label >= 0).any() else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
@@ -55,6 +56,8 @@ def write_preview(root: str | Path, out: Path) -> int:
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>{''.join(body)}</main></html>\n"
     )
     try:
+        if out.exists() and not out.is_file():  # a device, such as /dev/null, would become a file for everybody
+            raise OSError(errno.EINVAL, "is not a regular file")
         with replacing(out, out.parent) as scratch:
             scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
     except OSError as error:

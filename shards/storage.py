@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from shards.files import AT_MOST, fsync, open_regular, read_at
 from shards.listing import is_url
 from shards.remote import DEADLINE, StorageError, Traffic, locate, request
+from shards.text import native, portable
 from shards.urls import has_query, is_on_web, printable_url, shows_credentials, why_refused
 
 __all__ = [
@@ -46,8 +48,16 @@ _SLOWEST = 1e6  # bytes a second that an upload reaches at least
 
 
 def join(root: str | Path, name: str) -> str:
-    """The path or URL of what `root`, a folder or a URL, calls `name`: that itself if it is a URL or absolute."""
-    return name if is_url(name) else posixpath.join(str(root), name)
+    """The path or URL of what `root`, a folder or a URL, calls `name`: that itself if it is a URL or absolute.
+
+    Names are UTF-8, as `portable` makes them; paths are those of this locale.
+    """
+    root = str(root)
+    if is_url(name):
+        return name
+    if is_url(root) and not name.startswith("/"):  # in web addresses, `%`, `?` and `#` are no part of a name
+        return posixpath.join(root, quote(name, errors="surrogateescape") if is_on_web(root) else name)
+    return posixpath.join(root, native(name))
 
 
 def read(
@@ -192,11 +202,13 @@ def size_of(file: str) -> int | None:
 def listing(folder: str) -> dict[str, int]:
     """Names and sizes in bytes of the files right in a folder or below a URL; empty where there is none.
 
+    Names are those that `join` takes.
+
     Raises OSError, for a URL StorageError.
     """
     if not is_url(folder):
         files = Path(folder).iterdir() if Path(folder).is_dir() else ()
-        return {file.name: file.stat().st_size for file in files if file.is_file()}
+        return {portable(file.name): file.stat().st_size for file in files if file.is_file()}
     try:
         locate(folder)[0].invalidate_cache()
         found = request(folder, "ls", None, DEADLINE, detail=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import ShardError
-from shards.labels import NAMES, as_label, number_classes
+from shards.labels import NAMES, as_label, number_classes, on_mixture
 from shards.listing import Listing, is_url
 from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
 from shards.table_columns import Columns, read_columns
@@ -35,15 +35,17 @@ def list_table(source: Path) -> Listing:
         labels=[numbers[row] for row in order] if numbers else [],
         classes=classes,
         ignored=0,
-        notes=tuple(_notes(source, columns)),
+        notes=tuple(_notes(source, columns, classes)),
     )
 
 
-def _notes(source: Path, columns: Columns) -> Iterator[str]:
+def _notes(source: Path, columns: Columns, classes: Sequence[str]) -> Iterator[str]:
     if columns.labels is None:
         yield f"{source}: no classes: no column is called {', '.join(NAMES[:-1])} or {NAMES[-1]}"
     elif columns.others:
         yield f"{source}: labels are those of the column {columns.label}, not of {', '.join(columns.others)}"
+    if mixture := on_mixture(classes):
+        yield f"{source}: {mixture}"
 
 
 def _path(source: Path, number: int, value: Any) -> str:
@@ -103,6 +105,6 @@ def _classes(source: Path, column: str, values: Sequence[Any]) -> tuple[list[int
             ) from None
         if label is None:
             raise ShardError(f"{source}: row {number} has no {column}; fill it in, or leave out the whole column")
-        labels.append(native(label) if isinstance(label, str) else label)
+        labels.append(label)
     numbers, classes = number_classes(set(labels))
-    return [numbers[label] for label in labels], classes
+    return [numbers[label] for label in labels], [native(name) for name in classes]

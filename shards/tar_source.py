@@ -6,16 +6,19 @@ A tar within a tar is a range of its bytes, so an image in it is an offset and a
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 
 from shards.files import ShardError
+from shards.folder_source import kind_of_name, on_ignored
 from shards.listing import Listing, is_candidate, labelled, no_images
 from shards.tarheaders import Readable, in_hidden_folder, is_hidden, members, why_unsafe
-from shards.text import one_line
+from shards.text import native, one_line, printable
 
 _TAR = re.compile(r".*\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))", re.DOTALL | re.IGNORECASE)
+_SHOWN = 5  # names in a note
 
 
 def is_tar(name: str) -> bool:
@@ -31,12 +34,12 @@ def list_tar_of_tars(source: Path) -> Listing:
     """
     places: dict[str, tuple[int, int]] = {}  # of a name that is there twice the last counts, as when unpacking
     folders: set[str] = set()
-    ignored = 0
+    ignored: Counter[str] = Counter()
     try:
         with source.open("rb", buffering=0) as file:
             for name, offset, size in _files(file, source, "", 0, source.stat().st_size):
                 if is_hidden(name) or in_hidden_folder(name) or not is_tar(name):
-                    ignored += 1
+                    ignored[kind_of_name(name)] += 1
                     continue
                 folder = PurePosixPath(name).stem
                 if folder in folders:
@@ -45,11 +48,11 @@ def list_tar_of_tars(source: Path) -> Listing:
                     )
                 folders.add(folder)
                 for image, start, length in _files(file, source, name, offset, offset + size):
-                    path = f"{folder}/{normpath(image)}"
+                    path = native(f"{folder}/{normpath(image)}")
                     if is_candidate(path) and not is_hidden(image):
                         places[path] = (start, length)
                     else:
-                        ignored += 1
+                        ignored[kind_of_name(image)] += 1
     except OSError as error:
         raise ShardError(f"{source}: {error.strerror}; make it readable") from None
     if not folders:
@@ -58,7 +61,7 @@ def list_tar_of_tars(source: Path) -> Listing:
             "WebDataset tar, see `maskfeat-shards index`"
         )
     if not places:
-        raise no_images(source, ignored)
+        raise no_images(source, ignored.total(), on_ignored(ignored) if ignored else "")
     paths = sorted(places, key=os.fsencode)
     labels, classes = labelled(paths)
     return Listing(
@@ -68,8 +71,17 @@ def list_tar_of_tars(source: Path) -> Listing:
         offsets=[places[path][0] for path in paths],
         labels=labels,
         classes=classes,
-        ignored=ignored,
+        ignored=ignored.total(),
+        notes=tuple(f"{source}: {line}" for line in _notes(ignored, folders, classes)),
     )
+
+
+def _notes(ignored: Counter[str], folders: set[str], classes: Sequence[str]) -> Iterator[str]:
+    if ignored:
+        yield on_ignored(ignored)
+    if missing := sorted({native(folder) for folder in folders} - set(classes), key=os.fsencode):
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        yield f"no class for tars without an image: {', '.join(map(printable, missing[:_SHOWN]))}{more}"
 
 
 def _files(file: Readable, source: Path, inner: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:

@@ -1,6 +1,5 @@
 """What a WebDataset tar holds and where, and the `.idx` file that tells DALI's reader the same."""
 
-import os
 import tarfile
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
@@ -101,7 +100,7 @@ def idx_name(shard_name: str) -> str:
     """
     stem = PurePosixPath(shard_name).stem
     if "/" in shard_name:
-        return f"{stem}-{google_crc32c.value(os.fsencode(shard_name)):08x}.idx"
+        return f"{stem}-{google_crc32c.value(shard_name.encode('utf-8', 'surrogateescape')):08x}.idx"
     return f"{stem}.idx"
 
 

@@ -1,9 +1,9 @@
 """The image and the label of one sample of a tar made elsewhere, as far as they can be used as they are."""
 
-import json
 from pathlib import Path
 
 from shards.check import Checked, check_image, refuse_huge
+from shards.files import parse_json
 from shards.labels import Label, as_label, label_name
 from shards.listing import IMAGE_SUFFIXES
 from shards.rejected import Rejected
@@ -71,14 +71,14 @@ def _label_in(tar: Path, sample: Sample, source: str) -> Label | None:
         if source.lower().endswith("cls"):
             value: object = data.decode("utf-8-sig")
         else:
-            facts = json.loads(data)
+            facts = parse_json(data)
             name = label_name(facts) if isinstance(facts, dict) else None
             value = None if name is None else facts[name]
         label = as_label(value)
         if isinstance(label, str):
             label.encode()  # JSON can write halves of characters
         return label
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Rejected("bad label", f".{source}: {error}") from None
 
 

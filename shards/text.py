@@ -6,8 +6,13 @@ _SHOWN = 100  # characters of a value in a message
 
 
 def printable(path: str) -> str:
-    """`path` as valid Unicode: bytes of a file name that are not UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The name of a file in this locale as valid Unicode: bytes that are not UTF-8 become backslash escapes."""
+    return escaped(portable(path))
+
+
+def escaped(text: str) -> str:
+    """A name that was read as UTF-8, in a tar for instance, as valid Unicode. Raises UnicodeEncodeError for others."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def one_line(text: str) -> str:
@@ -22,6 +27,11 @@ def one_line(text: str) -> str:
 def native(text: str) -> str:
     """The name of a file in this locale whose bytes are `text` in UTF-8: tables mean the same files in every locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def portable(name: str) -> str:
+    """The inverse of `native`: the bytes of a file's name as UTF-8, which is the same text in every locale."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def excerpt(value: object) -> str:

@@ -19,7 +19,7 @@ from shards.manifest import DATASET, DUPLICATES, Dataset, Manifest, Shard
 from shards.rejects import count_rejects
 from shards.storage import StorageError, as_local, join, listing, read
 from shards.tarfiles import Sample, dali_index, idx_name, samples_of
-from shards.text import printable
+from shards.text import escaped
 
 _MOST_FACTS = 2**20  # bytes of a .json
 _NAMES = 65_536  # rows whose names are read at once: a row group
@@ -114,7 +114,7 @@ class _Comparison:
             return wrong
         # A tar made elsewhere may hold samples that are not part of the data set.
         known = {self._names(row)[0] for row in rows}
-        return self._index(shard, dali_index(sample for sample in samples if printable(sample.key) in known))
+        return self._index(shard, dali_index(sample for sample in samples if escaped(sample.key) in known))
 
     def _index(self, shard: Shard, expected: str) -> list[Problem]:
         idx = idx_name(shard.name)
@@ -130,7 +130,7 @@ class _Comparison:
         """What of the rows is not so in their tar."""
         manifest = self._manifest
         images = {
-            (printable(sample.key), offset): (sample, size, name)
+            (escaped(sample.key), offset): (sample, size, name)
             for sample in samples
             for offset, size, name in sample.members.values()
         }
@@ -146,16 +146,17 @@ class _Comparison:
                 yield f"{shown}: its size is {manifest.size[row]} in the manifest, {size} in the tar"
                 continue
             data = _member(tar, int(manifest.offset[row]), size)
+            label = int(manifest.label[row])
+            listed: dict[str, Any] = {"path": path, "label": label}
+            listed |= {column: int(getattr(manifest, column)[row]) for column in ("crc32c", "height", "width")}
             try:
+                listed["class"] = escaped(manifest.classes[label]) if label >= 0 else None
                 height, width = sides(data)
                 facts = {"crc32c": google_crc32c.value(data), "height": height, "width": width}
-                facts |= self._said_beside(tar, sample, printable(name), path)
+                facts |= self._said_beside(tar, sample, escaped(name), path)
             except (Rejected, ValueError) as error:
                 yield f"{shown}: {error.detail if isinstance(error, Rejected) else error}"
                 continue
-            label = int(manifest.label[row])
-            listed = {"path": path, "label": label, "class": manifest.classes[label] if label >= 0 else None}
-            listed |= {column: int(getattr(manifest, column)[row]) for column in ("crc32c", "height", "width")}
             differing = [
                 f"its {fact} is {listed[fact]} in the manifest, {value} in the tar"
                 for fact, value in facts.items()
@@ -175,7 +176,7 @@ class _Comparison:
         if not self._built:  # labels have many forms there
             return {"path": facts.get("path", member)}
         label = int(_member(tar, *sample.members["cls"][:2])) if "cls" in sample.members else -1
-        return {"label": label} | {name: facts[name] for name in facts.keys() & {"path", "class"}}
+        return {"label": label} | {name: escaped(str(facts[name])) for name in facts.keys() & {"path", "class"}}
 
     def _damage(self, shard: Shard, tar_path: Path, rows: range) -> list[Problem]:
         """Names the damaged images of a tar that is not the one that was built."""

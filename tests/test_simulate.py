@@ -111,6 +111,15 @@ def test_a_real_data_set_needs_only_its_description(tmp_path: Path) -> None:
     assert (found["samples"], found["shards"], found["bytes"]) == (samples, 40, sum(shard.bytes for shard in shards))
 
 
+@pytest.mark.parametrize(("samples", "in_shard"), [(2**59, 2**59), (3, 4)])
+def test_counts_that_cannot_be_true_are_refused(samples: int, in_shard: int, tmp_path: Path) -> None:
+    shards = [Shard("a.tar", in_shard, 2**59, "")]
+    (tmp_path / "dataset.json").write_text(Dataset(samples, 1, [], shards, "", 0, 0, None, "").dump())
+    done = run(tmp_path, "--nodes", "2", "--batch", "64", "--cache", "1MB")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}: its dataset.json counts {samples:,} samples wrongly; build it again\n"
+
+
 def test_an_imagined_data_set_is_planned_and_printed() -> None:
     imagined = ("--samples", "1e6", "--bytes", "100GB", "--shards", "1e3", "--nodes", "4", "--batch", "1024")
     done = run(*imagined, "--cache", "1TB", "--bandwidth", "8Gbit", "--images-per-second", "1000")
@@ -141,6 +150,9 @@ def test_nodes_that_share_lanes_are_told_so() -> None:
     assert json.loads(apart.stdout)["egress"][0] < 1.2e10 < 1.9e10 < json.loads(shared.stdout)["egress"][0]
 
 
+IMAGINED = ("--nodes", "1", "--batch", "8", "--cache", "1GB", "--bytes", "4EB")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,6 +165,10 @@ def test_nodes_that_share_lanes_are_told_so() -> None:
             "cannot fill",
         ),
         (("--samples", "0.5", "--nodes", "1", "--batch", "8", "--cache", "1"), "not a whole number"),
+        ((*IMAGINED, "--samples", "4e18", "--shards", "10"), "'4e18' is not a whole number from 1 to 1e15"),
+        ((*IMAGINED, "--samples", "1e15", "--shards", "1e9"), "1,000,000,000 shards are more than 100,000,000"),
+        ((*IMAGINED, "--samples", "1e6", "--shards", "10", "--seed", str(2**62)), "--seed"),
+        ((*IMAGINED, "--samples", "1e6", "--shards", "10", "--images-per-second", "inf"), "--images-per-second"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...], message: str) -> None:

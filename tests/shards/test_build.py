@@ -230,10 +230,25 @@ def test_names_outside_ascii_survive_in_the_manifest_and_stay_out_of_the_tar(tmp
     assert [key for key, _, _ in samples_of(tmp_path / "out" / "shard-000000.tar")] == ["000000000"]
 
 
+def test_classes_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    for folder in ("\\xff", os.fsdecode(b"\xff")):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        (tmp_path / "source" / folder / "1.jpg").write_bytes(encoded(picture(0), "JPEG"))
+    with pytest.raises(
+        ShardError, match=r"source: 2 classes would be called \\xff, one of which has bytes that are no"
+    ):
+        build(tmp_path / "source", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nonsense_numbers_are_refused(source: Path, tmp_path: Path) -> None:
     for name in ("samples_per_shard", "resize", "workers", "max_pixels"):
-        with pytest.raises(ShardError, match=rf"{name}=0\b.*must be 1 or more"):
+        with pytest.raises(ShardError, match=rf"{name}=0\b.*must be from 1 to 2"):
             build(source, tmp_path / "out", **{name: 0})
+    with pytest.raises(
+        ShardError, match=rf"max_pixels={2**63}\b.*must be from 1 to 2"
+    ):  # dataset.json could not say it
+        build(source, tmp_path / "out", max_pixels=2**63)
     assert not (tmp_path / "out").exists()
 
 

@@ -152,7 +152,7 @@ def test_rejects_decide_the_exit_status_but_not_the_data_set(shell: Shell, sourc
     (source / "bee" / "001.JPG").write_bytes(b"text")
     status, text, err = shell("build", source, tmp_path / "strict", "--workers", 1)
     assert status == 1
-    assert "rejected 2 images (1 empty, 1 not an image)" in text or "(1 not an image, 1 empty)" in text
+    assert "rejects: 2 (1 empty, 1 not an image)" in text or "(1 not an image, 1 empty)" in text
     assert "is complete and usable, but has 2 rejects" in err
     assert "rejects.parquet" in err
     assert shell("verify", tmp_path / "strict")[0] == 0

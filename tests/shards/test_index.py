@@ -1,3 +1,4 @@
+import errno
 import json
 import pickle
 import re
@@ -130,6 +131,21 @@ def test_tars_of_one_file_name_in_two_folders_are_told_apart(tmp_path: Path) -> 
     assert verify(tmp_path / "out") == []
 
 
+def test_a_tar_that_is_named_twice_counts_once(tars: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "out", tars):
+        twice = [f"{tars}/000.tar", f"{tars}/../tars/000.tar", f"{tars}/./00?.tar"]
+        assert [shard.samples for shard in index_tars(twice, out, workers=1)[0].shards] == [4, 3, 2]
+        assert verify(out) == []
+
+
+def test_tars_whose_index_would_be_one_file_are_refused(tars: Path, tmp_path: Path) -> None:
+    shutil.copy(tars / "001.tar", tars / "000.TAR")
+    with pytest.raises(ShardError, match=r"000\.tar and 000\.TAR: both would have the index 000\.idx; rename one"):
+        index_tars([f"{tars}/000.tar", f"{tars}/000.TAR"], tars, workers=1)
+    assert [shard.samples for shard in index_tars([f"{tars}/000.*"], tmp_path / "out", workers=1)[0].shards] == [3, 4]
+    assert verify(tmp_path / "out") == []
+
+
 def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -224,6 +240,15 @@ def test_what_is_no_tar_is_an_error(pattern: str, message: str, tmp_path: Path) 
         index_tars([pattern.format(tmp=tmp_path)], tmp_path / "out", workers=1)
 
 
+def test_a_closed_folder_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_file(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", is_file)  # nothing is closed to root
+    with pytest.raises(ShardError, match=r"closed/a\.tar: Permission denied; make its folder readable"):
+        index_tars([f"{tmp_path}/closed/a.tar"], tmp_path / "out", workers=1)
+
+
 @pytest.mark.parametrize("how", ["flip", "cut", "cut within"])
 @pytest.mark.parametrize("number", [3, 10])  # the sample after the first three, and the end mark
 def test_nothing_is_lost_behind_a_damaged_header(how: str, number: int, tmp_path: Path) -> None:
@@ -265,6 +290,16 @@ def test_tars_behind_urls_are_described_as_those_on_disk(tars: Path, tmp_path: P
         (served / "001.tar").write_bytes(b"")
         problems = [str(problem) for problem in verify(tmp_path / "remote", workers=1)]
         assert problems[0].startswith(f"{server.url}/001.tar: has 0 bytes instead of ")
+
+
+def test_a_set_beside_tars_of_odd_names_can_be_served(tmp_path: Path) -> None:
+    names = ["50%20.tar", "a b.tar", "h#x.tar", "q?x=1&y.tar", "ä+.tar"]
+    for seed, name in enumerate(names):
+        like_timm(tmp_path / name, range(seed, seed + 1))
+    index_tars([f"{tmp_path}/*.tar"], tmp_path, workers=1)
+    with http_server(tmp_path) as server:
+        assert Manifest.load(server.url).shard_names == names
+        assert verify(server.url, workers=1) == []
 
 
 def test_a_url_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 import dataclasses
 import errno
 import os
+import re
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from making_images import contents, make_tree
+from making_images import contents, make_tar, make_tree
 
 from pipeline.data.reader import Reader
 from pipeline.train.writing import replace
+from shards import cli
 from shards.build import build
 from shards.files import ShardError, sha256_of
 from shards.manifest import Manifest
@@ -187,3 +190,28 @@ def test_a_build_that_goes_on_cleans_up_after_a_kill(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     build(source, tmp_path / "out", samples_per_shard=2, workers=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "build {loop} {out}",
+        "build {source} {loop}",
+        "index {tar} --out {loop}",
+        "verify {loop}",
+        "preview {loop} --out x",
+    ],
+)
+def test_a_link_in_a_circle_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    source = make_tree(tmp_path / "source", 2)
+    tar = make_tar(tmp_path / "a.tar", {"0.jpg": (source / "ant" / "000.JPG").read_bytes()})
+    words = command.format(loop=tmp_path / "loop", out=tmp_path / "out", source=source, tar=tar).split()
+    monkeypatch.setattr(sys, "argv", ["maskfeat-shards", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    shown = capsys.readouterr()
+    assert (end.value.code, shown.out) == (2, "")
+    assert re.fullmatch(rf"error: {tmp_path}/loop\S*: .*Too many levels of symbolic links; .*\n", shown.err)

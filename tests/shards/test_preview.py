@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -115,6 +116,18 @@ def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> No
     with pytest.raises(ShardError, match=r"shard-000000\.tar: No such file or directory; run"):
         write_preview(tmp_path / "out", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("fifo")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("folder", "link", "fifo"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(ShardError, match=f"{name}: is not a regular file; choose another file"):
+            write_preview(tmp_path / "out", tmp_path / name)
+        assert (tmp_path / name).lstat() == before
 
 
 MARKUP = "</style></title></script><script src='//evil/x.js'>alert(1)</script>\"'><img src=x onerror=alert(1)><!--"

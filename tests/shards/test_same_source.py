@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making_images import contents, encoded, picture
+from making_images import contents, encoded, make_tar, make_tar_of_tars, picture
 
 from shards.build import build
 from shards.check import DEFAULT_MAX_PIXELS
@@ -164,6 +164,40 @@ def test_every_locale_builds_the_same_bytes_and_knows_them_again(
     for source in ("list.csv", "list.parquet"):
         built = Dataset.load(tmp_path / f"öut-UTF-8-{source}")
         assert (built.samples, built.rejects, built.classes) == (2, 2, ["ü", "日"])
+
+
+def test_tars_are_the_same_in_every_locale(locales: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    tars, images = tmp_path / "tärs", tmp_path / "images"
+    names = ["é/ü à.jpg", "x\udcff.jpg", "\u2028.jpg"]
+    labels = {"é/ü à.cls": "ß".encode(), "x\udcff.cls": b"Z", "\u2028.cls": "日".encode()}
+    for folder in ("ä", "z\udcfe"):
+        (images / folder).mkdir(parents=True)
+        (images / folder / "ö.jpg").write_bytes(encoded(picture(len(folder)), "JPEG"))
+    tars.mkdir()
+    make_tar_of_tars(tmp_path / "all.tar", images)
+    members = {name: encoded(picture(number), "JPEG") for number, name in enumerate(names)}
+    tar = make_tar(tars / "ü à.tar", members | labels | {"weg/ö.jpg": b"text"})
+    for locale, environment in locales.items():
+        commands = [["build", f"{tmp_path}/all.tar", f"{tmp_path}/built-{out}"] for out in (locale, "UTF-8")]
+        for out in (locale, "UTF-8"):
+            index = [f"--out={tmp_path}/öut-{out}", "--workers=1", "--max-rejects=1"]
+            commands.append(["index", f"{tars}/*.tar", *index])
+        commands.append(["index", f"{tars}/*.tar", f"--out={tars}", "--max-rejects=1"])
+        commands += [["verify", f"{tmp_path}/{out}"] for out in (f"built-{locale}", "öut-UTF-8", "tärs")]
+        commands.append(["preview", f"{tmp_path}/öut-UTF-8", f"--out={tmp_path}/{locale}.html"])
+        printed = run(environment, SHELL, commands=commands)
+        assert printed.count("status 0\n") == len(commands), printed
+        for out in ("built", "öut"):
+            assert contents(tmp_path / f"{out}-{locale}") == contents(tmp_path / f"{out}-UTF-8")
+        assert (tmp_path / f"{locale}.html").read_bytes() == (tmp_path / "UTF-8.html").read_bytes()
+    indexed, built = Manifest.load(tmp_path / "öut-UTF-8"), Manifest.load(tmp_path / "built-UTF-8")
+    assert (indexed.shard_names, indexed.classes, indexed.label.tolist()) == ([str(tar)], ["Z", "ß", "日"], [1, 0, 2])
+    assert indexed.names(0, 3) == [("é/ü à", "é/ü à.jpg"), ("x\\xff", "x\\xff.jpg"), ("\u2028", "\u2028.jpg")]
+    assert pq.read_table(tmp_path / "öut-UTF-8" / "rejects.parquet")["path"].to_pylist() == [f"{tar}/weg/ö"]
+    assert (built.classes, sorted(path for _, path in built.names(0, 2))) == (
+        ["ä", "z\\xfe"][::-1],
+        ["z\\xfe/ö.jpg", "ä/ö.jpg"],
+    )
 
 
 def test_urls_of_tables_are_the_same_in_every_locale(tmp_path: Path, locales: dict[str, dict[str, str]]) -> None:

@@ -214,3 +214,6 @@ def test_a_local_file_needs_no_store(tmp_path: Path) -> None:
     assert storage.join("s3://bucket/set", "x.tar") == "s3://bucket/set/x.tar"
     assert storage.join("s3://bucket/set", "https://h/x.tar") == "https://h/x.tar"
     assert storage.join("/set", "/elsewhere/x.tar") == "/elsewhere/x.tar"
+    assert storage.join("http://h/set", "/else where/x.tar") == "/else where/x.tar"
+    assert storage.join("http://h/set", "a/#1 50%?\udcff.tar") == "http://h/set/a/%231%2050%25%3F%FF.tar"
+    assert storage.join("s3://bucket/set", "a/#1 50%?.tar") == "s3://bucket/set/a/#1 50%?.tar"

@@ -170,6 +170,16 @@ def test_which_column_holds_the_labels_is_said_where_several_could(tmp_path: Pat
     assert listing.notes == (f"{source}: labels are those of the column Class_name, not of target, class_id",)
 
 
+@pytest.mark.parametrize(
+    ("labels", "mixed"),
+    [(["0", "10", "dog"], True), (["007", "3.0"], True), (["dog", "cat"], False), (["0", "2.0"], False)],
+)
+def test_a_line_says_that_labels_are_numbers_and_names(labels: list[str], mixed: bool, tmp_path: Path) -> None:
+    rows = "".join(f"{number}.jpg,{label}\n" for number, label in enumerate(labels))
+    notes = list_source(table(tmp_path / "list.csv", f"path,label\n{rows}")).notes
+    assert [": labels are partly numbers (such as " in note for note in notes] == [True] * mixed
+
+
 def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Path) -> None:
     source = table(tmp_path / "list.csv", "path,tag\na.jpg,x\n")
     (note,) = list_source(source).notes

@@ -287,7 +287,8 @@ def test_a_label_is_a_name_or_a_number_wherever_it_stands(
         ("json", b'{"label": 1e400}', ".json: inf is not a whole number"),
         ("json", b'{"label": "\\ud800"}', ".json: 'utf-8' codec can't encode"),
         ("json", b'{"label": ' + b"9" * 5000 + b"}", ".json: Exceeds the limit"),
-        ("json", b"[" * 100_000, ".json: maximum recursion depth exceeded"),
+        ("json", b"[" * 100_000, ".json: it is nested too deep"),
+        ("json", b'{"label": 1, "label": 2}', ".json: an object has a name twice"),
         ("json", b"{", ".json: Expecting property name"),
     ],
 )
@@ -306,6 +307,12 @@ def test_names_and_numbers_of_several_tars_are_numbered_together(tmp_path: Path)
     assert [name for _, name in found.values()] == ["zebra", "10", "ant", "9"]
     manifest = Manifest.load(tmp_path / "out")
     assert (manifest.classes, manifest.label.tolist()) == (["10", "9", "ant", "zebra"], [3, 0, 2, 1])
+    lines: list[str] = []
+    index_tars([str(first), str(second)], tmp_path / "again", workers=1, note=lines.append)
+    assert lines == [
+        f"{tmp_path / 'again'}: labels are partly numbers (such as 10) and partly names (such as ant), so numbers are "
+        "names, too, and not kept: classes are numbered by the order of their names"
+    ]
 
 
 def test_an_index_that_an_earlier_version_began_is_finished(tmp_path: Path) -> None:

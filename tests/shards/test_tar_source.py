@@ -122,3 +122,25 @@ def test_rejects_name_the_path_in_the_unpacked_folder(tree: Path, tmp_path: Path
     build(make_tar_of_tars(tmp_path / "images.tar", tree), tmp_path / "out", workers=1)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert [(row["path"], row["reason"]) for row in rejects] == [("n01/deep/bad.jpg", "not an image")]
+
+
+def test_classes_without_an_image_and_what_is_ignored_are_named(tree: Path, tmp_path: Path) -> None:
+    for name in ("empty", "heic"):
+        (tree / name).mkdir()
+    (tree / "heic" / "1.HEIC").write_bytes(b"a")
+    tar = make_tar_of_tars(tmp_path / "images.tar", tree)
+    listing = list_source(tar)
+    assert listing.classes == ["n01", "n02", "n10"]
+    assert listing.notes == (
+        f"{tar}: ignored files: 1 .heic, 1 .txt, 1 hidden; .heic: nothing here reads that, convert them to JPEG first",
+        f"{tar}: no class for tars without an image: empty, heic",
+    )
+
+
+def test_tars_of_the_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
+    tar = make_tar_of_tars(tmp_path / "images.tar", make_tree(tmp_path / "tree", 4, ("train", "val")))
+    with pytest.raises(
+        ShardError, match=r"holds the parts of a data set \(train, val\), .*; unpack it, and build each"
+    ):
+        build(tar, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()

@@ -246,6 +246,9 @@ def test_chains_and_other_protocols_are_one_error_wherever_they_are_named(
         (tmp_path / "list.csv").write_text("path\n" + "".join(f'"{row}"\n' for row in rows))
         pq.write_table(pa.table({"path": rows}), tmp_path / "list.parquet")
         for kind in ("csv", "parquet"):
+            if url.startswith(" "):  # which is no part of it in a table
+                assert url.strip() in list_source(tmp_path / f"list.{kind}").paths
+                continue
             message = one_line(lambda kind=kind: list_source(tmp_path / f"list.{kind}"), f"row {len(rows)}")
             assert why in message or "holds credentials" in message
     message = one_line(lambda: index_tars([url.replace("jpg", "tar")], tmp_path / "index", workers=1))
