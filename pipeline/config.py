@@ -38,10 +38,17 @@ def _expanded(value: Any) -> Any:
         raise ValueError("there is no such user: write ./~ where a name begins so") from None
 
 
+def _here(value: Any) -> Any:
+    """The same of what has to be a path of this machine; as such `https://x` would be a folder called `https:`."""
+    if "://" in str(value):
+        raise ValueError("it has to be a path, and is a URL: mount it, or copy it here")
+    return _expanded(value)
+
+
 # Limits are where a number is a slip of the hand, and far from those that any run needs
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
-LocalPath = Annotated[Path, BeforeValidator(_expanded)]
+LocalPath = Annotated[Path, BeforeValidator(_here)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Seconds = Annotated[float, Field(gt=0, le=10**8)]

@@ -88,7 +88,7 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
-        for part in sorted(folder.glob("part-*.safetensors")):
+        for part in _parts(folder):
             file = self._stack.enter_context(safe_open(part, framework="pt"))
             self._file_of |= dict.fromkeys(file.keys(), file)
         self.names = list(self._file_of)
@@ -117,6 +117,10 @@ def step_of(folder: Path) -> int:
 def folders(checkpoints: Path) -> list[Path]:
     """All checkpoints, valid or not, the oldest first."""
     return sorted(checkpoints.glob(f"step-{'[0-9]' * 8}"))
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*"))
 
 
 def newest(
@@ -228,7 +232,7 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
 def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tuple[int, ...]]]]:
     """What state.json says, after a check of it and of every `size`-th part; and the shapes of the tensors in these."""
     seals = parse_json(plain(folder / FILES).read_bytes())
-    parts = sorted(part.name for part in folder.glob("part-*"))
+    parts = [part.name for part in _parts(folder)]
     if seals.keys() != {*parts, STATE}:
         raise CheckpointError(f"{folder} holds other files than were written")
     for name in (STATE, *parts[rank::size]):

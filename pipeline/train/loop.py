@@ -158,7 +158,7 @@ class Training:
         trace = self._open_trace()
         profile = self._profile()
 
-        batches = self.data.batches(self.start, (self.end - self.start) * self.micro_batches)
+        batches = self.data.batches(self.start, max(0, self.end - self.start) * self.micro_batches)
         losses = torch.zeros(2, device=self.world.device)  # their sum over images, and how many images that were
         not_finite = NonFinite(settings.nonfinite_in_a_row)
         clock = Clock(self.world.device)
