@@ -19,7 +19,6 @@ from pipeline.targets.hog import CELL
 from pipeline.timm_options import INSTEAD, Options
 from shards.secrets import MASK, PIPE, masked_values
 from shards.storage import has_query, shows_credentials
-from shards.text import printable
 
 
 def _expanded(value: Any) -> Any:
@@ -28,8 +27,10 @@ def _expanded(value: Any) -> Any:
         return value
     if "\0" in str(value) or value == "":
         raise ValueError("a path has at least one character, and none that is NUL")
-    if printable(str(value)) != str(value):
-        raise ValueError("it is not UTF-8, as text in files has to be: rename it")
+    try:
+        str(value).encode()  # not as a file's name: what a run elsewhere wrote down is text in every locale
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8, or the locale is not: rename it, or set LC_ALL=C.UTF-8") from None
     if not str(value).startswith("~"):
         return value
     try:

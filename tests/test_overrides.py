@@ -3,6 +3,8 @@
 import getpass
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,22 @@ def test_home_folders_are_meant_in_files_too(key: str, tmp_path: Path) -> None:
     settings[section] = settings.get(section, {}) | {name: "~/a"}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     assert setting(load_recipe(str(tmp_path / "mine.yaml")), key) in (HOME / "a", f"{HOME}/a")
+
+
+def test_a_path_that_a_run_wrote_down_is_text_in_every_locale(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(
+        "run: {dir: é}\ndata: {shards: é}\noptim: {epochs: 31, batch_size: 1}".encode()
+    )
+    program = (
+        f"from pipeline.config import load_recipe; print(ascii(load_recipe('{tmp_path}/recipe.yaml').data.shards))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", program],
+        env=os.environ | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert said.stdout == b"'\\xe9'\n"
 
 
 def test_a_teacher_may_lie_in_a_home_folder() -> None:
