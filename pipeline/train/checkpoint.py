@@ -10,6 +10,7 @@
 where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -137,8 +138,10 @@ def newest(
             and rank 0 reports.
 
     Raises:
-        CheckpointError: there are checkpoints and none is valid.
+        CheckpointError: there are checkpoints and none is valid, or something else lies in their place.
     """
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise CheckpointError(f"{checkpoints} is not a folder: move it away, or choose another run.dir")
     candidates = folders(checkpoints)
     if world:
         candidates = world.from_first(candidates)
