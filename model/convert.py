@@ -59,8 +59,8 @@ def geometry(weights: Weights) -> tuple[str, int, dict[str, Any]]:
     depth = len({found[1] for key in weights.tensors if (found := block.match(key))})
     if width % HEAD_WIDTH or isqrt(patches) ** 2 != patches:
         raise WeightsError(
-            f"{weights.file}: {patches} patches are no square, or a width of {width} is not made of attention heads "
-            f"of {HEAD_WIDTH}"
+            f"{weights.file}: {patches} patches do not form a square, or a width of {width} is not made of attention "
+            f"heads of {HEAD_WIDTH}"
         )
     image_size = isqrt(patches) * patch
     if (width, depth) in _SIZES and (patch, hidden) == (16, 4 * width):
@@ -144,7 +144,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
 def _load(path: Path | str, layout: Layout) -> MaskFeat:
     weights = read(path)
     if weights.layout is not layout:
-        raise WeightsError(f"{path} is no checkpoint of {layout.code}: its names are those of {weights.layout.code}")
+        raise WeightsError(f"{path} is not a checkpoint of {layout.code}: its names are those of {weights.layout.code}")
     return maskfeat(weights)
 
 

@@ -120,7 +120,7 @@ class Weights:
         """
         key = self.layout.key(name)
         if key not in self.tensors:
-            raise WeightsError(f"{self.file} is no vision transformer of {self.layout.code}'s: missing {key}")
+            raise WeightsError(f"{self.file} is not a vision transformer of {self.layout.code}: missing {key}")
         if self.tensors[key].ndim != dimensions or not self.tensors[key].numel():
             shape = tuple(self.tensors[key].shape)
             raise WeightsError(f"{self.file}: {key} is {shape} instead of {dimensions}-dimensional")
@@ -194,7 +194,7 @@ def _normalisation(config: Path) -> Normalisation | None:
             raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
         return Normalisation((red, green, blue), std)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{config} is no configuration of timm's ({error})") from error
+        raise WeightsError(f"{config} is not a timm configuration ({error})") from error
 
 
 def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pipeline.data.simulate import Fleet, Forecast, forecast
 from shards.cli import app, main
 from shards.manifest import Dataset
 from shards.terminal import note, say
+from shards.text import counted
 
 __all__ = ["main"]
 
@@ -31,7 +32,7 @@ def _bytes(text: str) -> int:
     except (ValidationError, OverflowError):
         size = 0
     if not 0 < size < _MOST:
-        raise typer.BadParameter(f"{text!r} is no size such as 500GB, 1.5TiB, 25Gbit or 3GB/s")
+        raise typer.BadParameter(f"{text!r} is not a size such as 500GB, 1.5TiB, 25Gbit or 3GB/s")
     return size
 
 
@@ -42,7 +43,7 @@ def _number(text: str) -> int:
     except ValueError:
         number = 0.0
     if not 1 <= number < _MOST or not number.is_integer():
-        raise typer.BadParameter(f"{text!r} is no whole number above 0 such as 1281167 or 10e9")
+        raise typer.BadParameter(f"{text!r} is not a whole number above 0 such as 1281167 or 10e9")
     return int(number)
 
 
@@ -92,11 +93,12 @@ def plan(
         settings = asdict(fleet) | {"lanes": lanes, "block": block, "bandwidth": bandwidth}
         print(json.dumps(data_set | settings | asdict(found), indent=1))
     else:
+        machines = counted(nodes, "node")
         rows = [
-            ("data set", f"{order.samples:,} images in {len(counts):,} shards, {_text(total)}"),
-            ("run", f"{nodes:,} nodes of {ranks_per_node} ranks, {order.samples / batch:,.1f} batches an epoch"),
-            ("order", f"{lanes:,} lanes, blocks of {block:,} images"),
-            ("simulated", f"{found.nodes_simulated:,} of {nodes:,} nodes"),
+            ("data set", f"{counted(order.samples, 'image')} in {counted(len(counts), 'shard')}, {_text(total)}"),
+            ("run", f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / batch:,.1f} batches an epoch"),
+            ("order", f"{counted(lanes, 'lane')}, blocks of {block:,} images"),
+            ("simulated", f"{found.nodes_simulated:,} of {machines}"),
             *_outlook(found, total, bandwidth),
         ]
         if images_per_second and found.most_node_reads:
@@ -138,7 +140,10 @@ def _shared_out(total: int, shards: int) -> Int64s:
 
 def _outlook(found: Forecast, data_set_bytes: int, bandwidth: int) -> Iterator[tuple[str, str]]:
     need = _text(found.smallest_cache)
-    yield "in use", f"at most {found.shards_in_use:,} shards at one step on a node; {need} is the smallest cache"
+    yield (
+        "in use",
+        f"at most {counted(found.shards_in_use, 'shard')} at one step on a node; {need} is the smallest cache",
+    )
     ranges = f"{_time(found.first_batch / bandwidth)} by ranges ({_text(found.first_batch)} a node)"
     whole = f"{_time(found.first_batch_shards / bandwidth)} by whole shards ({_text(found.first_batch_shards)})"
     yield "first batch", f"after {ranges}, {whole}"

@@ -252,7 +252,7 @@ class Recipe(TrainingRecipe):
     @model_validator(mode="after")
     def _has_whole_cells(self) -> Self:
         if self.target.kind == "hog" and self.data.image_size % CELL:
-            raise ValueError(f"data.image_size={self.data.image_size} is no multiple of the {CELL}-pixel HOG cell")
+            raise ValueError(f"data.image_size={self.data.image_size} is not a multiple of the {CELL}-pixel HOG cell")
         return self
 
 

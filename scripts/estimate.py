@@ -7,7 +7,7 @@ Modelled, a step of W ranks:
   --json` or `gpu` wrote, or given by --images-per-second, as measured from pixels to the optimizer step, or else
   assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of its forward pass, and two for every
   one of a teacher's.
-- Wire: what each rank sends, (W - 1) / W of so many times the weights in the training precision, as counted with
+- Wire: what each rank sends, (W - 1) / W times a multiple of the weights in the training precision, as counted with
   DeepSpeed 0.19, for m micro-batches: 2 at ZeRO 0 (all-reduce of the gradient), 3 at ZeRO 1 (the same, and all-gather
   of the weights), 2 m + 1 at ZeRO 2 (an all-reduce for each micro-batch), 2 m at ZeRO 3 (all-gather and reduce-scatter
   for each; models of over 10^9 weights gather twice). At the speed of --link within a node, and across nodes at that
@@ -123,7 +123,9 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
     """
     batch, stage, gpus = recipe.optim.batch_size, recipe.engine.zero_stage, cluster.gpus
     if gpus < 1 or batch % gpus:
-        raise ConfigError(f"optim.batch_size={batch} cannot be shared out evenly to {gpus} GPUs")
+        raise ConfigError(
+            f"optim.batch_size={batch} cannot be shared out evenly to {gpus} GPUs; give --gpus that divide it"
+        )
     share = batch // gpus
     micro_batches = share // recipe.micro_batch(gpus)
     sent = wire_bytes(size.parameters, ITEM_BYTES[recipe.engine.precision], stage, gpus, micro_batches)
@@ -153,9 +155,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         figures = parse_json(file.read_bytes())["figures"]
         found = [f for f in figures if f["unit"] == "images/s" and wanted.items() <= f["settings"].items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--rates {file} is no file that scripts/bench.py wrote with --json: {reason(error)}"
-        ) from None
+        raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
     if not found:
         raise ConfigError(
             f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px in "
@@ -169,7 +169,9 @@ def main() -> int:
     """Exit status 0, or 2 for a wrong recipe."""
     parser = Parser(__doc__)
     parser.add_argument("recipe", help="name of a recipe, or the path of a .yaml file")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8 * 2**i for i in range(8)], metavar="N")
     rate_of_one = parser.add_mutually_exclusive_group()
     rate_of_one.add_argument("--rates", type=Path, metavar="FILE", help="measured rates, from scripts/bench.py --json")

@@ -7,6 +7,7 @@ Example:
     python scripts/report.py runs/vit_base_300e
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main() -> int:
         logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
     except (OSError, IndexError):
-        note(f"error: {run} holds no run that has logged a step")
+        note(f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line")
         return 1
 
     say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
@@ -49,7 +50,7 @@ def main() -> int:
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:
         say(f"picture        {pictures[-1]}")
-    say(f"curves         tensorboard --logdir {run}/tensorboard")
+    say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
     return 0
 
 

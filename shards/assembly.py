@@ -67,12 +67,16 @@ def finished_records(out: str) -> set[str]:
     return {name.removesuffix(".json") for name in listing(join(out, STAGING))}
 
 
-def is_finished(out: str, fingerprint: str) -> bool:
-    """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
+def refuse_web_server(out: str) -> None:
+    """Raises ShardError for a URL that nothing can be written to."""
     if is_on_web(out):
         raise ShardError(
             f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
         )
+
+
+def is_finished(out: str, fingerprint: str) -> bool:
+    """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
     if manifest.DATASET in listing(out):
         if Dataset.load(out).fingerprint != fingerprint:
             raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")

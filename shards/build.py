@@ -23,6 +23,7 @@ from shards.assembly import (
     is_finished,
     record_file,
     refuse_other_files,
+    refuse_web_server,
     scratch_folder,
     write,
     writing,
@@ -94,6 +95,7 @@ def build(
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be 1 or more")
     if not is_url(out) and _overlap(source.resolve(), Path(out).resolve()):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
+    refuse_web_server(out)
     listing = list_source(source)
     for line in listing.notes:
         note(line)

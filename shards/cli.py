@@ -22,6 +22,7 @@ from shards.preview import write_preview
 from shards.rejects import example
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
+from shards.text import counted
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
@@ -77,7 +78,7 @@ def build(
     With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
     node, by a shared file system for instance. The result is the same, byte for byte.
 
-    An interrupted build goes on when the same command is run again; the result is the same, byte for byte.
+    An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
     Images that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
 
     \b
@@ -121,7 +122,7 @@ def index(
 
     Every image is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the like in
     `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and listed
-    in DIR/rejects.parquet. An interrupted run goes on when the same command is run again.
+    in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -159,9 +160,10 @@ def verify(root: Root, workers: Workers = None) -> None:
         remedy = "copy the files again or build the data set again"
         if dataset.options is None:
             remedy = "put the tars back as they were, or index them again where and as they are"
-        note(f"{root}: {len(problems):,} problems; {remedy}")
+        note(f"{root}: {counted(len(problems), 'problem')}; {remedy}")
         raise typer.Exit(1)
-    say(f"{root}: {dataset.samples:,} samples in {len(dataset.shards):,} shards are as they were built")
+    samples, shards = counted(dataset.samples, "sample"), counted(len(dataset.shards), "shard")
+    say(f"{root}: {samples} in {shards}: all as they were built")
 
 
 @app.command()
@@ -212,14 +214,14 @@ def preview(
       maskfeat-shards preview shards/train --out train.html
     """
     images = write_preview(root, out)
-    say(f"{out}: {images} images on {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+    say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
 def main() -> None:
     """Runs the command line; errors that users can mend are one line."""
     prepare()
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False) or 0)
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)
@@ -232,19 +234,25 @@ def main() -> None:
         sys.exit(1)
 
 
+def _expanded(argument: str) -> str:
+    """An argument with the home folder for a `~` in front, which a shell leaves where it is quoted or follows `=`."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + str(Path(value).expanduser()) if value.startswith("~/") else argument
+
+
 @contextmanager
 def _resumable(out: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(f"interrupted: run the same command again to go on, finished shards in {out} are kept")
+        note(f"interrupted: run the same command again to resume; finished shards in {out} are kept")
         raise typer.Exit(130) from None
 
 
 def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
     if dataset.rejects > max_rejects:
         note(
-            f"{out} is complete and usable, but has {dataset.rejects:,} rejects where --max-rejects allows "
+            f"{out} is complete and usable, but has {counted(dataset.rejects, 'reject')} where --max-rejects allows "
             f"{max_rejects:,} (such as {example(out)}); {join(out, REJECTS)} says which and why"
         )
         raise typer.Exit(1)

@@ -90,13 +90,14 @@ class Dataset:
                 text = read(path)
                 refuse_without_ranges(path)
             except OSError as error:
-                if error.errno != errno.ENOENT:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     raise
                 if not is_url(str(root)) and not Path(root).is_dir():
-                    raise ShardError(f"{root}: no such folder") from None
+                    cause = "is not a folder; give that of a data set" if Path(root).exists() else "no such folder"
+                    raise ShardError(f"{root}: {cause}") from None
                 raise ShardError(
-                    f"{printable_url(str(root))}: has no {DATASET}, so it is no finished data set; correct the name, "
-                    "or run its `maskfeat-shards build` or `index` again"
+                    f"{printable_url(str(root))}: has no {DATASET}, so it is not a finished data set; correct the "
+                    "name, or run its `maskfeat-shards build` or `index` again"
                 ) from None
             fields = parse_json(text)
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:

@@ -154,7 +154,7 @@ def _met(found: _Found, ignored: Counter[str]) -> list[str]:
         lines.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
     if ignored:
         formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
-        remedy = f"; {', '.join(formats)}: nothing here reads that, convert them to JPEG first" if formats else ""
+        remedy = f"; {', '.join(formats)} cannot be read here: convert to JPEG first" if formats else ""
         lines.append(f"ignored files: {_counts(ignored)}{remedy}")
     return lines
 
@@ -166,7 +166,7 @@ def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
     lines = []
     if len(classes) == 1:
         name = printable(classes[0])
-        lines.append(f"one class only, {name}: to tell classes apart, give the folder that holds one for each")
+        lines.append(f"one class only, {name}; if that folder holds the class folders, build it instead")
     if missing := sorted(set(found.folders) - set(classes), key=os.fsencode):
         holds = Counter(path.partition("/")[0] for path, _ in found.files)
         shown = []

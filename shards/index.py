@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from shards.assembly import (
     is_finished,
     record_file,
     refuse_other_files,
+    refuse_web_server,
     scratch_folder,
     write,
     writing,
@@ -91,6 +93,7 @@ def index_tars(
     if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
     out = str(out)
+    refuse_web_server(out)
     names = [_name(path, out) for path in _expand(urls)]
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
     facts = [manifest.VERSION, "index", max_pixels, names, sizes]
@@ -165,7 +168,8 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             else:
                 found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
                 if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
-                    raise ShardError(f"{one}: is not a file; give tars, such as {one}/*.tar of a folder")
+                    remedy = f"{shlex.quote(f'{one}/*.tar')} for those of a folder"
+                    raise ShardError(f"{one}: is not a file; give tars, such as {remedy}")
                 if not found:
                     raise ShardError(f"{one}: no such tar; correct the path or the pattern")
                 tars += found

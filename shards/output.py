@@ -1,5 +1,6 @@
 """What the commands print besides their results: progress, and summaries of a data set."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
 from shards.rejects import count_rejects
 from shards.storage import join
 from shards.terminal import note, say, shown
-from shards.text import excerpt
+from shards.text import counted, excerpt
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
@@ -56,16 +57,16 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
     say(
-        f"{out}: {dataset.samples:,} samples in {len(dataset.shards):,} shards, "
+        f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
         f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
     )
     for line in _classes(dataset, Manifest.load(out)):
         say(line)
     if dataset.rejects:
-        say(f"rejected {dataset.rejects:,} images ({reasons(out)}): see {join(out, REJECTS)}")
+        say(f"rejected {counted(dataset.rejects, 'image')} ({reasons(out)}): see {join(out, REJECTS)}")
     if load_duplicates(out, dataset.samples):
         say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
-    say(f"next: maskfeat-shards verify {out}")
+    say(f"next: maskfeat-shards verify {shlex.quote(out)}")
 
 
 @contextmanager

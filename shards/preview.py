@@ -58,7 +58,7 @@ def write_preview(root: str | Path, out: Path) -> int:
         with replacing(out, out.parent) as scratch:
             scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
     except OSError as error:
-        raise ShardError(f"{out}: {error.strerror}; choose another file") from None
+        raise ShardError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
     return page.count("<img ")
 
 

@@ -94,13 +94,13 @@ def read(
     return data
 
 
-def refuse_without_ranges(url: str, *, deadline: float = DEADLINE) -> None:
+def refuse_without_ranges(url: str, *, traffic: Traffic | None = None, deadline: float = DEADLINE) -> None:
     """Raises StorageError (EOPNOTSUPP) where a web server sends whole files to whoever asks for a part.
 
     It is asked for one byte of what the URL names. Other stores have ranges.
     """
     if is_on_web(url):
-        read(url, 0, 1, deadline=deadline)
+        read(url, 0, 1, traffic=traffic, deadline=deadline)
 
 
 def download(

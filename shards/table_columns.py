@@ -179,7 +179,7 @@ def _embeds(source: Path, column: str) -> ShardError:
 
 
 def _no_path(source: Path, names: Sequence[str]) -> ShardError:
+    if not names:
+        return ShardError(f"{source}: is empty; its first line has to name the columns, such as path,label")
     shown = [excerpt(name) for name in names[:_SHOWN]] + ["..."] * (len(names) > _SHOWN)
-    return ShardError(
-        f"{source}: has no column `path` among {', '.join(shown) or 'none'}; rename the column that lists the files"
-    )
+    return ShardError(f"{source}: has no column `path` among {', '.join(shown)}; rename the one that lists the files")

@@ -28,3 +28,8 @@ def excerpt(value: object) -> str:
     """A short piece of a value for a message: what stands in the files of others may be of any length."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """How many of something, as in `1 shard` and `1,200 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -154,7 +154,7 @@ class _Comparison:
                 yield f"{shown}: {error.detail if isinstance(error, Rejected) else error}"
                 continue
             label = int(manifest.label[row])
-            listed = {"path": path, "label": label, "class": printable(manifest.classes[label]) if label >= 0 else None}
+            listed = {"path": path, "label": label, "class": manifest.classes[label] if label >= 0 else None}
             listed |= {column: int(getattr(manifest, column)[row]) for column in ("crc32c", "height", "width")}
             differing = [
                 f"its {fact} is {listed[fact]} in the manifest, {value} in the tar"
@@ -175,7 +175,7 @@ class _Comparison:
         if not self._built:  # labels have many forms there
             return {"path": facts.get("path", member)}
         label = int(_member(tar, *sample.members["cls"][:2])) if "cls" in sample.members else -1
-        return {"label": label} | {name: printable(str(facts[name])) for name in facts.keys() & {"path", "class"}}
+        return {"label": label} | {name: facts[name] for name in facts.keys() & {"path", "class"}}
 
     def _damage(self, shard: Shard, tar_path: Path, rows: range) -> list[Problem]:
         """Names the damaged images of a tar that is not the one that was built."""

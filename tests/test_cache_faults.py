@@ -134,7 +134,7 @@ def test_a_failing_server_costs_only_the_shards_that_it_does_not_give(
             (tmp_path / "5.tar").rename(remote_set / "5.tar")  # it is tried again
             until(lambda: shards_in(node_folder, manifest) == ALL - {6})
         (message,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.data.cache"]
-        assert f"{node_folder}/{manifest.identity[:16]}: reading goes on without" in message
+        assert f"{node_folder}/{manifest.identity[:16]}: reading continues without" in message
         assert f"{server.url}/" in message
     assert_right(node_folder, manifest, remote_set)
 

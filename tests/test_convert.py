@@ -134,7 +134,7 @@ def test_an_unknown_key_is_named(code: str, kind: str, tmp_path: Path) -> None:
 def test_each_code_has_its_own_door(tmp_path: Path) -> None:
     for code, other in (("slowfast", "mmpretrain"), ("mmpretrain", "slowfast")):
         path = checkpoints.write(tmp_path / code, code, checkpoints.tensors(code, "pretraining"))
-        with pytest.raises(WeightsError, match="is no checkpoint of"):
+        with pytest.raises(WeightsError, match="is not a checkpoint of"):
             LOAD[other](path)
 
 
@@ -180,7 +180,7 @@ def test_the_script_tells_what_it_cannot_convert(
         ("cut", "is damaged: "),
         ("hostile", "holds more than tensors"),
         ("timm", "needs no conversion"),
-        ("other", "is no vision transformer of SlowFast's: missing patch_embed.proj.weight"),
+        ("other", "is not a vision transformer of SlowFast: missing patch_embed.proj.weight"),
     ):
         assert run_script(monkeypatch, "convert.py", tmp_path / name, tmp_path / "out") == 1
         error = capsys.readouterr().err

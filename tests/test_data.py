@@ -190,7 +190,7 @@ def test_bad_samples_in_a_row_end_the_patience() -> None:
 def test_one_missing_shard_of_imagenet_is_put_up_with(ranks: int) -> None:
     """Judged every 20 steps of an epoch, and in a row on every rank, as the defaults have it."""
     plan = Plan([1000] * 1281)
-    defaults = Data(shards="")
+    defaults = Data(shards="set")
     patience = [Patience(defaults.bad_in_a_row, "") for _ in range(ranks)]
     bad = 0
     for step in range(626):

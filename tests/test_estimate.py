@@ -151,7 +151,7 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         measured_rate(file, recipe("vit_large_1600e"))
     for nonsense in (b"[]", b"[" * 10**5, b"\xff" * 10**5):
         file.write_bytes(nonsense)
-        with pytest.raises(ConfigError, match=r"is no file that scripts/bench\.py wrote.{,400}$"):
+        with pytest.raises(ConfigError, match=r"was not written by scripts/bench\.py.{,400}$"):
             measured_rate(file, recipe())
 
 

@@ -106,7 +106,7 @@ def command_that_proves(folder: Path) -> str:
 def test_listings_and_data_sets_run_no_command(tmp_path: Path, shards: Path) -> None:
     command = command_that_proves(tmp_path)
     (tmp_path / "list.csv").write_text(f'path\n"{command}"\n')
-    assert list(list_source(tmp_path / "list.csv").sizes) == [0]  # a file, and not there
+    assert list_source(tmp_path / "list.csv").sizes == [0]  # the name of a file, which is not there
     for key in ("data.shards", "data.validation"):
         with pytest.raises(ConfigError, match=r"only data\.shards of data\.mode=stream may be a command"):
             small_recipe(shards, tmp_path, f"{key}={command}")

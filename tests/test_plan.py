@@ -67,7 +67,7 @@ def test_8_or_2_or_12_ranks_see_the_same_global_batches(plan: Plan, first_step: 
             requests = training_requests(
                 plan,
                 manifest,
-                Data(shards=""),
+                Data(shards="set"),
                 first_step=first_step,
                 batch_size=batch_size,
                 micro_batch=micro_batch,

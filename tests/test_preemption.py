@@ -43,7 +43,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_pa
     asked = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert time.monotonic() - asked < 25
-    assert process.returncode == 75 and "as asked; the same command goes on" in output
+    assert process.returncode == 75 and "as asked; the same command resumes" in output
     assert not ranks_of(run)
 
     stopped = newest(run / "checkpoints", report=print)

@@ -1,5 +1,6 @@
 """The Python scripts when they are called wrongly, and their help."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_numbers_that_cannot_be_are_one_line(
 def test_help_has_an_example(name: str) -> None:
     text = (CHECKOUT / "scripts" / f"{name}.py").read_text().split('"""')[1]
     assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_help_names_the_folder_of_recipes(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script(monkeypatch, f"{name}.py", "--help") == 0
+    folder = re.search(r"recipe +name in (\S+), or path", capsys.readouterr().out)
+    assert folder and (CHECKOUT / folder[1] / "small.yaml").is_file()
 
 
 def test_the_demos_images_replace_nobodys(

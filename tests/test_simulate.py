@@ -147,12 +147,12 @@ def test_nodes_that_share_lanes_are_told_so() -> None:
         (("--nodes", "2", "--batch", "64", "--cache", "1GB"), "give either DIR or all of"),
         (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "1GB"), "nowhere: no such folder"),
         (("nowhere", "--nodes", "2", "--batch", "60", "--cache", "1GB"), "cannot be shared out evenly"),
-        (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "big"), "'big' is no size"),
+        (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "big"), "'big' is not a size"),
         (
             ("--samples", "5", "--bytes", "1", "--shards", "9", "--nodes", "1", "--batch", "8", "--cache", "1"),
             "cannot fill",
         ),
-        (("--samples", "0.5", "--nodes", "1", "--batch", "8", "--cache", "1"), "no whole number"),
+        (("--samples", "0.5", "--nodes", "1", "--batch", "8", "--cache", "1"), "not a whole number"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(arguments: tuple[str, ...], message: str) -> None:

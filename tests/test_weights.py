@@ -229,7 +229,7 @@ def tarred(size: bytes | None = None) -> bytes:
 
 def scripted() -> bytes:
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), buffer)
+    torch.jit.save(torch.jit.script(nn.Conv1d(2, 2, 1)), buffer)
     return buffer.getvalue()
 
 
@@ -373,6 +373,6 @@ def test_the_normalisation_is_read_from_timms_configuration(tmp_path: Path) -> N
 def test_a_configuration_that_is_none_is_one_error(content: str, tmp_path: Path) -> None:
     safetensors.torch.save_file({"cls_token": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(content.encode("latin1"))
-    with pytest.raises(WeightsError, match=r"config\.json is no configuration of timm's") as error:
+    with pytest.raises(WeightsError, match=r"config\.json is not a timm configuration") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)

@@ -236,7 +236,7 @@ class NodeCache:
 
     def _failed(self, error: Exception) -> None:
         if not self._errors:
-            told = shown(f"{self._folder.path}: reading goes on without what the cache cannot get or keep: {error}")
+            told = shown(f"{self._folder.path}: reading continues without what the cache cannot get or keep: {error}")
             _log.warning("%s", told)
         self._errors += 1
         self._failures += 1

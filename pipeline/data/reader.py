@@ -78,11 +78,11 @@ class Reader:
         self._manifest, self._cache, self._deadline = manifest, cache, deadline
         self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
         self._remote = manifest.remote
-        self._refuse_without_ranges()
         self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
         self._open = lru_cache(_OPEN_SHARDS)(_OpenFile)
         self._traffic = Traffic() if traffic is None else traffic
         self._cached = _Counter()
+        self._refuse_without_ranges()
 
     def _refuse_without_ranges(self) -> None:
         """Say at the start what every sample would say: ask for a byte of the first shard of a web server."""
@@ -91,7 +91,7 @@ class Reader:
             return
         location = printable_url(self._locations[shard])
         try:
-            refuse_without_ranges(self._locations[shard], deadline=self._deadline)
+            refuse_without_ranges(self._locations[shard], traffic=self._traffic, deadline=self._deadline)
         except StorageError as error:
             if error.errno == errno.EOPNOTSUPP:
                 raise DataError(f"{location}: {error.strerror}") from None
@@ -161,7 +161,7 @@ class Reader:
 def _out_of_reach(location: str, error: StorageError) -> DataError:
     return DataError(
         f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
-        "and the run goes on from its last checkpoint"
+        "and the run resumes from its last checkpoint"
     )
 
 

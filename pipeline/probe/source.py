@@ -95,7 +95,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
         loaded = _pretrained(weights)
         told = [f"model.name={weights}", f"data.image_size={timm.get_pretrained_cfg(weights).input_size[1]}"]
     else:
-        raise ConfigError(f"{weights} is no run.dir, no weights file or folder and no model of timm's: correct it")
+        raise ConfigError(f"{weights} is neither a run.dir, nor weights, nor the name of a timm model: correct it")
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
@@ -116,7 +116,7 @@ def _settings(weights: Weights) -> list[str]:
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
         return _overrides(stated["architecture"], size, options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{config} is no configuration of timm's ({error!r})") from error
+        raise WeightsError(f"{config} is not a timm configuration ({error!r})") from error
 
 
 def _overrides(name: str, image_size: int, options: dict[str, Any]) -> list[str]:

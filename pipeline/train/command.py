@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.config import AnyRecipe, ConfigError, load
+from pipeline.config import RECIPES, AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
@@ -28,7 +28,7 @@ MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
 def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
     parser = Parser(description)
-    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(kind.folder.parents[1])}, or path")
+    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(RECIPES.parent)}, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )

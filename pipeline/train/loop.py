@@ -212,7 +212,7 @@ class Training:
                     self.monitor.say(line)
             if stop and done < self.end:
                 if self.monitor:
-                    self.monitor.say(f"stopped at step {done}, as asked; the same command goes on from there")
+                    self.monitor.say(f"stopped at step {done}, as asked; the same command resumes from there")
                 return Outcome.STOPPED
         return Outcome.COMPLETE
 

@@ -85,7 +85,7 @@ class Phases:
         stacks = self._folder / f"stacks-rank{self._rank}.txt"
         note(
             f"error: {known} (run.deadline): another rank or the storage does not answer; stacks go to {stacks}; "
-            "this process ends, the same command goes on from the last checkpoint"
+            "this process ends; the same command resumes from the last checkpoint"
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def parse(description: str) -> tuple[argparse.Namespace, Path, Hosts]:
         "--requeue", action="store_true", help="start again at once what others asked to stop (status 75)"
     )
     parser.add_argument("--hostfile", type=Path, help="DeepSpeed's: lines of 'name slots=N'")
-    parser.add_argument("--min-nodes", type=int, help="start with so many (default: all of the host file)")
+    parser.add_argument("--min-nodes", type=int, help="the fewest nodes to start with (default: all of the host file)")
     parser.add_argument("--probe", default=PROBE, help=f"succeeds where a node may be used (default: {PROBE!r})")
     parser.add_argument("command", nargs="+", help="the launcher's command, after --")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ With --hostfile, which is handed on to COMMAND (`deepspeed`), nodes that do not 
 Every life of the run is a line here and in RUN/lives-NODE.jsonl: when, how it ended, the step reached, on which nodes.
 
 Exit status: 0 the run is complete; 1 given up; 2 not understood, by this program or by COMMAND; 75 it was asked to
-stop, and the same command goes on.
+stop, and the same command resumes.
 
 Examples, each on one line:
 

@@ -74,7 +74,7 @@ def stop_a_rank(ranks: Ranks, run: Path) -> None:
 def ask_a_rank_to_stop(ranks: Ranks, run: Path) -> None:
     ranks.signal(1, signal.SIGUSR1)
     assert ranks.wait(60) == [75, 75]
-    assert "as asked; the same command goes on from there" in ranks.said()
+    assert "as asked; the same command resumes from there" in ranks.said()
 
 
 ROWS = [

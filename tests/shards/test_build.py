@@ -252,7 +252,7 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
         with pytest.raises(ShardError, match=r"dataset\.json: is not a maskfeat-shards description"):
             Manifest.load(out)
     (out / "dataset.json").unlink()
-    with pytest.raises(ShardError, match=r"has no dataset\.json, so it is no finished data set; correct"):
+    with pytest.raises(ShardError, match=r"has no dataset\.json, so it is not a finished data set; correct"):
         Manifest.load(out)
 
     (out / "dataset.json").write_text(text)

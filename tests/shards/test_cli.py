@@ -35,17 +35,17 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out = tmp_path / "my set #1"
     status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
     assert (status, err) == (0, "")
     assert f"{out}: 10 samples in 3 shards, 0.0 MB, " in text
-    assert f"next: maskfeat-shards verify {out}" in text
+    assert f"next: maskfeat-shards verify '{out}'" in text  # as a shell takes it
 
     status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
     assert (status, err) == (0, "")
     assert "already built" in text
 
-    assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards are as they were built\n", "")
+    assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards: all as they were built\n", "")
 
     status, text, err = shell("info", out)
     assert (status, err) == (0, "")
@@ -98,7 +98,7 @@ def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
     status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
     assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
     assert err.splitlines() == [
-        f"{source}: one class only, a\\nerror: forged: to tell classes apart, give the folder that holds one for each",
+        f"{source}: one class only, a\\nerror: forged; if that folder holds the class folders, build it instead",
         f"{source}: no class for folders without an image: b\\x1b[31m (empty)",
     ]
 
@@ -143,7 +143,7 @@ def test_preview_writes_a_page(shell: Shell, source: Path, tmp_path: Path) -> No
     shell("build", source, tmp_path / "out", "--workers", 1)
     status, text, err = shell("preview", tmp_path / "out", "--out", tmp_path / "page.html")
     assert (status, err) == (0, "")
-    assert text == f"{tmp_path}/page.html: 10 images on 0.0 MB; open it in a browser\n"
+    assert text == f"{tmp_path}/page.html: 10 images, 0.0 MB; open it in a browser\n"
     assert (tmp_path / "page.html").read_text().endswith("</html>\n")
 
 
@@ -182,8 +182,9 @@ def test_verify_prints_every_problem_and_exits_with_1(shell: Shell, source: Path
     [
         (["build", "{tmp}/nowhere", "{tmp}/out"], "error: {tmp}/nowhere: no such folder or file\n"),
         (["verify", "{tmp}/nowhere"], "error: {tmp}/nowhere: no such folder\n"),
+        (["verify", __file__], f"error: {__file__}: is not a folder; give that of a data set\n"),
         (["index", "{tmp}/*.tar", "--out", "{tmp}/out"], "error: {tmp}/*.tar: no such tar; correct the path or"),
-        (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so it is no finished data set; correct"),
+        (["info", "{tmp}"], "error: {tmp}: has no dataset.json, so it is not a finished data set; correct"),
         (["build", "{tmp}"], "Missing argument"),
         (["build", "{tmp}", "{tmp}/out", "--workers", "0"], "--workers"),
         (["build", "{tmp}", "{tmp}/out", "--colour"], "--colour"),
@@ -207,3 +208,15 @@ def test_help_has_an_example(shell: Shell, command: str) -> None:
     status, out, _ = shell(command, "--help")
     assert status == 0
     assert f"\n    maskfeat-shards {command} " in out
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    make_tree(tmp_path / "home" / "photos", 2)
+    assert shell("build", "~/photos", "~/set", "--workers=1")[0] == 0
+    assert shell("index", "~/set/shard-000000.tar", "--out=~/index", "--workers=1")[0] == 0
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"photos", "set", "index"}
+    assert not (tmp_path / "~").exists()

@@ -76,7 +76,7 @@ def test_a_huge_member_of_a_tar_is_one_reject_for_build_and_index(
         return read(file, offset, size, **options)
 
     monkeypatch.setattr("shards.writer.read", reading)
-    monkeypatch.setattr("shards.index.read", reading)
+    monkeypatch.setattr("shards.tarsample.read", reading)
     build(tars, tmp_path / "built", workers=1)
     index_tars([str(tar)], tmp_path / "indexed", workers=1)
     for out in (tmp_path / "built", tmp_path / "indexed"):

@@ -121,7 +121,9 @@ def test_verify_names_what_is_damaged_missing_or_strange_on_s3(local: Path, s3: 
 
 
 def test_what_is_not_there_is_one_clear_error(s3: S3, local: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=rf"^{s3.bucket}/nothing: has no dataset\.json, so it is no finished data set"):
+    with pytest.raises(
+        ShardError, match=rf"^{s3.bucket}/nothing: has no dataset\.json, so it is not a finished data set"
+    ):
         Manifest.load(f"{s3.bucket}/nothing")
     with http_server(local.parent) as server:
         server.fail(403, times=9)

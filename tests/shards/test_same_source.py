@@ -14,7 +14,7 @@ from making_images import contents, encoded, picture
 from shards.build import build
 from shards.check import DEFAULT_MAX_PIXELS
 from shards.files import ShardError
-from shards.manifest import Dataset, Manifest, Options
+from shards.manifest import Dataset, Manifest, Options, Shard
 
 CHECKOUT = Path(__file__).parents[2]
 ISO_8859_1 = "en_US.ISO-8859-1"
@@ -48,7 +48,8 @@ def older_source(root: Path, kind: str) -> Path:
 )
 def test_data_sets_of_older_versions_are_known(kind: str, fingerprint: str, ignored: int, tmp_path: Path) -> None:
     source, out = older_source(tmp_path / "source", kind), tmp_path / "out"
-    dataset = Dataset(0, 0, [], [], "", 0, ignored, Options(1000, None, DEFAULT_MAX_PIXELS, 0), fingerprint)
+    shards, options = [Shard("a.tar", 1, 1024, "")], Options(1000, None, DEFAULT_MAX_PIXELS, 0)
+    dataset = Dataset(1, 1, [], shards, "", 0, ignored, options, fingerprint)
     out.mkdir()
     (out / "dataset.json").write_text(dataset.dump())
     assert build(source, out, workers=1) == (dataset, True)

@@ -141,15 +141,16 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
     (tmp_path / "cow").mkdir()
     (tmp_path / "eel").symlink_to("/nowhere")
     assert notes(tmp_path) == [
-        "ignored files: 3 .heic, 2 hidden, 1 .avif, 1 .db, 1 broken links, 1 others; .heic, .avif: nothing here reads "
-        "that, convert them to JPEG first",
-        "one class only, cat: to tell classes apart, give the folder that holds one for each",
+        "ignored files: 3 .heic, 2 hidden, 1 .avif, 1 .db, 1 broken links, 1 others; .heic, .avif cannot be read "
+        "here: convert to JPEG first",
+        "one class only, cat; if that folder holds the class folders, build it instead",
         "no class for folders without an image: cow (empty), dog (all its files are ignored: 4), eel (a broken link)",
     ]
     (tmp_path / "cat" / "1.jpg").unlink()
     (tmp_path / ".x").mkdir()
     with pytest.raises(
-        ShardError, match=r"among 9 files: passed over .*: 1 \.x; ignored files: 3 \.heic, .*; \.heic, \.avif: nothing"
+        ShardError,
+        match=r"among 9 files: passed over .*: 1 \.x; ignored files: 3 \.heic, .*; \.heic, \.avif cannot be read",
     ):
         list_source(tmp_path)
 
@@ -165,7 +166,7 @@ def test_a_single_class_is_worth_a_note(tmp_path: Path) -> None:
     touch(tmp_path, "Data/cat/1.jpg", "Data/dog/1.jpg", "Annotations/1.xml")
     assert notes(tmp_path) == [
         "ignored files: 1 .xml",
-        "one class only, Data: to tell classes apart, give the folder that holds one for each",
+        "one class only, Data; if that folder holds the class folders, build it instead",
         "no class for folders without an image: Annotations (all its files are ignored: 1)",
     ]
 

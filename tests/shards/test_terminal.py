@@ -45,12 +45,9 @@ def test_a_name_without_end_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in ((sys, "excepthook"), (threading, "excepthook"), (warnings, "formatwarning")):
         monkeypatch.setattr(owner, name, getattr(owner, name))
-    factory = logging.getLogRecordFactory()
-    monkeypatch.setattr(
-        logging, "setLogRecordFactory", lambda made: monkeypatch.setattr(logging, "_logRecordFactory", made)
-    )
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)  # a command run before may have set another
     terminal.prepare()
-    assert logging.getLogRecordFactory() is not factory
+    assert logging.getLogRecordFactory() is not logging.LogRecord
 
 
 @pytest.mark.usefixtures("prepared")
@@ -134,10 +131,11 @@ def test_usage_errors_quote_arguments_on_one_line() -> None:
 
 
 def test_arguments_that_are_not_understood_are_quoted_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = terminal.Parser(prog="program")
+    parser = terminal.Parser("What it does.")
+    parser.prog = "program"
     with pytest.raises(SystemExit) as end:
         parser.parse_args(["-H", "Authorization: Bearer SEKRET", "a\x1b[2J\nerror: forged"])
     assert end.value.code == 2
-    assert capsys.readouterr().err.splitlines()[1:] == [
+    assert capsys.readouterr().err.splitlines() == [
         r"program: error: unrecognized arguments: -H Authorization: Bearer *** a\x1b[2J\nerror: forged"
     ]

@@ -44,7 +44,6 @@ OTHERS = [
     "data://image/jpeg;base64,AAAA",
     "python://os",
     "://a.jpg",
-    " http://a.jpg",
     "ht\ntp://a.jpg",
     "my https://a.jpg",
     "local:///etc/passwd",
