@@ -19,7 +19,6 @@ from pipeline.targets.hog import CELL
 from pipeline.timm_options import INSTEAD, Options
 from shards.secrets import MASK, PIPE, masked_values
 from shards.storage import has_query, shows_credentials
-from shards.text import printable
 
 
 def _expanded(value: Any) -> Any:
@@ -28,8 +27,10 @@ def _expanded(value: Any) -> Any:
         return value
     if "\0" in str(value) or value == "":
         raise ValueError("a path has at least one character, and none that is NUL")
-    if printable(str(value)) != str(value):
-        raise ValueError("it is not UTF-8, as text in files has to be: rename it")
+    try:
+        str(value).encode()  # not as a file's name: what a run elsewhere wrote down is text in every locale
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8, or the locale is not: rename it, or set LC_ALL=C.UTF-8") from None
     if not str(value).startswith("~"):
         return value
     try:
@@ -38,10 +39,17 @@ def _expanded(value: Any) -> Any:
         raise ValueError("there is no such user: write ./~ where a name begins so") from None
 
 
+def _here(value: Any) -> Any:
+    """The same of what has to be a path of this machine; as such `https://x` would be a folder called `https:`."""
+    if "://" in str(value):
+        raise ValueError("it has to be a path, and is a URL: mount it, or copy it here")
+    return _expanded(value)
+
+
 # Limits are where a number is a slip of the hand, and far from those that any run needs
 Text = Annotated[str, Field(min_length=1)]
 Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
-LocalPath = Annotated[Path, BeforeValidator(_expanded)]
+LocalPath = Annotated[Path, BeforeValidator(_here)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 Seconds = Annotated[float, Field(gt=0, le=10**8)]

@@ -29,6 +29,7 @@ def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides
     ]
     if secret:
         return f"{path}: {MASK} in {secret[0]} stands for something secret: give {secret[0]}=... again"
+    path = path.resolve()
     is_record = path.name == "config.yaml" and any((path.parent / name).exists() for name in _BESIDE)
     streams = settings.get("data", {}).get("mode") == "stream" or "data.mode" in given
     if is_record and streams and "data.shards" not in given:

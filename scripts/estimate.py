@@ -26,7 +26,6 @@ Examples:
     python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -39,8 +38,10 @@ from rich.table import Table
 from model.flops import encoder_macs, training_flops
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.recipes import reason
 from pipeline.targets.features import build_teacher
 from pipeline.targets.masking import masked_patches
+from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -151,10 +152,10 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "ranks": 1,
     }
     try:
-        figures = json.loads(file.read_text())["figures"]
+        figures = parse_json(file.read_bytes())["figures"]
         found = [f for f in figures if f["unit"] == "images/s" and wanted.items() <= f["settings"].items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {error!r}") from None
+        raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
     if not found:
         raise ConfigError(
             f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px in "
@@ -185,6 +186,9 @@ def main() -> int:
     parser.add_argument("--image-bytes", type=float, default=110e3, help="mean of an encoded image (%(default).0f)")
     prepare()
     arguments = parser.parse_intermixed_args()
+    for name, value in vars(arguments).items():
+        if isinstance(value, int | float) and not (0 < value < math.inf or (name == "latency" and value == 0)):
+            parser.error(f"--{name.replace('_', '-')} {value:g} is not a number above 0")
     try:
         recipe = load_recipe(arguments.recipe, ["data.shards=not read here", *arguments.overrides])
         with torch.device("meta"):

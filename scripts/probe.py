@@ -18,6 +18,7 @@ Examples, each on one line:
 
 import argparse
 import json
+import math
 import os
 import time
 from dataclasses import asdict
@@ -81,8 +82,8 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
         parser.error("--crop lies in (0, 1], --held-out in (0, 1)")
-    if min(arguments.temperature, *arguments.rates) <= 0:
-        parser.error("--temperature and --rates are more than 0")
+    if not all(0 < value < math.inf for value in (arguments.temperature, *arguments.rates)):
+        parser.error("--temperature and --rates are numbers above 0")
     if min(*arguments.k, arguments.epochs, arguments.batch_size) < 1:
         parser.error("--k, --epochs and --batch-size are at least 1")
     try:

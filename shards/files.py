@@ -6,11 +6,13 @@ import io
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+_DEEPEST = 20  # lists and objects in each other that JSON may have
 AT_MOST = 2**30  # bytes that are read at once, which is far more than any image has
 
 
@@ -74,9 +76,19 @@ def parse_json(text: str | bytes) -> Any:
     Raises ValueError for what is not JSON or nested too deep, and for an object that has a name twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_named_once)
+        found = json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    level = [found]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level if isinstance(outer, dict | list) for inner in _values(outer)]
+    if level:  # whoever walks through it would meet Python's limit later
+        raise ValueError("it is nested too deep")
+    return found
+
+
+def _values(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return outer.values() if isinstance(outer, dict) else outer
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,10 @@ _REFERENCE = re.compile(
     r"(?:[\w-]+:\s*)?(?:(?:Bearer|Basic|Token)\s+)?(?:\$\w+|\$\{\w+\}|\$\(cat [\w./~$-]+\)|:)+", re.IGNORECASE
 )
 
-_URL = re.compile(r"""(?<![\w+.-])([\w+.-]+://)((?:\[[\da-fA-F:.]*\]|(?!::)[^\s'"<>])*)""")
+# A path of Python's has one slash where a URL has two
+_URL = re.compile(
+    r"""(?<![\w+.-])([\w+.-]+://|(?:https?|ftps?|s3a?|gs|gcs):/)((?:\[[\da-fA-F:.]*\]|(?!::)[^\s'"<>])*)"""
+)
 _USER = re.compile(r"([^/]*|[^/:]*:(?!\d+(?:/|$))[^@]*)@")
 _BEARER = re.compile(r"""\b(Bearer\s+|Basic\s+(?=[\w+/=-]{6}))([^\s"'\\]+)""", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"""\b(Authorization:\s*)(?!Bearer|Basic|\s)([^"'\\]+)""", re.IGNORECASE)

@@ -107,6 +107,10 @@ UNREADABLE: dict[str, tuple[Change, str]] = {
     "a list for a state": (write("state.json", b"[]"), "TypeError"),
     "a deep state": (write("state.json", b'{"a":' * 10**5), "nested too deep"),
     "a state that says two things": (write("state.json", b'{"step": 4, "step": 4}'), "a name twice"),
+    "nesting that only Python could read": (
+        lambda folder: state(folder, lambda of: of["identity"].update(x=json.loads("[" * 100 + "]" * 100))),
+        "nested too deep",
+    ),
     "bytes for a state": (write("state.json", b'{"\xff": 1}'), "UnicodeDecodeError"),
 }
 
@@ -185,6 +189,17 @@ def test_a_pipe_or_a_device_in_a_checkpoint_is_not_waited_for(run: Path, name: s
         found = newest(run / "checkpoints", said.append)
         assert found and found.facts.step == 2
         assert len(said) == 1 and f"{path.parent}: {name} is missing, or not a plain file" in said[0]
+
+
+def test_the_tensors_that_are_checked_are_those_that_are_read(run: Path) -> None:
+    folder = run / "checkpoints" / "step-00000004"
+    before = read(folder).weights()
+    (folder / PART).rename(folder / "part-of-another-name")
+    reseal(folder)
+    found = read(folder)
+    weights = found.weights()
+    assert before.keys() == weights.keys() == {name[7:] for name in found.shapes if name.startswith("weight/")}
+    assert all(torch.equal(before[name], weights[name]) for name in before)
 
 
 def test_links_to_files_elsewhere_are_followed(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_the_names_of_older_runs_are_a_name_a_line(tmp_path: Path) -> None:
 def test_names_that_do_not_fit_the_head_are_one_error(file: str, content: bytes, found: str, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ConfigError, match=rf"classes\.json must name the 3 classes of the head, but {found} was found"):
+        class_names(tmp_path, 3)
+
+
+def test_a_pipe_of_names_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "classes.json")
+    with pytest.raises(OSError, match="is not a regular file"):
         class_names(tmp_path, 3)
 
 

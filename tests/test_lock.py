@@ -55,6 +55,14 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, world: World) -> None:
     hold(tmp_path / "run", world, 0)
 
 
+def test_a_holder_that_says_nonsense_is_one_error(tmp_path: Path, world: World) -> None:
+    (tmp_path / ".lock").write_bytes(b"\xff" + b"x" * 10**6)
+    with (tmp_path / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"is in use by \ufffdx{299}: wait for it or end it"):
+            hold(tmp_path, world, 0)
+
+
 def test_a_run_that_is_about_to_end_is_waited_for(
     tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,8 @@ def test_a_finished_run_is_left_alone(shards: Path, tmp_path: Path, capsys: pyte
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     pretrain(shards, tmp_path / "run", "run.max_steps=2")
     assert "nothing to do" in capsys.readouterr().out
+    pretrain(shards, tmp_path / "run", "run.max_steps=1")  # further than it is to go
+    assert "has reached step 2" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 

@@ -15,8 +15,9 @@ from scripting import run_script
 
 from pipeline.data.reader import Reader
 from pipeline.pretrain.baselines import read_baselines
-from pipeline.train.checkpoint import Facts, read
+from pipeline.train.checkpoint import CheckpointError, Facts, read
 from pipeline.train.errors import TrainingError
+from pipeline.train.lock import _take
 from pipeline.train.nonfinite import left_out
 from pipeline.train.saver import Saver
 from pipeline.train.world import World
@@ -111,6 +112,29 @@ def test_no_file_of_logging_keeps_a_run_from_resuming(
     assert len(warned) <= len(expected) + 1
     if obstacle == "an odd line":
         assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_links_in_a_runs_folder_have_no_other_file_written(shards: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"mine\n")
+    names = (".lock", "metrics.jsonl", "quarantine.jsonl", "samples-rank0.jsonl", "config.yaml", "complete")
+    for target in ("other", "new"):
+        for name in names:
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(tmp_path / target)
+        assert not _take(run, 0)
+        pretrain(shards, run, "run.max_steps=5", "run.trace_samples=true", f"data.validation={shards}")
+        assert last_checkpoint(run).facts.step == 5
+    assert (tmp_path / "other").read_bytes() == b"mine\n" and not (tmp_path / "new").exists()
+    assert not (run / "config.yaml").is_symlink()
+
+
+@pytest.mark.parametrize("place", [Path.touch, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_what_lies_in_the_place_of_checkpoints_is_an_error_at_the_start(
+    shards: Path, tmp_path: Path, place: Callable[[Path], Any]
+) -> None:
+    place(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"/checkpoints is not a folder: move it away"):
+        pretrain(shards, tmp_path, "run.max_steps=1")
 
 
 @pytest.mark.parametrize(

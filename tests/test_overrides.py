@@ -3,6 +3,8 @@
 import getpass
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,22 @@ def test_home_folders_are_meant_in_files_too(key: str, tmp_path: Path) -> None:
     assert setting(load_recipe(str(tmp_path / "mine.yaml")), key) in (HOME / "a", f"{HOME}/a")
 
 
+def test_a_path_that_a_run_wrote_down_is_text_in_every_locale(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(
+        "run: {dir: é}\ndata: {shards: é}\noptim: {epochs: 31, batch_size: 1}".encode()
+    )
+    program = (
+        f"from pipeline.config import load_recipe; print(ascii(load_recipe('{tmp_path}/recipe.yaml').data.shards))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", program],
+        env=os.environ | {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert said.stdout == b"'\\xe9'\n"
+
+
 def test_a_teacher_may_lie_in_a_home_folder() -> None:
     overrides = ["target.kind=features", "target.teacher=~/a", "target.teacher_weights=~/b"]
     target = load_recipe("demo", [SHARDS, *overrides]).target
@@ -135,6 +153,9 @@ def test_long_text_takes_no_long_time() -> None:
         ("optim.lr=", "optim.lr='': input should be a valid number"),
         ("run.dir=~nobody-of-this-name/x", "run.dir=~nobody-of-this-name/x: there is no such user"),
         ("run.dir=a\0b", r"run.dir=a\x00b: "),
+        ("run.dir=s3://bucket/run", "run.dir=s3://bucket/run: it has to be a path, and is a URL"),
+        ("model.init=https://bob:secret@host/w.pth", "model.init=https://***@host/w.pth: it has to be a path"),
+        ("target.teacher_weights=https://host/w?key=secret", "target.teacher_weights=https://host/w?key=***: it has"),
         ("run.dir=caf\udce9", r"run.dir=caf\udce9: it is not UTF-8"),
         ("optim.epochs=1:30", "optim.epochs=1:30: input should be a valid number"),
         ("data.lanes=0o10", "data.lanes=0o10: "),

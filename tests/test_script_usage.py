@@ -20,6 +20,26 @@ def test_a_mistake_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, capsy
         assert "section.key=value" not in errors  # which nobody has to give
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *(("estimate", option, "0") for option in ("mfu", "peak", "link", "network", "gpus-per-node", "samples")),
+        ("estimate", "images-per-second", "nan"),
+        ("estimate", "image-bytes", "-1"),
+        ("estimate", "latency", "-1"),
+        ("probe", "temperature", "nan"),
+        ("probe", "rates", "inf"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(
+    name: str, option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os._exit", lambda status: pytest.fail(f"it went on, to status {status}"))
+    assert run_script(monkeypatch, f"{name}.py", "demo", f"--{option}", value) == 2
+    errors = capsys.readouterr().err
+    assert f"--{option} " in errors and "above 0" in errors and errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", [*NAMES, "compare", "demo_data", "launch/supervise", "launch/stop", "bench"])
 def test_help_has_an_example(name: str) -> None:
     text = (CHECKOUT / "scripts" / f"{name}.py").read_text().split('"""')[1]

@@ -144,8 +144,8 @@ def _held(lock: Path) -> Iterator[bool]:
 
 
 def flock(lock: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed; None if another does."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """A descriptor that holds the lock until it is closed; None if another does. Raises OSError, for a link too."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

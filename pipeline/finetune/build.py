@@ -1,6 +1,5 @@
 """From a fine-tuning recipe to its model and how fast its layers learn."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from model.maskfeat import build_encoder
 from pipeline.build import tried
 from pipeline.config import ConfigError
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
+from shards.files import parse_json
+from shards.storage import read
 from shards.text import excerpt
 
 CLASSES = "classes.json"  # in run.dir: a list of names, in the order of the head's outputs
@@ -35,14 +36,14 @@ def class_names(run: Path, outputs: int) -> list[str]:
     """The names of a run's classes, one for each of the head's outputs. Raises ConfigError for any other number."""
     try:
         if (run / CLASSES).exists():
-            names = json.loads((run / CLASSES).read_bytes())
+            names = parse_json(read(str(run / CLASSES)))
         else:  # neither splitlines nor a text file, which both take more for the end of a line
-            names = (run / _CLASSES_BEFORE).read_bytes().decode().removesuffix("\n").split("\n")
+            names = read(str(run / _CLASSES_BEFORE)).decode().removesuffix("\n").split("\n")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("no list of names")
         if len(names) != outputs:
             raise ValueError(f"{len(names)} names")
-    except (FileNotFoundError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, ValueError) as error:
         what = "nothing" if isinstance(error, FileNotFoundError) else excerpt(str(error))
         raise ConfigError(
             f"{run / CLASSES} must name the {outputs} classes of the head, but {what} was found there or in "

@@ -18,6 +18,7 @@ from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.recipes import read_settings
 from pipeline.targets.objective import MEAN, STD
 from pipeline.train.checkpoint import Checkpoint
+from shards.files import parse_json
 
 _PLAIN = "vit_base_300e"  # the recipe of what is no run: its sections data and model hold defaults only
 _GIVEN = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "use_fc_norm")  # by `build_encoder`
@@ -110,7 +111,7 @@ def _settings(weights: Weights) -> list[str]:
     if not config.is_file():
         return []
     try:
-        stated = json.loads(config.read_text())
+        stated = parse_json(config.read_bytes())
         size = stated.get("pretrained_cfg", stated)["input_size"][1]
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
         return _overrides(stated["architecture"], size, options)

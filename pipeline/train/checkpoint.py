@@ -10,6 +10,7 @@
 where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
         self._file_of: dict[str, Any] = {}
-        for part in sorted(folder.glob("part-*.safetensors")):
+        for part in _parts(folder):
             file = self._stack.enter_context(safe_open(part, framework="pt"))
             self._file_of |= dict.fromkeys(file.keys(), file)
         self.names = list(self._file_of)
@@ -119,6 +120,10 @@ def folders(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob(f"step-{'[0-9]' * 8}"))
 
 
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*"))
+
+
 def newest(
     checkpoints: Path,
     report: Callable[[str], None],
@@ -133,8 +138,10 @@ def newest(
             and rank 0 reports.
 
     Raises:
-        CheckpointError: there are checkpoints and none is valid.
+        CheckpointError: there are checkpoints and none is valid, or something else lies in their place.
     """
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise CheckpointError(f"{checkpoints} is not a folder: move it away, or choose another run.dir")
     candidates = folders(checkpoints)
     if world:
         candidates = world.from_first(candidates)
@@ -228,7 +235,7 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
 def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tuple[int, ...]]]]:
     """What state.json says, after a check of it and of every `size`-th part; and the shapes of the tensors in these."""
     seals = parse_json(plain(folder / FILES).read_bytes())
-    parts = sorted(part.name for part in folder.glob("part-*"))
+    parts = [part.name for part in _parts(folder)]
     if seals.keys() != {*parts, STATE}:
         raise CheckpointError(f"{folder} holds other files than were written")
     for name in (STATE, *parts[rank::size]):

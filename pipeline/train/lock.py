@@ -11,6 +11,7 @@ from pipeline.data.cache_folder import flock
 from pipeline.train.world import World
 from pipeline.train.writing import tell
 
+_LONGEST = 300  # bytes that the holder of a lock says of itself
 PATIENCE = 60  # seconds: ranks that were asked to stop may still be saving
 
 
@@ -35,7 +36,8 @@ def _take(folder: Path, patience: float) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while (lock := flock(path)) is None:
-            in_use = f"run.dir={folder} is in use by {path.read_text().strip() or 'another process'}"
+            holder = path.read_bytes()[:_LONGEST].decode(errors="replace").strip() or "another process"
+            in_use = f"run.dir={folder} is in use by {holder}"
             if time.monotonic() >= deadline:
                 return f"{in_use}: wait for it or end it"
             if not told:

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -138,8 +139,8 @@ class Training:
                 outcome = self._train(preemption)
             if self.monitor and outcome is Outcome.COMPLETE:
                 complete = self.recipe.run.dir / "complete"  # a launcher's status 0 does not always mean that
-                with Writing()(complete):
-                    complete.touch()
+                with Writing()(complete), suppress(FileExistsError):
+                    complete.touch(exist_ok=False)  # which follows no link
             return outcome
         except TooManyBad as error:
             self.bad.leave(error.bad)
@@ -158,7 +159,7 @@ class Training:
         trace = self._open_trace()
         profile = self._profile()
 
-        batches = self.data.batches(self.start, (self.end - self.start) * self.micro_batches)
+        batches = self.data.batches(self.start, max(0, self.end - self.start) * self.micro_batches)
         losses = torch.zeros(2, device=self.world.device)  # their sum over images, and how many images that were
         not_finite = NonFinite(settings.nonfinite_in_a_row)
         clock = Clock(self.world.device)

@@ -89,6 +89,7 @@ class Phases:
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            stacks.unlink(missing_ok=True)  # it may be a link
             with stacks.open("w") as file:
                 print(known, file=file, flush=True)
                 faulthandler.dump_traceback(file)

@@ -66,7 +66,7 @@ class Growing:
 
     def _append(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_special(self._path)
+        _refuse_others(self._path)
         with self._path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -107,7 +107,7 @@ def keep_lines(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    _refuse_special(path)
+    _refuse_others(path)
     with path.open("rb+") as file:
         end = at = 0
         for line in _lines(file):
@@ -122,6 +122,13 @@ def keep_lines(path: Path, step: int) -> None:
 def _lines(file: BinaryIO) -> Iterator[bytes]:
     """The lines of a file; a longer one than the run writes comes in pieces, as a file may be all one."""
     return iter(lambda: file.readline(_LONGEST), b"")
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise OSError for a link, as a run's folder may come from others, and as `_refuse_special`."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, and its target may be anybody's file")
+    _refuse_special(path)
 
 
 def _refuse_special(path: Path) -> None:

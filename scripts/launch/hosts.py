@@ -48,6 +48,7 @@ class Hosts:
             OSError: the file cannot be written.
         """
         file = self._run / "hosts"
+        file.unlink(missing_ok=True)  # it may be a link
         file.write_text("".join(f"{host} slots={self._slots[host]}\n" for host in answering))
         return [launcher[0], "--hostfile", str(file), "--force_multi", *launcher[1:]]
 

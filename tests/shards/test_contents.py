@@ -313,7 +313,7 @@ def test_a_pipe_a_device_or_a_folder_is_not_waited_for(
             cli.main()
         said = capfd.readouterr()
         if (command, name) in (("info", "tar"), ("info", "idx"), ("preview", "idx")):  # which do not read it
-            assert end.value.code == 0
+            assert not end.value.code
         else:
             assert end.value.code in (1, 2) and "regular file" in said.err + said.out
             assert path.name in said.err + said.out and "Traceback" not in said.err

@@ -20,6 +20,9 @@ MASKED = {
     "https://host/a.tar#token=SEKRET": "https://host/a.tar#***",
     "http://[::1]:80/a.tar?sig=SEKRET": "http://[::1]:80/a.tar?sig=***",
     "zip://a::https://bob:SEKRET@host/b": "zip://a::https://***@host/b",
+    # As Python's paths write them
+    "https:/bob:SEKRET@host/a.pth is missing": "https:/***@host/a.pth is missing",
+    "no file s3:/host/a?key=SEKRET": "no file s3:/host/a?key=***",
     "https://host/a.tar?sig=SEKRET: tried for 300 s": "https://host/a.tar?sig=***: tried for 300 s",
     # Headers, users and cookies of curl and its like
     'pipe:curl -H "Authorization: Bearer SEKRET" https://host/a.tar': "pipe:curl -H *** https://host/a.tar",
