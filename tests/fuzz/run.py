@@ -25,7 +25,8 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "fuzz")]
 os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 _SECONDS = 20.0  # an attempt may take
-_MEMORY = 8 * 2**30  # bytes of addresses that it may use
+_MEMORY = 8 * 2**30  # bytes of addresses that its process may use ...
+_ATTEMPTS = 40  # ... which makes this many: each training run in it leaves threads, and the addresses of their stacks
 
 
 class Worker:
@@ -89,6 +90,9 @@ def main() -> int:
     for name in arguments.subjects:
         begun, worker, counts = time.monotonic(), Worker(name), Counter[str]()
         for seed in range(arguments.seed, arguments.seed + arguments.attempts):
+            if counts.total() and counts.total() % _ATTEMPTS == 0:
+                worker.close()
+                worker = Worker(name)
             outcome = worker.attempt(f"{name} {seed}")
             known = outcome in ("refused", "accepted")
             counts[outcome if known else "failed"] += 1

@@ -125,7 +125,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in ("folder", "link", "fifo"):
         before = (tmp_path / name).lstat()
-        with pytest.raises(ShardError, match=rf"{name}: cannot be written \(is not a regular file\); choose another file"):
+        with pytest.raises(ShardError, match=rf"{name}: cannot be written \(is not a regular file\)"):
             write_preview(tmp_path / "out", tmp_path / name)
         assert (tmp_path / name).lstat() == before
 
