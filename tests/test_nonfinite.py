@@ -130,7 +130,7 @@ def test_a_run_whose_end_cannot_be_written_down(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     touch = Path.touch
-    monkeypatch.setattr(Path, "touch", lambda path: full() if path.name == "complete" else touch(path))
+    monkeypatch.setattr(Path, "touch", lambda path, **how: full() if path.name == "complete" else touch(path, **how))
     pretrain(shards, tmp_path / "run", "run.max_steps=1")
     assert f"warning: {tmp_path}/run/complete cannot be written (No space left on device)" in capsys.readouterr().out
     assert newest(tmp_path / "run" / "checkpoints", report=print)
