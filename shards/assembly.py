@@ -75,16 +75,22 @@ def refuse_web_server(out: str) -> None:
         )
 
 
-def is_finished(out: str, fingerprint: str) -> bool:
-    """Whether `out` holds this data set, complete. Raises ShardError when it holds another, be it unfinished."""
-    if manifest.DATASET in listing(out):
-        if Dataset.load(out).fingerprint != fingerprint:
+def finished(out: str) -> Dataset | None:
+    """Return the data set that `out` holds, None if it holds none that is complete."""
+    return Dataset.load(out) if manifest.DATASET in listing(out) else None
+
+
+def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
+    """Make sure that `out` holds nothing but this data set: `found`, which is complete, or an unfinished one.
+
+    Clears what a kill may have left beside a complete one. Raises ShardError when it is another data set.
+    """
+    if found:
+        if found.fingerprint != fingerprint:
             raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
-        delete(join(out, STAGING))  # a kill may have left it
-        return True
-    if _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
+        delete(join(out, STAGING))
+    elif _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
         raise ShardError(f"{out}: holds an unfinished build of other images or options; {_REMEDY}")
-    return False
 
 
 def refuse_other_files(out: str, names: Iterable[str]) -> None:

@@ -20,8 +20,9 @@ from shards.assembly import (
     Record,
     explained,
     finish,
+    finished,
     finished_records,
-    is_finished,
+    recognise,
     record_file,
     refuse_other_files,
     refuse_web_server,
@@ -102,19 +103,19 @@ def build(
     for line in listing.notes:
         note(line)
     classes = _names(listing)
-    fingerprint = _fingerprint(listing, options, listing.ignored)
     unwritten = _bytes(listing.sizes)
 
     def remaining() -> str:
         return f"{unwritten / 1e6:,.1f} MB of images are still to be written"
 
     with explained(out, remaining):
-        present = files_in(out)
-        if manifest.DATASET in present:  # that other files than images come and go beside these makes no other data set
-            fingerprint = _fingerprint(listing, options, Dataset.load(out).ignored)
-        if is_finished(out, fingerprint):
-            return Dataset.load(out), True
-        refuse_other_files(out, present)
+        found = finished(out)
+        # That other files than images come and go beside these makes no other data set
+        fingerprint = _fingerprint(listing, options, found.ignored if found else listing.ignored)
+        recognise(out, found, fingerprint)
+        if found:
+            return found, True
+        refuse_other_files(out, files_in(out))
         if (source.is_dir() or listing.offsets) and not finished_records(out):
             refuse_parts(listing)
         with writing(out, fingerprint):

@@ -193,7 +193,7 @@ def info(root: Root) -> None:
     rows += [
         ("rejects", reasons(root) or "0"),
         ("ignored files", f"{dataset.ignored:,}"),
-        ("duplicates", duplicates(root)),
+        ("duplicates", duplicates(manifest) or "0"),
         ("identity", manifest.identity),
     ]
     # Plain lines, which a narrow terminal wraps and a pipe passes on whole.

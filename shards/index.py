@@ -19,8 +19,9 @@ from shards.assembly import (
     Record,
     explained,
     finish,
+    finished,
     finished_records,
-    is_finished,
+    recognise,
     record_file,
     refuse_other_files,
     refuse_web_server,
@@ -99,8 +100,10 @@ def index_tars(
         return f"{len(names) - done:,} tars are still to be read"
 
     with explained(out, remaining):
-        if is_finished(out, fingerprint):
-            return Dataset.load(out), True
+        found = finished(out)
+        recognise(out, found, fingerprint)
+        if found:
+            return found, True
         written = [manifest.MANIFEST, manifest.REJECTS, manifest.DUPLICATES]
         refuse_other_files(out, [*written, *map(idx_name, names)])
         with writing(out, fingerprint):

@@ -27,12 +27,11 @@ def reasons(root: str | Path) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in count_rejects(root).most_common())
 
 
-def duplicates(root: str | Path) -> str:
-    """How many images have the bytes of an earlier one, and the first of them."""
-    manifest = Manifest.load(root)
-    found = load_duplicates(root, len(manifest))
+def duplicates(manifest: Manifest) -> str:
+    """Say how many images have the bytes of an earlier one, and which are the first of them; empty for none."""
+    found = load_duplicates(manifest.root, len(manifest))
     if not found:
-        return "0"
+        return ""
     pairs = [f"{manifest.path(sample)} = {manifest.path(first)}" for sample, first in found[:_DUPLICATES_SHOWN]]
     return f"{len(found):,} ({', '.join(pairs)}{', ...' if len(found) > len(pairs) else ''})"
 
@@ -60,12 +59,13 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
         f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
         f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
     )
-    for line in _classes(dataset, Manifest.load(out)):
+    manifest = Manifest.load(out)
+    for line in _classes(dataset, manifest):
         say(line)
     if dataset.rejects:
         say(f"rejects: {dataset.rejects:,} ({reasons(out)}): see {join(out, REJECTS)}")
-    if load_duplicates(out, dataset.samples):
-        say(f"duplicates: {duplicates(out)}: see {join(out, DUPLICATES)}")
+    if found := duplicates(manifest):
+        say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
     say(f"next: maskfeat-shards verify {shlex.quote(out)}")
 
 

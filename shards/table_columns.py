@@ -44,7 +44,7 @@ class Columns(NamedTuple):
     others: list[str]
 
 
-def read_columns(source: Path) -> Columns:
+def read_path_and_label(source: Path) -> Columns:
     """Reads a table. Raises ShardError for a file that is none, and where two columns could be meant."""
     kind = source.suffix.lower()
     why: Exception

@@ -10,7 +10,7 @@ from shards.files import ShardError
 from shards.labels import NAMES, as_label, number_classes, on_mixture
 from shards.listing import Listing, is_url
 from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
-from shards.table_columns import Columns, read_columns
+from shards.table_columns import Columns, read_path_and_label
 from shards.text import excerpt, native
 
 
@@ -20,7 +20,7 @@ def list_table(source: Path) -> Listing:
     Raises ShardError for a file that is not such a table, and for a bad row, by its number: 1 is the first
     below the header. That a file is missing shows when it is read, and costs only that image.
     """
-    columns = read_columns(source)
+    columns = read_path_and_label(source)
     if not columns.paths:
         raise ShardError(f"{source}: has no rows; list at least one image")
     paths = [_path(source, number, value) for number, value in enumerate(columns.paths, 1)]
