@@ -217,7 +217,7 @@ def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored:
 
 
 def _fault(tensor: Tensor) -> str | None:
-    """What no training can start from."""
+    """Say why no training can start from a tensor; None if one can."""
     if not tensor.is_floating_point():
         return f"{str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
     return None if tensor.float().isfinite().all() else "NaN or infinity"

@@ -160,7 +160,7 @@ def read(path: Path | str) -> Weights:
 
 
 def _is_plain(key: Any, value: Any) -> bool:
-    """Whether this is a tensor of numbers in memory with a name, and not one of all else that torch can load."""
+    """Tell a named tensor of numbers in memory from everything else that torch can load."""
     return (
         isinstance(key, str)
         and isinstance(value, Tensor)

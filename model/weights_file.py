@@ -63,7 +63,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load(file: Path) -> Any:
-    """What safetensors or torch.save wrote: tensors, on the CPU, and containers of them.
+    """Load what safetensors or torch.save wrote: tensors, on the CPU, and containers of them.
 
     Raises:
         WeightsError: it is another kind of file, is damaged, or holds more than tensors.
@@ -94,7 +94,7 @@ def load(file: Path) -> Any:
 
 
 def _strange(head: bytes) -> str | None:
-    """What a file that begins so is, unless torch.save wrote it before it wrote archives."""
+    """Say what a file that begins with `head` is instead of weights; None if torch.save may have written it."""
     if not head:
         return "is empty: download it again"
     if head.startswith(b"version https://git-lfs"):
@@ -113,7 +113,7 @@ def _strange(head: bytes) -> str | None:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Whether this is a header of a tar, which torch would follow further than is safe."""
+    """Recognise the header of a tar, which torch would follow further than is safe."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -122,7 +122,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _strange_archive(file: Path) -> str | None:
-    """What is wrong with a zip archive, if anything is that torch would not notice, or not name."""
+    """Say what is wrong with a zip archive where torch would not notice it, or not name it; None if nothing is."""
     if not zipfile.is_zipfile(file):
         return "is damaged: it was cut short, download it again"
     with zipfile.ZipFile(file) as archive:

@@ -143,7 +143,7 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
 
 
 def number(value: object, form: str) -> str:
-    """What a log has, in the format `form`."""
+    """Format a number from a log by `form`."""
     return format(value, form) if type(value) in (int, float) else "not finite"  # which logs write as null
 
 

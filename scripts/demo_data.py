@@ -11,7 +11,6 @@ Example:
     python scripts/demo_data.py demo/images --train 400 --validation 64
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -20,6 +19,8 @@ import skimage.data
 from PIL import Image
 from rich.progress import track
 from sklearn.datasets import load_sample_image
+
+from shards.terminal import Parser
 
 SHORT_SIDE = 192  # of the photographs, in pixels: the less there is to learn, the sooner it shows
 MARK = "made-by-demo_data"  # an empty file in OUT
@@ -51,9 +52,7 @@ def shrink(photograph: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Write both folders anew; exit status 2 when OUT holds something else."""
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--train", type=int, default=4000, help="crops in all")
     parser.add_argument("--validation", type=int, default=512, help="crops in all")

@@ -258,7 +258,7 @@ def _only(crops: Crops, place: int) -> Crops:
 
 
 def _cause(error: RuntimeError) -> str:
-    """What a DALI error tells: its line of what happened, unless that is a number, or a place in the batch."""
+    """Extract the line of a DALI error that says what happened, unless that is a number or a place in the batch."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
     cause = lines[after] if after < len(lines) else str(error)

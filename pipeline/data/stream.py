@@ -35,7 +35,7 @@ from pipeline.data.request import Request, training_request
 from pipeline.data.tarstream import images_in
 from pipeline.random import mix_int
 from shards import jpeg
-from shards.check import DEFAULT_MAX_PIXELS, FORMATS
+from shards.check import DEFAULT_MAX_PIXELS, FORMATS, sides
 from shards.exif import TURNED, orientation
 from shards.secrets import PIPE, masked
 from shards.storage import opened
@@ -236,14 +236,12 @@ def _size(image: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
     try:
         if image.startswith(jpeg.SIGNATURE):
-            found = jpeg.read_header(image)
-            width, height, turned = found.width, found.height, found.orientation >= TURNED
+            height, width = sides(image)
         else:
             with Image.open(io.BytesIO(image), formats=FORMATS) as header:
-                width, height = header.size
-                turned = orientation(header.info.get("exif", b"")) >= TURNED
+                height, width = header.height, header.width
+                if orientation(header.info.get("exif", b"")) >= TURNED:
+                    height, width = width, height
     except Exception:  # Pillow raises nearly every type on damaged input
         return None
-    if width * height > DEFAULT_MAX_PIXELS:
-        return None
-    return (width, height) if turned else (height, width)
+    return (height, width) if width * height <= DEFAULT_MAX_PIXELS else None
