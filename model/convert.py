@@ -13,7 +13,8 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from model.classifier import Classifier
-from model.maskfeat import MaskFeat, build_encoder
+from model.encoders.timm_vit import build_encoder
+from model.maskfeat import MaskFeat
 from model.weights import MMPRETRAIN, SLOWFAST, TIMM, Layout, Normalisation, Weights, WeightsError, read
 
 HEAD_WIDTH = 64  # of an attention head in all published MaskFeat weights: no shape tells it
@@ -137,7 +138,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
     passed_over = [key for key in weights.tensors if key not in keys.values()]
     notes = [f"{_some(anew)} start anew"] if anew else []
     notes += [f"{_some(passed_over)} passed over"] if passed_over else []
-    notes += [f"{_some(list(resampled))} resampled to {model.grid[0]}x{model.grid[1]} patches"] if resampled else []
+    notes += [f"{_some(list(resampled))} resampled to {model.view.token_layout} patches"] if resampled else []
     return notes + ([note] if note else [])
 
 
@@ -152,18 +153,19 @@ def _resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat |
     """The positions that we call `name`, made to fit the model's grid and `shape`, if they are of another square."""
     if not weights.has(name):
         return None
+    grid = model.view.token_layout.shape
     if name == "encoder.pos_embed":
         embeddings = weights.get(name, 3)
-        prefix = 0 if getattr(model.encoder, "no_embed_class", False) else model.encoder.num_prefix_tokens
+        prefix = 0 if getattr(model.encoder, "no_embed_class", False) else model.view.prefix
         patches = embeddings.shape[1] - prefix
         if embeddings.shape[1] != shape[1] and patches > 0 and isqrt(patches) ** 2 == patches:
-            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), list(model.grid), num_prefix_tokens=prefix))
+            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), list(grid), num_prefix_tokens=prefix))
     elif name.endswith(".relative_position_bias_table"):
         biases = weights.get(name, 2)
         side = isqrt(max(0, len(biases) - _TO_CLASS_TOKEN))
         square = side > 1 and side % 2 == 1 and side**2 == len(biases) - _TO_CLASS_TOKEN
         if len(biases) != shape[0] and biases.shape[1] == shape[1] and square:
-            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), model.grid, shape))
+            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), grid, shape))
     return None
 
 

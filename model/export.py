@@ -7,12 +7,12 @@ from typing import Any
 from timm.models import Beit, save_for_hf
 from torch import nn
 
-from model.maskfeat import Encoder
+from model.encoders.timm_vit import TimmViT
 from model.weights import share
 
 
 def export_timm(
-    encoder: Encoder,
+    encoder: TimmViT,
     folder: Path,
     *,
     image_size: int,
@@ -25,7 +25,7 @@ def export_timm(
     """Write model.safetensors and config.json.
 
     Args:
-        encoder: as `model.maskfeat.build_encoder` made it, whose features are its patch tokens after the LayerNorm; or
+        encoder: as `build_encoder` built it, whose features are its patch tokens after the LayerNorm; or
             a classifier, as `model.convert.classifier` gives it.
         folder: created if it is not there.
         image_size: side in pixels.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.maskfeat import Encoder
+from model.encoders.timm_vit import TimmViT
 
 TOLERANCE = 1e-4  # of the largest number of an output: float32 sums in another order differ by a tenth of it
 _CHECKED_BATCHES = (1, 3)
@@ -16,7 +16,7 @@ class OnnxError(Exception):
     """The encoder cannot be written as ONNX. The message says why and what to do."""
 
 
-def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
+def export_onnx(encoder: TimmViT, path: Path, image_size: int) -> float:
     """Write an encoder's graph to `path`, and its weights beside it, to PATH.data: one file could hold 2 GiB at most.
 
     The input is `images`, float32 (batch, 3, image_size, image_size), normalised. The outputs are `pooled`, float32
@@ -70,7 +70,7 @@ def export_onnx(encoder: Encoder, path: Path, image_size: int) -> float:
 
 
 class _Features(nn.Module):
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: TimmViT) -> None:
         super().__init__()
         self.encoder = deepcopy(encoder)
 

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 
 from model.classifier import Classifier
 from model.convert import fill
-from model.maskfeat import Encoder, MaskFeat, build_encoder
+from model.encoders.encoder import Encoder
+from model.encoders.registry import encoder_of
+from model.encoders.timm_vit import build_encoder
+from model.layout import make_mask
+from model.maskfeat import MaskFeat
 from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import ConfigError, Recipe, TrainingRecipe
+from pipeline.examples import ExampleMaker
+from pipeline.masks.masker import BlockMasker, Masker
+from pipeline.pixels import MEAN, STD
 from pipeline.recipes import reason, shown
-from pipeline.targets.features import Features, TeacherError, load_teacher, teacher_width
-from pipeline.targets.hog import target_width as hog_width
-from pipeline.targets.masking import masked_patches
-from pipeline.targets.objective import MEAN, STD, Hog, Objective, Target
-from pipeline.targets.pixels import Pixels, pixel_width
+from pipeline.targets.registry import checked
+from pipeline.targets.target import Computing, Predictions, TargetError
 from shards.files import sha256_of
 
 Network = TypeVar("Network", MaskFeat, Classifier)
@@ -33,19 +37,22 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
 
     def make() -> MaskFeat:
         encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
-        numbers = width or target_width(recipe, encoder.patch_embed.patch_size[0])
+        numbers = width or checked(recipe.target).output_width(recipe.target, predictions_of(encoder_of(encoder)))
         return MaskFeat(encoder, numbers, recipe.model.position_init)
 
     def predicts(model: MaskFeat, images: Tensor) -> bool:
-        mask = torch.zeros(len(images), *model.grid, dtype=torch.bool)
-        masked = mask.numel() // 2
-        return tuple(model(images, mask, masked).shape) == (masked, model.head.out_features)
+        layout = model.view.mask_layout
+        mask = make_mask(torch.zeros(len(images), *layout.shape, dtype=torch.bool), layout, layout.cells)
+        return tuple(model(images, mask).shape) == (layout.cells, model.head.out_features)
 
     model = tried(recipe, make, predicts)
-    rows, columns = model.grid
-    if not 0 < masked_patches(model.grid, recipe.mask.ratio) < rows * columns:
-        raise ConfigError(f"mask.ratio={recipe.mask.ratio:g} leaves nothing to predict of a {rows}x{columns} grid")
+    build_masker(recipe, model)
     return model
+
+
+def predictions_of(encoder: Encoder) -> Predictions:
+    """What a target has to know of an encoder."""
+    return Predictions(encoder.prediction_layout, encoder.prediction_patch)
 
 
 def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[Network, Tensor], bool]) -> Network:
@@ -64,10 +71,10 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
     try:
         with torch.device("meta"), torch.no_grad():
             trial: Network = make()
-            adapt(trial.encoder, recipe)
+            adapt(trial.view, recipe)
             trial.encoder.set_grad_checkpointing(False)
             sound = works(trial.train(), torch.zeros(2, 3, size, size))
-    except (ConfigError, TeacherError) as error:
+    except (ConfigError, TargetError) as error:
         raise ConfigError(str(error)) from error
     except Exception as error:  # whatever timm and torch say of options that do not fit each other
         raise ConfigError(f"{what}: {reason(error)}") from error
@@ -79,7 +86,7 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
     if torch.get_default_device().type != "meta" and needed > (memory := _memory()):
         raise ConfigError(f"{what}: the weights take {needed / 1e9:.0f} GB, but this machine has {memory / 1e9:.0f}")
     model = make()
-    adapt(model.encoder, recipe)
+    adapt(model.view, recipe)
     return model
 
 
@@ -90,45 +97,41 @@ def _memory() -> int:
 
 def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
     """Let an encoder compute as a recipe says. Raises ConfigError where its patches do not fill the recipe's images."""
-    encoder.set_grad_checkpointing(recipe.engine.activation_checkpointing)
-    (rows, columns), patch = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size[0]
-    if (rows * patch, columns * patch) != (recipe.data.image_size,) * 2:
+    encoder.network.set_grad_checkpointing(recipe.engine.activation_checkpointing)
+    if encoder.input_shape[-2:] != (recipe.data.image_size,) * 2:
         raise ConfigError(
-            f"data.image_size={recipe.data.image_size} is not a multiple of the {patch}-pixel patch of "
-            f"{recipe.model.name}"
+            f"data.image_size={recipe.data.image_size} is not a multiple of the {encoder.prediction_patch[1]}-pixel "
+            f"patch of {recipe.model.name}"
         )
 
 
-def target_width(recipe: Recipe, patch: int) -> int:
-    """Numbers that describe a patch. Raises ValueError for one that cannot be described."""
-    if recipe.target.teacher:
-        return teacher_width(recipe.target.teacher)
-    return pixel_width(patch) if recipe.target.kind == "pixels" else hog_width(patch)
-
-
-def build_objective(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device) -> Objective:
-    """What a recipe's model has to do.
+def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device) -> ExampleMaker:
+    """Build what makes a recipe's examples from decoded pixels.
 
     Args:
         dtype: that the model, and a teacher, compute in.
-        device: of the images, and a teacher.
+        device: of the inputs, and a teacher.
 
     Raises:
-        ConfigError: the teacher cannot be used.
+        ConfigError: a file that the target needs cannot be used.
     """
-    settings, compiled = recipe.target, recipe.engine.compile
-    target: Target
-    if settings.teacher:
-        try:
-            teacher = load_teacher(settings.teacher, settings.teacher_weights)
-            target = Features(teacher, model.grid, settings.loss, dtype, device, compile=compiled == "all")
-        except TeacherError as error:
-            raise ConfigError(str(error)) from error
-    elif settings.kind == "pixels":
-        target = Pixels(model.patch)
-    else:
-        target = Hog(model.patch, compiled != "none")
-    return Objective(model.grid, model.patch, recipe.mask.ratio, dtype, compiled != "none", target)
+    compiled = recipe.engine.compile
+    computing = Computing(dtype, device, compile=compiled != "none", compile_teacher=compiled == "all")
+    try:
+        target = checked(recipe.target).build(recipe.target, predictions_of(model.view), computing)
+    except TargetError as error:
+        raise ConfigError(str(error)) from error
+    masker = build_masker(recipe, model)
+    return ExampleMaker(model.view.prediction_layout, masker, target, dtype, fuse=compiled != "none")
+
+
+def build_masker(recipe: Recipe, model: MaskFeat) -> Masker:
+    """Build what draws a recipe's masks. Raises ConfigError for a ratio that leaves nothing to predict or to see."""
+    layouts, compiled = (model.view.mask_layout, model.view.prediction_layout), recipe.engine.compile != "none"
+    try:
+        return BlockMasker(*layouts, recipe.mask.ratio, compiled)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def compile_forward(model: nn.Module, mode: str | None = None) -> None:

@@ -11,6 +11,7 @@ import yaml
 from model.maskfeat import MaskFeat
 from pipeline.config import Recipe
 from pipeline.pretrain.baselines import read_baselines
+from pipeline.targets.registry import TARGETS
 from pipeline.train.checkpoint import Facts
 from pipeline.train.writing import entries
 from shards.secrets import masked_values
@@ -22,12 +23,6 @@ _FRONT = {
     "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm"],
 }
 
-_TARGETS = {
-    "hog": "the HOG descriptors",
-    "pixels": "the normalised pixels",
-    "features": "a frozen teacher's features",
-}
-
 _CARD = """\
 ---
 {front}---
@@ -37,7 +32,7 @@ _CARD = """\
 A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained without labels: it
 learned to predict {targets} of masked patches
 ([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of an image is the mean of its
-{rows}x{columns} patch tokens, {width} numbers; no loss reached the output of its class token.
+{grid} patch tokens, {width} numbers; no loss reached the output of its class token.
 
 ## Use
 
@@ -98,30 +93,25 @@ def model_card(
         mean, std: of the images' normalisation, per channel, of values in [0, 1].
     """
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
-    rows, columns = model.grid
+    grid, target = model.view.prediction_layout, TARGETS[recipe.target.kind]
     return _CARD.format(
         front=yaml.safe_dump(_FRONT, sort_keys=False),
         name=recipe.model.name,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
         size=recipe.data.image_size,
-        rows=rows,
-        columns=columns,
-        patches=rows * columns,
-        width=encoder.embed_dim,
-        prefix=encoder.num_prefix_tokens,
+        grid=grid,
+        patches=grid.cells,
+        width=model.view.width,
+        prefix=model.view.prefix,
         mean=mean,
         std=std,
-        targets=_TARGETS[recipe.target.kind],
-        loss="one minus the cosine" if _by_cosine(recipe) else "squared errors",
+        targets=target.described,
+        loss=target.loss_name(recipe.target),
         training=table(_training(run, facts, recipe)),
         identity=quoted(facts.identity),
         torch=torch.__version__,
         timm=timm.__version__,
     )
-
-
-def _by_cosine(recipe: Recipe) -> bool:
-    return recipe.target.kind == "features" and recipe.target.loss == "cosine"
 
 
 def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:

@@ -6,62 +6,21 @@ configuration is made from it (train/engine.py). How files and overrides become 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
 from pipeline.recipes import ConfigError as ConfigError
 from pipeline.recipes import load as load
-from pipeline.targets.hog import CELL
+from pipeline.settings import Count, LocalPath, Place, Range, Rate, Seconds, Section, Share, Text, Threads
+from pipeline.targets.registry import checked
+from pipeline.targets.settings import TargetSettings
 from pipeline.timm_options import INSTEAD, Options
 from shards.secrets import MASK, PIPE, masked_values
 from shards.storage import has_query, shows_credentials
-
-
-def _expanded(value: Any) -> Any:
-    """A path with the folder that `~` or `~user` at its beginning stands for; URLs and commands begin otherwise."""
-    if not isinstance(value, str | Path):
-        return value
-    if "\0" in str(value) or value == "":
-        raise ValueError("a path has at least one character, and none that is NUL")
-    try:
-        str(value).encode()  # not as a file's name: what a run elsewhere wrote down is text in every locale
-    except UnicodeEncodeError:
-        raise ValueError("it is not UTF-8, or the locale is not: rename it, or set LC_ALL=C.UTF-8") from None
-    if not str(value).startswith("~"):
-        return value
-    try:
-        return str(Path(value).expanduser())
-    except RuntimeError:
-        raise ValueError("there is no such user: write ./~ where a name begins so") from None
-
-
-def _here(value: Any) -> Any:
-    """The same of what has to be a path of this machine; as such `https://x` would be a folder called `https:`."""
-    if "://" in str(value):
-        raise ValueError("it has to be a path, and is a URL: mount it, or copy it here")
-    return _expanded(value)
-
-
-# Limits are where a number is a slip of the hand, and far from those that any run needs
-Text = Annotated[str, Field(min_length=1)]
-Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
-LocalPath = Annotated[Path, BeforeValidator(_here)]
-Count = Annotated[int, Field(ge=1, le=10**12)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
-Seconds = Annotated[float, Field(gt=0, le=10**8)]
-Rate = Annotated[float, Field(ge=0, le=1000)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Range = tuple[Annotated[float, Field(ge=1e-6, le=1000)], Annotated[float, Field(ge=1e-6, le=1000)]]
-
-
-class Section(BaseModel):
-    """Settings that refuse keys they do not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -135,30 +94,15 @@ class Mask(Section):
     ratio: Share = 0.4
 
 
-class Target(Section):
-    """What is predicted at masked patches."""
-
-    kind: Literal["hog", "pixels", "features"] = "hog"
-    teacher: Place | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
-    teacher_weights: LocalPath | None = None  # of a timm name, from a file; None: timm downloads them
-    loss: Literal["cosine", "mse"] = "cosine"  # for kind=features
-
-    @model_validator(mode="after")
-    def _has_what_it_needs(self) -> Self:
-        if self.kind == "features" and self.teacher is None:
-            raise ValueError("target.kind=features has no teacher: set target.teacher")
-        if self.kind != "features" and (self.teacher or self.teacher_weights):
-            raise ValueError(f"target.kind={self.kind} has no teacher: leave it out, or set kind to features")
-        return self
-
-
 class Model(Section):
     """The encoder: a timm vision transformer."""
 
     name: Text = "vit_base_patch16_224"
     position_init: Literal["random", "sincos"] = "random"
     init: LocalPath | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
-    options: Options = {}  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
+    options: Options = Field(
+        default_factory=Options
+    )  # passed on to timm: embed_dim, depth, num_heads, drop_path_rate, ...
 
     @model_validator(mode="before")
     @classmethod
@@ -247,12 +191,11 @@ class Recipe(TrainingRecipe):
     folder: ClassVar[Path] = RECIPES
 
     mask: Mask = Mask()
-    target: Target = Target()
+    target: TargetSettings = TargetSettings()
 
     @model_validator(mode="after")
-    def _has_whole_cells(self) -> Self:
-        if self.target.kind == "hog" and self.data.image_size % CELL:
-            raise ValueError(f"data.image_size={self.data.image_size} is not a multiple of the {CELL}-pixel HOG cell")
+    def _has_a_target(self) -> Self:
+        checked(self.target)
         return self
 
 

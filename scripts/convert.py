@@ -19,7 +19,7 @@ from pathlib import Path
 from model.convert import classifier, geometry, maskfeat
 from model.export import export_timm
 from model.weights import WeightsError, read
-from pipeline.targets.objective import MEAN, STD
+from pipeline.pixels import MEAN, STD
 from shards.terminal import Parser, note, prepare, say
 
 

@@ -35,12 +35,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from model.flops import encoder_macs, training_flops
-from pipeline.build import build_model
+from model.flops import training_flops
+from pipeline.build import build_masker, build_model, predictions_of
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.recipes import reason
-from pipeline.targets.features import build_teacher
-from pipeline.targets.masking import masked_patches
+from pipeline.targets.registry import TARGETS
 from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say
 
@@ -195,11 +194,8 @@ def main() -> int:
             model = build_model(recipe)
         sizes = [parameter.numel() for parameter in model.parameters()]
         size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
-        flops = training_flops(model, masked_patches(model.grid, recipe.mask.ratio))
-        if recipe.target.teacher:
-            flops += 2 * encoder_macs(
-                build_teacher(recipe.target.teacher, device="meta"), model.grid[0] * model.grid[1]
-            )
+        flops = training_flops(model, build_masker(recipe, model).masked)
+        flops += 2 * TARGETS[recipe.target.kind].macs(recipe.target, predictions_of(model.view))
         rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / flops
         if arguments.rates:
             rate = measured_rate(arguments.rates, recipe)

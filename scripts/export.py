@@ -37,7 +37,7 @@ from pipeline.config import ConfigError, Recipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.targets.objective import MEAN, STD
+from pipeline.pixels import MEAN, STD
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from shards.terminal import Parser, note, prepare, say

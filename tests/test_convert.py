@@ -90,7 +90,12 @@ def test_any_other_geometry(code: str, tmp_path: Path) -> None:
     state = {key: torch.zeros(shape) for key, shape in shapes(code, 192, 3, size=40, patch=8).items()}
     model = LOAD[code](checkpoints.write(tmp_path / "file", code, state))
     encoder = model.encoder
-    assert (encoder.embed_dim, len(encoder.blocks), model.grid, model.patch) == (192, 3, (5, 5), 8)
+    assert (encoder.embed_dim, len(encoder.blocks), model.view.mask_layout.shape, model.view.prediction_patch) == (
+        192,
+        3,
+        (5, 5),
+        (1, 8, 8),
+    )
     assert encoder.blocks[0].attn.num_heads == 3 and model.head.out_features == 27
 
 

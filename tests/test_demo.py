@@ -21,7 +21,7 @@ from pipeline.build import build_model
 from pipeline.config import load_recipe
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
-from pipeline.targets.objective import normalise
+from pipeline.pixels import normalise
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
 

@@ -26,7 +26,7 @@ from model.onnx import export_onnx
 from pipeline.build import build_model
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
-from pipeline.targets.objective import normalise
+from pipeline.pixels import normalise
 from pipeline.train.checkpoint import read
 from shards.build import build
 from shards.manifest import Manifest

@@ -22,7 +22,7 @@ from pipeline.data.request import centre_requests
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
-from pipeline.targets.objective import normalise
+from pipeline.pixels import normalise
 from pipeline.train.checkpoint import AVERAGE, CheckpointError
 from pipeline.train.engine import Engine
 from pipeline.train.state import averaged, capture, set_weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.feature import hog as skimage_hog
 
-from pipeline.targets.hog import hog_target, target_width, within_bins
+from pipeline.targets.hog.arithmetic import hog_target, target_width, within_bins
 
 
 def exact_hog(image: np.ndarray, patch: int = 16) -> np.ndarray:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from making import hog_examples
 
+from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog import hog_target
-from pipeline.targets.hog_triton import normalised_and_hog
-from pipeline.targets.objective import MEAN, STD, Objective, normalise
+from pipeline.targets.hog.fused import normalised_and_hog
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -126,7 +127,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pipeline.targets.hog_triton import _one_patch as kernel
+from pipeline.targets.hog.fused import _one_patch as kernel
 
 pointers = {"images": "*u8", "row": "*i32", "statistics": "*fp32", "normalised": "*bf16", "targets": "*fp32"}
 for channels_last, capability in ((True, 80), (False, 90)):
@@ -166,16 +167,16 @@ def test_compiles_for_an_a100_and_an_h100(tmp_path: Path) -> None:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_an_example_is_the_same_on_a_gpu_and_made_without_waiting_for_it(memory_format: torch.memory_format) -> None:
     images, keys = draw((8, 3, 224, 224), "noise").to(memory_format=memory_format), torch.arange(8)
-    objective = Objective((14, 14), 16, 0.4, torch.float32, compile=True)
-    expected = objective.example(images, keys)
+    examples = hog_examples(14, 14, compile=True)
+    expected = examples.example(images, keys)
     on_gpu = images.cuda(), keys.cuda()
-    objective.example(*on_gpu)  # compiles
+    examples.example(*on_gpu)  # compiles
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        example = objective.example(*on_gpu)
+        example = examples.example(*on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(example.mask.cpu(), expected.mask)
+    assert torch.equal(example.mask.cells.cpu(), expected.mask.cells)
     torch.testing.assert_close(example.targets.cpu(), expected.targets, atol=1e-5, rtol=0)
-    torch.testing.assert_close(example.images.cpu(), expected.images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(example.inputs.cpu(), expected.inputs, atol=1e-6, rtol=0)

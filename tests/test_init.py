@@ -11,6 +11,7 @@ import timm
 import torch
 from golden import checkpoints
 from launching import losses, pretrain, small_recipe
+from making import hog_examples
 from scripting import Hostile, run_script
 from timm.layers import resample_abs_pos_embed
 from timm.models import save_for_hf
@@ -22,7 +23,8 @@ from model.weights import WeightsError, read
 from pipeline.build import build_model, init_identity, start_from_init
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.data.exact import ExactData
-from pipeline.targets.objective import Objective, normalise, squared_errors
+from pipeline.pixels import normalise
+from pipeline.targets.target import squared_errors
 from pipeline.train.checkpoint import CheckpointError
 
 LOAD = {"slowfast": load_slowfast, "mmpretrain": load_mmpretrain}
@@ -284,9 +286,9 @@ def test_a_run_from_others_weights_resumes_with_them_elsewhere(shards: Path, tmp
     ranks = {"rank": 0, "world_size": 1, "local_rank": 0, "local_size": 1}
     data = ExactData(small_recipe(shards, tmp_path, *settings), 16, torch.device("cpu"), **ranks)
     (batch,) = data.batches(0, 1)
-    example = Objective((4, 4), 16, 0.4, torch.float32, compile=False).example(batch.images, batch.mask_keys)
+    example = hog_examples(4, 4).example(batch.images, batch.mask_keys)
     with torch.no_grad():
-        predictions = load_slowfast(path)(example.images, example.mask)
+        predictions = load_slowfast(path)(example.inputs, example.mask)
     loss = squared_errors(predictions, example.targets, 16).mean().item()
     assert losses(tmp_path / "run")[1] == pytest.approx(loss, rel=1e-5)
     assert losses(tmp_path / "untrained")[1] != pytest.approx(loss, rel=0.1)

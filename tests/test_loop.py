@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.data.plan import Plan
+from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import MEAN_BATCHES
-from pipeline.targets.objective import Example, Objective
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.phases import Phases
 from shards.manifest import Manifest
@@ -132,18 +132,18 @@ def test_the_deadline_is_for_each_batch_of_the_baselines(
     """No two batches, of training or validation images, lie in the same phase."""
     phases: list[Phases] = []
     entered: list[tuple[str, int]] = []
-    begin, example = Phases.__enter__, Objective.example
+    begin, example = Phases.__enter__, ExampleMaker.example
 
     def remember(self: Phases) -> Phases:
         phases.append(self)
         return begin(self)
 
-    def note(self: Objective, images: Tensor, mask_keys: Tensor) -> Example:
+    def note(self: ExampleMaker, images: Tensor, mask_keys: Tensor) -> Example:
         entered.append((phases[0]._name, phases[0]._entered))
         return example(self, images, mask_keys)
 
     monkeypatch.setattr(Phases, "__enter__", remember)
-    monkeypatch.setattr(Objective, "example", note)
+    monkeypatch.setattr(ExampleMaker, "example", note)
     pretrain(shards, tmp_path / "run", f"data.validation={shards}", "run.max_steps=1")
     watched = [number for name, number in entered if name == "validation"]
     assert len(set(watched)) == len(watched) == MEAN_BATCHES + 3 * 6  # constant, untrained, and after the step

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from making import mask_of
 
-from model.maskfeat import MaskFeat, build_encoder, sincos_positions
+from model.encoders.positions import sincos_positions
+from model.maskfeat import MaskFeat, build_encoder
 
 SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 2}
 
@@ -25,7 +27,7 @@ def test_predictions_follow_the_mask_row_major_image_by_image() -> None:
     model, images, mask = small(), torch.randn(3, 3, 64, 64), random_mask(3, 5)
     predictions = model(images, mask)
     assert predictions.shape == (15, 108)
-    assert torch.equal(model(images, mask, 15), predictions)
+    assert torch.equal(model(images, mask_of(mask)), predictions)
     # One image at a time, every patch's prediction read off at its own place
     for index in range(3):
         alone = model(images[index : index + 1], mask[index : index + 1])
@@ -86,7 +88,7 @@ def test_blocks_compute_twice_to_keep_less_and_give_the_same_gradients(name: str
 def test_other_vision_transformers(name: str, size: int, width: int) -> None:
     encoder = build_encoder(name, size, depth=1)
     model = MaskFeat(encoder, width)
-    mask = torch.zeros(1, *model.grid, dtype=torch.bool)
+    mask = torch.zeros(1, *model.view.mask_layout.shape, dtype=torch.bool)
     mask[0, 0, 1] = mask[0, 1, 0] = True
     assert model(torch.randn(1, 3, size, size), mask).shape == (2, width)
 

@@ -13,7 +13,7 @@ from launching import metrics, pretrain
 from servers import http_server
 from torch import Tensor
 
-from pipeline.targets.objective import Example, Objective
+from pipeline.examples import Example, ExampleMaker
 from pipeline.train.checkpoint import newest
 from pipeline.train.errors import TrainingError
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
@@ -28,20 +28,20 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
 
     def put(steps: Container[int]) -> None:
         begun: list[Phases] = []
-        enter, example = Phases.__enter__, Objective.example
+        enter, example = Phases.__enter__, ExampleMaker.example
 
         def remember(phases: Phases) -> Phases:
             begun[:] = [phases]
             return enter(phases)
 
-        def spoiled(objective: Objective, images: Tensor, mask_keys: Tensor) -> Example:
-            made = example(objective, images, mask_keys)
+        def spoiled(maker: ExampleMaker, images: Tensor, mask_keys: Tensor) -> Example:
+            made = example(maker, images, mask_keys)
             if begun[0].step in steps:
                 made.images[0, 0, 0, 0] = torch.inf
             return made
 
         monkeypatch.setattr(Phases, "__enter__", remember)
-        monkeypatch.setattr(Objective, "example", spoiled)
+        monkeypatch.setattr(ExampleMaker, "example", spoiled)
 
     return put
 

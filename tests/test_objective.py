@@ -2,25 +2,25 @@
 
 import pytest
 import torch
+from making import hog_examples
 
+from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog import hog_target
 from pipeline.targets.masking import block_masks
-from pipeline.targets.objective import MEAN, STD, Objective, normalise, squared_errors
+from pipeline.targets.target import squared_errors
 
 
 def test_targets_are_those_of_the_masked_patches() -> None:
     images, keys = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8), torch.arange(3)
-    example = Objective((6, 6), 16, 0.4, torch.float32, compile=False).example(images, keys)
-    assert torch.equal(example.mask, block_masks(keys, (6, 6), 0.4))
-    assert example.masked == int(example.mask.sum()) == 3 * 14
-    assert torch.equal(example.targets, hog_target(images)[example.mask.flatten(1)])
+    example = hog_examples(6, 6).example(images, keys)
+    assert torch.equal(example.mask.cells, block_masks(keys, (6, 6), 0.4))
+    assert len(example.mask.indices) == int(example.mask.cells.sum()) == 3 * 14
+    assert torch.equal(example.targets, hog_target(images)[example.mask.cells.flatten(1)])
 
 
 def test_compiled_target_equals_the_reference() -> None:
     images, keys = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2), torch.arange(2)
-    reference, compiled = (
-        Objective((2, 2), 16, 0.5, torch.float32, compile).example(images, keys).targets for compile in (False, True)
-    )
+    reference, compiled = (hog_examples(2, 2, 0.5, compile).example(images, keys).targets for compile in (False, True))
     torch.testing.assert_close(compiled, reference, atol=1e-6, rtol=0)
 
 
@@ -34,7 +34,7 @@ def test_normalisation_is_that_of_the_pretrained_transformers() -> None:
 def test_loss_of_predicting_zero_is_a_ninth_where_every_cell_has_an_edge() -> None:
     """Each cell's 9 numbers have unit length, so their mean square is 1/9."""
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    example = Objective((4, 4), 16, 0.4, torch.float32, compile=False).example(images, torch.arange(4))
+    example = hog_examples(4, 4).example(images, torch.arange(4))
     errors = squared_errors(torch.zeros_like(example.targets), example.targets, 4)
     assert errors.shape == (4,)
     assert errors.tolist() == pytest.approx([1 / 9] * 4, rel=1e-5)

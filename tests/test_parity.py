@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from golden import checkpoints, formula
+from making import mask_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,8 +17,9 @@ from model.convert import classifier, load_mmpretrain, load_slowfast
 from model.maskfeat import MaskFeat
 from model.weights import SLOWFAST, read
 from pipeline.config import load_recipe
+from pipeline.pixels import normalise
 from pipeline.targets.hog import hog_target
-from pipeline.targets.objective import normalise, squared_errors
+from pipeline.targets.target import squared_errors
 from pipeline.train.engine import Engine, decay_groups
 from pipeline.train.state import capture
 from pipeline.train.world import join
@@ -121,7 +123,7 @@ def test_twenty_steps(stage: int, micro_batch: int, tmp_path: Path) -> None:
         loss = 0.0
         for index in formula.batch(step).split(micro_batch):
             mask = MASKS[step, index]
-            predictions = engine.predict(inputs[index], mask, formula.MASKED * len(index))
+            predictions = engine.predict(inputs[index], mask_of(mask))
             errors = squared_errors(predictions, targets[index][mask.flatten(1)], len(index))
             engine.backward(errors.mean())
             engine.update()
@@ -130,7 +132,7 @@ def test_twenty_steps(stage: int, micro_batch: int, tmp_path: Path) -> None:
         torch.testing.assert_close(got, expected, atol=0, rtol=1e-5, msg=f"loss, gradient norm and rate of step {step}")
 
     with torch.no_grad():
-        predictions = engine.predict(inputs, MASKS[0], formula.MASKED * formula.IMAGES)
+        predictions = engine.predict(inputs, mask_of(MASKS[0]))
     torch.testing.assert_close(predictions, want["trained_predictions"], atol=1e-5, rtol=0)
     order = [key for key in checkpoints.KEYS["slowfast"]["pretraining"] if not key.startswith(checkpoints.BUFFERS)]
     weights = dict(capture(engine, world))

@@ -17,13 +17,13 @@ from model.export import export_timm
 from model.maskfeat import build_encoder
 from pipeline.data.augment import centre_crops
 from pipeline.data.labels import held_out, labels_of
+from pipeline.pixels import MEAN, STD, normalise
 from pipeline.probe.accuracy import hits
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.probe.source import of_run, of_weights
-from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.checkpoint import read
 from pipeline.train.world import World, join
 from scripts.probe import default_folder

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from launching import launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
+from making import hog_examples
 
 from pipeline.build import build_model
 from pipeline.data.errors import DataError
@@ -17,7 +18,7 @@ from pipeline.data.exact import ExactData
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.request import validation_requests
-from pipeline.targets.objective import Objective, squared_errors
+from pipeline.targets.target import squared_errors
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
 
@@ -55,12 +56,12 @@ def batches(shards: Path, run: Path) -> Iterator[Any]:
 
 def test_other_samples_and_their_gradients_are_untouched(shards: Path, damaged: Path, tmp_path: Path) -> None:
     model = build_model(small_recipe(shards, tmp_path))
-    objective = Objective(model.grid, model.patch, 0.4, torch.float32, compile=False)
+    examples = hog_examples(*model.view.mask_layout.shape)
 
     def gradient(images: torch.Tensor, weights: torch.Tensor, mask_keys: torch.Tensor) -> torch.Tensor:
         model.zero_grad()
-        example = objective.example(images, mask_keys)
-        errors = squared_errors(model(example.images, example.mask, example.masked), example.targets, len(images))
+        example = examples.example(images, mask_keys)
+        errors = squared_errors(model(example.inputs, example.mask), example.targets, len(images))
         (errors * weights).mean().backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
@@ -123,13 +124,13 @@ def test_validation_leaves_bad_samples_out(shards: Path, damaged: Path, tmp_path
     assert saved
     model = build_model(recipe)
     model.load_state_dict(saved.weights())
-    objective = Objective(model.grid, model.patch, 0.4, torch.float32, compile=False)
+    examples = hog_examples(*model.view.mask_layout.shape)
     requests = validation_requests(manifest, samples=90, micro_batch=15, rank=0, world_size=1, seed=0)
     errors = {}
     for batch in Loader(manifest, recipe.data, 15, torch.device("cpu")).batches(requests):
-        example = objective.example(batch.images, batch.mask_keys)
+        example = examples.example(batch.images, batch.mask_keys)
         with torch.no_grad():
-            predictions = model.eval()(example.images, example.mask, example.masked)
+            predictions = model.eval()(example.inputs, example.mask)
         for sample, error in zip(batch.request.ids, squared_errors(predictions, example.targets, 15), strict=True):
             errors[int(sample)] = float(error)
     (line,) = metrics(tmp_path)

@@ -9,17 +9,19 @@ import pytest
 import timm
 import torch
 from launching import SMALL, launch, losses, metrics, pretrain, small_recipe
+from making import mask_of
 from numpy.typing import NDArray
 from PIL import Image
 from scripting import Hostile
 from timm.models import save_for_hf
 from torch import nn
 
-from pipeline.build import build_model, build_objective
+from pipeline.build import build_examples, build_model
 from pipeline.config import ConfigError, load_recipe
-from pipeline.targets.features import Features, TeacherError, load_teacher
-from pipeline.targets.objective import MEAN, STD
+from pipeline.pixels import MEAN, STD
+from pipeline.targets.features import Features
 from pipeline.targets.pixels import Pixels, pixel_target
+from pipeline.targets.teacher import TeacherError, load_teacher
 from pipeline.train.checkpoint import CheckpointError
 
 CPU = torch.device("cpu")
@@ -59,10 +61,10 @@ def by_numpy(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
 def test_pixel_target_equals_numpy(memory_format: torch.memory_format) -> None:
     images = random_images(2, 3, 32, 48).to(memory_format=memory_format)
     mask = torch.tensor([[[1, 0, 1], [0, 0, 1]], [[0, 1, 1], [1, 0, 0]]]).bool()
-    normalised, targets = Pixels(16).make(images, mask, 6, torch.bfloat16)
+    targets = Pixels(16).describe(images, mask_of(mask))
     places = [(image, row, column) for image, row, column in mask.nonzero().tolist()]
     wanted = [by_numpy(images[i, :, r * 16 : r * 16 + 16, c * 16 : c * 16 + 16].numpy()) for i, r, c in places]
-    assert targets.dtype == torch.float32 and normalised.dtype == torch.bfloat16
+    assert targets.dtype == torch.float32
     np.testing.assert_allclose(targets, np.stack(wanted), atol=1e-5)
 
 
@@ -86,8 +88,8 @@ def test_pixel_target_of_one_colour_is_that_colour_and_no_rounding_noise() -> No
 def test_painted_pixels_are_the_image() -> None:
     images, target = random_images(2, 3, 32, 48), Pixels(16)
     images[0, :, :16, :16] = 77
-    truth = target.make(images, torch.ones(2, 2, 3).bool(), 12, torch.float32)[1].view(2, 2, 3, -1)
-    np.testing.assert_allclose(target.paint(images, truth, truth) * 255, images, atol=0.01)
+    truth = target.describe(images, mask_of(torch.ones(2, 2, 3).bool())).view(2, 2, 3, -1)
+    np.testing.assert_allclose(target.paint(images, truth) * 255, images, atol=0.01)
     mean = target.paint(images, truth, torch.zeros_like(truth))[1, :, :16, :16]  # of a patch, in normalised units
     normalised = [(mean[channel] - MEAN[channel]) / STD[channel] for channel in range(3)]
     assert torch.stack(normalised).std() < 1e-5
@@ -110,14 +112,14 @@ def test_features_are_timms_own(name: str, tmp_path: Path) -> None:
     }
     for loss, values in wanted.items():
         target = Features(load_teacher(str(tmp_path / "teacher"), None), (4, 4), loss, torch.float32, CPU)  # type: ignore[arg-type]
-        targets = target.make(images, mask, int(mask.sum()), torch.float32)[1]
+        targets = target.describe(images, mask_of(mask))
         np.testing.assert_allclose(targets, values[mask.flatten(1).numpy()], atol=2e-5)
 
 
 def test_a_teacher_computes_in_the_precision_of_the_model(teacher: Path) -> None:
     images, mask = random_images(2, 3, 64, 64), torch.ones(2, 4, 4).bool()
     exact, rounded = (
-        Features(load_teacher(str(teacher), None), (4, 4), "cosine", dtype, CPU).make(images, mask, 32, dtype)[1]
+        Features(load_teacher(str(teacher), None), (4, 4), "cosine", dtype, CPU).describe(images, mask_of(mask))
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
@@ -132,7 +134,7 @@ def test_a_teacher_sees_the_grid_of_the_model(tmp_path: Path) -> None:
     images = torch.full((1, 3, 48, 80), 200, dtype=torch.uint8)
     with torch.no_grad():
         tokens = wide.forward_features(torch.full((1, 3, 24, 40), (200 / 255 - 0.5) / 0.5))[0, 1:].numpy()
-    targets = target.make(images, torch.ones(1, 3, 5).bool(), 15, torch.float32)[1]
+    targets = target.describe(images, mask_of(torch.ones(1, 3, 5).bool()))
     np.testing.assert_allclose(targets, tokens / np.linalg.norm(tokens, axis=-1, keepdims=True), atol=2e-5)
 
 
@@ -141,10 +143,10 @@ def test_nothing_trains_the_teacher_and_nothing_is_drawn(tmp_path: Path) -> None
     teacher = load_teacher(str(tmp_path / "teacher"), None)
     target = Features(teacher, (4, 4), "cosine", torch.float32, CPU)
     images, mask = random_images(2, 3, 64, 64), torch.ones(2, 4, 4).bool()
-    targets, again = (target.make(images, mask, 32, torch.float32)[1] for _ in range(2))
+    targets, again = (target.describe(images, mask_of(mask)) for _ in range(2))
     assert torch.equal(targets, again)
     predictions = torch.ones(32, 48, requires_grad=True)
-    target.errors(predictions, targets, 2).sum().backward()
+    target.losses(predictions, targets, 2).sum().backward()
     assert predictions.grad is not None and predictions.grad.abs().sum() > 0
     assert not targets.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
@@ -157,10 +159,10 @@ def test_losses_of_features(teacher: Path) -> None:
     )
     targets = nn.functional.normalize(torch.randn(6, 48), dim=-1)
     for predictions, want in ((torch.zeros(6, 48), 1), (3 * targets, 0), (-targets, 2)):
-        assert cosine.errors(predictions, targets, 2).tolist() == pytest.approx([want] * 2, abs=1e-6)
+        assert cosine.losses(predictions, targets, 2).tolist() == pytest.approx([want] * 2, abs=1e-6)
     predictions = torch.randn(6, 48)
     one_by_one = (predictions - targets).square().double().numpy()
-    assert mse.errors(predictions, targets, 2).tolist() == pytest.approx(
+    assert mse.losses(predictions, targets, 2).tolist() == pytest.approx(
         [one_by_one[:3].mean(), one_by_one[3:].mean()], rel=1e-5
     )
 
@@ -174,7 +176,7 @@ def test_weights_from_a_file_are_those_of_the_folder(tmp_path: Path) -> None:
     made = []
     for name, weights in ((str(tmp_path / "folder"), None), ("vit_tiny_patch16_224", tmp_path / "weights.pth")):
         target = Features(load_teacher(name, weights), (4, 4), "cosine", torch.float32, CPU)
-        made.append((target.identity, target.make(images, mask, 16, torch.float32)[1]))
+        made.append((target.identity, target.describe(images, mask_of(mask))))
     assert made[0][0] == made[1][0] and torch.equal(made[0][1], made[1][1])
     with pytest.raises(TeacherError, match="has weights of its own"):
         load_teacher(str(tmp_path / "folder"), tmp_path / "weights.pth")
@@ -207,7 +209,7 @@ def test_a_network_without_patch_tokens_is_no_teacher(tmp_path: Path) -> None:
     overrides = ["target.kind=features", f"target.teacher={tmp_path}", "data.shards=/nowhere", "data.image_size=64"]
     recipe = load_recipe("demo", overrides)
     with pytest.raises(ConfigError, match="ResNet has no token for each of 4x4 patches: choose a plain vision"):
-        build_objective(recipe, build_model(recipe), torch.float32, CPU)
+        build_examples(recipe, build_model(recipe), torch.float32, CPU)
 
 
 @pytest.mark.parametrize("kind", ["pixels", "features"])

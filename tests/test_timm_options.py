@@ -49,7 +49,7 @@ def classifier(options: dict[str, Any], *overrides: str) -> Classifier:
 def test_options_that_are_taken_train(name: str, options: dict[str, Any]) -> None:
     overrides = [f"model.name={name}", "model.position_init=random"]
     model = maskfeat(SMALL | options, *overrides)
-    mask = torch.zeros(2, *model.grid, dtype=torch.bool)
+    mask = torch.zeros(2, *model.view.mask_layout.shape, dtype=torch.bool)
     mask[:, 0] = True
     predictions = model(torch.randn(2, 3, 32, 32), mask)
     side = 32 // options.get("patch_size", 16)

@@ -7,7 +7,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from model.classifier import Classifier
-from model.maskfeat import build_encoder
+from model.encoders.timm_vit import build_encoder
 from pipeline.build import tried
 from pipeline.config import ConfigError
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe

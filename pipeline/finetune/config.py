@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import RECIPES, Count, Data, Engine, Optim, Place, Range, Rate, Section, Share, TrainingRecipe
+from pipeline.config import RECIPES, Data, Engine, Optim, TrainingRecipe
+from pipeline.settings import Count, Place, Range, Rate, Section, Share
 
 Strength = Annotated[float, Field(ge=0, le=1000)]
 

@@ -16,8 +16,8 @@ from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
 from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.pixels import normalise
 from pipeline.probe.accuracy import TOP, hits
-from pipeline.targets.objective import normalise
 from pipeline.train.engine import Engine
 from pipeline.train.monitor import Metrics
 from pipeline.train.phases import Phases

@@ -25,7 +25,7 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
 from pipeline.finetune.randaugment import rand_augment
-from pipeline.targets.objective import normalise
+from pipeline.pixels import normalise
 from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.engine import DTYPES, Engine
 from pipeline.train.monitor import Metrics, Monitor

@@ -11,9 +11,9 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request, validation_requests
+from pipeline.examples import ExampleMaker
 from pipeline.pretrain.baselines import LOSSES, NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
-from pipeline.targets.objective import Objective
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
 from pipeline.train.world import World
@@ -29,16 +29,16 @@ class Validation:
 
     Args:
         shards: their folder or URL, as `maskfeat-shards build` wrote it.
-        recipe, world, objective, phases: those of the run.
+        recipe, world, examples, phases: those of the run.
     """
 
-    def __init__(self, shards: str, recipe: Recipe, world: World, objective: Objective, phases: Phases) -> None:
+    def __init__(self, shards: str, recipe: Recipe, world: World, examples: ExampleMaker, phases: Phases) -> None:
         micro_batch = recipe.micro_batch(world.size)
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
         self._samples = min(recipe.data.validation_samples or len(self._manifest), len(self._manifest))
         self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
-        self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
+        self._recipe, self._world, self._micro_batch, self._examples = recipe, world, micro_batch, examples
         self._phases = phases
         (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
 
@@ -52,10 +52,10 @@ class Validation:
         engine.deepspeed.eval()
         with torch.no_grad():
             for batch in self._batches():
-                example = self._objective.example(batch.images, batch.mask_keys)
-                predictions = engine.predict(example.images, example.mask, example.masked)
-                errors = self._objective.target.errors(predictions, example.targets, len(batch.images))
-                total += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
+                example = self._examples.example(batch.images, batch.mask_keys)
+                predictions = engine.predict(example.inputs, example.mask)
+                losses = self._examples.target.losses(predictions, example.targets, len(batch.images))
+                total += torch.stack([(losses * batch.weights).sum(), batch.weights.sum()])
         engine.deepspeed.train()
         loss, images = self._world.sum(total).tolist()
         if not images:
@@ -78,7 +78,7 @@ class Validation:
         known = self._world.from_first(read_baselines(self._recipe.run.dir))
         if known.get("of") != of:
             batches = self._watched(training(MEAN_BATCHES))
-            zero, mean = self.constant_losses(mean_target(self._objective, batches, self._world))
+            zero, mean = self.constant_losses(best_constant(self._examples, batches, self._world))
             known = {"of": of, "zero": zero, "mean": mean}
             if untrained:
                 known["untrained"] = untrained()
@@ -87,20 +87,21 @@ class Validation:
                     replace(path, json_lines([known]))
         return {name: known[name] for name in LOSSES if name in known}
 
-    def constant_losses(self, mean: Tensor) -> tuple[float, float]:
-        """The loss of predicting zero, and of predicting `mean` (numbers a patch,), everywhere.
+    def constant_losses(self, best: Tensor) -> tuple[float, float]:
+        """Return the loss of predicting zero, and of predicting `best` (width,), everywhere.
 
         Raises:
             DataError: no image can be used.
         """
         total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
         for batch in self._batches():
-            targets = self._objective.example(batch.images, batch.mask_keys).targets
+            targets = self._examples.example(batch.images, batch.mask_keys).targets
             zero, constant = (
                 (
-                    self._objective.target.errors(guess.expand_as(targets), targets, len(batch.images)) * batch.weights
+                    self._examples.target.losses(guess.expand(len(targets), -1), targets, len(batch.images))
+                    * batch.weights
                 ).sum()
-                for guess in (torch.zeros_like(mean), mean)
+                for guess in (torch.zeros_like(best), best)
             )
             total += torch.stack([zero, constant, batch.weights.sum()])
         zero_loss, mean_loss, images = self._world.sum(total).tolist()
@@ -111,18 +112,18 @@ class Validation:
     def picture(self, engine: Engine) -> Picture:
         """What the model makes of the first validation images (on rank 0; the others draw their own)."""
         batch = self._pictured
-        example = self._objective.example(batch.images, batch.mask_keys)
+        example = self._examples.example(batch.images, batch.mask_keys)
         engine.deepspeed.eval()
         with torch.no_grad():
-            predictions = engine.predict(example.images, example.mask, example.masked)
+            predictions = engine.predict(example.inputs, example.mask)
         engine.deepspeed.train()
         shown = min(PICTURED, len(batch.images))
         return draw(
-            self._objective.target,
+            self._examples.target,
             batch.images[:shown],
-            example.mask[:shown],
-            self._objective.targets(batch.images)[:shown],  # of all images: compiled for so many
-            predictions[: shown * self._objective.masked],
+            example.mask.cells[:shown],
+            self._examples.targets(batch.images)[:shown],  # of all images: compiled for so many
+            predictions[: shown * self._examples.masker.masked],
         )
 
     def _requests(self) -> Iterator[Request]:
@@ -145,14 +146,13 @@ class Validation:
                 yield batch
 
 
-def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:
-    """Mean target of the masked patches over the batches of all ranks: float32 (numbers a patch,)."""
-    total: Tensor | float = 0.0
+def best_constant(examples: ExampleMaker, batches: Iterable[Batch], world: World) -> Tensor:
+    """Return the best outputs that do not depend on the input, float32 (width,), over the batches of all ranks."""
+    target, masked = examples.target, examples.masker.masked
+    total = torch.zeros(target.width, dtype=torch.float64, device=world.device)
     images = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch in batches:
-        targets = objective.example(batch.images, batch.mask_keys).targets
-        weights = batch.weights.repeat_interleave(objective.masked)
-        total = total + (targets.double() * weights[:, None]).sum(0)
+        targets = examples.example(batch.images, batch.mask_keys).targets
+        total += target.total(targets, batch.weights.repeat_interleave(masked))
         images += batch.weights.sum()
-    assert isinstance(total, Tensor)
-    return (world.sum(total) / (world.sum(images) * objective.masked)).float()
+    return target.constant((world.sum(total) / (world.sum(images) * masked)).float())

@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.targets.glyphs import ENLARGED
-from pipeline.targets.objective import Target
+from pipeline.targets.hog.glyphs import ENLARGED
+from pipeline.targets.target import Target
 
 Picture = NDArray[np.uint8]
 
@@ -35,7 +35,7 @@ def draw(target: Target, images: Tensor, mask: Tensor, targets: Tensor, predicti
     images, mask, targets, predictions = images.cpu(), mask.cpu(), targets.cpu(), predictions.float().cpu()
     guess = torch.zeros(*mask.shape, predictions.shape[1])
     guess[mask] = predictions
-    truth, shown = target.paint(images, targets, targets), target.paint(images, targets, guess)
+    truth, shown = target.paint(images, targets), target.paint(images, targets, guess)
     pixels, truth, shown, hidden = (
         F.interpolate(panel.double(), [side * ENLARGED for side in images.shape[2:]])
         for panel in (images / 255, truth, shown, mask[:, None])
@@ -50,7 +50,7 @@ def draw(target: Target, images: Tensor, mask: Tensor, targets: Tensor, predicti
     ]
     across = torch.cat([F.pad(panel, (0, _GAP, 0, _GAP), value=1.0) for panel in panels], dim=3)
     sheet = (across.transpose(0, 1).flatten(1, 2)[:, :-_GAP, :-_GAP] * 255).permute(1, 2, 0)
-    titles = ("image", "what the model sees", f"{target.name} of the image", f"{target.name} predicted where masked")
+    titles = ("image", "what the model sees", f"{target.label} of the image", f"{target.label} predicted where masked")
     return np.concatenate([_titles(titles, pixels.shape[3]), sheet.round().byte().numpy()])
 
 

@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.build import build_model, build_objective, start_from_init
+from pipeline.build import build_examples, build_model, start_from_init
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
+from pipeline.examples import Example
 from pipeline.pretrain.evaluate import Validation
-from pipeline.targets.objective import Example
 from pipeline.train.engine import DTYPES, Engine, decay_groups
 from pipeline.train.monitor import Metrics, Monitor
 from pipeline.train.phases import Phases
@@ -34,12 +34,12 @@ class Pretraining:
     def __init__(self, recipe: Recipe, data: ExactData | StreamData, world: World, phases: Phases) -> None:
         self._recipe, self._data = recipe, data
         self.model = build_model(recipe)
-        self._objective = build_objective(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
-        self.identity = self._objective.target.identity
+        self._examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
+        self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
         self._validation = None
         if recipe.data.validation:
-            self._validation = Validation(recipe.data.validation, recipe, world, self._objective, phases)
+            self._validation = Validation(recipe.data.validation, recipe, world, self._examples, phases)
             self.inputs["data.validation (manifest)"] = self._validation.identity
 
     def start(self) -> list[str]:
@@ -53,13 +53,13 @@ class Pretraining:
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """The example, and the weights of its images."""
-        return self._objective.example(batch.images, batch.mask_keys), batch.weights
+        return self._examples.example(batch.images, batch.mask_keys), batch.weights
 
     def errors(self, engine: Engine, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
         """See `Task`."""
         example, weights = prepared
-        predictions = engine.predict(example.images, example.mask, example.masked)
-        return self._objective.target.errors(predictions, example.targets, len(example.images)), weights
+        predictions = engine.predict(example.inputs, example.mask)
+        return self._examples.target.losses(predictions, example.targets, len(example.inputs)), weights
 
     def begin(self, engine: Engine, done: int, monitor: Monitor | None) -> None:
         """Measure what predictors that learn nothing lose, beside which the validation loss has to be read."""

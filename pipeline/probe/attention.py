@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from model.maskfeat import Encoder
-from pipeline.probe.features import Pool
-from pipeline.targets.objective import normalise
+from model.encoders.encoder import Pool
+from model.encoders.timm_vit import TimmViT
+from pipeline.pixels import normalise
 
 
-def attention_weights(encoder: Encoder, images: Tensor) -> list[Tensor]:
+def attention_weights(encoder: TimmViT, images: Tensor) -> list[Tensor]:
     """Of every block, float32 (B, heads, tokens, tokens): of each query, the shares of the keys.
 
     Args:
@@ -33,7 +33,7 @@ def attention_weights(encoder: Encoder, images: Tensor) -> list[Tensor]:
     return seen
 
 
-def looked_at(weights: Tensor, encoder: Encoder, pool: Pool) -> Tensor:
+def looked_at(weights: Tensor, encoder: TimmViT, pool: Pool) -> Tensor:
     """Where a block of these weights looks for what is pooled: float32 (B, rows, columns), mean of the heads.
 
     Of the patches it is the mean over their queries; of the class token it is its own query.

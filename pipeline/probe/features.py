@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.markup import escape
@@ -22,14 +22,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.maskfeat import Encoder
+from model.encoders.encoder import Pool
+from model.encoders.registry import encoder_of
+from model.encoders.timm_vit import TimmViT
 from model.weights import share
 from pipeline.config import Recipe
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
-from pipeline.targets.objective import normalise
+from pipeline.pixels import normalise
 from pipeline.train.engine import DTYPES
 from pipeline.train.world import World
 from shards.files import fsync, sha256_of
@@ -37,7 +39,6 @@ from shards.manifest import Manifest
 from shards.terminal import shown
 
 BATCH = 128  # images
-Pool = Literal["mean", "class"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Features:
     values: Tensor
 
 
-def encode(encoder: Encoder, images: Tensor, layers: Sequence[int], pool: Pool, dtype: torch.dtype) -> list[Tensor]:
+def encode(encoder: TimmViT, images: Tensor, layers: Sequence[int], pool: Pool, dtype: torch.dtype) -> list[Tensor]:
     """Pooled output of some blocks, each after the encoder's final norm, as in DINO's probes: float32 (B, width) each.
 
     Args:
@@ -76,19 +77,11 @@ def encode(encoder: Encoder, images: Tensor, layers: Sequence[int], pool: Pool, 
         dtype: computed in under autocast; float32: without.
     """
     with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        tokens = encoder.forward_intermediates(
-            normalise(images, torch.float32),
-            indices=list(layers),
-            return_prefix_tokens=True,
-            norm=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-    return [patches.float().mean(1) if pool == "mean" else prefix[:, 0].float() for patches, prefix in tokens]
+        return encoder_of(encoder).pooled_blocks(normalise(images, torch.float32), layers, pool)
 
 
 def compute(
-    folder: Path, encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+    folder: Path, encoder: TimmViT, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> dict[int, Path]:
     """Where the features of each layer lie, having computed those that did not lie there. All ranks together.
 
@@ -145,7 +138,7 @@ def load(place: Path, part: int, parts: int, device: torch.device) -> Features:
 
 
 def _computed(
-    encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+    encoder: TimmViT, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> tuple[Tensor, list[Tensor]]:
     """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from model.encoders.encoder import Pool
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
-from pipeline.probe.features import Pool
 from pipeline.probe.judge import Judgement
 from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours
 from pipeline.probe.source import Source

@@ -11,12 +11,12 @@ import timm
 import torch
 
 from model.convert import fill, geometry
-from model.maskfeat import Encoder
+from model.encoders.timm_vit import TimmViT
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.pixels import MEAN, STD
 from pipeline.recipes import read_settings
-from pipeline.targets.objective import MEAN, STD
 from pipeline.train.checkpoint import Checkpoint
 from shards.files import parse_json
 
@@ -35,7 +35,7 @@ class Source:
     """
 
     recipe: Recipe
-    encoder: Encoder
+    encoder: TimmViT
     notes: list[str]
 
     def identity(self) -> str:

@@ -1,4 +1,4 @@
-"""What a frozen network sees in a patch.
+"""A frozen teacher's features of a patch.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3: the
 teacher is given the whole image, and its last layer's patch tokens are the targets. Compared are directions: the loss
@@ -6,72 +6,24 @@ is one minus the cosine. `mse` is the mean squared error of tokens that are brou
 Baevski et al., "data2vec", ICML 2022.
 """
 
-from hashlib import sha256
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from model.maskfeat import masked_index
-from model.weights import Weights, WeightsError, read
-from pipeline.targets.objective import Channels, normalise, squared_errors
+from model.encoders.timm_vit import transformer_macs
+from model.layout import Mask
+from pipeline.pixels import Channels, normalise
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, Predictions, Regression
+from pipeline.targets.teacher import TeacherError, build_teacher, digest, load_teacher, one_line, teacher_width
 
 Loss = Literal["cosine", "mse"]
 
 
-class TeacherError(ValueError):
-    """A teacher cannot be used; the message is one line that names it and the remedy."""
-
-
-def teacher_width(teacher: str) -> int:
-    """Numbers that a teacher says of a patch; reads no weights.
-
-    Args:
-        teacher: see `load_teacher`.
-
-    Raises:
-        TeacherError: there is no such model.
-    """
-    return cast(int, build_teacher(teacher, device="meta").num_features)
-
-
-def load_teacher(teacher: str, weights: Path | None) -> nn.Module:
-    """A timm model with trained weights, for evaluation.
-
-    Args:
-        teacher: a name of timm's, as `vit_base_patch16_224.dino`, or a folder in timm's Hugging Face layout, as
-            `scripts/export.py` writes it.
-        weights: a file with the weights of that name; None: those of the folder, or those that timm downloads.
-
-    Returns:
-        with `pretrained_cfg["mean"]` and `["std"]` of the images it takes.
-
-    Raises:
-        TeacherError: it or its weights are not there, are damaged or do not fit each other.
-    """
-    given: Weights | None = None
-    try:
-        given = None if weights is None else read(weights)
-    except WeightsError as error:
-        raise TeacherError(f"target.teacher_weights: {error}") from error
-    if given and Path(teacher).is_dir():
-        raise TeacherError(f"{teacher} has weights of its own: leave out target.teacher_weights, or name a model")
-    # Classes as the weights have them, since timm compares keys strictly only then
-    model = build_teacher(
-        teacher, pretrained=True, pretrained_cfg_overlay={"state_dict": given.tensors} if given else None
-    )
-    model.reset_classifier(0)
-    own = given.normalisation if given else None
-    mean, std = (own.mean, own.std) if own else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
-    model.pretrained_cfg = {"mean": tuple(mean), "std": tuple(std)}
-    return cast(nn.Module, model.eval().requires_grad_(False))
-
-
-class Features:
-    """A teacher's patch tokens, for the model's grid of patches.
+class Features(Regression):
+    """A teacher's patch tokens, for the model's grid of patches. See `Target`.
 
     Positions of the teacher are resampled to the grid; images are, if its patches are of another size.
 
@@ -87,7 +39,10 @@ class Features:
         TeacherError: it has no tokens for such a grid.
     """
 
-    name = "features"
+    label: ClassVar[str] = "features"
+    described: ClassVar[str] = "a frozen teacher's features"
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
+    accepts: ClassVar[tuple[str, ...]] = ("teacher_weights",)
 
     def __init__(
         self,
@@ -102,7 +57,7 @@ class Features:
         self.identity: dict[str, Any] = {
             "target.kind": "features",
             "target.loss": loss,
-            "target.teacher": _digest(teacher),
+            "target.teacher": digest(teacher),
         }
         self._mean: Channels = teacher.pretrained_cfg["mean"]
         self._std: Channels = teacher.pretrained_cfg["std"]
@@ -117,7 +72,7 @@ class Features:
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise TeacherError(
                 f"{type(teacher).__name__} has no token for each of {grid[0]}x{grid[1]} patches: choose a plain vision "
-                f"transformer ({_one_line(error)})"
+                f"transformer ({one_line(error)})"
             ) from error
         if tokens.shape != (1, grid[0] * grid[1], self.width):
             raise TeacherError(
@@ -127,19 +82,44 @@ class Features:
         if compile:
             self._encode = torch.compile(self._encode, dynamic=False)
 
-    def make(self, images: Tensor, mask: Tensor, masked: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def loss_name(settings: TargetSettings) -> str:
+        """See `Target`."""
+        return "one minus the cosine" if settings.loss == "cosine" else "squared errors"
+
+    @staticmethod
+    def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`."""
+        assert settings.teacher is not None  # required
+        return teacher_width(settings.teacher)
+
+    @staticmethod
+    def macs(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`: those of the teacher."""
+        assert settings.teacher is not None  # required
+        return transformer_macs(build_teacher(settings.teacher, device="meta"), predictions.layout.cells)
+
+    @classmethod
+    def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
+        """See `Target`."""
+        assert settings.teacher is not None  # required
+        teacher = load_teacher(settings.teacher, settings.teacher_weights)
+        grid = predictions.layout.rows, predictions.layout.columns
+        return cls(teacher, grid, settings.loss, computing.dtype, computing.device, computing.compile_teacher)
+
+    def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
         """See `Target`; targets are float32 (masked, width)."""
-        tokens = self._tokens(images).flatten(0, 1)[masked_index(mask, masked)].float()
-        return normalise(images, dtype), self._normalised(tokens)
+        return self._normalised(self._tokens(inputs).flatten(0, 1)[mask.indices].float())
 
-    def errors(self, predictions: Tensor, targets: Tensor, images: int) -> Tensor:
-        """One minus the cosine, which is 1 for a prediction of zero; or the mean squared error."""
+    def losses(self, outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+        """Return one minus the cosine, which is 1 for a prediction of zero; or the mean squared error."""
         if self._loss == "mse":
-            return squared_errors(predictions, targets, images)
-        return 1 - F.cosine_similarity(predictions.float(), targets, dim=-1).reshape(images, -1).mean(1)
+            return super().losses(outputs, targets, batch_size)
+        return 1 - F.cosine_similarity(outputs.float(), targets, dim=-1).reshape(batch_size, -1).mean(1)
 
-    def paint(self, images: Tensor, targets: Tensor, values: Tensor) -> Tensor:
-        """The three principal components of all `targets` as red, green and blue, one colour a patch."""
+    def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """See `Target`: the three principal components of all targets as red, green and blue, one colour a patch."""
+        values = targets if outputs is None else outputs
         if self._loss == "cosine":
             values = self._normalised(values)
         flat = targets.flatten(0, 2)
@@ -159,37 +139,3 @@ class Features:
 
     def _normalised(self, tokens: Tensor) -> Tensor:
         return F.normalize(tokens, dim=-1) if self._loss == "cosine" else F.layer_norm(tokens, tokens.shape[-1:])
-
-
-def build_teacher(teacher: str, **options: Any) -> Any:
-    """`timm.create_model` of a name or a folder, whose every failure is a TeacherError."""
-    named = f"target.teacher={teacher[:100]!r}"
-    try:
-        folder = Path(teacher).is_dir()
-    except OSError as error:
-        raise TeacherError(f"{named} cannot be read: {error.strerror}") from error
-    if folder and not (Path(teacher) / "config.json").is_file():
-        raise TeacherError(f"{named} has no config.json: give a folder that scripts/export.py or timm wrote")
-    if not folder and not timm.is_model(teacher.partition(".")[0]):
-        raise TeacherError(f"{named} is neither a folder nor a model of timm's")
-    try:
-        return timm.create_model(f"local-dir:{teacher}" if folder else teacher, **options)
-    except (
-        Exception
-    ) as error:  # of timm, the Hugging Face hub, safetensors or torch, whatever is wrong with the weights
-        remedy = "" if folder else " (without a network, give its weights as target.teacher_weights)"
-        raise TeacherError(f"{named} cannot be loaded{remedy}: {_one_line(error)}") from error
-
-
-def _digest(teacher: nn.Module) -> str:
-    """SHA-256 of all weights with their names, as they were loaded."""
-    digest = sha256()
-    for name, tensor in sorted(teacher.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -9,15 +9,17 @@ In a patch of one colour the channels still differ, so its variance is that of t
 rounding does where even these agree: values of up to 2.7 are rounded by 1e-7, which is 1e-4 of a target's unit.
 """
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from model.maskfeat import masked_index
-from pipeline.targets.hog import CHANNELS
-from pipeline.targets.objective import MEAN, STD, normalise, squared_errors
+from model.layout import Mask
+from pipeline.pixels import MEAN, STD, normalise
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, Predictions, Regression
 
+CHANNELS = 3
 _EPS = 1e-6
 
 
@@ -42,33 +44,43 @@ def pixel_target(images: Tensor, patch: int, index: Tensor) -> Tensor:
     return (pixels - mean) / deviation
 
 
-class Pixels:
-    """See `pixel_target`.
+class Pixels(Regression):
+    """See `pixel_target` and `Target`.
 
     Args:
         patch: side of a patch in pixels.
     """
 
-    name = "pixels"
+    label: ClassVar[str] = "pixels"
+    described: ClassVar[str] = "the normalised pixels"
+    requires: ClassVar[tuple[str, ...]] = ()
+    accepts: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, patch: int) -> None:
         self.width = pixel_width(patch)
         self.identity: dict[str, Any] = {"target.kind": "pixels"}
         self._patch = patch
 
-    def make(self, images: Tensor, mask: Tensor, masked: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`."""
+        return pixel_width(predictions.side)
+
+    @classmethod
+    def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
+        """See `Target`."""
+        return cls(predictions.side)
+
+    def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
         """See `Target`; targets are float32 (masked, width)."""
-        return normalise(images, dtype), pixel_target(images, self._patch, masked_index(mask, masked))
+        return pixel_target(inputs, self._patch, mask.indices)
 
-    def errors(self, predictions: Tensor, targets: Tensor, images: int) -> Tensor:
-        """Mean squared error."""
-        return squared_errors(predictions, targets, images)
-
-    def paint(self, images: Tensor, targets: Tensor, values: Tensor) -> Tensor:
-        """Colours: `values` times the deviation of the true patch, plus its mean."""
-        mean, deviation, _ = _statistics(_in_patches(images, self._patch).flatten(0, 2))
+    def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """See `Target`: colours, the values times the deviation of the true patch, plus its mean."""
+        values = targets if outputs is None else outputs
+        mean, deviation, _ = _statistics(_in_patches(inputs, self._patch).flatten(0, 2))
         pixels = (values.flatten(0, 2) * deviation + mean).view(*values.shape[:3], CHANNELS, self._patch, self._patch)
-        colours = pixels.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+        colours = pixels.permute(0, 3, 1, 4, 2, 5).reshape(inputs.shape)
         return (colours * _channels(STD, colours) + _channels(MEAN, colours)).clamp(0, 1)
 
 

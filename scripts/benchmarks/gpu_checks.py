@@ -16,8 +16,8 @@ from pipeline.data.augment import sample_keys
 from pipeline.data.decode import decoder_for
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
+from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog import hog_target
-from pipeline.targets.objective import MEAN, STD, normalise
 from pipeline.train.world import join
 
 CLOSE = 2.0  # mean difference of pixels of 0..255 between two JPEG decoders
@@ -39,7 +39,7 @@ class Check:
 
 def fused_kernel(scale: Scale, shards: Path) -> list[Check]:
     """Images and targets of the kernel against the exact reference on the CPU, in every memory format and precision."""
-    from pipeline.targets.hog_triton import normalised_and_hog
+    from pipeline.targets.hog.fused import normalised_and_hog
 
     checks = []
     for kind, pixels in _pictures(scale.check_size).items():

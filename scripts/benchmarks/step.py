@@ -15,9 +15,8 @@ from benchmarks.racing import ROUNDS, compare, race
 from benchmarks.wire import Wire, latency_and_bandwidth
 from estimate import ITEM_BYTES, wire_bytes
 from model.flops import training_flops
-from pipeline.build import build_model, build_objective, compile_forward
+from pipeline.build import build_examples, build_model, compile_forward
 from pipeline.config import Recipe, load_recipe
-from pipeline.targets.masking import masked_patches
 from pipeline.train.engine import DTYPES, Engine
 from pipeline.train.state import set_weights
 from pipeline.train.world import World
@@ -89,8 +88,8 @@ class Loop:
         self.recipe, self.world = recipe, world
         self.images = recipe.optim.batch_size
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.flops = training_flops(model, masked_patches(model.grid, recipe.mask.ratio))
-        self.objective = build_objective(recipe, model, DTYPES[recipe.engine.precision], world.device)
+        self.examples = build_examples(recipe, model, DTYPES[recipe.engine.precision], world.device)
+        self.flops = training_flops(model, self.examples.masker.masked)
         self.loss = torch.zeros((), device=world.device)
         self.micro_batches = self.images // (recipe.micro_batch(world.size) * world.size)
         exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -105,9 +104,9 @@ class Loop:
         self._steps += 1
         for _ in range(self.micro_batches):
             images, keys = next(batches)
-            example = self.objective.example(images, keys)
-            predictions = self.engine.predict(example.images, example.mask, example.masked)
-            loss = self.objective.target.errors(predictions, example.targets, len(images)).mean()
+            example = self.examples.example(images, keys)
+            predictions = self.engine.predict(example.inputs, example.mask)
+            loss = self.examples.target.losses(predictions, example.targets, len(images)).mean()
             self.engine.backward(loss)
             self.engine.update()
             self.loss = loss.detach()
@@ -207,7 +206,7 @@ def title(recipe: Recipe, world: World) -> str:
 
 def _examples(loop: Loop, times: int, batches: Iterator[Pixels]) -> int:
     for _ in range(times):
-        loop.objective.example(*next(batches))
+        loop.examples.example(*next(batches))
     synchronise(loop.world.device)
     return times * loop.images // loop.micro_batches
 

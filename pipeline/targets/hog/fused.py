@@ -23,7 +23,7 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from pipeline.targets.hog import BINS, CELL, CHANNELS, check, target_width
+from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS, check, target_width
 
 # As the compiler of kernels needs its constants
 _CELL = tl.constexpr(CELL)

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipeline.targets.hog import BINS, CELL, CHANNELS
+from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS
 
 ENLARGED = 3  # pixels that a pixel is drawn with: strokes need room
 _SIDE = CELL * ENLARGED

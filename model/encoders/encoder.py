@@ -1,0 +1,72 @@
+"""The interface between MaskFeat and a vision transformer, implemented by one adapter for each family."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from model.layout import Layout
+
+PositionInit = Literal["random", "sincos"]
+Pool = Literal["mean", "class"]  # the mean of the patch tokens, or the class token
+
+
+class Encoder(Protocol):
+    """A view of a network; it holds no weights and no state of its own.
+
+    The three grids are one for a plain vision transformer on images. A transformer that pools between its blocks may
+    embed finer tokens than it predicts at, and have coarser masks.
+
+    Attributes:
+        network: whose weights are trained, saved and exported.
+        input_shape: (3, height, width) of an image, (3, frames, height, width) of a clip.
+        mask_layout: grid that a mask is drawn on; it divides the other two.
+        token_layout: grid of the embedded patches.
+        prediction_layout: grid of the encoded patches.
+        prediction_patch: frames, rows and columns of pixels that one prediction is about.
+        embedding_width: numbers of an embedded patch.
+        width: numbers of an encoded patch.
+        prefix: tokens before the patches, such as the class token.
+        depth: blocks.
+    """
+
+    network: Any
+    input_shape: tuple[int, ...]
+    mask_layout: Layout
+    token_layout: Layout
+    prediction_layout: Layout
+    prediction_patch: tuple[int, int, int]
+    embedding_width: int
+    width: int
+    prefix: int
+    depth: int
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Embed the patches of normalised inputs: (B, token cells, embedding width)."""
+        ...
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Encode embedded patches, some of them replaced by a mask token: (B, prediction cells, width)."""
+        ...
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """Return the feature of each normalised input, (B, width), which a classifier's head takes."""
+        ...
+
+    def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
+        """Return the pooled output of some blocks, counted from 0, after the final norm: (B, width) each."""
+        ...
+
+    def initialise(self, position_init: PositionInit) -> None:
+        """Draw the learned tokens and positions anew. Raises ValueError where there are no such positions."""
+        ...
+
+    def macs(self) -> int:
+        """Count the multiply-adds of the matrix products of one input's forward pass."""
+        ...
+
+
+def draw(parameter: nn.Parameter | None) -> None:
+    """Draw a token or positions from the truncated normal of 0.02 of the published code."""
+    if parameter is not None:
+        nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,0 +1,23 @@
+"""Sine-cosine positions."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """2-D sine-cosine position embedding, float32 (rows * columns, width).
+
+    The first half of the width encodes the column, the second the row, each as sines then cosines of frequencies
+    10000^(-i / (width/4)), as in the code of He et al., "Masked Autoencoders Are Scalable Vision Learners".
+
+    Raises:
+        ValueError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {width}")
+    frequency = torch.exp(torch.arange(width // 4) * (-math.log(10_000) / (width // 4)))
+    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = torch.stack([x.flatten(), y.flatten()])[..., None] * frequency  # (2, patches, width / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(1, 0, 2).flatten(1)

@@ -1,0 +1,81 @@
+"""Grids of cells over an image or a clip, and masks that are drawn on them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A grid of equal cells over an input. An image has one frame."""
+
+    frames: int
+    rows: int
+    columns: int
+
+    @property
+    def cells(self) -> int:
+        """Cells in all; they are numbered frame by frame, row-major."""
+        return self.frames * self.rows * self.columns
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample's mask: (rows, columns) of an image, (frames, rows, columns) of a clip."""
+        return (self.rows, self.columns) if self.frames == 1 else (self.frames, self.rows, self.columns)
+
+    def __str__(self) -> str:
+        return "x".join(str(side) for side in self.shape)
+
+
+class Mask(NamedTuple):
+    """What a model must not see of a batch.
+
+    Attributes:
+        cells: bool (B, rows, columns) or (B, frames, rows, columns), True where hidden, equally many in each sample.
+        indices: int64 (masked,), ascending: the hidden cells of the flattened grids of predictions (B * cells).
+    """
+
+    cells: Tensor
+    indices: Tensor
+
+
+def make_mask(cells: Tensor, predictions: Layout, masked: int | None = None) -> Mask:
+    """Make a mask for a model with this grid of predictions.
+
+    Args:
+        cells: see `Mask`; their grid divides that of the predictions.
+        predictions: grid of a sample's predictions.
+        masked: how many predictions `cells` hides in all. If given, shapes are static and nothing waits for the device.
+
+    Raises:
+        ValueError: the grid does not divide that of the predictions.
+    """
+    hidden = spread(cells, predictions).flatten()
+    if masked is None:
+        return Mask(cells, hidden.nonzero()[:, 0])
+    return Mask(cells, torch.nonzero_static(hidden, size=masked)[:, 0])
+
+
+def spread(cells: Tensor, layout: Layout) -> Tensor:
+    """Repeat each cell of a mask over the cells of a finer grid that it covers.
+
+    Args:
+        cells: (B, rows, columns) or (B, frames, rows, columns).
+        layout: the finer grid.
+
+    Returns:
+        (B, layout.cells).
+
+    Raises:
+        ValueError: the mask's grid does not divide `layout`.
+    """
+    whole = cells[:, None] if cells.ndim == 3 else cells
+    for dimension, side in enumerate((layout.frames, layout.rows, layout.columns), start=1):
+        times, rest = divmod(side, whole.shape[dimension])
+        if rest or not times:
+            raise ValueError(f"a mask of {tuple(cells.shape[1:])} cells does not divide a grid of {layout} cells")
+        if times > 1:
+            whole = whole.repeat_interleave(times, dim=dimension)
+    return whole.flatten(1)

@@ -1,0 +1,1 @@
+"""Which patches a model must not see."""

@@ -1,0 +1,49 @@
+"""The ground floor of settings: what a section of a recipe is, and the types that its values have."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _expanded(value: Any) -> Any:
+    """A path with the folder that `~` or `~user` at its beginning stands for; URLs and commands begin otherwise."""
+    if not isinstance(value, str | Path):
+        return value
+    if "\0" in str(value) or value == "":
+        raise ValueError("a path has at least one character, and none that is NUL")
+    try:
+        str(value).encode()  # not as a file's name: what a run elsewhere wrote down is text in every locale
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8, or the locale is not: rename it, or set LC_ALL=C.UTF-8") from None
+    if not str(value).startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError("there is no such user: write ./~ where a name begins so") from None
+
+
+def _here(value: Any) -> Any:
+    """The same of what has to be a path of this machine; as such `https://x` would be a folder called `https:`."""
+    if "://" in str(value):
+        raise ValueError("it has to be a path, and is a URL: mount it, or copy it here")
+    return _expanded(value)
+
+
+# Limits are where a number is a slip of the hand, and far from those that any run needs
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
+LocalPath = Annotated[Path, BeforeValidator(_here)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=10**8)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Range = tuple[Annotated[float, Field(ge=1e-6, le=1000)], Annotated[float, Field(ge=1e-6, le=1000)]]
+
+
+class Section(BaseModel):
+    """Settings that refuse keys they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

@@ -1,0 +1,57 @@
+"""Histograms of oriented gradients as a target."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from model.layout import Mask
+from pipeline.pixels import MEAN, STD
+from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target, target_width
+from pipeline.targets.hog.glyphs import strokes
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, Predictions, Regression
+
+
+class Hog(Regression):
+    """Histograms of oriented gradients, the paper's choice. See `Target`.
+
+    Args:
+        patch: side of a patch in pixels, a multiple of 8.
+        compile: let torch compile the histograms.
+    """
+
+    label: ClassVar[str] = "HOG"
+    described: ClassVar[str] = "the HOG descriptors"
+    requires: ClassVar[tuple[str, ...]] = ()
+    accepts: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, patch: int, compile: bool) -> None:
+        self.width = target_width(patch)
+        self.identity: dict[str, Any] = {"target.kind": "hog"}
+        self._patch = patch
+        self._target = compiled_hog_target() if compile else hog_target
+
+    @staticmethod
+    def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`."""
+        return target_width(predictions.side)
+
+    @classmethod
+    def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
+        """See `Target`."""
+        return cls(predictions.side, computing.compile)
+
+    def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
+        """See `Target`; targets are float32 (masked, width)."""
+        return self._target(inputs, self._patch).flatten(0, 1)[mask.indices]
+
+    def inputs_and_targets(self, inputs: Tensor, mask: Mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See `Fused`."""
+        from pipeline.targets.hog.fused import normalised_and_hog  # torch has Triton only where there are GPUs
+
+        return normalised_and_hog(inputs, mask.cells, len(mask.indices), self._patch, MEAN, STD, dtype)
+
+    def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """See `Target`: strokes along the edges."""
+        return strokes(targets if outputs is None else outputs)

@@ -1,0 +1,34 @@
+"""The targets there are. A new one is a class in a module of its own, and one line here."""
+
+import difflib
+
+from pipeline.targets.features import Features
+from pipeline.targets.hog.target import Hog
+from pipeline.targets.pixels import Pixels
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Target
+
+TARGETS: dict[str, type[Target]] = {"hog": Hog, "pixels": Pixels, "features": Features}
+
+
+def checked(settings: TargetSettings) -> type[Target]:
+    """Return the class of target that settings ask for.
+
+    Raises:
+        ValueError: there is no such kind, or it lacks a setting, or has one that means nothing to it.
+    """
+    if settings.kind not in TARGETS:
+        near = difflib.get_close_matches(settings.kind[:100], TARGETS, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(TARGETS)}"
+        raise ValueError(f"target.kind={settings.kind[:100]} is not a kind of target: {remedy}")
+    target = TARGETS[settings.kind]
+    for name, field in TargetSettings.model_fields.items():
+        given = field.default is None and getattr(settings, name) is not None
+        if name in target.requires and not given:
+            raise ValueError(f"target.kind={settings.kind} has no {name}: set target.{name}")
+        if given and name not in (*target.requires, *target.accepts):
+            kinds = [kind for kind, other in TARGETS.items() if name in (*other.requires, *other.accepts)]
+            raise ValueError(
+                f"target.kind={settings.kind} has no {name}: leave it out, or set kind to {' or '.join(kinds)}"
+            )
+    return target

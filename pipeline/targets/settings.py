@@ -1,0 +1,14 @@
+"""Settings of the target."""
+
+from typing import Literal
+
+from pipeline.settings import LocalPath, Place, Section, Text
+
+
+class TargetSettings(Section):
+    """What is predicted at masked patches. `kind` is a key of `pipeline.targets.registry.TARGETS`."""
+
+    kind: Text = "hog"
+    teacher: Place | None = None  # for kind=features: a timm name, or a folder that timm or scripts/export.py wrote
+    teacher_weights: LocalPath | None = None  # of a timm name, from a file; None: timm downloads them
+    loss: Literal["cosine", "mse"] = "cosine"  # for kind=features

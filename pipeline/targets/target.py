@@ -1,0 +1,175 @@
+"""The interface of a target: what a model predicts at masked patches. registry.py lists those there are."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from model.layout import Layout, Mask
+from pipeline.targets.settings import TargetSettings
+
+
+class TargetError(ValueError):
+    """A target cannot be built. The message is one line that names the setting and the remedy."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of one input that a target has to fit.
+
+    Attributes:
+        layout: their grid.
+        patch: frames, rows and columns of pixels that each is about.
+    """
+
+    layout: Layout
+    patch: tuple[int, int, int]
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of a square patch."""
+        return self.patch[1]
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How and where a target is computed.
+
+    Attributes:
+        dtype: that the model, and a teacher, compute in.
+        device: of the inputs, and of a teacher.
+        compile: let torch compile the target ...
+        compile_teacher: ... and a teacher.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    compile: bool = False
+    compile_teacher: bool = False
+
+
+class Target(Protocol):
+    """What is predicted at masked patches, and what a prediction loses.
+
+    Targets are tensors whose first dimension counts patches. A loss needs nothing of them but what `losses` knows.
+
+    Attributes:
+        label: the target in a title, such as "HOG".
+        requires, accepts: names of settings without a default that it needs, and that it may have.
+        described: the target in a sentence, such as "the HOG descriptors".
+        width: numbers that the model predicts for a patch.
+        identity: all that decides the targets besides the pixels, "section.key" to JSON value.
+    """
+
+    label: ClassVar[str]
+    described: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]]
+    accepts: ClassVar[tuple[str, ...]]
+    width: int
+    identity: dict[str, Any]
+
+    @staticmethod
+    def loss_name(settings: TargetSettings) -> str:
+        """Name the loss in a sentence, such as "squared errors"."""
+        ...
+
+    @staticmethod
+    def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+        """Return `width` without reading weights. Raises ValueError for patches that cannot be described."""
+        ...
+
+    @staticmethod
+    def macs(settings: TargetSettings, predictions: Predictions) -> int:
+        """Count the multiply-adds of the networks that describe one input, without reading weights."""
+        ...
+
+    @classmethod
+    def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
+        """Build the target. Raises TargetError where a file that it needs cannot be used."""
+        ...
+
+    def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
+        """Describe the masked patches, without waiting for the device.
+
+        Args:
+            inputs: uint8 (B, 3, H, W), or of clips (B, 3, frames, H, W).
+            mask: equally many patches of each input.
+
+        Returns:
+            (masked, ...), in the order of `mask.indices`.
+        """
+        ...
+
+    def losses(self, outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+        """Return the loss of each input, float32 (batch_size,), from the model's outputs (masked, width)."""
+        ...
+
+    def scores(self, outputs: Tensor, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """Return what else validation reports of each input, by name: float32 (batch_size,) each."""
+        ...
+
+    def total(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """Sum targets as vectors of `width` numbers: float64 (width,), with weights (masked,). A class is one-hot."""
+        ...
+
+    def constant(self, mean: Tensor) -> Tensor:
+        """Return the outputs (width,) of the best predictor that sees nothing, from the mean of such vectors."""
+        ...
+
+    def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
+        """Render the targets of whole inputs, or the model's outputs in their place, for a person.
+
+        Args:
+            inputs: uint8 (B, 3, H, W).
+            targets: (B, rows, columns, ...), which decide scale and colours.
+            outputs: float32 (B, rows, columns, width); None: render the targets.
+
+        Returns:
+            float (B, 1 or 3, height, width) in [0, 1]; height and width are multiples of `rows` and `columns`.
+        """
+        ...
+
+
+@runtime_checkable
+class Fused(Protocol):
+    """A target that reads each pixel once on a GPU, for itself and for the normalised input."""
+
+    def inputs_and_targets(self, inputs: Tensor, mask: Mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return inputs normalised in `dtype`, and what `describe` returns."""
+        ...
+
+
+class Regression:
+    """What targets of numbers have in common: the mean squared error, and the mean as the best constant."""
+
+    @staticmethod
+    def loss_name(settings: TargetSettings) -> str:
+        """See `Target`."""
+        return "squared errors"
+
+    @staticmethod
+    def macs(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`: none."""
+        return 0
+
+    def losses(self, outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+        """Return the mean squared error of each input over its masked patches: float32 (batch_size,)."""
+        return squared_errors(outputs, targets, batch_size)
+
+    def scores(self, outputs: Tensor, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
+        """See `Target`: nothing beside the loss."""
+        return {}
+
+    def total(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """See `Target`."""
+        return (targets.double() * weights[:, None]).sum(0)
+
+    def constant(self, mean: Tensor) -> Tensor:
+        """See `Target`: the mean itself."""
+        return mean
+
+
+def squared_errors(outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+    """Return the mean squared error of each input, float32 (batch_size,). Each has equally many masked patches."""
+    return (outputs.float() - targets).square().reshape(batch_size, -1).mean(1)
