@@ -58,6 +58,12 @@ def make_mask(cells: Tensor, predictions: Layout, masked: int | None = None) -> 
     return Mask(cells, torch.nonzero_static(hidden, size=masked)[:, 0])
 
 
+def mask_of_all(batch_size: int, predictions: Layout, device: torch.device) -> Mask:
+    """Make a mask that hides every cell of a batch."""
+    cells = torch.ones(batch_size, *predictions.shape, dtype=torch.bool, device=device)
+    return make_mask(cells, predictions, cells.numel())
+
+
 def spread(cells: Tensor, layout: Layout) -> Tensor:
     """Repeat each cell of a mask over the cells of a finer grid that it covers.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.layout import Layout, Mask, make_mask
+from model.layout import Layout, Mask, mask_of_all
 from pipeline.masks.masker import Masker
 from pipeline.pixels import normalise
 from pipeline.targets.target import Fused, Target
@@ -50,10 +50,8 @@ class ExampleMaker:
 
     def targets(self, inputs: Tensor) -> Tensor:
         """Describe all patches of uint8 (B, 3, H, W): (B, rows, columns, ...)."""
-        shape = (len(inputs), *self._predictions.shape)
-        everything = torch.ones(shape, dtype=torch.bool, device=inputs.device)
-        _, targets = self._described(inputs, make_mask(everything, self._predictions, everything.numel()))
-        return targets.view(*shape, *targets.shape[1:])
+        _, targets = self._described(inputs, mask_of_all(len(inputs), self._predictions, inputs.device))
+        return targets.view(len(inputs), *self._predictions.shape, *targets.shape[1:])
 
     def _described(self, inputs: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         if self._fused and inputs.is_cuda:

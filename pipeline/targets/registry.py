@@ -4,11 +4,19 @@ import difflib
 
 from pipeline.targets.features import Features
 from pipeline.targets.hog.target import Hog
+from pipeline.targets.labels import Labels
 from pipeline.targets.pixels import Pixels
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Target
+from pipeline.targets.tokens.target import Tokens
 
-TARGETS: dict[str, type[Target]] = {"hog": Hog, "pixels": Pixels, "features": Features}
+TARGETS: dict[str, type[Target]] = {
+    "hog": Hog,
+    "pixels": Pixels,
+    "features": Features,
+    "tokens": Tokens,
+    "labels": Labels,
+}
 
 
 def checked(settings: TargetSettings) -> type[Target]:

@@ -31,6 +31,11 @@ class Predictions:
         """Pixels along a side of a square patch."""
         return self.patch[1]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.layout.rows * self.patch[1], self.layout.columns * self.patch[2]
+
 
 @dataclass(frozen=True)
 class Computing:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.weights import Weights, WeightsError, read
 from pipeline.targets.target import TargetError
@@ -28,13 +29,35 @@ def teacher_width(teacher: str) -> int:
     return cast(int, build_teacher(teacher, device="meta").num_features)
 
 
-def load_teacher(teacher: str, weights: Path | None) -> nn.Module:
+def classes_of(teacher: str, weights: Path | None) -> int:
+    """Return how many classes a teacher's classifier has: those of the weights, if they are given.
+
+    Raises:
+        TeacherError: there is no such model, or it has no classifier.
+    """
+    network = build_teacher(teacher, device="meta")
+    number = _classes_in(_given(weights), network) or network.num_classes
+    if not number:
+        raise TeacherError(f"target.teacher={teacher[:100]!r} has no classifier: choose a model that has one")
+    return int(number)
+
+
+def forward_macs(teacher: str, size: tuple[int, int]) -> int:
+    """Count the multiply-adds of a teacher that looks at an image of size pixels, as torch counts them."""
+    network = build_teacher(teacher, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, *size, device="meta"))
+    return int(counter.get_total_flops() // 2)
+
+
+def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False) -> nn.Module:
     """Load a timm model with trained weights, for evaluation.
 
     Args:
         teacher: a name of timm's, as `vit_base_patch16_224.dino`, or a folder in timm's Hugging Face layout, as
             `scripts/export.py` writes it.
         weights: a file with the weights of that name; None: those of the folder, or those that timm downloads.
+        classifier: keep the classifier, with as many classes as the weights have.
 
     Returns:
         with `pretrained_cfg["mean"]` and `["std"]` of the images it takes.
@@ -42,18 +65,21 @@ def load_teacher(teacher: str, weights: Path | None) -> nn.Module:
     Raises:
         TeacherError: it or its weights are not there, are damaged or do not fit each other.
     """
-    given: Weights | None = None
-    try:
-        given = None if weights is None else read(weights)
-    except WeightsError as error:
-        raise TeacherError(f"target.teacher_weights: {error}") from error
+    given = _given(weights)
     if given and Path(teacher).is_dir():
         raise TeacherError(f"{teacher} has weights of its own: leave out target.teacher_weights, or name a model")
-    # Classes as the weights have them, since timm compares keys strictly only then
-    model = build_teacher(
-        teacher, pretrained=True, pretrained_cfg_overlay={"state_dict": given.tensors} if given else None
-    )
-    model.reset_classifier(0)
+    options: dict[str, Any] = {}
+    if given:
+        options["pretrained_cfg_overlay"] = {"state_dict": given.tensors}
+        # As many classes as the weights have, since timm compares keys strictly only then
+        if classes := _classes_in(given, build_teacher(teacher, device="meta")):
+            options["num_classes"] = classes
+            options["pretrained_cfg_overlay"]["num_classes"] = classes
+    model = build_teacher(teacher, pretrained=True, **options)
+    if not classifier:
+        model.reset_classifier(0)
+    elif not model.num_classes:
+        raise TeacherError(f"target.teacher={teacher[:100]!r} has no classifier: choose a model that has one")
     own = given.normalisation if given else None
     mean, std = (own.mean, own.std) if own else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     model.pretrained_cfg = {"mean": tuple(mean), "std": tuple(std)}
@@ -78,6 +104,22 @@ def build_teacher(teacher: str, **options: Any) -> Any:
     ) as error:  # of timm, the Hugging Face hub, safetensors or torch, whatever is wrong with the weights
         remedy = "" if folder else " (without a network, give its weights as target.teacher_weights)"
         raise TeacherError(f"{named} cannot be loaded{remedy}: {one_line(error)}") from error
+
+
+def _given(weights: Path | None) -> Weights | None:
+    try:
+        return None if weights is None else read(weights)
+    except WeightsError as error:
+        raise TeacherError(f"target.teacher_weights: {error}") from error
+
+
+def _classes_in(given: Weights | None, network: Any) -> int | None:
+    """Find the classifier of `network` in given weights and return its outputs; None where they have no such tensor."""
+    names = network.pretrained_cfg.get("classifier") or ()
+    for name in (names,) if isinstance(names, str) else names:
+        if given and (weight := given.tensors.get(f"{name}.weight")) is not None:
+            return len(weight)
+    return None
 
 
 def digest(teacher: nn.Module) -> str:

@@ -1,0 +1,131 @@
+"""Pseudo-labels: what a trained classifier calls each patch.
+
+Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3, after
+Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", NeurIPS 2021: the classifier
+is applied to every place of its last feature map, and the few largest logits of a place are kept. There, maps are
+stored once for each image and cut to the crop; here, they are computed from the crop that the model sees.
+"""
+
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.layout import Mask
+from pipeline.pixels import Channels, normalise
+from pipeline.targets.classes import Classes
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, Predictions
+from pipeline.targets.teacher import TeacherError, classes_of, digest, forward_macs, load_teacher, one_line
+
+
+class Labels(Classes):
+    """The likeliest classes of each patch by a classifier's class map. See `Target`.
+
+    The map is computed from the crop that the model sees, and resampled bilinearly where its grid is another one.
+
+    Args:
+        teacher: as `load_teacher` loaded it, with its classifier; it is changed.
+        grid: rows and columns of patches.
+        size: height and width of the inputs in pixels.
+        top: how many classes of a patch count; their shares are made to add up to 1.
+        computing: of the teacher.
+
+    Raises:
+        TeacherError: it has no class map.
+    """
+
+    label: ClassVar[str] = "pseudo-labels"
+    described: ClassVar[str] = "a classifier's labels"
+    requires: ClassVar[tuple[str, ...]] = ("teacher",)
+    accepts: ClassVar[tuple[str, ...]] = ("teacher_weights",)
+
+    def __init__(
+        self, teacher: Any, grid: tuple[int, int], size: tuple[int, int], top: int, computing: Computing
+    ) -> None:
+        self.width: int = teacher.num_classes
+        self._top = min(top, self.width)
+        self.identity: dict[str, Any] = {
+            "target.kind": "labels",
+            "target.top": self._top,
+            "target.teacher": digest(teacher),
+        }
+        self._mean: Channels = teacher.pretrained_cfg["mean"]
+        self._std: Channels = teacher.pretrained_cfg["std"]
+        self._grid, self._dtype = grid, computing.dtype
+        teacher.to(computing.device, computing.dtype)
+        self._teacher = teacher
+        self._size = size
+        self._logits = torch.compile(self._class_map, dynamic=False) if computing.compile_teacher else self._class_map
+        try:
+            if hasattr(teacher, "num_prefix_tokens"):  # one token a patch: let there be one for each of the grid
+                high, wide = teacher.patch_embed.patch_size
+                self._size = grid[0] * high, grid[1] * wide
+            if hasattr(teacher, "set_input_size"):
+                teacher.set_input_size(img_size=self._size)
+            shape = self._map(torch.zeros(1, 3, *size, dtype=torch.uint8, device=computing.device)).shape
+        except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
+            raise TeacherError(
+                f"{type(teacher).__name__} has no class map: choose another classifier of timm's ({one_line(error)})"
+            ) from error
+        if shape != (1, self.width, *grid):
+            raise TeacherError(f"{type(teacher).__name__} gives a class map {tuple(shape)}: choose another classifier")
+
+    @staticmethod
+    def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`. Reads the classifier's weights where `target.teacher_weights` names them."""
+        assert settings.teacher is not None  # required
+        return classes_of(settings.teacher, settings.teacher_weights)
+
+    @staticmethod
+    def macs(settings: TargetSettings, predictions: Predictions) -> int:
+        """See `Target`: those of the teacher, as torch counts them."""
+        assert settings.teacher is not None  # required
+        return forward_macs(settings.teacher, predictions.size)
+
+    @classmethod
+    def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
+        """See `Target`."""
+        assert settings.teacher is not None  # required
+        teacher = load_teacher(settings.teacher, settings.teacher_weights, classifier=True)
+        grid = predictions.layout.rows, predictions.layout.columns
+        return cls(teacher, grid, predictions.size, settings.top, computing)
+
+    def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
+        """See `Target`; targets are float32 (masked, top, 2), see `Classes`."""
+        logits = self._map(inputs).flatten(2).transpose(1, 2).flatten(0, 1)[mask.indices]
+        largest, classes = logits.topk(self._top, dim=1)
+        return torch.stack([classes.float(), largest.softmax(1)], dim=-1)
+
+    @torch.no_grad()
+    def _map(self, inputs: Tensor) -> Tensor:
+        """Logits of uint8 (B, 3, H, W) on the model's grid: float32 (B, classes, rows, columns)."""
+        pixels = normalise(inputs, torch.float32, self._mean, self._std)
+        if inputs.shape[2:] != self._size:
+            pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True)
+        logits = self._logits(pixels.to(self._dtype)).float()
+        if logits.shape[2:] != self._grid:
+            logits = F.interpolate(logits, self._grid, mode="bilinear")
+        return logits
+
+    def _class_map(self, pixels: Tensor) -> Tensor:
+        """Apply the classifier to every place of the last feature map: (B, classes, height, width).
+
+        Each place is given to the classifier's head as if it were a whole feature map of its own, so that any head of
+        timm's does what it does to a pooled one.
+        """
+        teacher = self._teacher
+        features = teacher.forward_features(pixels)
+        if features.ndim == 3:  # tokens of a transformer: whether it pools the class token or the rest, it is this one
+            prefix = teacher.num_prefix_tokens
+            rows, columns = self._grid
+            places = features[:, prefix:].flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
+        elif getattr(teacher, "output_fmt", "NCHW") == "NHWC":
+            rows, columns = features.shape[1:3]
+            places = features.flatten(0, 2)[:, None, None]
+        else:
+            rows, columns = features.shape[2:]
+            places = features.permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]
+        logits = teacher.forward_head(places)
+        return cast(Tensor, logits.view(len(pixels), rows, columns, -1).permute(0, 3, 1, 2))

@@ -1,0 +1,1 @@
+"""Discrete tokens: the ids that a tokenizer gives to patches."""

@@ -1,0 +1,162 @@
+"""Visual words: the nearest of a few typical patches, found by `scripts/words.py` in the data set itself.
+
+After HuBERT (Hsu et al., 2021), whose targets are clusters of hand-made features first and of its own later, and
+ClusterMIM (Du et al., "On the Role of Discrete Tokenization in Visual Representation Learning", ICLR 2024), where a few
+clusters of pixels serve masked image modelling better than thousands of learned tokens.
+
+    words.safetensors   `centroids`, float32 (words, width)
+    words.json          what they are words of, and how well they describe the data set that they were found in
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model.layout import Mask
+from model.weights_file import WeightsError, load
+from pipeline.targets.features import Features
+from pipeline.targets.hog.target import Hog
+from pipeline.targets.pixels import Pixels
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, Predictions, Target, TargetError
+from shards.files import parse_json, sha256_of
+
+WEIGHTS, DESCRIPTION = "words.safetensors", "words.json"
+_VERSION = 1
+_SOURCES: dict[str, type[Target]] = {"hog": Hog, "pixels": Pixels, "features": Features}
+
+
+@dataclass(frozen=True, eq=False)
+class WordsFile:
+    """What a folder of words holds.
+
+    Attributes:
+        folder: for messages.
+        centroids: float32 (words, width).
+        source: settings of the target that the words are words of.
+        source_identity: `Target.identity` of it, when the words were found.
+    """
+
+    folder: Path
+    centroids: Tensor
+    source: TargetSettings
+    source_identity: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """How many words there are."""
+        return len(self.centroids)
+
+
+class Words:
+    """The `Tokenizer` of visual words: the nearest centroid of what the source says of a patch.
+
+    Args:
+        words: as `read_words` read them.
+        predictions, computing: as in `Target.build`.
+
+    Raises:
+        TargetError: they are words of other patches, or of another teacher.
+    """
+
+    def __init__(self, words: WordsFile, predictions: Predictions, computing: Computing) -> None:
+        source = source_class(words.source).build(words.source, predictions, computing)
+        if source.width != words.centroids.shape[1]:
+            raise TargetError(
+                f"target.tokenizer: the words in {words.folder} have {words.centroids.shape[1]} numbers, and a patch "
+                f"of this model has {source.width}: find words with the same patch size"
+            )
+        if source.identity != words.source_identity:
+            raise TargetError(
+                f"target.tokenizer: the words in {words.folder} were found with another teacher than "
+                f"{words.source.teacher} is now: find them again with scripts/words.py"
+            )
+        self.size = words.size
+        self.identity: dict[str, Any] = {"target.tokenizer": sha256_of(words.folder / WEIGHTS)} | {
+            f"target.words of.{key}": value for key, value in source.identity.items()
+        }
+        self._source = source
+        self._centroids = words.centroids.to(computing.device)
+
+    def ids(self, inputs: Tensor, mask: Mask) -> Tensor:
+        """See `Tokenizer`."""
+        return nearest(self._source.describe(inputs, mask), self._centroids)[0]
+
+    def paint(self, inputs: Tensor, ids: Tensor) -> Tensor:
+        """See `Tokenizer`: the typical patches themselves."""
+        return self._source.paint(inputs, self._centroids.to(ids.device)[ids])
+
+
+def nearest(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the nearest centroid of each vector by one matrix product.
+
+    Args:
+        vectors: float32 (n, width).
+        centroids: float32 (words, width).
+
+    Returns:
+        Its number, int64 (n,), and its squared distance, float32 (n,).
+    """
+    partial = torch.addmm(centroids.square().sum(1), vectors, centroids.T, alpha=-2)  # all but the vector's own length
+    distance, ids = partial.min(1)
+    return ids, (distance + vectors.square().sum(1)).clamp(min=0)
+
+
+def is_words(path: Path) -> bool:
+    """Whether a folder is one that `write_words` wrote."""
+    return (path / DESCRIPTION).is_file()
+
+
+def source_class(settings: TargetSettings) -> type[Target]:
+    """Return the class of target that words are words of."""
+    return _SOURCES[settings.kind]
+
+
+def write_words(
+    folder: Path, centroids: Tensor, source: TargetSettings, identity: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """Write words; the description comes last.
+
+    Args:
+        centroids: float32 (words, width).
+        source, identity: settings of the target that they are words of, and its `Target.identity`.
+        found: how they were found, and how well they describe that data set, JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({"centroids": centroids.cpu().contiguous()}, folder / WEIGHTS)
+    description = {
+        "version": _VERSION,
+        "of": source.model_dump(mode="json"),
+        "identity": identity,
+        "sha256": sha256_of(folder / WEIGHTS),
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description | found, indent=1) + "\n", "utf-8")
+
+
+def read_words(folder: Path) -> WordsFile:
+    """Read what `write_words` wrote. Raises WeightsError for anything else."""
+    try:
+        description = parse_json((folder / DESCRIPTION).read_bytes())
+        if description["version"] != _VERSION:
+            raise WeightsError(f"{folder} was written by another version: find the words again with scripts/words.py")
+        source = TargetSettings.model_validate(description["of"])
+        if source.kind not in _SOURCES:
+            raise ValueError(f"words of {source.kind}")
+        centroids = load(folder / WEIGHTS)["centroids"]
+        if not (centroids.ndim == 2 and centroids.dtype == torch.float32 and centroids.isfinite().all()):
+            raise ValueError(f"centroids {tuple(centroids.shape)} of {centroids.dtype}")
+        if description["sha256"] != sha256_of(folder / WEIGHTS):
+            raise WeightsError(
+                f"{folder}: {WEIGHTS} is not the file that {DESCRIPTION} describes: find the words again"
+            )
+        return WordsFile(folder, centroids, source, description["identity"])
+    except WeightsError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{folder} was not written by scripts/words.py, or is damaged ({reason})") from None

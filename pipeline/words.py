@@ -1,0 +1,140 @@
+"""Find the visual words of a data set, in one pass over its shards."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from model.layout import mask_of_all
+from pipeline.build import build_model, predictions_of
+from pipeline.config import ConfigError, Recipe
+from pipeline.data.batch import Batch
+from pipeline.data.errors import DataError
+from pipeline.data.exact import ExactData
+from pipeline.targets.registry import checked
+from pipeline.targets.settings import TargetSettings
+from pipeline.targets.target import Computing, TargetError
+from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
+from pipeline.targets.tokens.words import is_words, nearest, write_words
+from pipeline.train.engine import DTYPES
+from pipeline.train.world import World
+
+Describe = Callable[[Batch], Tensor]
+
+SEEDED_BY = 64  # vectors a word that k-means++ chooses from, at most
+JUDGED = 64  # batches that usage and entropy are measured on afterwards
+
+
+@dataclass(frozen=True)
+class Found:
+    """How well words describe the batches that they are judged on.
+
+    Attributes:
+        used: words that some patch is nearest to.
+        entropy: of how often each is, in bits; log2(words) if all are equally frequent.
+        explained: share of the variance of the patches that their words explain.
+        restarts: how often an unused word started again.
+    """
+
+    used: int
+    entropy: float
+    explained: float
+    restarts: int
+
+
+def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, world: World) -> Found:
+    """Find words and write them to `out`. All ranks together.
+
+    Args:
+        recipe: its data, its seed, its model's patches, its batch size, and its precision for a teacher.
+        source: what they are words of.
+
+    Raises:
+        ConfigError: the source or the words cannot be had.
+        ShardError, DataError: the data set cannot be used.
+    """
+    if is_words(out):
+        raise ConfigError(f"{out} has words already: choose another folder, or remove it")
+    with torch.device("meta"):
+        predictions = predictions_of(build_model(recipe, 1).view)
+    try:
+        computing = Computing(DTYPES[recipe.engine.precision], world.device)
+        target = checked(source).build(source, predictions, computing)
+    except (TargetError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+
+    def describe(batch: Batch) -> Tensor:
+        """Describe every patch of the good images of a batch: float32 (n, width)."""
+        good = batch.images[batch.weights > 0]
+        if not len(good):
+            raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
+        return target.describe(good, mask_of_all(len(good), predictions.layout, good.device)).float()
+
+    data = ExactData(
+        recipe,
+        recipe.micro_batch(world.size),
+        world.device,
+        rank=world.rank,
+        world_size=world.size,
+        local_rank=world.local_rank,
+        local_size=world.local_size,
+    )
+    try:
+        centroids, found = _searched(data, describe, recipe, words, world)
+    finally:
+        data.close()
+    if world.rank == 0:
+        how = {"words": words, "found in": data.manifest.identity, "seed": recipe.run.seed, **vars(found)}
+        write_words(out, centroids, source, target.identity, how)
+    world.barrier()
+    return found
+
+
+def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
+    """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
+    batches = data.samples // recipe.optim.batch_size
+    if not batches:
+        raise ConfigError(f"{data.samples:,} images are not a whole batch: set optim.batch_size to at most that many")
+    means: KMeans | None = None
+    passing = track(data.batches(0, batches), "words", batches, disable=world.rank > 0, transient=True)
+    for batch in passing:
+        vectors = describe(batch)
+        if means is None:
+            means = _started(vectors, words, recipe.run.seed, world)
+        means.update(vectors)
+    assert means is not None
+    total = torch.zeros(words, means.centroids.shape[1] + 1, dtype=torch.float64, device=world.device)
+    squares = torch.zeros(2, dtype=torch.float64, device=world.device)
+    for batch in data.batches(0, min(batches, JUDGED)):
+        vectors = describe(batch)
+        ids, distances = nearest(vectors, means.centroids)
+        total += sums_by_word(vectors, ids, words)
+        squares += torch.stack([distances.double().sum(), vectors.double().square().sum()])
+    return means.centroids, _judged(world.sum(total), world.sum(squares), means.restarts)
+
+
+def _started(vectors: Tensor, words: int, seed: int, world: World) -> KMeans:
+    sample = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[: words * SEEDED_BY]
+    first = world.from_first(vectors[sample.to(vectors.device)].cpu()).to(vectors.device)
+    try:
+        return KMeans(first, words, seed, world.sum, world.from_first)
+    except ValueError as error:
+        raise ConfigError(f"{error}: ask for fewer words, or set a larger optim.batch_size") from None
+
+
+def _judged(total: Tensor, squares: Tensor, restarts: int) -> Found:
+    counts = total[:, -1]
+    share = counts / counts.sum()
+    mean = total[:, :-1].sum(0) / counts.sum()
+    left, whole = squares.tolist()
+    variance = whole - float(counts.sum() * mean.square().sum())
+    return Found(
+        used=int((counts > 0).sum()),
+        entropy=float(torch.special.entr(share).sum() / math.log(2)),
+        explained=1 - left / variance if variance > 0 else 0.0,
+        restarts=restarts,
+    )

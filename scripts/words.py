@@ -1,0 +1,87 @@
+"""Find the visual words of a data set, for target.kind=tokens: k-means of its patches, in one pass over the shards.
+
+    deepspeed scripts/words.py SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
+
+A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, which is what target.teacher
+takes: an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings are
+those of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size, run.seed.
+One process without the launcher works too. Equal settings find equal words.
+
+Training with them:
+
+    deepspeed scripts/pretrain.py vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
+
+Examples, each on one line:
+
+    deepspeed scripts/words.py /data/train /words/hog256
+
+    DS_ACCELERATOR=cpu python scripts/words.py shards words --of pixels --words 64 data.image_size=96 optim.batch_size=64
+"""
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+from pipeline.config import ConfigError, load_recipe
+from pipeline.data.errors import DataError
+from pipeline.targets.settings import TargetSettings
+from pipeline.train.command import leave
+from pipeline.train.world import join, lost_a_rank
+from pipeline.words import Found, find_words
+from shards.files import ShardError
+from shards.terminal import Parser, note, say
+
+PLAIN = ("vit_base_300e", "optim.batch_size=256", "optim.warmup_epochs=0", "engine.micro_batch=null")
+EXPECTED = (ConfigError, ShardError, DataError, OSError)  # one line says it all
+
+
+def main() -> int:
+    """Exit status 0: found; 1: they cannot be; 2: it was not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("shards", help="folder or URL that maskfeat-shards built or indexed")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the defaults"
+    )
+    parser.add_argument(
+        "--of", default="hog", metavar="hog|pixels|TEACHER", help="what describes a patch (%(default)s)"
+    )
+    parser.add_argument("--words", type=int, default=256, help="how many (%(default)s)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    if not 2 <= arguments.words <= 65_536:
+        parser.error("--words lies between 2 and 65,536")
+    kind = arguments.of if arguments.of in ("hog", "pixels") else "features"
+    source = TargetSettings(kind=kind, teacher=None if kind == arguments.of else arguments.of)
+    try:
+        recipe = load_recipe(PLAIN[0], [*PLAIN[1:], f"data.shards={arguments.shards}", *arguments.overrides])
+        world = join()
+        begin = time.perf_counter()
+        found = find_words(recipe, source, arguments.words, arguments.out, world)
+    except EXPECTED as error:
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+            note(f"error: {error}")
+        return 2 if isinstance(error, ConfigError) else 1
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
+        return 1
+    if world.rank == 0:
+        report(found, arguments.words, arguments.out, time.perf_counter() - begin)
+    return 0
+
+
+def report(found: Found, words: int, out: Path, seconds: float) -> None:
+    """Say how well the words describe the data set, and how to train with them."""
+    say(
+        f"{found.used:,} of {words:,} words are used, {found.entropy:.2f} of {math.log2(words):.2f} bits; they explain "
+        f"{found.explained:.0%} of the variance of the patches; {found.restarts:,} restarts; {seconds:.0f} s"
+    )
+    say(f"train with: target.kind=tokens target.tokenizer={out}")
+
+
+if __name__ == "__main__":
+    leave(main)
