@@ -3,9 +3,9 @@
     deepspeed scripts/words.py SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
 
 A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, which is what target.teacher
-takes: an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings are
-those of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size, run.seed.
-One process without the launcher works too. Equal settings find equal words.
+takes: an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings
+are those of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size,
+run.seed. One process without the launcher works too. Equal settings on equally many processes find equal words.
 
 Training with them:
 
@@ -15,7 +15,7 @@ Examples, each on one line:
 
     deepspeed scripts/words.py /data/train /words/hog256
 
-    DS_ACCELERATOR=cpu python scripts/words.py shards words --of pixels --words 64 data.image_size=96 optim.batch_size=64
+    DS_ACCELERATOR=cpu python scripts/words.py shards words --words 64 data.image_size=96 optim.batch_size=64
 """
 
 import argparse

@@ -15,7 +15,8 @@ SHARDS = "data.shards=/data/train"
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_is_valid(recipe: str) -> None:
-    assert load_recipe(recipe, [SHARDS]).run.dir == Path("runs") / recipe
+    given = ["target.tokenizer=words"] if recipe.endswith("_tokens") else []
+    assert load_recipe(recipe, [SHARDS, *given]).run.dir == Path("runs") / recipe
 
 
 def test_published_hyperparameters() -> None:
@@ -52,7 +53,6 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "engine.zero_stage=3", "engine.compile=all"], "engine.compile=all fails under engine.zero_stage=3"),
         ([SHARDS, "engine.precision=fp8"], "engine.precision=fp8: input should be 'fp32', 'bf16' or 'fp16'"),
         ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
-        ([SHARDS, "data.image_size=100"], "not a multiple of the 8-pixel HOG cell"),
         ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "upside down"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
         ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),

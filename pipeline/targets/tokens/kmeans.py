@@ -1,9 +1,9 @@
 """Mini-batch k-means on the device, over all ranks.
 
 Algorithm: Sculley, "Web-Scale K-Means Clustering", WWW 2010: each batch moves a centroid towards the mean of the
-vectors that are nearest to it, by their share of all that it has seen. The start is k-means++ (Arthur and Vassilvitskii,
-SODA 2007) on the first vectors. A centroid that no vector is nearest to for a while starts again where vectors fit
-worst.
+vectors that are nearest to it, by their share of all that it has seen. The start is k-means++ (Arthur and
+Vassilvitskii, SODA 2007) on the first vectors. A centroid that no vector is nearest to for a while starts again where
+vectors fit worst.
 """
 
 from collections.abc import Callable
