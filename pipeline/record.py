@@ -22,9 +22,8 @@ def kind_of(settings: Mapping[str, Any]) -> Kind:
     """
     run = settings.get("run")
     kind = run.get("kind") if isinstance(run, Mapping) else None
-    if kind == "pretrain" or kind == "finetune":
-        return kind
-    return "finetune" if "augment" in settings else "pretrain"
+    is_finetuning = kind == "finetune" or (kind != "pretrain" and "augment" in settings)
+    return "finetune" if is_finetuning else "pretrain"
 
 
 def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str | None:

@@ -17,10 +17,11 @@ from pipeline.pretrain.task import Pretraining
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
 from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
-from pipeline.train.loop import Outcome, Training
+from pipeline.train.loop import Outcome
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
 from pipeline.train.resume import defaults, identity, may_change
+from pipeline.train.setup import set_up
 from pipeline.train.world import join
 from shards.verify import verify
 
@@ -41,7 +42,7 @@ def resume(run: Path, *overrides: str) -> None:
     settings = [f"data.shards={OLD / 'set'}", *sets, f"run.dir={run}", "run.max_steps=8", *overrides]
     recipe, world = load(kind, str(run / "config.yaml"), settings), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        assert Training(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
+        assert set_up(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
 
 
 def forget(run: Path, *keys: str) -> None:

@@ -1,7 +1,6 @@
 """Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -9,15 +8,15 @@ from torch import Tensor
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
-from pipeline.data.loader import Loader
-from pipeline.data.request import Request, validation_requests
 from pipeline.pretrain.baselines import LOSSES, NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
-from pipeline.targets.objective import Objective
+from pipeline.targets.objective import Example, Objective
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
+from pipeline.train.report import Metrics
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, json_lines, replace
+from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
@@ -33,34 +32,41 @@ class Validation:
     """
 
     def __init__(self, shards: str, recipe: Recipe, world: World, objective: Objective, phases: Phases) -> None:
-        micro_batch = recipe.micro_batch(world.size)
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
-        self._samples = min(recipe.data.validation_samples or len(self._manifest), len(self._manifest))
-        self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
-        self._recipe, self._world, self._micro_batch, self._objective = recipe, world, micro_batch, objective
-        self._phases = phases
-        (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
+        self._images = ValidationImages(self._manifest, recipe, world, phases)
+        self._recipe, self._world, self._objective = recipe, world, objective
 
-    def loss(self, engine: Engine) -> tuple[float, int]:
-        """Mean loss of the model over the images of all ranks, each counted once, and how many were bad.
+    def measure(self, engine: Engine) -> tuple[Metrics, Picture | None]:
+        """Return the model's mean loss with the number of bad images, and on rank 0 the picture of the first images.
 
         Raises:
-            DataError: none can be used.
+            DataError: no image can be used.
         """
-        total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
-        engine.deepspeed.eval()
-        with torch.no_grad():
+        sums = torch.zeros(2, dtype=torch.float64, device=self._world.device)
+        first: tuple[Batch, Example, Tensor] | None = None
+        with engine.evaluating():
             for batch in self._batches():
                 example = self._objective.example(batch.images, batch.mask_keys)
                 predictions = engine.predict(example.images, example.mask, example.masked)
                 errors = self._objective.target.errors(predictions, example.targets, len(batch.images))
-                total += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
-        engine.deepspeed.train()
-        loss, images = self._world.sum(total).tolist()
-        if not images:
-            raise no_validation_image(self._manifest.root)
-        return float(loss / images), self._samples - int(images)
+                sums += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
+                first = first or (batch, example, predictions)
+        (loss,), bad = self._images.means(sums[:1], sums[1])
+        assert first
+        picture = self._draw(*first) if self._world.rank == 0 else None
+        return {"val_loss": loss, "val_bad_samples": bad}, picture
+
+    def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Picture:
+        """Show what the model made of the first images of a batch."""
+        shown = min(PICTURED, len(batch.images))
+        return draw(
+            self._objective.target,
+            batch.images[:shown],
+            example.mask[:shown],
+            self._objective.targets(batch.images)[:shown],  # of all images: compiled for so many
+            predictions[: shown * self._objective.masked],
+        )
 
     def baselines(
         self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
@@ -77,7 +83,7 @@ class Validation:
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
         known = self._world.from_first(read_baselines(self._recipe.run.dir))
         if known.get("of") != of:
-            batches = self._watched(training(MEAN_BATCHES))
+            batches = self._images.watched(training(MEAN_BATCHES))
             zero, mean = self.constant_losses(mean_target(self._objective, batches, self._world))
             known = {"of": of, "zero": zero, "mean": mean}
             if untrained:
@@ -108,41 +114,8 @@ class Validation:
             raise no_validation_image(self._manifest.root)
         return float(zero_loss / images), float(mean_loss / images)
 
-    def picture(self, engine: Engine) -> Picture:
-        """What the model makes of the first validation images (on rank 0; the others draw their own)."""
-        batch = self._pictured
-        example = self._objective.example(batch.images, batch.mask_keys)
-        engine.deepspeed.eval()
-        with torch.no_grad():
-            predictions = engine.predict(example.images, example.mask, example.masked)
-        engine.deepspeed.train()
-        shown = min(PICTURED, len(batch.images))
-        return draw(
-            self._objective.target,
-            batch.images[:shown],
-            example.mask[:shown],
-            self._objective.targets(batch.images)[:shown],  # of all images: compiled for so many
-            predictions[: shown * self._objective.masked],
-        )
-
-    def _requests(self) -> Iterator[Request]:
-        return validation_requests(
-            self._manifest,
-            samples=self._samples,
-            micro_batch=self._micro_batch,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            seed=self._recipe.run.seed,
-        )
-
     def _batches(self) -> Iterator[Batch]:
-        return self._watched(self._loader.batches(self._requests()))
-
-    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Each batch in a phase of its own, so that it is each that has a deadline."""
-        for batch in batches:
-            with self._phases("validation"):
-                yield batch
+        return self._images.batches()
 
 
 def mean_target(objective: Objective, batches: Iterable[Batch], world: World) -> Tensor:

@@ -58,7 +58,12 @@ def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
 
 
 def _sections(kind: type[TrainingRecipe]) -> dict[str, type[Section]]:
-    return {name: field.annotation for name, field in kind.model_fields.items() if field.annotation}
+    """The classes of a recipe's sections."""
+    sections = {}
+    for name, field in kind.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        sections[name] = field.annotation
+    return sections
 
 
 def find_checkpoint(
