@@ -2,7 +2,7 @@
 
 import math
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,9 @@ class PlainEngine:
         self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
         self._model = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
 
-    def predict(self, images: Tensor, mask: Tensor, masked: int) -> Tensor:
-        """As `MaskFeat.forward`."""
-        return cast(Tensor, self._model(images, mask, masked))
+    def predict(self, *inputs: Any) -> Tensor:
+        """The model's `forward`."""
+        return cast(Tensor, self._model(*inputs))
 
     def backward(self, loss: Tensor) -> None:
         """The gradients of this step's one micro-batch, averaged over the ranks."""
