@@ -27,7 +27,7 @@ from ranks import Ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.train.monitor import open_monitor
-from pipeline.train.writing import Growing, Writing, keep_lines, replace
+from pipeline.train.writing import AppendedFile, Writing, keep_lines, replace
 
 NUMBERS = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0, "data_wait": 0.5}
 NUMBERS |= {f"data/{number}": 0.0 for number in range(20)}  # some lines fill the page that a file had left
@@ -53,7 +53,7 @@ def curve(run: Path) -> dict[int, float]:
 
 def test_a_file_grows_by_all_or_nothing(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writing, path = Writing(), small_disk / "file"
-    growing = Growing(path, writing)
+    growing = AppendedFile(path, writing)
     growing.append(b"first\n")  # the rest of its page has room
     filler = fill(small_disk)
     lines = [bytes([letter]) * 3000 + b"\n" for letter in b"abcde"]

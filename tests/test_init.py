@@ -284,7 +284,7 @@ def test_a_run_from_others_weights_resumes_with_them_elsewhere(shards: Path, tmp
     ranks = {"rank": 0, "world_size": 1, "local_rank": 0, "local_size": 1}
     data = ExactData(small_recipe(shards, tmp_path, *settings), 16, torch.device("cpu"), **ranks)
     (batch,) = data.batches(0, 1)
-    example = Objective((4, 4), 16, 0.4, torch.float32, compile=False).example(batch.images, batch.mask_keys)
+    example = Objective((4, 4), 16, 0.4, torch.float32, compile=False).example(batch.inputs, batch.keys)
     with torch.no_grad():
         predictions = load_slowfast(path)(example.images, example.mask)
     loss = squared_errors(predictions, example.targets, 16).mean().item()

@@ -34,10 +34,10 @@ def test_the_benchmark_takes_the_step_of_a_run(shards: Path, tmp_path: Path, mon
     recipe, world = small_recipe(shards, tmp_path, *options), join()
     pretrain(shards, tmp_path, *options)
     loop = Loop(recipe, world)
-    loop.step((batch.images, batch.mask_keys) for batch in open_data(recipe, world).batches(0, 1))
+    loop.step((batch.inputs, batch.keys) for batch in open_data(recipe, world).batches(0, 1))
     assert float(loop.loss) == pytest.approx(losses(tmp_path)[1], rel=1e-6)
     another = Loop(small_recipe(shards, tmp_path, *options), world)
-    another.step((batch.images, batch.mask_keys.flip(0)) for batch in open_data(recipe, world).batches(0, 1))
+    another.step((batch.inputs, batch.keys.flip(0)) for batch in open_data(recipe, world).batches(0, 1))
     assert float(another.loss) != pytest.approx(losses(tmp_path)[1], rel=1e-6)  # it tells a difference
 
 

@@ -68,7 +68,7 @@ class Validation:
         with engine.evaluating():
             for batch in self._images.batches():
                 labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], device)
-                logits = engine.predict(normalise(batch.images, engine.dtype)).float()
+                logits = engine.predict(normalise(batch.inputs, engine.dtype)).float()
                 good, weights = batch.weights > 0, batch.weights.double()
                 losses = F.cross_entropy(logits, labels, reduction="none").double()
                 counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit

@@ -90,8 +90,8 @@ class Finetuning:
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images in the model's dtype (n, 3, H, W), shares of the classes (n, classes), weights of the images (n,)."""
-        augment, keys = self._recipe.augment, batch.request.mask_keys
-        images, weights = batch.images, batch.weights
+        augment, keys = self._recipe.augment, batch.request.keys
+        images, weights = batch.inputs, batch.weights
         if augment.randaugment is not None:
             images = rand_augment(images, keys, augment.randaugment)
         pixels = normalise(images, DTYPES[self._recipe.engine.precision])

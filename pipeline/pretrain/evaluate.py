@@ -47,9 +47,9 @@ class Validation:
         first: tuple[Batch, Example, Tensor] | None = None
         with engine.evaluating():
             for batch in self._batches():
-                example = self._objective.example(batch.images, batch.mask_keys)
+                example = self._objective.example(batch.inputs, batch.keys)
                 predictions = engine.predict(example.images, example.mask, example.masked)
-                errors = self._objective.target.errors(predictions, example.targets, len(batch.images))
+                errors = self._objective.target.errors(predictions, example.targets, len(batch.inputs))
                 sums += torch.stack([(errors * batch.weights).sum(), batch.weights.sum()])
                 first = first or (batch, example, predictions)
         (loss,), bad = self._images.means(sums[:1], sums[1])
@@ -59,12 +59,12 @@ class Validation:
 
     def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Picture:
         """Show what the model made of the first images of a batch."""
-        shown = min(PICTURED, len(batch.images))
+        shown = min(PICTURED, len(batch.inputs))
         return draw(
             self._objective.target,
-            batch.images[:shown],
+            batch.inputs[:shown],
             example.mask[:shown],
-            self._objective.targets(batch.images)[:shown],  # of all images: compiled for so many
+            self._objective.targets(batch.inputs)[:shown],  # of all images: compiled for so many
             predictions[: shown * self._objective.masked],
         )
 
@@ -101,10 +101,10 @@ class Validation:
         """
         total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
         for batch in self._batches():
-            targets = self._objective.example(batch.images, batch.mask_keys).targets
+            targets = self._objective.example(batch.inputs, batch.keys).targets
             zero, constant = (
                 (
-                    self._objective.target.errors(guess.expand_as(targets), targets, len(batch.images)) * batch.weights
+                    self._objective.target.errors(guess.expand_as(targets), targets, len(batch.inputs)) * batch.weights
                 ).sum()
                 for guess in (torch.zeros_like(mean), mean)
             )
@@ -123,7 +123,7 @@ def mean_target(objective: Objective, batches: Iterable[Batch], world: World) ->
     total: Tensor | float = 0.0
     images = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch in batches:
-        targets = objective.example(batch.images, batch.mask_keys).targets
+        targets = objective.example(batch.inputs, batch.keys).targets
         weights = batch.weights.repeat_interleave(objective.masked)
         total = total + (targets.double() * weights[:, None]).sum(0)
         images += batch.weights.sum()

@@ -29,7 +29,7 @@ class MaskedPrediction:
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its images."""
-        return self._objective.example(batch.images, batch.mask_keys), batch.weights
+        return self._objective.example(batch.inputs, batch.keys), batch.weights
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
         """See `TaskLoss`."""

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.train.board import Board
 from pipeline.train.report import Metrics
 from pipeline.train.tensorboard import TensorBoard
-from pipeline.train.writing import Growing, Writing, json_lines, keep_lines, replace
+from pipeline.train.writing import AppendedFile, Writing, json_lines, keep_lines, replace
 from shards.secrets import masked_values
 from shards.terminal import say, shown
 
@@ -60,7 +60,7 @@ class Monitor:
         for path, last in ((metrics, step), (quarantine, step - 1)):
             with self._writing(path):
                 keep_lines(path, last)
-        self._metrics, self._quarantine = Growing(metrics, self._writing), Growing(quarantine, self._writing)
+        self._metrics, self._quarantine = AppendedFile(metrics, self._writing), AppendedFile(quarantine, self._writing)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

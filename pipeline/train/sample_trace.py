@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.train.world import World
-from pipeline.train.writing import Growing, Writing, json_lines, keep_lines
+from pipeline.train.writing import AppendedFile, Writing, json_lines, keep_lines
 
 
 class SampleTrace:
@@ -16,7 +16,7 @@ class SampleTrace:
         file: that the lines are appended to.
     """
 
-    def __init__(self, file: Growing) -> None:
+    def __init__(self, file: AppendedFile) -> None:
         self._file = file
         self._ids: list[int] = []
 
@@ -45,4 +45,4 @@ def open_trace(folder: Path, world: World, first_step: int) -> SampleTrace:
             with writing(path):
                 keep_lines(path, first_step - 1)
     world.barrier()
-    return SampleTrace(Growing(folder / f"samples-rank{world.rank}.jsonl", writing))
+    return SampleTrace(AppendedFile(folder / f"samples-rank{world.rank}.jsonl", writing))

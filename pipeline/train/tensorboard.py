@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from pipeline.train.writing import Growing, Writing
+from pipeline.train.writing import AppendedFile, Writing
 
 
 class TensorBoard:
@@ -30,7 +30,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, writing: Writing, first: int | None = None) -> None:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in the order of their names
-        self._file = Growing(folder / name, writing)
+        self._file = AppendedFile(folder / name, writing)
         events = [Event(file_version="brain.Event:2")]
         if first is not None:
             events.append(Event(step=first, session_log=SessionLog(status=SessionLog.START)))

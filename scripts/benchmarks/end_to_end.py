@@ -55,4 +55,4 @@ def _pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
     while True:
         with clock.waiting():
             batch = next(batches)
-        yield batch.images, batch.mask_keys
+        yield batch.inputs, batch.keys
