@@ -47,10 +47,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     Raises:
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
     """
-    if recipe.engine.compile != "none" and world.gpu is None and not _has_cpp_compiler():
-        raise ConfigError(
-            "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
-        )
+    _check_compiler(recipe, world)
     torch.manual_seed(recipe.run.seed)
     data = open_data(recipe, world)
     task = make_task(recipe, data, world, phases)
@@ -65,7 +62,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     found = find_checkpoint(recipe, world, run_identity, task.model, task.average)
     passed_over = world.from_first(left_out(recipe.run.dir))
     notes += _load_weights(recipe, task, found)
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())  # before ZeRO 3 takes them apart
+    size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
     steps_per_epoch = data.samples / recipe.optim.batch_size
     engine = _start_engine(recipe, world, task, steps_per_epoch, found)
 
@@ -83,30 +80,26 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     notes += data.notes
     if passed_over:
         notes.append(f"steps {passed_over} are left out, see {run.dir}/left-out.json")
-    report.say(_size(recipe, world, parameters, data.samples))
-    for note in notes:
-        report.say(f"note: {note}")
-    report.say(
-        f"steps {first_step} to {end} of a schedule of {scheduled}"
-        if first_step < end
-        else f"nothing to do: {run.dir} has reached step {first_step}"
-    )
+    steps = f"steps {first_step} to {end} of a schedule of {scheduled}"
+    nothing = f"nothing to do: {run.dir} has reached step {first_step}"
+    for line in (size, *(f"note: {note}" for note in notes), steps if first_step < end else nothing):
+        report.say(line)
     return Training(
-        recipe,
-        world,
-        phases,
-        data,
-        task,
-        engine,
-        saver,
-        report,
-        Stepper(task, engine, world, phases, run.seed, micro_batches(recipe, world)),
-        TrainingLog(recipe, world, data, engine, saver, report, trace),
-        Profile(run.dir / "profile", world, first_step, end, run.profile, report.say),
-        run_identity,
-        passed_over,
-        first_step,
-        end,
+        recipe=recipe,
+        world=world,
+        phases=phases,
+        data=data,
+        task=task,
+        engine=engine,
+        saver=saver,
+        report=report,
+        stepper=Stepper(task, engine, world, phases, run.seed, micro_batches(recipe, world)),
+        log=TrainingLog(recipe, world, data, engine, saver, report, trace),
+        profile=Profile(run.dir / "profile", world, first_step, end, run.profile, report.say),
+        identity=run_identity,
+        left_out=passed_over,
+        first_step=first_step,
+        end=end,
     )
 
 
@@ -161,14 +154,20 @@ def _start_engine(
     return engine
 
 
-def _size(recipe: TrainingRecipe, world: World, parameters: int, samples: int) -> str:
-    """Describe a run in a line."""
+def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) -> str:
+    """Describe how large a run is, in a line."""
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
     return (
-        f"{parameters / 1e6:.1f}M parameters, {samples:,} images, "
+        f"{parameters / 1e6:.1f}M parameters, {data.samples:,} images, "
         f"{world.size} ranks x {micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} images a step, "
         f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
     )
 
 
-def _has_cpp_compiler() -> bool:
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+def _check_compiler(recipe: TrainingRecipe, world: World) -> None:
+    """Raise ConfigError where the recipe compiles and there is no compiler for it."""
+    on_cpu = world.gpu is None
+    if recipe.engine.compile != "none" and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
+        )
