@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pipeline.config import TrainingRecipe
+from pipeline.config import Data
 from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
@@ -20,7 +20,10 @@ class ValidationImages:
 
     Args:
         manifest: of the data set, of which the first `data.validation_samples` are used.
-        recipe, world, phases: of the run.
+        data: crop size, threads, and how many bad samples to put up with.
+        micro_batch: images in a batch.
+        seed: of the keys.
+        world, phases: of the run.
         crop: share of the short side whose centre is seen.
 
     Attributes:
@@ -28,12 +31,19 @@ class ValidationImages:
     """
 
     def __init__(
-        self, manifest: Manifest, recipe: TrainingRecipe, world: World, phases: Phases, crop: float = 1.0
+        self,
+        manifest: Manifest,
+        data: Data,
+        micro_batch: int,
+        seed: int,
+        world: World,
+        phases: Phases,
+        crop: float = 1.0,
     ) -> None:
         self._manifest, self._world, self._phases = manifest, world, phases
-        self._micro_batch, self._seed, self._crop = recipe.micro_batch(world.size), recipe.run.seed, crop
-        self._loader = Loader(manifest, recipe.data, self._micro_batch, world.device)
-        self.samples = min(recipe.data.validation_samples or len(manifest), len(manifest))
+        self._micro_batch, self._seed, self._crop = micro_batch, seed, crop
+        self._loader = Loader(manifest, data, micro_batch, world.device)
+        self.samples = min(data.validation_samples or len(manifest), len(manifest))
 
     def batches(self) -> Iterator[Batch]:
         """Return this rank's batches; every rank gets equally many."""

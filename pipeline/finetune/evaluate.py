@@ -45,7 +45,8 @@ class Validation:
         world: World,
         phases: Phases,
     ) -> None:
-        self._images = ValidationImages(manifest, recipe, world, phases, recipe.data.validation_crop)
+        micro_batch, crop = recipe.micro_batch(world.size), recipe.data.validation_crop
+        self._images = ValidationImages(manifest, recipe.data, micro_batch, recipe.run.seed, world, phases, crop)
         self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:

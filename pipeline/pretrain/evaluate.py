@@ -34,7 +34,8 @@ class Validation:
     def __init__(self, shards: str, recipe: Recipe, world: World, objective: Objective, phases: Phases) -> None:
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
-        self._images = ValidationImages(self._manifest, recipe, world, phases)
+        micro_batch = recipe.micro_batch(world.size)
+        self._images = ValidationImages(self._manifest, recipe.data, micro_batch, recipe.run.seed, world, phases)
         self._recipe, self._world, self._objective = recipe, world, objective
 
     def measure(self, engine: Engine) -> tuple[Metrics, Picture | None]:

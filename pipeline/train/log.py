@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pipeline.config import TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import TrainingData
 from pipeline.train.bad_samples import BadSamples
@@ -25,36 +24,39 @@ class TrainingLog:
     """Collects the numbers of steps, and writes them down at log steps.
 
     Args:
-        recipe, world, data, engine, saver, report: of the run.
-        trace: of the samples that it takes; None: it keeps none.
+        world, data, engine, saver, report: of the run.
+        bad: told which samples are.
+        not_finite: told which steps had no finite gradient.
+        batch_size: images of a step.
+        trace: of the samples that the run takes; None: it keeps none.
 
     Attributes:
         meter: of the steps since the last log.
-        bad: the bad samples of this life.
     """
 
     def __init__(
         self,
-        recipe: TrainingRecipe,
         world: World,
         data: TrainingData,
         engine: Engine,
         saver: Saver,
         report: Report,
+        *,
+        bad: BadSamples,
+        not_finite: NonFinite,
+        batch_size: int,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
-        self._batch_size = recipe.optim.batch_size
-        self._trace = trace
-        self._not_finite = NonFinite(recipe.run.nonfinite_in_a_row)
+        self._bad, self._not_finite, self._trace = bad, not_finite, trace
+        self._batch_size = batch_size
         self._stragglers = Stragglers()
-        self.bad = BadSamples(recipe.run.dir, recipe.data, world, data.names)
         self.meter = Meter(world.device)
 
     def noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches on, keeping which of their samples are bad and, for the trace, all of their samples."""
         for batch in batches:
-            self.bad.add(batch.bad)
+            self._bad.add(batch.bad)
             if self._trace:
                 self._trace.add(batch.request.ids)
             yield batch
@@ -79,12 +81,12 @@ class TrainingLog:
         """
         not_finite = self._not_finite.count()
         clock = self.meter.clock
-        own = {"seconds": clock.own_seconds(), "data_wait": clock.wait / clock.elapsed, "bad": len(self.bad)}
+        own = {"seconds": clock.own_seconds(), "data_wait": clock.wait / clock.elapsed, "bad": len(self._bad)}
         counters = {f"data/{name}": count for name, count in self._data.counters().items()}
         gathered = self.meter.gather(self._world, own | counters)
         total, seconds = gathered.total, gathered.by_rank["seconds"]
         seen = clock.steps * self._batch_size
-        if problem := self.bad.log(int(total["bad"]), seen, self._report):
+        if problem := self._bad.log(int(total["bad"]), seen, self._report):
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")

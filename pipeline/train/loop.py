@@ -10,6 +10,7 @@ from pipeline.config import TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.quarantine import TooManyBad
 from pipeline.data.training_data import TrainingData
+from pipeline.train.bad_samples import BadSamples
 from pipeline.train.checkpoint import CheckpointError, Facts
 from pipeline.train.engine import Engine
 from pipeline.train.errors import TrainingError
@@ -42,6 +43,7 @@ class Training:
     Attributes:
         recipe, world, phases, data, task, engine, saver, report: of the run.
         stepper: takes its steps.
+        bad: the bad samples of this life.
         log: collects what its steps do.
         profile: of some of them.
         identity: what the run is, for its checkpoints.
@@ -59,6 +61,7 @@ class Training:
     saver: Saver
     report: Report
     stepper: Stepper
+    bad: BadSamples
     log: TrainingLog
     profile: Profile
     identity: dict[str, Any]
@@ -79,7 +82,7 @@ class Training:
                 self._mark_complete()
             return outcome
         except TooManyBad as error:
-            self.log.bad.write_unlogged(error.bad)
+            self.bad.write_unlogged(error.bad)
             raise
         except TooManyNonFinite as error:
             return self._roll_back(error)

@@ -13,12 +13,13 @@ from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
 from pipeline.data.training_data import TrainingData
 from pipeline.train import preflight
+from pipeline.train.bad_samples import BadSamples
 from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.engine import Engine, total_steps
 from pipeline.train.log import TrainingLog
 from pipeline.train.loop import Training
 from pipeline.train.monitor import open_monitor
-from pipeline.train.nonfinite import left_out
+from pipeline.train.nonfinite import NonFinite, left_out
 from pipeline.train.phases import Phases
 from pipeline.train.profile import Profile
 from pipeline.train.report import Report, Silence
@@ -51,19 +52,15 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     torch.manual_seed(recipe.run.seed)
     data = open_data(recipe, world)
     task = make_task(recipe, data, world, phases)
-
-    # What decides the run's numbers, the same on all ranks
-    inputs = data.identity | task.identity
-    run_identity = identity(recipe, inputs)
-    inputs |= task.inputs | {"model.init": run_identity["model.init"]}
-    notes = preflight.check(recipe, inputs, world)
+    run_identity, notes = _agree(recipe, world, data, task)
 
     # Model and optimizer, from the newest checkpoint if there is one
     found = find_checkpoint(recipe, world, run_identity, task.model, task.average)
     passed_over = world.from_first(left_out(recipe.run.dir))
     notes += _load_weights(recipe, task, found)
     size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
-    steps_per_epoch = data.samples / recipe.optim.batch_size
+    batch_size = recipe.optim.batch_size
+    steps_per_epoch = data.samples / batch_size
     engine = _start_engine(recipe, world, task, steps_per_epoch, found)
 
     # What the run writes
@@ -84,6 +81,13 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     nothing = f"nothing to do: {run.dir} has reached step {first_step}"
     for line in (size, *(f"note: {note}" for note in notes), steps if first_step < end else nothing):
         report.say(line)
+
+    # What watches its steps
+    not_finite = NonFinite(run.nonfinite_in_a_row)
+    bad = BadSamples(run.dir, recipe.data, world, data.names)
+    log = TrainingLog(
+        world, data, engine, saver, report, bad=bad, not_finite=not_finite, batch_size=batch_size, trace=trace
+    )
     return Training(
         recipe=recipe,
         world=world,
@@ -94,7 +98,8 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         saver=saver,
         report=report,
         stepper=Stepper(task, engine, world, phases, run.seed, micro_batches(recipe, world)),
-        log=TrainingLog(recipe, world, data, engine, saver, report, trace),
+        bad=bad,
+        log=log,
         profile=Profile(run.dir / "profile", world, first_step, end, run.profile, report.say),
         identity=run_identity,
         left_out=passed_over,
@@ -126,6 +131,14 @@ def open_data(recipe: TrainingRecipe, world: World) -> TrainingData:
 def micro_batches(recipe: TrainingRecipe, world: World) -> int:
     """Return how many micro-batches of a rank make a step."""
     return recipe.optim.batch_size // (recipe.micro_batch(world.size) * world.size)
+
+
+def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task) -> tuple[dict[str, Any], list[str]]:
+    """Make sure that all ranks are about to run the same; the run's identity, and notes for the operator."""
+    inputs = data.identity | task.identity
+    run_identity = identity(recipe, inputs)
+    inputs |= task.inputs | {"model.init": run_identity["model.init"]}
+    return run_identity, preflight.check(recipe, inputs, world)
 
 
 def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) -> list[str]:
