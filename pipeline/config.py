@@ -15,7 +15,7 @@ from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
 from pipeline.recipes import ConfigError as ConfigError
 from pipeline.recipes import load as load
-from pipeline.settings import Count, LocalPath, Place, Range, Rate, Seconds, Section, Share, Text, Threads
+from pipeline.settings import Count, Free, LocalPath, Place, Range, Rate, Seconds, Section, Share, Text, Threads
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from pipeline.timm_options import INSTEAD, Options
@@ -27,6 +27,7 @@ class Run(Section):
     """Where a run lives and what it reports when. `*_every` count steps."""
 
     dir: LocalPath
+    kind: Literal["pretrain"] = "pretrain"  # of run, for those who find its record
     seed: int = Field(0, ge=0, lt=2**62)
     max_steps: Count | None = None  # ends early, without changing the schedule
     log_every: Count = 20
@@ -44,25 +45,25 @@ class Data(Section):
     """What is read, in which order, and how it is cropped."""
 
     mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
-    shards: Place  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
-    validation: Place | None = None  # another such folder or URL
-    validation_samples: Count | None = 4096  # of these, the first so many; null: all
+    shards: Free[Place]  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
+    validation: Free[Place | None] = None  # another such folder or URL
+    validation_samples: Free[Count | None] = 4096  # of these, the first so many; null: all
     stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
     stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, images that a rank shuffles among themselves
-    cache: LocalPath | None = None  # folder in which a node keeps remote shards; None: only range requests
-    cache_size: ByteSize | None = None  # "500GB" for instance; None: what the disk has, but for 5%
-    deadline: Seconds = 300  # seconds until a request of remote storage is given up, with all its retries
-    bad_in_a_row: Count = 100  # bad samples in a row on a rank end the run, and so does ...
-    bad_share: float = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
+    cache: Free[LocalPath | None] = None  # folder in which a node keeps remote shards; None: only range requests
+    cache_size: Free[ByteSize | None] = None  # "500GB" for instance; None: what the disk has, but for 5%
+    deadline: Free[Seconds] = 300  # seconds until a request of remote storage is given up, with all its retries
+    bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
+    bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
     image_size: int = Field(224, gt=0, le=8192)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
     flip: bool = True
     lanes: int = Field(LANES, ge=1, le=MOST_LANES)
     block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
-    read_threads: Threads = 4
-    requests: int = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
-    decode_threads: Threads = 4
+    read_threads: Free[Threads] = 4
+    requests: Free[int] = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
+    decode_threads: Free[Threads] = 4
     hw_decoder_load: int = Field(
         0, ge=0, le=1
     )  # share of the GPU's JPEG hardware; anything between is not reproducible
@@ -159,11 +160,11 @@ class TrainingRecipe(Section):
 
     folder: ClassVar[Path]  # of recipes that are known by name
 
-    run: Run
+    run: Free[Run]
     data: Data
     model: Model = Model()
     optim: Optim
-    engine: Engine = Engine()
+    engine: Free[Engine] = Engine()
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain values that may be written and shown: what is secret in them is masked."""
@@ -191,7 +192,7 @@ class Recipe(TrainingRecipe):
     folder: ClassVar[Path] = RECIPES
 
     mask: Mask = Mask()
-    target: TargetSettings = TargetSettings()
+    target: Free[TargetSettings] = TargetSettings()  # tells its own identity, with that of its weights
 
     @model_validator(mode="after")
     def _has_a_target(self) -> Self:

@@ -1,12 +1,29 @@
-"""A run's own config.yaml as the recipe of another program: not all that it says may be used."""
+"""The recipe that a run wrote down, in its config.yaml and its checkpoints, and what others may take from it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shards.secrets import MASK
 
 _BESIDE = ("checkpoints", "metrics.jsonl", "tensorboard")  # the config.yaml that a run wrote
+
+Kind = Literal["pretrain", "finetune"]
+
+
+def kind_of(settings: Mapping[str, Any]) -> Kind:
+    """Return the kind of run that a recipe describes.
+
+    `run.kind` names it. Recipes of earlier versions do not have that setting: of these, the ones with a section
+    `augment` are of fine-tuning.
+
+    Args:
+        settings: by section and key, unchecked.
+    """
+    run = settings.get("run")
+    kind = run.get("kind") if isinstance(run, Mapping) else None
+    is_finetuning = kind == "finetune" or (kind != "pretrain" and "augment" in settings)
+    return "finetune" if is_finetuning else "pretrain"
 
 
 def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str | None:

@@ -1,7 +1,7 @@
 """The ground floor of settings: what a section of a recipe is, and the types that its values have."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -41,6 +41,13 @@ Seconds = Annotated[float, Field(gt=0, le=10**8)]
 Rate = Annotated[float, Field(ge=0, le=1000)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Range = tuple[Annotated[float, Field(ge=1e-6, le=1000)], Annotated[float, Field(ge=1e-6, le=1000)]]
+
+
+# Marks a setting, or a whole section, that a run may change when it resumes. All others decide what the run computes:
+# pipeline/train/resume.py compares them with the checkpoint.
+FREE = "may change on resuming"
+Setting = TypeVar("Setting")
+Free = Annotated[Setting, FREE]
 
 
 class Section(BaseModel):

@@ -69,7 +69,7 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
 
     def describe(batch: Batch) -> Tensor:
         """Describe every patch of the good images of a batch: float32 (n, width)."""
-        good = batch.images[batch.weights > 0]
+        good = batch.inputs[batch.weights > 0]
         if not len(good):
             raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
         return target.describe(good, mask_of_all(len(good), predictions.layout, good.device)).float()

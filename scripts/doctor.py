@@ -2,7 +2,7 @@
 
     deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
 
-Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a run of
+Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a recipe of
 scripts/finetune.py; one process alone works too. It takes about a minute, makes run.dir but leaves nothing there, and
 prints what it found with remedies:
 
@@ -46,6 +46,8 @@ from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.recipes import read_settings
+from pipeline.record import kind_of
 from pipeline.train import diagnosis, measure
 from pipeline.train.checkpoint import PARTS
 from pipeline.train.diagnosis import Vitals
@@ -76,7 +78,9 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )
-    parser.add_argument("--finetune", action="store_true", help="RECIPE is one of fine-tuning")
+    parser.add_argument(
+        "--finetune", action="store_true", help="RECIPE is the name of one of fine-tuning; a file says so itself"
+    )
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
     parser.add_argument("--images-per-second", type=float, metavar="R", help="of one rank, that training needs")
     parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
@@ -88,7 +92,7 @@ def main() -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     try:
-        kind = FinetuneRecipe if arguments.finetune else Recipe
+        kind = FinetuneRecipe if arguments.finetune or _says_finetuning(arguments.recipe) else Recipe
         recipe = load(kind, arguments.recipe, arguments.overrides)
         with _within(arguments.deadline, "joining the other ranks"):
             world = join()
@@ -107,6 +111,14 @@ def main() -> int:
                 note(f"error: --json {arguments.json}: {error.strerror}: name a file that can be written")
                 return 2
     return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def _says_finetuning(recipe: str) -> bool:
+    """Whether a recipe is a file that describes a run of fine-tuning."""
+    try:
+        return recipe.endswith((".yaml", ".yml")) and kind_of(read_settings(Path(recipe))) == "finetune"
+    except (OSError, ValueError):
+        return False  # `load` reports what is wrong with it
 
 
 def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace) -> list[Finding]:

@@ -38,6 +38,7 @@ from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import MEAN, STD
+from pipeline.record import kind_of
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from shards.terminal import Parser, note, prepare, say
@@ -61,7 +62,7 @@ def load_model(found: Checkpoint, average: bool = False) -> tuple[MaskFeat | Cla
             raise CheckpointError(f"{found.folder} has no average of the weights: leave out --average")
         recipe: Recipe | FinetuneRecipe
         model: MaskFeat | Classifier
-        if "augment" in found.facts.recipe:
+        if kind_of(found.facts.recipe) == "finetune":
             recipe = FinetuneRecipe.model_validate(found.facts.recipe)
             model = build_classifier(recipe, len(weights["encoder.head.weight"]))
         else:

@@ -29,7 +29,6 @@ from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from model.weights import WeightsError
 from pipeline.config import ConfigError
@@ -43,7 +42,9 @@ from pipeline.probe.source import Source, of_run, of_weights
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.command import leave
+from pipeline.train.tensorboard import TensorBoard
 from pipeline.train.world import World, join, lost_a_rank
+from pipeline.train.writing import Writing
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.secrets import masked
@@ -217,19 +218,19 @@ def keep(
     pictures: dict[str, Picture],
 ) -> None:
     """Curves over the steps of a run, and pictures, in TensorBoard; the pictures as files, too."""
-    with SummaryWriter(str(out / "tensorboard")) as board:
-        for layer, judgement in judgements.items():
-            for k, (top1, top5) in judgement.neighbours.items():
-                board.add_scalar(f"probe/block {layer}/{k}-NN top-1", top1, step)
-                board.add_scalar(f"probe/block {layer}/{k}-NN top-5", top5, step)
-            _, top1, top5 = judgement.linear[judgement.chosen]
-            board.add_scalar(f"probe/block {layer}/linear top-1", top1, step)
-            board.add_scalar(f"probe/block {layer}/linear top-5", top5, step)
-        for block, tokens in enumerate(attended):
-            board.add_scalar(f"probe/block {block}/attended tokens", tokens, step)
-        for kind, picture in pictures.items():
-            Image.fromarray(picture).save(out / f"{name}-{kind}.png")
-            board.add_image(f"probe/{kind}", picture, step, dataformats="HWC")
+    board = TensorBoard(out / "tensorboard", Writing())
+    scalars = {f"probe/block {block}/attended tokens": tokens for block, tokens in enumerate(attended)}
+    for layer, judgement in judgements.items():
+        accuracies = {f"{k}-NN": accuracy for k, accuracy in judgement.neighbours.items()}
+        accuracies["linear"] = judgement.linear[judgement.chosen][1:]
+        for classifier, (top1, top5) in accuracies.items():
+            scalars[f"probe/block {layer}/{classifier} top-1"] = top1
+            scalars[f"probe/block {layer}/{classifier} top-5"] = top5
+    board.scalars(step, scalars)
+    for kind, picture in pictures.items():
+        Image.fromarray(picture).save(out / f"{name}-{kind}.png")
+        board.image(step, f"probe/{kind}", picture)
+    board.close()
 
 
 if __name__ == "__main__":

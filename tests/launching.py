@@ -54,14 +54,15 @@ def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
 def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
     from pipeline.pretrain.task import Pretraining
-    from pipeline.train.loop import Outcome, Training
+    from pipeline.train.loop import Outcome
     from pipeline.train.phases import Phases
     from pipeline.train.preemption import Preemption
+    from pipeline.train.setup import set_up
     from pipeline.train.world import join
 
     recipe, world = small_recipe(shards, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        while Training(recipe, world, phases, Pretraining).run(preemption) is Outcome.ROLLED_BACK:
+        while set_up(recipe, world, phases, Pretraining).run(preemption) is Outcome.ROLLED_BACK:
             pass
 
 
@@ -76,14 +77,14 @@ def finetune_recipe(training: Path | str, validation: Path | str, run: Path, *ov
 def finetune(training: Path, validation: Path, run: Path, *overrides: str) -> None:
     """Fine-tune in this process, a world of one."""
     from pipeline.finetune.task import Finetuning
-    from pipeline.train.loop import Training
     from pipeline.train.phases import Phases
     from pipeline.train.preemption import Preemption
+    from pipeline.train.setup import set_up
     from pipeline.train.world import join
 
     recipe, world = finetune_recipe(training, validation, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        Training(recipe, world, phases, Finetuning).run(preemption)
+        set_up(recipe, world, phases, Finetuning).run(preemption)
 
 
 def launch(shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0) -> str:

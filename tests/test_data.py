@@ -15,7 +15,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.decode import CpuDecoder, Crops
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
-from pipeline.data.quarantine import BadSample, Patience, TooManyBad, too_many
+from pipeline.data.quarantine import BadRowLimit, BadSample, TooManyBad, too_many
 from pipeline.data.reader import Encoded, Reader
 from pipeline.data.request import training_requests, validation_requests
 from shards.manifest import Manifest
@@ -56,7 +56,7 @@ def by_sample(batches: list[Batch]) -> dict[tuple[int, int], tuple[torch.Tensor,
     return {
         (batch.request.step, int(sample)): (image, int(key))
         for batch in batches
-        for sample, image, key in zip(batch.request.ids, batch.images, batch.mask_keys, strict=True)
+        for sample, image, key in zip(batch.request.ids, batch.inputs, batch.keys, strict=True)
     }
 
 
@@ -175,14 +175,14 @@ def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(manifes
     assert torch.equal(decoder.take().images, expected)
 
 
-def test_bad_samples_in_a_row_end_the_patience() -> None:
+def test_bad_samples_in_a_row_reach_their_limit() -> None:
     def sample(step: int) -> BadSample:
         return BadSample(step, 7, "it is torn")
 
-    patience = Patience(3, "mend it")
-    patience.spend([sample(0), sample(0), None, sample(0), sample(0)])
+    limit = BadRowLimit(3, "mend it")
+    limit.check([sample(0), sample(0), None, sample(0), sample(0)])
     with pytest.raises(TooManyBad, match=r"3 bad samples in a row.* step 9, sample 7: it is torn; mend it") as error:
-        patience.spend([sample(9), None])
+        limit.check([sample(9), None])
     assert error.value.bad == [sample(9)]
 
 
@@ -191,14 +191,14 @@ def test_one_missing_shard_of_imagenet_is_put_up_with(ranks: int) -> None:
     """Judged every 20 steps of an epoch, and in a row on every rank, as the defaults have it."""
     plan = Plan([1000] * 1281)
     defaults = Data(shards="set")
-    patience = [Patience(defaults.bad_in_a_row, "") for _ in range(ranks)]
+    limits = [BadRowLimit(defaults.bad_in_a_row, "") for _ in range(ranks)]
     bad = 0
     for step in range(626):
         hurt = plan.batch(step, 2048) // 1000 == 77
         bad += int(hurt.sum())
         for rank, part in enumerate(hurt.reshape(ranks, -1)):
             if hurt.any():
-                patience[rank].spend([BadSample(step, 0, "") if is_bad else None for is_bad in part])
+                limits[rank].check([BadSample(step, 0, "") if is_bad else None for is_bad in part])
         if step % 20 == 19:
             assert not too_many(bad, (step + 1) * 2048, defaults.bad_in_a_row, defaults.bad_share)
     assert bad == 1000
@@ -209,8 +209,8 @@ def test_kept_batches_are_not_overwritten(manifest: Manifest, shards: Path) -> N
     """Outputs are DALI's own memory, not copies: it must not be used again while torch holds it."""
     kept = training_batches(shards, manifest, micro_batch=12, steps=6, rank=0, ranks=1)
     again = training_batches(shards, manifest, micro_batch=12, steps=6, rank=0, ranks=1)
-    assert all(torch.equal(a.images, b.images) for a, b in zip(kept, again, strict=True))
-    assert len({batch.images.data_ptr() for batch in kept}) == len(kept)
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(kept, again, strict=True))
+    assert len({batch.inputs.data_ptr() for batch in kept}) == len(kept)
 
 
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(2, 12), (2, 3), (4, 6), (8, 3), (3, 8), (1, 2)])

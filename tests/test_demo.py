@@ -90,7 +90,7 @@ def test_exported_weights_are_the_trained_encoder(demo: tuple[Path, str]) -> Non
     manifest = Manifest.load(folder / "shards" / "validation")
     requests = validation_requests(manifest, samples=8, micro_batch=8, rank=0, world_size=1, seed=0)
     (batch,) = Loader(manifest, recipe.data, 8, torch.device("cpu")).batches(requests)
-    images = normalise(batch.images, torch.float32)
+    images = normalise(batch.inputs, torch.float32)
     torch.save(images, folder / "images.pt")
     code = (
         "import sys, timm, torch\n"

@@ -13,9 +13,9 @@ from launching import CHECKOUT, FINETUNE, SMALL, finetune_recipe
 from pipeline.finetune.build import build_classifier
 
 
-def doctor(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run it alone, for the small recipe of fine-tuning."""
-    command = [sys.executable, "scripts/doctor.py", "small", "--finetune", "--samples=64", *SMALL, *FINETUNE]
+def doctor(recipe: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run it alone."""
+    command = [sys.executable, "scripts/doctor.py", recipe, "--samples=64", *SMALL, *FINETUNE]
     joined = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # as this process may have, by itself
     environment = {name: value for name, value in os.environ.items() if name not in joined}
     return subprocess.run(
@@ -29,7 +29,9 @@ def test_examines_a_finetuning_run(tmp_path: Path) -> None:
     )
     run, told = tmp_path / "run", tmp_path / "findings.json"
     data = [f"data.shards={sets['train']}", f"run.dir={run}"]
-    ended = doctor(*data, f"data.validation={sets['validation']}", "optim.average=0.9", "--json", told)
+    ended = doctor(
+        "small", "--finetune", *data, f"data.validation={sets['validation']}", "optim.average=0.9", "--json", told
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     findings = {finding["check"]: finding for finding in json.loads(told.read_text())}
     model = build_classifier(finetune_recipe("none", "none", run), 2)
@@ -39,5 +41,6 @@ def test_examines_a_finetuning_run(tmp_path: Path) -> None:
     assert isclose(float(free.replace(",", "")) * 1e9 / int(checkpoints.replace(",", "")), size, rel_tol=0.01), room
     assert findings["decoding"]["verdict"] != "problem"
 
-    refused = doctor(*data, f"data.validation={sets['other']}")
+    # The record of a run says of which kind it is
+    refused = doctor("tests/old_runs/finetune/config.yaml", *data, f"data.validation={sets['other']}")
     assert refused.returncode == 2 and "its class 'green' is not among those of" in refused.stderr, refused.stderr

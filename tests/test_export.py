@@ -133,7 +133,7 @@ def test_timms_preprocessing_is_that_of_the_validation(
     manifest = Manifest.load(tmp_path / "shards")
     requests = validation_requests(manifest, samples=1, micro_batch=1, rank=0, world_size=1, seed=0)
     (batch,) = Loader(manifest, small_recipe(tmp_path, run).data, 1, torch.device("cpu")).batches(requests)
-    ours = normalise(batch.images, torch.float32)[0]
+    ours = normalise(batch.inputs, torch.float32)[0]
     transform = create_transform(**resolve_model_data_config(model))
     theirs = transform(Image.open(tmp_path / "images" / "a.png").convert("RGB"))
     assert (ours - theirs).abs().mean() < 0.02 < 0.5 < ours.std()

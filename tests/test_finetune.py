@@ -124,7 +124,7 @@ def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
     for weights, suffix in ((found.weights(), ""), (average, "_ema")):
         model.load_state_dict(weights)
         with torch.no_grad():
-            logits = model.encoder(normalise(batch.images, torch.float32))
+            logits = model.encoder(normalise(batch.inputs, torch.float32))
         metrics = logged(undisturbed)[-1]
         assert metrics[f"val_top1{suffix}"] == pytest.approx(float((logits.argmax(1) == truth).double().mean()))
         loss = torch.nn.functional.cross_entropy(logits, truth)

@@ -10,10 +10,13 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 OURS = {"shards", "pipeline", "model", "scripts"}
 MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline", "shards", "model"}, "scripts": OURS}
-# Within the pipeline: data and targets know nothing of training, and each other's order is that of one image's way.
+# Within the pipeline: data and targets know nothing of training, training nothing of its tasks, and each other's order
+# is that of one image's way.
 LAYERS = {
     "pipeline/data": {"pipeline.train", "pipeline.build"},
     "pipeline/targets": {"pipeline.train", "pipeline.data"},
+    "pipeline/train": {"pipeline.pretrain", "pipeline.finetune", "pipeline.probe", "pipeline.validation"},
+    "pipeline/pretrain": {"pipeline.finetune", "pipeline.probe"},
 }
 
 

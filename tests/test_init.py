@@ -286,7 +286,7 @@ def test_a_run_from_others_weights_resumes_with_them_elsewhere(shards: Path, tmp
     ranks = {"rank": 0, "world_size": 1, "local_rank": 0, "local_size": 1}
     data = ExactData(small_recipe(shards, tmp_path, *settings), 16, torch.device("cpu"), **ranks)
     (batch,) = data.batches(0, 1)
-    example = hog_examples(4, 4).example(batch.images, batch.mask_keys)
+    example = hog_examples(4, 4).example(batch.inputs, batch.keys)
     with torch.no_grad():
         predictions = load_slowfast(path)(example.inputs, example.mask)
     loss = squared_errors(predictions, example.targets, 16).mean().item()

@@ -9,7 +9,7 @@ import pytest
 from launching import small_recipe
 from rich.console import Console
 
-from pipeline.train.monitor import Monitor
+from pipeline.train.monitor import open_monitor
 
 NAME = "d[/x] [red]b[/red] :smile: {task}.tar"
 
@@ -33,7 +33,7 @@ def bad(**names: str) -> list[dict[str, Any]]:
 
 
 def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, NAME, small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor = open_monitor(tmp_path, NAME, small_recipe("x", tmp_path).plain(), 0, 10)
     monitor.quarantine(bad(key="a", path=NAME, shard="https://bob:SEKRET@host/a.tar"))
     monitor.say("a long line " * 20 + "https://bob:SEKRET@host/?sig=SEKRET")
     monitor.advance(1)
@@ -51,7 +51,7 @@ def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path
 
 
 def test_elsewhere_it_is_the_same_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = Monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), 0, 10)
     monitor.quarantine(bad())
     monitor.close()
     assert capsys.readouterr().out == (

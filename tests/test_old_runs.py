@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import CHECKOUT, metrics
+from launching import CHECKOUT, last_checkpoint, metrics
 
 from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pretrain.task import Pretraining
+from pipeline.recipes import read_settings
+from pipeline.record import kind_of
 from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
-from pipeline.train.loop import Outcome, Training
+from pipeline.train.loop import Outcome
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
-from pipeline.train.resume import FREE, defaults, identity
+from pipeline.train.resume import defaults, identity, may_change
+from pipeline.train.setup import set_up
 from pipeline.train.world import join
 from shards.verify import verify
 
@@ -39,7 +42,7 @@ def resume(run: Path, *overrides: str) -> None:
     settings = [f"data.shards={OLD / 'set'}", *sets, f"run.dir={run}", "run.max_steps=8", *overrides]
     recipe, world = load(kind, str(run / "config.yaml"), settings), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        assert Training(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
+        assert set_up(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
 
 
 def forget(run: Path, *keys: str) -> None:
@@ -87,8 +90,49 @@ def test_every_setting_that_a_run_is_bound_to_has_a_default_or_is_required() -> 
     bound, known = identity(recipe, {}), defaults(recipe)
     required = {"optim.epochs", "optim.batch_size"}
     assert {key for key in bound if "." in key} - known.keys() == required
-    assert not {f"data.{key}" for key in FREE} & bound.keys()
+    assert not may_change(Recipe) & (bound.keys() - {"run.seed"})
     assert bound["data.crop_ratio"] == known["data.crop_ratio"]
+
+
+FREE_SECTIONS = {"run", "engine", "target"}
+FREE_DATA = {"shards", "validation", "validation_samples", "cache", "cache_size", "deadline", "bad_in_a_row"}
+FREE_DATA |= {"bad_share", "read_threads", "requests", "decode_threads"}
+
+
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe])
+def test_what_a_run_may_change_is_what_runs_of_earlier_versions_could(kind: type[TrainingRecipe]) -> None:
+    """The marks at the fields give the set that this test has, though subclasses declare fields anew."""
+    settings = {section: field.annotation.model_fields for section, field in kind.model_fields.items()}
+    free = {f"data.{key}" for key in FREE_DATA}
+    free |= {f"{section}.{key}" for section in FREE_SECTIONS & settings.keys() for key in settings[section]}
+    assert may_change(kind) == free
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"run": {"kind": "finetune"}}, "finetune"),
+        ({"run": {"kind": "pretrain"}, "augment": {}}, "pretrain"),
+        ({"run": {"dir": "a"}, "augment": {}}, "finetune"),
+        ({"run": {"dir": "a"}}, "pretrain"),
+        ({"run": None, "augment": None}, "finetune"),
+        ({"run": {"kind": [1]}}, "pretrain"),
+        ({}, "pretrain"),
+    ],
+)
+def test_the_kind_of_a_run_is_what_its_recipe_says_or_follows_from_an_older_one(
+    settings: dict[str, Any], kind: str
+) -> None:
+    assert kind_of(settings) == kind
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_that_resumes_writes_its_kind_down(run: str, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path)
+    assert "kind" not in last_checkpoint(folder).facts.recipe["run"]
+    resume(folder)
+    assert last_checkpoint(folder).facts.recipe["run"]["kind"] == run
+    assert read_settings(folder / "config.yaml")["run"]["kind"] == run
 
 
 def test_a_data_set_of_an_earlier_version_is_whole() -> None:

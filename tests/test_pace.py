@@ -32,10 +32,10 @@ def test_time_that_is_stopped_does_not_count() -> None:
 def test_ranks_that_stay_far_slower_than_the_median_are_named_once() -> None:
     usual, slow = [1.0, 1.1, 0.9, 1.0, 1.0], [1.0, 1.1, 0.9, 3.0, 1.0]
     watch = Stragglers()
-    named = [watch.name(seconds) for seconds in (slow, slow, usual, slow, slow, slow, slow)]
+    named = [watch.slow_ranks(seconds) for seconds in (slow, slow, usual, slow, slow, slow, slow)]
     assert named == [{}, {}, {}, {}, {}, {3: pytest.approx(3.0)}, {}]
     pair = Stragglers()
-    assert [pair.name([1.0, 1.6]) for _ in range(3)] == [{}, {}, {1: pytest.approx(1.6)}]
+    assert [pair.slow_ranks([1.0, 1.6]) for _ in range(3)] == [{}, {}, {1: pytest.approx(1.6)}]
     for ordinary in ([1.0, 1.4, 1.2], [2.0], [0.0, 0.0]):
         watch = Stragglers()
-        assert [watch.name(ordinary) for _ in range(5)] == [{}] * 5
+        assert [watch.slow_ranks(ordinary) for _ in range(5)] == [{}] * 5

@@ -78,7 +78,7 @@ def test_8_or_2_or_12_ranks_see_the_same_global_batches(plan: Plan, first_step: 
             found.append(list(islice(requests, steps * -(-share // micro_batch))))
         requests = sorted((request for of_rank in found for request in of_rank), key=lambda request: request.step)
         assert sorted({request.step for request in requests}) == list(range(first_step, first_step + steps))
-        fields = ("ids", "boxes", "flips", "mask_keys")
+        fields = ("ids", "boxes", "flips", "keys")
         return [np.concatenate([getattr(request, field) for request in requests]) for field in fields]
 
     undivided = run(1, batch_size)

@@ -71,15 +71,14 @@ def test_other_samples_and_their_gradients_are_untouched(shards: Path, damaged: 
         hurt = np.isin(good.request.ids, list(BAD))
         met += hurt.sum()
         assert bad.weights.tolist() == (~hurt).astype(float).tolist() and good.weights.all()
-        assert torch.equal(good.images[~hurt], bad.images[~hurt]) and not bad.images[hurt].any()
+        assert torch.equal(good.inputs[~hurt], bad.inputs[~hurt]) and not bad.inputs[hurt].any()
         assert [sample.id for sample in bad.bad] == good.request.ids[hurt].tolist()
         if hurt.any():
             # Whatever stands in the slots changes no bit; and the rest weighs what it always weighed.
-            ours = gradient(bad.images, bad.weights, bad.mask_keys)
-            assert torch.equal(ours, gradient(good.images, bad.weights, good.mask_keys))
+            ours = gradient(bad.inputs, bad.weights, bad.keys)
+            assert torch.equal(ours, gradient(good.inputs, bad.weights, good.keys))
             each = [
-                gradient(good.images[[i]], torch.ones(1), good.mask_keys[[i]]) / len(hurt)
-                for i in np.flatnonzero(~hurt)
+                gradient(good.inputs[[i]], torch.ones(1), good.keys[[i]]) / len(hurt) for i in np.flatnonzero(~hurt)
             ]
             torch.testing.assert_close(ours, torch.stack(each).sum(0), rtol=1e-4, atol=1e-6)
     assert met == len(expected(damaged, 6)) >= len(BAD)
@@ -128,7 +127,7 @@ def test_validation_leaves_bad_samples_out(shards: Path, damaged: Path, tmp_path
     requests = validation_requests(manifest, samples=90, micro_batch=15, rank=0, world_size=1, seed=0)
     errors = {}
     for batch in Loader(manifest, recipe.data, 15, torch.device("cpu")).batches(requests):
-        example = examples.example(batch.images, batch.mask_keys)
+        example = examples.example(batch.inputs, batch.keys)
         with torch.no_grad():
             predictions = model.eval()(example.inputs, example.mask)
         for sample, error in zip(batch.request.ids, squared_errors(predictions, example.targets, 15), strict=True):

@@ -29,8 +29,8 @@ def data(shards: str | Path, *overrides: str, rank: int = 0, world_size: int = 1
 def assert_same(these: list[Batch], those: list[Batch]) -> None:
     for one, other in zip(these, those, strict=True):
         assert one.request.ids.tolist() == other.request.ids.tolist()
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.mask_keys, other.mask_keys) and torch.equal(one.weights, other.weights)
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.weights, other.weights)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -67,7 +67,7 @@ def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data:
 
 def numbers(batches: Iterator[Batch]) -> list[int]:
     """Which images these are, from their grey."""
-    return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.images]
+    return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.inputs]
 
 
 def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:

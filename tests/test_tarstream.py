@@ -107,7 +107,7 @@ def test_a_hostile_tar_costs_a_run_that_tar_only(tmp_path: Path, caplog: pytest.
     recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
     data = StreamData(recipe, 8, torch.device("cpu"), rank=0, world_size=1)
-    shown = {round(float(image.float().mean())) for batch in data.batches(0, 12) for image in batch.images}
+    shown = {round(float(image.float().mean())) for batch in data.batches(0, 12) for image in batch.inputs}
     assert shown == {10, 30}
     for name, (_, why) in hostile(A).items():
         said = [line for line in caplog.messages if f"/{name}.tar: " in line]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import Data
 from pipeline.data.decode import Crops, decoder_for
-from pipeline.data.quarantine import BadSample, Patience
+from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
 from pipeline.device import to_device
@@ -23,8 +23,8 @@ class Batch:
     """A micro-batch of one rank on its device."""
 
     request: Request
-    images: Tensor  # uint8 (n, 3, size, size), black where the sample is bad; see `Decoded` for its memory
-    mask_keys: Tensor  # int64 (n,)
+    inputs: Tensor  # uint8 (n, 3, size, size), black where the sample is bad; see `Decoded` for its memory
+    keys: Tensor  # int64 (n,): seeds of what is drawn for each sample from here on, such as its mask
     weights: Tensor  # float32 (n,): 0 for what must not count, padding and bad samples
     bad: list[BadSample]
 
@@ -42,7 +42,7 @@ class Batcher:
     def __init__(self, data: Data, micro_batch: int, device: torch.device, remedy: str) -> None:
         self._device = device
         self._decoder = decoder_for(device, micro_batch, data.image_size, data.decode_threads, data.hw_decoder_load)
-        self._patience = Patience(data.bad_in_a_row, remedy)
+        self._bad_row = BadRowLimit(data.bad_in_a_row, remedy)
 
     def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
         """A batch for each request and what was read for it, in order.
@@ -67,13 +67,13 @@ class Batcher:
                 BadSample(request.step, int(request.ids[place]), problems[place]) if place in problems else None
                 for place in range(len(request.ids))
             ]
-            self._patience.spend(bad)
+            self._bad_row.check(bad)
             weights = request.weights.copy()
             weights[list(problems)] = 0
             yield Batch(
                 request,
                 decoded.images,
-                to_device(torch.from_numpy(request.mask_keys), self._device),
+                to_device(torch.from_numpy(request.keys), self._device),
                 to_device(torch.from_numpy(weights), self._device),
                 [sample for sample in bad if sample],
             )

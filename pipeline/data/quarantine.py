@@ -26,8 +26,8 @@ class TooManyBad(DataError):
         self.bad = bad
 
 
-class Patience:
-    """Bad samples that come one after the other, of one reader.
+class BadRowLimit:
+    """Counts the bad samples of one reader that come one after the other.
 
     Args:
         in_a_row: so many are too many.
@@ -38,7 +38,7 @@ class Patience:
         self._in_a_row, self._remedy = in_a_row, remedy
         self._row = 0
 
-    def spend(self, samples: list[BadSample | None]) -> None:
+    def check(self, samples: list[BadSample | None]) -> None:
         """Count the next samples, in their order, None for each good one.
 
         Raises:

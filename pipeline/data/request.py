@@ -1,4 +1,4 @@
-"""What a rank asks for: the samples of its micro-batches, with their crops, flips and mask keys drawn."""
+"""What a rank asks for: the samples of its micro-batches, with their crops and flips drawn."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Request:
     ids: NDArray[np.int64]
     boxes: Boxes
     flips: NDArray[np.int32]
-    mask_keys: NDArray[np.int64]
+    keys: NDArray[np.int64]  # seeds of what is drawn for each sample later, such as its mask
     weights: NDArray[np.float32]  # 0 for the padding of a last validation batch
 
 

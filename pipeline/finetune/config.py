@@ -4,18 +4,24 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import RECIPES, Data, Engine, Optim, TrainingRecipe
-from pipeline.settings import Count, Place, Range, Rate, Section, Share
+from pipeline.config import RECIPES, Data, Engine, Optim, Run, TrainingRecipe
+from pipeline.settings import Count, Free, Place, Range, Rate, Section, Share
 
 Strength = Annotated[float, Field(ge=0, le=1000)]
+
+
+class FinetuneRun(Run):
+    """Where a run lives and what it reports when."""
+
+    kind: Literal["finetune"] = "finetune"  # type: ignore[assignment]
 
 
 class LabelledData(Data):
     """Both data sets need labels."""
 
     mode: Literal["exact"] = "exact"
-    validation: Place
-    validation_samples: Count | None = None
+    validation: Free[Place]
+    validation_samples: Free[Count | None] = None
     validation_crop: float = Field(224 / 256, gt=0, le=1)  # of the short side, whose centre is seen
     crop_scale: Range = (0.08, 1.0)
 
@@ -52,10 +58,11 @@ class FinetuneRecipe(TrainingRecipe):
 
     folder: ClassVar = RECIPES / "finetune"
 
+    run: Free[FinetuneRun]
     data: LabelledData
     augment: Augment = Augment()
     optim: FinetuneOptim
-    engine: FinetuneEngine = FinetuneEngine()
+    engine: Free[FinetuneEngine] = FinetuneEngine()
 
     @model_validator(mode="after")
     def _has_whole_weights(self) -> Self:

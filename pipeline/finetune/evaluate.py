@@ -10,18 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from pipeline.data.errors import no_validation_image
 from pipeline.data.labels import Int64s
-from pipeline.data.loader import Loader
-from pipeline.data.request import validation_requests
 from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import normalise
 from pipeline.probe.accuracy import TOP, hits
 from pipeline.train.engine import Engine
-from pipeline.train.monitor import Metrics
 from pipeline.train.phases import Phases
+from pipeline.train.report import Metrics
 from pipeline.train.world import World
+from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 from shards.text import excerpt, one_line
 
@@ -47,15 +45,14 @@ class Validation:
         world: World,
         phases: Phases,
     ) -> None:
-        self._manifest, self._recipe, self._world, self._phases = manifest, recipe, world, phases
-        self._samples = min(recipe.data.validation_samples or len(manifest), len(manifest))
-        self._labels, self._classes = torch.from_numpy(labels), classes
-        self._micro_batch = recipe.micro_batch(world.size)
-        self._loader = Loader(manifest, recipe.data, self._micro_batch, world.device)
+        micro_batch, crop = recipe.micro_batch(world.size), recipe.data.validation_crop
+        self._images = ValidationImages(manifest, recipe.data, micro_batch, recipe.run.seed, world, phases, crop)
+        self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:
-        """The accuracy of always naming the most frequent class."""
-        return float(self._labels[: self._samples].bincount().max() / self._samples)
+        """Return the accuracy of always naming the most frequent class."""
+        samples = self._images.samples
+        return float(self._labels[:samples].bincount().max() / samples)
 
     def measure(self, engine: Engine) -> tuple[Metrics, NDArray[np.int64]]:
         """Loss, top-1 and top-5 accuracy, how many images were bad, and the confusion table.
@@ -69,33 +66,18 @@ class Validation:
         device, classes = self._world.device, self._classes
         sums = torch.zeros(1 + len(TOP), dtype=torch.float64, device=device)
         table = torch.zeros(classes * classes, dtype=torch.float64, device=device)
-        requests = validation_requests(
-            self._manifest,
-            samples=self._samples,
-            micro_batch=self._micro_batch,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            seed=self._recipe.run.seed,
-            share=self._recipe.data.validation_crop,
-        )
-        engine.deepspeed.eval()
-        with torch.no_grad():
-            for batch in self._loader.batches(requests):
-                with self._phases("validation"):
-                    labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], device)
-                    logits = engine.predict(normalise(batch.images, engine.dtype)).float()
-                    good, weights = batch.weights > 0, batch.weights.double()
-                    losses = F.cross_entropy(logits, labels, reduction="none").double()
-                    counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit
-                    sums += torch.cat([(losses * weights).sum()[None], hits(counted, labels)])
-                    table.index_add_(0, labels * classes + logits.argmax(1), weights)
-        engine.deepspeed.train()
-        loss, top1, top5 = self._world.sum(sums).tolist()
+        with engine.evaluating():
+            for batch in self._images.batches():
+                labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], device)
+                logits = engine.predict(normalise(batch.inputs, engine.dtype)).float()
+                good, weights = batch.weights > 0, batch.weights.double()
+                losses = F.cross_entropy(logits, labels, reduction="none").double()
+                counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit
+                sums += torch.cat([(losses * weights).sum()[None], hits(counted, labels)])
+                table.index_add_(0, labels * classes + logits.argmax(1), weights)
+        (loss, top1, top5), bad = self._images.means(sums, table.sum())
         confusion = self._world.sum(table).cpu().numpy().astype(np.int64).reshape(classes, classes)
-        if not (images := int(confusion.sum())):
-            raise no_validation_image(self._manifest.root)
-        accuracy = {"val_loss": loss / images, "val_top1": top1 / images, "val_top5": top5 / images}
-        return accuracy | {"val_bad_samples": self._samples - images}, confusion
+        return {"val_loss": loss, "val_top1": top1, "val_top5": top5, "val_bad_samples": bad}, confusion
 
 
 def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pipeline.build import start_from_init
 from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
-from pipeline.data.exact import ExactData
 from pipeline.data.labels import labels_of
+from pipeline.data.training_data import ListedData
 from pipeline.device import to_device
 from pipeline.finetune.build import CLASSES, build_classifier, layer_groups
 from pipeline.finetune.config import FinetuneRecipe
@@ -28,9 +28,10 @@ from pipeline.finetune.randaugment import rand_augment
 from pipeline.pixels import normalise
 from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.engine import DTYPES, Engine
-from pipeline.train.monitor import Metrics, Monitor
 from pipeline.train.phases import Phases
+from pipeline.train.report import Metrics, Report
 from pipeline.train.state import averaged
+from pipeline.train.task import Predictor
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, replace
 from shards.manifest import Manifest
@@ -49,8 +50,8 @@ class Finetuning:
 
     name = "fine-tuning"
 
-    def __init__(self, recipe: FinetuneRecipe, data: ExactData, world: World, phases: Phases) -> None:
-        self._recipe, self._device, self.average = recipe, world.device, recipe.optim.average
+    def __init__(self, recipe: FinetuneRecipe, data: ListedData, world: World, phases: Phases) -> None:
+        self._recipe, self._world, self.average = recipe, world, recipe.optim.average
         training, validation = data.manifest, Manifest.load(recipe.data.validation)
         labels, validation_labels = labels_of(training, validation)
         self._labels, self.names = torch.from_numpy(labels), training.classes
@@ -76,7 +77,7 @@ class Finetuning:
                 num_classes=len(self.names),
             )
 
-    def start(self) -> list[str]:
+    def load_initial_weights(self) -> list[str]:
         """See `Task`."""
         if self._recipe.model.init is None:
             return ["model.init is not set: training from scratch"]
@@ -89,45 +90,45 @@ class Finetuning:
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images in the model's dtype (n, 3, H, W), shares of the classes (n, classes), weights of the images (n,)."""
-        augment, keys = self._recipe.augment, batch.request.mask_keys
-        images, weights = batch.images, batch.weights
+        augment, keys = self._recipe.augment, batch.request.keys
+        images, weights = batch.inputs, batch.weights
         if augment.randaugment is not None:
             images = rand_augment(images, keys, augment.randaugment)
         pixels = normalise(images, DTYPES[self._recipe.engine.precision])
         if augment.erasing:
             pixels = random_erasing(pixels, keys, augment.erasing)
-        labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], self._device)
+        labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], self._world.device)
         if self._mixup is None:
             return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's
         pixels, shares = self._mixup(pixels, labels)
         return pixels, shares, weights * weights.flip(0)  # an image that a bad one is mixed into is left out, too
 
-    def errors(self, engine: Engine, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy."""
+    def losses(self, engine: Predictor, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the cross entropy of each image, and its weight."""
         pixels, shares, weights = prepared
         return F.cross_entropy(engine.predict(pixels).float(), shares.float(), reduction="none"), weights
 
-    def begin(self, engine: Engine, done: int, monitor: Monitor | None) -> None:
+    def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
         """Say what the accuracy has to be compared with, and keep the names of the classes."""
-        if monitor:
+        if self._world.rank == 0:
             self._write(CLASSES, f"{json.dumps(self.names, indent=0)}\n".encode())
-            monitor.say(
-                f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
-                "of the validation images"
-            )
+        report.say(
+            f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
+            "of the validation images"
+        )
 
-    def validate(self, engine: Engine, done: int, monitor: Monitor | None) -> Metrics:
-        """Accuracy of the weights and, if there is one, of their average; the confusion table of the better known."""
+    def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
+        """Measure the weights and, if there is one, their average, whose confusion table is then the one to show."""
         metrics, confusion = self._validation.measure(engine)
         if AVERAGE in engine.states:
             with averaged(engine):
                 of_average, confusion = self._validation.measure(engine)
             metrics |= {f"{name}_{AVERAGE}": of_average[name] for name in ("val_loss", "val_top1", "val_top5")}
-        if monitor:
+        if self._world.rank == 0:
             self._write("confusion.csv", as_csv(confusion, self.names))
             if len(self.names) <= PICTURED:
-                monitor.picture(done, "confusion", draw_table(confusion, self.names))
+                report.picture(done, "confusion", draw_table(confusion, self.names))
         return metrics
 
     def _write(self, name: str, content: bytes) -> None:

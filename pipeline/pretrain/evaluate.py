@@ -1,23 +1,22 @@
 """Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
-from pipeline.data.errors import no_validation_image
-from pipeline.data.loader import Loader
-from pipeline.data.request import Request, validation_requests
-from pipeline.examples import ExampleMaker
-from pipeline.pretrain.baselines import LOSSES, NAME, read_baselines
+from pipeline.examples import Example, ExampleMaker
+from pipeline.pretrain.baselines import NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
+from pipeline.targets.target import Target
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
+from pipeline.train.report import Metrics
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, json_lines, replace
+from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture
@@ -33,39 +32,48 @@ class Validation:
     """
 
     def __init__(self, shards: str, recipe: Recipe, world: World, examples: ExampleMaker, phases: Phases) -> None:
-        micro_batch = recipe.micro_batch(world.size)
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
-        self._samples = min(recipe.data.validation_samples or len(self._manifest), len(self._manifest))
-        self._loader = Loader(self._manifest, recipe.data, micro_batch, world.device)
-        self._recipe, self._world, self._micro_batch, self._examples = recipe, world, micro_batch, examples
-        self._phases = phases
-        (self._pictured,) = self._loader.batches(islice(self._requests(), 1))
+        micro_batch = recipe.micro_batch(world.size)
+        self._images = ValidationImages(self._manifest, recipe.data, micro_batch, recipe.run.seed, world, phases)
+        self._recipe, self._world, self._examples = recipe, world, examples
 
-    def loss(self, engine: Engine) -> tuple[float, int]:
-        """Mean loss of the model over the images of all ranks, each counted once, and how many were bad.
+    def measure(self, engine: Engine) -> tuple[Metrics, Picture | None]:
+        """Return the model's mean loss and scores with the number of bad images, and on rank 0 a picture of the first.
 
         Raises:
-            DataError: none can be used.
+            DataError: no image can be used.
         """
-        total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
-        engine.deepspeed.eval()
-        with torch.no_grad():
-            for batch in self._batches():
-                example = self._examples.example(batch.images, batch.mask_keys)
+        sums = _Sums(self._examples.target, self._world.device)
+        first: tuple[Batch, Example, Tensor] | None = None
+        with engine.evaluating():
+            for batch in self._images.batches():
+                example = self._examples.example(batch.inputs, batch.keys)
                 predictions = engine.predict(example.inputs, example.mask)
-                losses = self._examples.target.losses(predictions, example.targets, len(batch.images))
-                total += torch.stack([(losses * batch.weights).sum(), batch.weights.sum()])
-        engine.deepspeed.train()
-        loss, images = self._world.sum(total).tolist()
-        if not images:
-            raise no_validation_image(self._manifest.root)
-        return float(loss / images), self._samples - int(images)
+                sums.add(predictions, example.targets, batch.weights)
+                first = first or (batch, example, predictions)
+        means, bad = sums.means(self._images)
+        assert first
+        picture = self._draw(*first) if self._world.rank == 0 else None
+        return {f"val_{name}": mean for name, mean in means.items()} | {"val_bad_samples": bad}, picture
+
+    def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Picture:
+        """Show what the model made of the first images of a batch."""
+        shown = min(PICTURED, len(batch.inputs))
+        return draw(
+            self._examples.target,
+            batch.inputs[:shown],
+            example.mask.cells[:shown],
+            self._examples.targets(batch.inputs)[:shown],  # of all images: compiled for so many
+            predictions[: shown * self._examples.masker.masked],
+        )
 
     def baselines(
         self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
     ) -> dict[str, float]:
-        """Losses of predicting zero, of predicting the mean target and, where it can be had, of the untrained model.
+        """Return losses of predicting zero, of the best constant and, where it can be had, of the untrained model.
+
+        The best constant is the mean target, or for classes their frequencies; its scores are `mean_NAME`.
 
         They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are.
 
@@ -77,73 +85,52 @@ class Validation:
         of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
         known = self._world.from_first(read_baselines(self._recipe.run.dir))
         if known.get("of") != of:
-            batches = self._watched(training(MEAN_BATCHES))
-            zero, mean = self.constant_losses(best_constant(self._examples, batches, self._world))
-            known = {"of": of, "zero": zero, "mean": mean}
+            batches = self._images.watched(training(MEAN_BATCHES))
+            known = {"of": of} | self.constants(best_constant(self._examples, batches, self._world))
             if untrained:
                 known["untrained"] = untrained()
             if self._world.rank == 0:
                 with Writing()(path):
                     replace(path, json_lines([known]))
-        return {name: known[name] for name in LOSSES if name in known}
+        return {name: value for name, value in known.items() if name != "of"}
 
-    def constant_losses(self, best: Tensor) -> tuple[float, float]:
-        """Return the loss of predicting zero, and of predicting `best` (width,), everywhere.
+    def constants(self, best: Tensor) -> dict[str, float]:
+        """Return the loss of predicting zero, and loss and scores of predicting `best` (width,), everywhere.
 
         Raises:
             DataError: no image can be used.
         """
-        total = torch.zeros(3, dtype=torch.float64, device=self._world.device)
-        for batch in self._batches():
-            targets = self._examples.example(batch.images, batch.mask_keys).targets
-            zero, constant = (
-                (
-                    self._examples.target.losses(guess.expand(len(targets), -1), targets, len(batch.images))
-                    * batch.weights
-                ).sum()
-                for guess in (torch.zeros_like(best), best)
-            )
-            total += torch.stack([zero, constant, batch.weights.sum()])
-        zero_loss, mean_loss, images = self._world.sum(total).tolist()
-        if not images:
-            raise no_validation_image(self._manifest.root)
-        return float(zero_loss / images), float(mean_loss / images)
+        target = self._examples.target
+        zero, mean = _Sums(target, self._world.device), _Sums(target, self._world.device)
+        for batch in self._images.batches():
+            targets = self._examples.example(batch.inputs, batch.keys).targets
+            zero.add(torch.zeros_like(best).expand(len(targets), -1), targets, batch.weights)
+            mean.add(best.expand(len(targets), -1), targets, batch.weights)
+        of_zero, of_mean = zero.means(self._images)[0], mean.means(self._images)[0]
+        scores = {f"mean_{name}": value for name, value in of_mean.items() if name != "loss"}
+        return {"zero": of_zero["loss"], "mean": of_mean["loss"]} | scores
 
-    def picture(self, engine: Engine) -> Picture:
-        """What the model makes of the first validation images (on rank 0; the others draw their own)."""
-        batch = self._pictured
-        example = self._examples.example(batch.images, batch.mask_keys)
-        engine.deepspeed.eval()
-        with torch.no_grad():
-            predictions = engine.predict(example.inputs, example.mask)
-        engine.deepspeed.train()
-        shown = min(PICTURED, len(batch.images))
-        return draw(
-            self._examples.target,
-            batch.images[:shown],
-            example.mask.cells[:shown],
-            self._examples.targets(batch.images)[:shown],  # of all images: compiled for so many
-            predictions[: shown * self._examples.masker.masked],
-        )
 
-    def _requests(self) -> Iterator[Request]:
-        return validation_requests(
-            self._manifest,
-            samples=self._samples,
-            micro_batch=self._micro_batch,
-            rank=self._world.rank,
-            world_size=self._world.size,
-            seed=self._recipe.run.seed,
-        )
+class _Sums:
+    """Sums of the loss and the scores of a target over images, by name, on the device."""
 
-    def _batches(self) -> Iterator[Batch]:
-        return self._watched(self._loader.batches(self._requests()))
+    def __init__(self, target: Target, device: torch.device) -> None:
+        self._target = target
+        self._sums: dict[str, Tensor] = {}
+        self._images = torch.zeros((), dtype=torch.float64, device=device)
 
-    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Each batch in a phase of its own, so that it is each that has a deadline."""
-        for batch in batches:
-            with self._phases("validation"):
-                yield batch
+    def add(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> None:
+        """Add a batch: outputs (masked, width), its targets, and the weights of its images (n,)."""
+        images = len(weights)
+        values = {"loss": self._target.losses(outputs, targets, images)} | self._target.scores(outputs, targets, images)
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + (value * weights).sum().double()
+        self._images += weights.sum()
+
+    def means(self, images: ValidationImages) -> tuple[dict[str, float], int]:
+        """See `ValidationImages.means`."""
+        means, bad = images.means(torch.stack(list(self._sums.values())), self._images)
+        return dict(zip(self._sums, means, strict=True)), bad
 
 
 def best_constant(examples: ExampleMaker, batches: Iterable[Batch], world: World) -> Tensor:
@@ -152,7 +139,7 @@ def best_constant(examples: ExampleMaker, batches: Iterable[Batch], world: World
     total = torch.zeros(target.width, dtype=torch.float64, device=world.device)
     images = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch in batches:
-        targets = examples.example(batch.images, batch.mask_keys).targets
+        targets = examples.example(batch.inputs, batch.keys).targets
         total += target.total(targets, batch.weights.repeat_interleave(masked))
         images += batch.weights.sum()
     return target.constant((world.sum(total) / (world.sum(images) * masked)).float())

@@ -152,7 +152,7 @@ def _computed(
         good = batch.weights > 0
         ids.append(torch.from_numpy(batch.request.ids)[good.cpu()])
         for rows, more in zip(
-            values, encode(encoder, batch.images, layers, view.pool, DTYPES[view.precision]), strict=True
+            values, encode(encoder, batch.inputs, layers, view.pool, DTYPES[view.precision]), strict=True
         ):
             rows.append(more[good].cpu())
     return torch.cat([torch.empty(0, dtype=torch.int64), *ids]), [torch.cat(rows) for rows in values]

@@ -17,6 +17,7 @@ from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, load_recipe
 from pipeline.pixels import MEAN, STD
 from pipeline.recipes import read_settings
+from pipeline.record import kind_of
 from pipeline.train.checkpoint import Checkpoint
 from shards.files import parse_json
 
@@ -61,7 +62,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         WeightsError: the checkpoint is of another model than the recipe.
     """
     config = run / "config.yaml"
-    if "augment" in read_settings(config):
+    if kind_of(read_settings(config)) == "finetune":
         raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
     recipe = load_recipe(str(config), overrides)
     weights = found.weights() if found else None

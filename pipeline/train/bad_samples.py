@@ -1,4 +1,4 @@
-"""The bad samples of all ranks: counted, written to quarantine.jsonl, and too many when they are."""
+"""Count bad samples over all ranks, write them to quarantine.jsonl, and find out when there are too many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config import Data
 from pipeline.data.quarantine import BadSample, too_many
-from pipeline.train.monitor import Monitor
+from pipeline.train.report import Report
 from pipeline.train.world import World
 from pipeline.train.writing import Writing, json_lines, replace
 
@@ -29,14 +29,14 @@ class BadSamples:
         self._met: list[BadSample] = []
         self._bad = self._seen = 0
 
-    def meet(self, bad: list[BadSample]) -> None:
+    def add(self, bad: list[BadSample]) -> None:
         """Remember some of this rank's."""
         self._met += bad
 
     def __len__(self) -> int:
         return len(self._met)
 
-    def log(self, bad: int, seen: int, monitor: Monitor | None) -> str | None:
+    def log(self, bad: int, seen: int, report: Report) -> str | None:
         """Write down those that all ranks met since the last log. All ranks call this together.
 
         Args:
@@ -50,9 +50,9 @@ class BadSamples:
         self._seen += seen
         if bad:
             met = sorted(chain(*self._world.gather(self._met)), key=lambda sample: (sample.step, sample.id))
-            if monitor:
+            if self._world.rank == 0:
                 names = self._names([sample.id for sample in met])
-                monitor.quarantine([asdict(sample) | named for sample, named in zip(met, names, strict=True)])
+                report.quarantine([asdict(sample) | named for sample, named in zip(met, names, strict=True)])
             self._met.clear()
         if not too_many(self._bad, self._seen, self._data.bad_in_a_row, self._data.bad_share):
             return None
@@ -61,7 +61,7 @@ class BadSamples:
             "mend the data set, or raise data.bad_share"
         )
 
-    def leave(self, last: list[BadSample]) -> None:
+    def write_unlogged(self, last: list[BadSample]) -> None:
         """Write those that no log has yet, and `last`, to a file of this rank's own: the other ranks may be gone."""
         path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
         with Writing()(path):

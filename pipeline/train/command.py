@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from pipeline.config import RECIPES, AnyRecipe, ConfigError, load
 from pipeline.data.errors import DataError
@@ -12,17 +11,15 @@ from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
 from pipeline.train.launchers import place
 from pipeline.train.lock import PATIENCE, hold
-from pipeline.train.loop import Outcome, Training
+from pipeline.train.loop import Outcome
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
-from pipeline.train.task import Task
-from pipeline.train.world import World, join, lost_a_rank
+from pipeline.train.setup import MakeTask, set_up
+from pipeline.train.world import join, lost_a_rank
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare
 
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
-
-MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
 
 
 def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
@@ -49,7 +46,7 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
             outcome = Outcome.ROLLED_BACK
             with Preemption(world) as preemption:
                 while outcome is Outcome.ROLLED_BACK:
-                    training = Training(recipe, world, phases, task)
+                    training = set_up(recipe, world, phases, task)
                     started = True
                     outcome = training.run(preemption)
                     del training  # before the next life takes as much memory

@@ -17,6 +17,8 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, cast
 
@@ -151,6 +153,16 @@ class Engine:
     def predict(self, *inputs: Any) -> Tensor:
         """The model's `forward`; every rank has to call it together."""
         return cast(Tensor, self.deepspeed(*inputs))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let the model compute as in evaluation inside, without gradients; it is trained further after it."""
+        self.deepspeed.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.deepspeed.train()
 
     def backward(self, loss: Tensor) -> None:
         """Add this micro-batch's gradients; DeepSpeed averages over micro-batches and ranks."""

@@ -120,7 +120,7 @@ def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
     bad = next(batches).bad
     begin, images = time.perf_counter(), 0
     for batch in batches:
-        images += len(batch.images)
+        images += len(batch.inputs)
         bad += batch.bad
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,8 @@
-"""What a person watches: a progress line, metrics.jsonl, TensorBoard, pictures, config.yaml. Rank 0 only."""
+"""What a person watches: a progress line, metrics.jsonl, boards, pictures, config.yaml. Rank 0 only."""
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.train.board import Board
-from pipeline.train.writing import Growing, Writing, json_lines, keep_lines, replace
+from pipeline.train.report import Metrics
+from pipeline.train.tensorboard import TensorBoard
+from pipeline.train.writing import AppendedFile, Writing, json_lines, keep_lines, replace
 from shards.secrets import masked_values
 from shards.terminal import say, shown
 
-Metrics = dict[str, float]
-
 _CONSOLE = Path("/dev/stdout")
+
+
+def open_monitor(folder: Path, name: str, recipe: dict[str, Any], step: int, total: int) -> "Monitor":
+    """Return the monitor of a run, with the boards that runs have; see `Monitor` for the arguments."""
+    writing = Writing()
+    boards = [TensorBoard(folder / "tensorboard", writing, first=step + 1)]
+    return Monitor(folder, name, recipe, step, total, boards, writing)
 
 
 class Monitor:
@@ -31,21 +39,28 @@ class Monitor:
         recipe: as plain values, without secrets.
         step: the step resumed from; what an earlier life of the run wrote after it is dropped.
         total: steps in all.
+        boards: shown the same numbers and pictures.
+        writing: counts the writes that fail, those of the boards too.
     """
 
-    def __init__(self, folder: Path, name: str, recipe: dict[str, Any], step: int, total: int) -> None:
-        self._folder, self._total = folder, total
-        self._writing = Writing()
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        recipe: dict[str, Any],
+        step: int,
+        total: int,
+        boards: Sequence[Board],
+        writing: Writing,
+    ) -> None:
+        self._folder, self._total, self._boards, self._writing = folder, total, boards, writing
         self._console = Console()
         metrics, quarantine = folder / "metrics.jsonl", folder / "quarantine.jsonl"
-        for path, last in (
-            (metrics, step),
-            (quarantine, step - 1),
-        ):  # the latter of steps that were run, not those done
+        # The latter counts steps that were run, not those that are done
+        for path, last in ((metrics, step), (quarantine, step - 1)):
             with self._writing(path):
                 keep_lines(path, last)
-        self._metrics, self._quarantine = Growing(metrics, self._writing), Growing(quarantine, self._writing)
-        self._board = Board(folder / "tensorboard", step + 1, self._writing)
+        self._metrics, self._quarantine = AppendedFile(metrics, self._writing), AppendedFile(quarantine, self._writing)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -59,10 +74,11 @@ class Monitor:
         with self._writing(folder / "config.yaml"):
             replace(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
         if not step:
-            self._board.recipe(recipe)
+            for board in self._boards:
+                board.recipe(recipe)
 
     def say(self, text: str) -> None:
-        """A line for the operator."""
+        """See `Report`."""
         with self._writing(_CONSOLE):
             if self._progress.disable:
                 say(text)
@@ -74,44 +90,52 @@ class Monitor:
         self._progress.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """The numbers of a step, everywhere, and how many writes have failed."""
+        """Write the numbers of a step everywhere, with how many writes have failed."""
         metrics = metrics | {"failed_writes": self._writing.failures}
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._metrics.append(json_lines([{"step": step} | finite]))
-        self._board.scalars(step, metrics)
+        for board in self._boards:
+            board.scalars(step, metrics)
         line = _line(metrics)
         self._progress.update(self._task, description=line)
         if self._progress.disable:
             self.say(f"step {step}/{self._total}  {line}")
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
-        """Bad samples, by step."""
+        """See `Report`."""
         self._quarantine.append(json_lines(masked_values(bad)))
         first, path = bad[0], self._folder / "quarantine.jsonl"
         self.say(f"left out {len(bad)} bad samples, see {path}; the first: sample {first['id']}, {first['reason']}")
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Keep a sheet in pictures/ and show it in TensorBoard under this name."""
+        """Keep a picture in pictures/, and show it on the boards under this name."""
         path, file = self._folder / "pictures" / f"step-{step:08d}.png", io.BytesIO()
         Image.fromarray(picture).save(file, "png")
         with self._writing(path.parent):
             path.parent.mkdir(exist_ok=True)
             replace(path, file.getvalue())
-            self._board.image(step, name, picture)
+            for board in self._boards:
+                board.image(step, name, picture)
 
-    def levels(self, step: int, losses: Metrics) -> None:
-        """Losses of constant predictors, beside which the validation loss has to be read."""
-        self._board.scalars(step, {f"baseline/{name}": value for name, value in losses.items()})
+    def baselines(self, step: int, losses: Mapping[str, float]) -> None:
+        """See `Report`."""
+        for board in self._boards:
+            board.scalars(step, {f"baseline/{name}": loss for name, loss in losses.items()})
 
     def flush(self) -> None:
         """Try once more to write what waits, as a checkpoint of this step is about to be written."""
-        for file in (self._metrics, self._quarantine, self._board):
-            file.flush()
+        self._metrics.flush()
+        self._quarantine.flush()
+        for board in self._boards:
+            board.flush()
 
     def close(self) -> None:
         """Write what waits, and end the progress line."""
         self._progress.stop()
-        self.flush()
+        self._metrics.flush()
+        self._quarantine.flush()
+        for board in self._boards:
+            board.close()
 
 
 def _line(metrics: Metrics) -> str:

@@ -73,8 +73,8 @@ class Stragglers:
     def __init__(self) -> None:
         self._row: dict[int, int] = {}  # logs in a row that a rank was slow in
 
-    def name(self, seconds: Sequence[float]) -> dict[int, float]:
-        """Those that have just become so, and how many times as long as the median rank they take.
+    def slow_ranks(self, seconds: Sequence[float]) -> dict[int, float]:
+        """Return those that have just become so, with how many times as long as the median rank they take.
 
         Args:
             seconds: of every rank's own work, since the last log.

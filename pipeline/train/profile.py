@@ -1,5 +1,7 @@
 """Where the time of a step goes: a trace to open in Perfetto (ui.perfetto.dev), and a table that fits on a screen."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -7,6 +9,7 @@ from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.train.phases import NAMES
+from pipeline.train.world import World
 from pipeline.train.writing import Writing
 
 SETTLING = 3  # steps before the first that is profiled: compiling, filling queues
@@ -17,35 +20,42 @@ class Profile:
 
     Args:
         folder: gets rank{r}-steps-{first}-{last}.json.gz.
-        rank: this one.
-        first, last: steps, both included.
-        device: where the model is.
+        world: the ranks.
+        first_step, end: of this life of the run; of the latter on, no step is taken.
+        steps: how many to profile, after the first `SETTLING`; 0: none.
+        say: told the table.
     """
 
-    def __init__(self, folder: Path, rank: int, first: int, last: int, device: torch.device) -> None:
-        self._path = folder / f"rank{rank}-steps-{first}-{last}.json.gz"
-        self._first, self._last = first, last
-        self._gpu = device.type == "cuda"
+    def __init__(
+        self, folder: Path, world: World, first_step: int, end: int, steps: int, say: Callable[[str], None]
+    ) -> None:
+        self._first = first_step + SETTLING
+        self._last = min(self._first + steps, end) - 1
+        self._path = folder / f"rank{world.rank}-steps-{self._first}-{self._last}.json.gz"
+        self._gpu, self._say = world.gpu is not None, say
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._gpu
         threads = _ExperimentalConfig(profile_all_threads=True)  # images are decoded in another one
         self._profile = profile(activities=activities, experimental_config=threads)
 
-    def before(self, step: int) -> None:
-        """To be called before each step."""
-        if step == self._first:
+    @contextmanager
+    def of(self, step: int) -> Iterator[None]:
+        """Take a step inside: it is profiled if it is one of those."""
+        profiled = self._first <= step <= self._last
+        if profiled and step == self._first:
             self._profile.start()
+        yield
+        if profiled and step == self._last:
+            self._stop()
 
-    def after(self, step: int) -> str | None:
-        """To be called after each step; the table, after the last."""
-        if step != self._last:
-            return None
+    def _stop(self) -> None:
         if self._gpu:
             torch.cuda.synchronize()
         self._profile.stop()
         with Writing()(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._profile.export_chrome_trace(str(self._path))
-        return self._table()
+        for line in self._table().splitlines():
+            self._say(line)
 
     def _table(self) -> str:
         """Milliseconds a step, on the device where there is one."""

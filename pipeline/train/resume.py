@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.build import init_identity
 from pipeline.config import TrainingRecipe
+from pipeline.settings import FREE, Section
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
 from pipeline.train.sealing import Shapes
@@ -15,36 +16,31 @@ from pipeline.train.world import World
 from pipeline.train.writing import tell
 from shards.text import one_line
 
-_FREE_SECTIONS = {"run", "engine", "target"}  # a target tells its own identity, whose weights it has too
-# Settings of `data` that a run may change between its lives: they decide where bytes come from and how fast.
-FREE = {
-    "shards",
-    "validation",
-    "validation_samples",
-    "cache",
-    "cache_size",
-    "deadline",
-    "bad_in_a_row",
-    "bad_share",
-    "read_threads",
-    "requests",
-    "decode_threads",
-}
-
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
     """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
-    settings = recipe.plain()
+    free = may_change(type(recipe))
+    settings = {
+        f"{section}.{key}": value for section, keys in sorted(recipe.plain().items()) for key, value in keys.items()
+    }
     return (
         {"run.seed": recipe.run.seed}
         | data
-        | {
-            f"{section}.{key}": value
-            for section in sorted(settings.keys() - _FREE_SECTIONS)
-            for key, value in settings[section].items()
-            if key not in FREE
-        }
+        | {name: value for name, value in settings.items() if name not in free}
         | {"model.init": init_identity(recipe)}
+    )
+
+
+def may_change(kind: type[TrainingRecipe]) -> frozenset[str]:
+    """Return the settings, "section.key", that a run of this kind may change between its lives.
+
+    They are marked as `FREE` where they are declared. In a section that is marked as a whole, all of them are free.
+    """
+    return frozenset(
+        f"{section}.{key}"
+        for section, settings in _sections(kind).items()
+        for key, setting in settings.model_fields.items()
+        if FREE in (*kind.model_fields[section].metadata, *setting.metadata)
     )
 
 
@@ -54,13 +50,21 @@ def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
     A checkpoint of an earlier version lacks the settings that were added since. Their defaults leave everything as it
     was, so they stand for what that run did.
     """
-    sections = {name: type(getattr(recipe, name)) for name in type(recipe).model_fields}
     return {
         f"{section}.{key}": to_jsonable_python(field.get_default(call_default_factory=True))
-        for section, settings in sections.items()
+        for section, settings in _sections(type(recipe)).items()
         for key, field in settings.model_fields.items()
         if not field.is_required()
     }
+
+
+def _sections(kind: type[TrainingRecipe]) -> dict[str, type[Section]]:
+    """The classes of a recipe's sections."""
+    sections = {}
+    for name, field in kind.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        sections[name] = field.annotation
+    return sections
 
 
 def find_checkpoint(

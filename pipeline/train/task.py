@@ -1,4 +1,4 @@
-"""What the loop asks of that which a run learns: `pipeline.pretrain.task` and `pipeline.finetune.task` answer."""
+"""The interface between the training loop and a task. `pretrain.task` and `finetune.task` implement it."""
 
 from typing import Any, Protocol
 
@@ -6,10 +6,30 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
 from pipeline.train.engine import Engine
-from pipeline.train.monitor import Metrics, Monitor
+from pipeline.train.report import Metrics, Report
 
 
-class Task(Protocol):
+class Predictor(Protocol):
+    """A model under an engine."""
+
+    def predict(self, *inputs: Any) -> Tensor:
+        """Return the model's `forward` of these inputs; all ranks call it together."""
+        ...
+
+
+class TaskLoss(Protocol):
+    """From a micro-batch to the losses of its images."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """Return what `losses` takes. May draw from torch's generator, which is seeded anew for each micro-batch."""
+        ...
+
+    def losses(self, engine: Predictor, prepared: Any) -> tuple[Tensor, Tensor]:
+        """Return the losses of the images, with a gradient, and how much each counts: two float32 (n,)."""
+        ...
+
+
+class Task(TaskLoss, Protocol):
     """What a run learns. Every rank builds one of the same; all ranks call everything together.
 
     Attributes:
@@ -26,29 +46,21 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """What is trained, in fp32 on the CPU, as `run.seed` draws its weights."""
+        """The model to train, in fp32 on the CPU, with the weights that `run.seed` draws."""
         ...
 
-    def start(self) -> list[str]:
-        """Give the model the weights that a new run starts from; what an operator should know of that."""
+    def load_initial_weights(self) -> list[str]:
+        """Give the model the weights that a new run starts from. Return notes on them for the operator."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups; `lr_scale` of a group multiplies its learning rate."""
+        """Return the optimizer's parameter groups; `lr_scale` of a group multiplies its learning rate."""
         ...
 
-    def prepare(self, batch: Batch) -> Any:
-        """What `errors` takes, from a micro-batch. May draw from torch's generator, which is seeded anew each time."""
+    def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
+        """Prepare this life of a run, of which `done` steps are done."""
         ...
 
-    def errors(self, engine: Engine, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Losses of a micro-batch's images, with a gradient, and how much each counts: two float32 (n,)."""
-        ...
-
-    def begin(self, engine: Engine, done: int, monitor: Monitor | None) -> None:
-        """Before the first step of this life, of a run of which `done` steps are done. `monitor` is rank 0's."""
-        ...
-
-    def validate(self, engine: Engine, done: int, monitor: Monitor | None) -> Metrics:
-        """Measure the model, and show it."""
+    def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
+        """Measure the model after `done` steps, and show what it does."""
         ...

@@ -43,7 +43,7 @@ class Writing:
                 tell(f"note: {path} can be written again")
 
 
-class Growing:
+class AppendedFile:
     """A file that is appended to, each time all or nothing; what fails waits in memory, and goes first next time.
 
     It is opened anew each time: so nothing lasts that has failed, and nothing waits in a buffer when the process dies.

@@ -9,9 +9,9 @@ from benchmarks.racing import ROUNDS
 from benchmarks.step import Loop, Pixels, resident, settings_of, title
 from pipeline.config import Recipe
 from pipeline.data.batch import DEPTH, Batch
-from pipeline.data.exact import ExactData
 from pipeline.data.loader import AHEAD
 from pipeline.train.pace import Clock
+from pipeline.train.setup import open_data
 from pipeline.train.world import World
 
 
@@ -21,15 +21,7 @@ def end_to_end(recipe: Recipe, world: World, times: int, rounds: int = ROUNDS, h
     `how` goes into the names.
     """
     loop = Loop(recipe, world)
-    data = ExactData(
-        recipe,
-        recipe.micro_batch(world.size),
-        world.device,
-        rank=world.rank,
-        world_size=world.size,
-        local_rank=world.local_rank,
-        local_size=world.local_size,
-    )
+    data = open_data(recipe, world)
     still = resident(recipe, world)
     ready = AHEAD + DEPTH  # batches that the loader has in hand before a round: they are taken before the clock runs
     drained = -(-ready // loop.micro_batches)
@@ -63,4 +55,4 @@ def _pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
     while True:
         with clock.waiting():
             batch = next(batches)
-        yield batch.images, batch.mask_keys
+        yield batch.inputs, batch.keys

@@ -2,13 +2,12 @@
 
 import math
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.layout import Mask
 from pipeline.config import ConfigError, Recipe
 from pipeline.train.engine import DTYPES, decay_groups, schedule
 from pipeline.train.world import World
@@ -44,9 +43,9 @@ class PlainEngine:
         self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
         self._model = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
 
-    def predict(self, inputs: Tensor, mask: Mask) -> Tensor:
-        """Predict as `MaskFeat.forward` does."""
-        return cast(Tensor, self._model(inputs, mask))
+    def predict(self, *inputs: Any) -> Tensor:
+        """The model's `forward`."""
+        return cast(Tensor, self._model(*inputs))
 
     def backward(self, loss: Tensor) -> None:
         """The gradients of this step's one micro-batch, averaged over the ranks."""

@@ -5,6 +5,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,15 @@ from estimate import ITEM_BYTES, wire_bytes
 from model.flops import training_flops
 from pipeline.build import build_examples, build_model, compile_forward
 from pipeline.config import Recipe, load_recipe
+from pipeline.data.batch import Batch
+from pipeline.data.request import Request
+from pipeline.pretrain.task import MaskedPrediction
 from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.meter import Meter
+from pipeline.train.phases import Phases
+from pipeline.train.setup import micro_batches
 from pipeline.train.state import set_weights
+from pipeline.train.step import Stepper
 from pipeline.train.world import World
 
 STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
@@ -64,7 +72,7 @@ def settings_of(recipe: Recipe, world: World) -> dict[str, Any]:
 
 
 class Loop:
-    """Training steps of one rank, as `pipeline.train.loop` takes them but for what that reports.
+    """Training steps of one rank, by the `Stepper` that a run has, without what a run reports.
 
     Args:
         recipe: `engine.compile` decides what is compiled.
@@ -91,25 +99,20 @@ class Loop:
         self.examples = build_examples(recipe, model, DTYPES[recipe.engine.precision], world.device)
         self.flops = training_flops(model, self.examples.masker.masked)
         self.loss = torch.zeros((), device=world.device)
-        self.micro_batches = self.images // (recipe.micro_batch(world.size) * world.size)
+        self.micro_batches = micro_batches(recipe, world)
         exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.engine = engine(model, recipe, world, STEPS_PER_EPOCH)
         if isinstance(self.engine, Engine):
             set_weights(self.engine, exact)
+        phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names them for profiles, watches nothing
+        task = MaskedPrediction(self.examples)
+        self._stepper = Stepper(task, self.engine, world, phases, recipe.run.seed, self.micro_batches)
         self._steps = 0
 
     def step(self, batches: Iterator[Pixels]) -> None:
         """Take a step's micro-batches, and update the weights."""
-        self.engine.schedule.step_update(self._steps)
+        self.loss = self._stepper.train(self._steps, _as_batches(batches), Meter(self.world.device))
         self._steps += 1
-        for _ in range(self.micro_batches):
-            images, keys = next(batches)
-            example = self.examples.example(images, keys)
-            predictions = self.engine.predict(example.inputs, example.mask)
-            loss = self.examples.target.losses(predictions, example.targets, len(images)).mean()
-            self.engine.backward(loss)
-            self.engine.update()
-            self.loss = loss.detach()
 
     def steps(self, times: int, batches: Iterator[Pixels]) -> int:
         """So many steps, to their end on the device; how many images that were, over all ranks."""
@@ -117,6 +120,15 @@ class Loop:
             self.step(batches)
         synchronise(self.world.device)
         return times * self.images
+
+
+def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
+    """Batches of good images, as the loader makes them but for where they come from."""
+    for images, keys in pixels:
+        ids = np.arange(len(images), dtype=np.int64)
+        boxes = np.zeros((len(ids), 4), np.int32)
+        request = Request(0, ids, boxes, np.zeros(len(ids), np.int32), ids, np.ones(len(ids), np.float32))
+        yield Batch(request, images, keys, torch.ones(len(images), device=images.device), [])
 
 
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:

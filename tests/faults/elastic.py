@@ -22,9 +22,9 @@ from ranks import CHECKOUT, Ranks
 
 from pipeline.data.plan import Plan
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.loop import Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import Preemption
+from pipeline.train.setup import set_up
 from pipeline.train.world import join
 from shards.manifest import Manifest
 
@@ -70,7 +70,7 @@ def work(shards: Path, out: Path, cases: list[Case]) -> None:
         ]
         recipe = small_recipe(shards, folder, *settings)
         with Phases(folder, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-            Training(recipe, world, phases, Pretraining).run(preemption)
+            set_up(recipe, world, phases, Pretraining).run(preemption)
 
 
 def difference(out: Path, case: Case, reference: Case) -> float:

@@ -1,0 +1,120 @@
+"""What happens between two log steps, and the metrics of it over all ranks."""
+
+import math
+import resource
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from pipeline.data.batch import Batch
+from pipeline.data.training_data import TrainingData
+from pipeline.train.bad_samples import BadSamples
+from pipeline.train.engine import Engine
+from pipeline.train.errors import TrainingError
+from pipeline.train.meter import Meter
+from pipeline.train.nonfinite import NonFinite
+from pipeline.train.pace import Stragglers
+from pipeline.train.report import Metrics, Report
+from pipeline.train.sample_trace import SampleTrace
+from pipeline.train.saver import Saver
+from pipeline.train.world import World
+
+
+class TrainingLog:
+    """Collects the numbers of steps, and writes them down at log steps.
+
+    Args:
+        world, data, engine, saver, report: of the run.
+        bad: told which samples are.
+        not_finite: told which steps had no finite gradient.
+        batch_size: images of a step.
+        trace: of the samples that the run takes; None: it keeps none.
+
+    Attributes:
+        meter: of the steps since the last log.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        data: TrainingData,
+        engine: Engine,
+        saver: Saver,
+        report: Report,
+        *,
+        bad: BadSamples,
+        not_finite: NonFinite,
+        batch_size: int,
+        trace: SampleTrace | None,
+    ) -> None:
+        self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
+        self._bad, self._not_finite, self._trace = bad, not_finite, trace
+        self._batch_size = batch_size
+        self._stragglers = Stragglers()
+        self.meter = Meter(world.device)
+
+    def noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, keeping which of their samples are bad and, for the trace, all of their samples."""
+        for batch in batches:
+            self._bad.add(batch.bad)
+            if self._trace:
+                self._trace.add(batch.request.ids)
+            yield batch
+
+    def learned(self, step: int) -> None:
+        """Note what came of a step that was learned from. Does not wait for the device."""
+        self._not_finite.note(step, self._engine.not_finite())
+        if self._trace:
+            self._trace.write(step)
+
+    def passed_over(self) -> None:
+        """Note that the samples taken for a step were not learned from."""
+        if self._trace:
+            self._trace.drop()
+
+    def metrics(self, done: int) -> Metrics:
+        """Return the numbers of the steps since the last log, over all ranks, who call this together.
+
+        Raises:
+            TooManyNonFinite: too many steps in a row had no finite gradient.
+            TrainingError: too many samples were bad.
+        """
+        not_finite = self._not_finite.count()
+        clock = self.meter.clock
+        own = {"seconds": clock.own_seconds(), "data_wait": clock.wait / clock.elapsed, "bad": len(self._bad)}
+        counters = {f"data/{name}": count for name, count in self._data.counters().items()}
+        gathered = self.meter.gather(self._world, own | counters)
+        total, seconds = gathered.total, gathered.by_rank["seconds"]
+        seen = clock.steps * self._batch_size
+        if problem := self._bad.log(int(total["bad"]), seen, self._report):
+            raise TrainingError(problem)
+        for rank, times in self._stragglers.slow_ranks(seconds).items():
+            self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
+        images = total.get("images", 0)  # none where all steps were passed over
+        return {
+            "loss": total["loss"] / images if images else math.nan,  # or every image was bad, or no loss finite
+            "grad_norm": self._engine.grad_norm(),
+            "lr": self._engine.learning_rate,
+            "images_per_second": seen / clock.elapsed,
+            "data_wait": total["data_wait"] / self._world.size,
+            "bad_samples": total["bad"],
+            "nonfinite_steps": not_finite,
+            "skipped_steps": self._engine.skipped_steps(done),
+            "slowest_rank": max(seconds),
+            "failed_saves": self._saver.failures,
+            "memory_gib": _peak_memory(self._world.device) / 2**30,
+        } | {name: total[name] for name in counters}
+
+    def write(self, done: int, metrics: Metrics) -> None:
+        """Write metrics down, and begin to collect anew."""
+        self._report.log(done, metrics)
+        for problem in self._saver.problems():
+            self._report.say(f"warning: {problem}")
+        self.meter = Meter(self._world.device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

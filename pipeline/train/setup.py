@@ -1,0 +1,186 @@
+"""Setting up one life of a run: its data, task, engine and reports, from the start or from the newest checkpoint."""
+
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.build import compile_forward
+from pipeline.config import AnyRecipe, ConfigError, TrainingRecipe
+from pipeline.data.exact import ExactData
+from pipeline.data.stream import StreamData
+from pipeline.data.training_data import TrainingData
+from pipeline.train import preflight
+from pipeline.train.bad_samples import BadSamples
+from pipeline.train.checkpoint import Checkpoint
+from pipeline.train.engine import Engine, total_steps
+from pipeline.train.log import TrainingLog
+from pipeline.train.loop import Training
+from pipeline.train.monitor import open_monitor
+from pipeline.train.nonfinite import NonFinite, left_out
+from pipeline.train.phases import Phases
+from pipeline.train.profile import Profile
+from pipeline.train.report import Report, Silence
+from pipeline.train.resume import changed_engine, find_checkpoint, identity
+from pipeline.train.sample_trace import open_trace
+from pipeline.train.saver import Saver
+from pipeline.train.state import restore, set_weights
+from pipeline.train.step import Stepper
+from pipeline.train.task import Task
+from pipeline.train.world import World
+
+# Makes the task of a recipe, its training data, the ranks and their phases. The data are a `TrainingData`; a recipe
+# that admits no other than a data set with a manifest may count on a `ListedData`.
+MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
+
+
+def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[AnyRecipe]) -> Training:
+    """Return a run that is ready to train. All ranks call this together.
+
+    Args:
+        recipe: of the run.
+        world: the ranks.
+        phases: told what happens, and watching it.
+        make_task: makes what the run learns.
+
+    Raises:
+        ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
+    """
+    _check_compiler(recipe, world)
+    torch.manual_seed(recipe.run.seed)
+    data = open_data(recipe, world)
+    task = make_task(recipe, data, world, phases)
+    run_identity, notes = _agree(recipe, world, data, task)
+
+    # Model and optimizer, from the newest checkpoint if there is one
+    found = find_checkpoint(recipe, world, run_identity, task.model, task.average)
+    passed_over = world.from_first(left_out(recipe.run.dir))
+    notes += _load_weights(recipe, task, found)
+    size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
+    batch_size = recipe.optim.batch_size
+    steps_per_epoch = data.samples / batch_size
+    engine = _start_engine(recipe, world, task, steps_per_epoch, found)
+
+    # What the run writes
+    run = recipe.run
+    first_step = found.facts.step if found else 0
+    scheduled = total_steps(recipe.optim, steps_per_epoch)
+    end = min(scheduled, run.max_steps or scheduled)
+    saver = Saver(run.dir / "checkpoints", world, keep=run.keep, keep_every=run.keep_every)
+    report: Report = Silence()
+    if world.rank == 0:
+        report = open_monitor(run.dir, task.name, recipe.plain(), first_step, end)
+    trace = open_trace(run.dir, world, first_step) if run.trace_samples else None
+
+    notes += data.notes
+    if passed_over:
+        notes.append(f"steps {passed_over} are left out, see {run.dir}/left-out.json")
+    steps = f"steps {first_step} to {end} of a schedule of {scheduled}"
+    nothing = f"nothing to do: {run.dir} has reached step {first_step}"
+    for line in (size, *(f"note: {note}" for note in notes), steps if first_step < end else nothing):
+        report.say(line)
+
+    # What watches its steps
+    not_finite = NonFinite(run.nonfinite_in_a_row)
+    bad = BadSamples(run.dir, recipe.data, world, data.names)
+    log = TrainingLog(
+        world, data, engine, saver, report, bad=bad, not_finite=not_finite, batch_size=batch_size, trace=trace
+    )
+    return Training(
+        recipe=recipe,
+        world=world,
+        phases=phases,
+        data=data,
+        task=task,
+        engine=engine,
+        saver=saver,
+        report=report,
+        stepper=Stepper(task, engine, world, phases, run.seed, micro_batches(recipe, world)),
+        bad=bad,
+        log=log,
+        profile=Profile(run.dir / "profile", world, first_step, end, run.profile, report.say),
+        identity=run_identity,
+        left_out=passed_over,
+        first_step=first_step,
+        end=end,
+    )
+
+
+def open_data(recipe: TrainingRecipe, world: World) -> TrainingData:
+    """Return this rank's training batches.
+
+    Raises:
+        ShardError, DataError: there are none, or the node's cache is too small.
+    """
+    micro_batch = recipe.micro_batch(world.size)
+    if recipe.data.mode == "stream":
+        return StreamData(recipe, micro_batch, world.device, rank=world.rank, world_size=world.size)
+    return ExactData(
+        recipe,
+        micro_batch,
+        world.device,
+        rank=world.rank,
+        world_size=world.size,
+        local_rank=world.local_rank,
+        local_size=world.local_size,
+    )
+
+
+def micro_batches(recipe: TrainingRecipe, world: World) -> int:
+    """Return how many micro-batches of a rank make a step."""
+    return recipe.optim.batch_size // (recipe.micro_batch(world.size) * world.size)
+
+
+def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task) -> tuple[dict[str, Any], list[str]]:
+    """Make sure that all ranks are about to run the same; the run's identity, and notes for the operator."""
+    inputs = data.identity | task.identity
+    run_identity = identity(recipe, inputs)
+    inputs |= task.inputs | {"model.init": run_identity["model.init"]}
+    return run_identity, preflight.check(recipe, inputs, world)
+
+
+def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) -> list[str]:
+    """Give the model its first weights of this life, and compile it; notes for the operator."""
+    if found:
+        task.model.load_state_dict(found.weights())
+        notes = changed_engine(found, recipe)
+    else:
+        notes = task.load_initial_weights()
+    if recipe.engine.compile == "all":
+        compile_forward(task.model)
+    return notes
+
+
+def _start_engine(
+    recipe: TrainingRecipe, world: World, task: Task, steps_per_epoch: float, found: Checkpoint | None
+) -> Engine:
+    """Put the model, which has the weights of this life, under an engine that is in the state of the checkpoint."""
+    model = task.model
+    exact = {} if found else {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    engine = Engine(model, recipe, world, steps_per_epoch, task.groups(), task.average)
+    if found:
+        restore(engine, found)
+    else:
+        set_weights(engine, exact)
+    return engine
+
+
+def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) -> str:
+    """Describe how large a run is, in a line."""
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    return (
+        f"{parameters / 1e6:.1f}M parameters, {data.samples:,} images, "
+        f"{world.size} ranks x {micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} images a step, "
+        f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
+    )
+
+
+def _check_compiler(recipe: TrainingRecipe, world: World) -> None:
+    """Raise ConfigError where the recipe compiles and there is no compiler for it."""
+    on_cpu = world.gpu is None
+    if recipe.engine.compile != "none" and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ConfigError(
+            "engine.compile needs a C++ compiler on a CPU: install g++, name one in CXX, or set it to none"
+        )

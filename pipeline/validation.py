@@ -1,0 +1,80 @@
+"""Validation images, and means over them: what the validations of all tasks share."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Data
+from pipeline.data.batch import Batch
+from pipeline.data.errors import no_validation_image
+from pipeline.data.loader import Loader
+from pipeline.data.request import validation_requests
+from pipeline.train.phases import Phases
+from pipeline.train.world import World
+from shards.manifest import Manifest
+
+
+class ValidationImages:
+    """The validation images of a run, always the same crops under the same keys. All ranks call everything together.
+
+    Args:
+        manifest: of the data set, of which the first `data.validation_samples` are used.
+        data: crop size, threads, and how many bad samples to put up with.
+        micro_batch: images in a batch.
+        seed: of the keys.
+        world, phases: of the run.
+        crop: share of the short side whose centre is seen.
+
+    Attributes:
+        samples: how many are used, each counted once whatever the number of ranks.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        data: Data,
+        micro_batch: int,
+        seed: int,
+        world: World,
+        phases: Phases,
+        crop: float = 1.0,
+    ) -> None:
+        self._manifest, self._world, self._phases = manifest, world, phases
+        self._micro_batch, self._seed, self._crop = micro_batch, seed, crop
+        self._loader = Loader(manifest, data, micro_batch, world.device)
+        self.samples = min(data.validation_samples or len(manifest), len(manifest))
+
+    def batches(self) -> Iterator[Batch]:
+        """Return this rank's batches; every rank gets equally many."""
+        requests = validation_requests(
+            self._manifest,
+            samples=self.samples,
+            micro_batch=self._micro_batch,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            seed=self._seed,
+            share=self._crop,
+        )
+        return self.watched(self._loader.batches(requests))
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Take each batch in a phase of its own, so that the deadline is for each."""
+        for batch in batches:
+            with self._phases("validation"):
+                yield batch
+
+    def means(self, sums: Tensor, images: Tensor) -> tuple[list[float], int]:
+        """Return means over the images of all ranks, and how many images were bad. Waits for the device.
+
+        Args:
+            sums: over this rank's good images, float64 (n,).
+            images: how many these are, float64 ().
+
+        Raises:
+            DataError: no image of any rank is good.
+        """
+        *totals, good = self._world.sum(torch.cat([sums, images[None]])).tolist()
+        if not good:
+            raise no_validation_image(self._manifest.root)
+        return [total / good for total in totals], self.samples - int(good)
