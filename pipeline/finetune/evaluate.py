@@ -55,10 +55,10 @@ class Validation:
         return float(self._labels[:samples].bincount().max() / samples)
 
     def measure(self, engine: Engine) -> tuple[Metrics, NDArray[np.int64]]:
-        """Loss, top-1 and top-5 accuracy, how many images were bad, and the confusion table.
+        """Return loss, top-1 and top-5 accuracy with the number of bad images, and the confusion table.
 
         Returns:
-            the table is (classes, classes): how many images of each class, by row, were taken for which, by column.
+            The table is int64 (classes, classes): how many images of each class (row) were taken for which (column).
 
         Raises:
             DataError: no image can be used.
@@ -81,7 +81,7 @@ class Validation:
 
 
 def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """The confusion table: a row for each class with what its images were taken for."""
+    """Return the confusion table as CSV: a row for each class with what its images were taken for."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # names may hold line breaks
     writer.writerow(["class", *names])
@@ -90,7 +90,7 @@ def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
 
 def draw_table(confusion: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
-    """The same as a picture, uint8 (height, width, 3): the darker, the larger a share of the row's images."""
+    """Return the confusion table as a picture, uint8 (height, width, 3): dark where the share of the row is large."""
     names = [one_line(excerpt(name)) for name in names]
     cell, margin = 36, 8 + 7 * max(map(len, names))
     side = margin + cell * len(names)

@@ -89,7 +89,7 @@ class Finetuning:
         return layer_groups(self.model, self._recipe.optim)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images in the model's dtype (n, 3, H, W), shares of the classes (n, classes), weights of the images (n,)."""
+        """Return images (n, 3, H, W) in the model's dtype, shares of the classes (n, classes), and weights (n,)."""
         augment, keys = self._recipe.augment, batch.request.keys
         images, weights = batch.inputs, batch.weights
         if augment.randaugment is not None:

@@ -13,13 +13,13 @@ from pipeline.train.writing import Writing, json_lines, replace
 
 
 class BadSamples:
-    """Those that this rank met since the last log, and how many all ranks met since this process began.
+    """Keeps the bad samples of this rank since the last log, and counts those of all ranks in this life of the run.
 
     Args:
         folder: `run.dir`.
         data: how many are too many.
         world: the ranks.
-        names: what a person looks for, of samples by their ids.
+        names: tells where samples are found, see `TrainingData.names`.
     """
 
     def __init__(
@@ -30,21 +30,21 @@ class BadSamples:
         self._bad = self._seen = 0
 
     def add(self, bad: list[BadSample]) -> None:
-        """Remember some of this rank's."""
+        """Keep bad samples of this rank until the next log."""
         self._met += bad
 
     def __len__(self) -> int:
         return len(self._met)
 
     def log(self, bad: int, seen: int, report: Report) -> str | None:
-        """Write down those that all ranks met since the last log. All ranks call this together.
+        """Write down the bad samples of all ranks since the last log. All ranks call this together.
 
         Args:
             bad: how many all ranks met since the last log.
             seen: images since then, good and bad.
 
         Returns:
-            What to say when there are too many.
+            What to tell the operator if there are too many, else None.
         """
         self._bad += bad
         self._seen += seen
@@ -62,7 +62,7 @@ class BadSamples:
         )
 
     def write_unlogged(self, last: list[BadSample]) -> None:
-        """Write those that no log has yet, and `last`, to a file of this rank's own: the other ranks may be gone."""
+        """Write those that are in no log yet, and `last`, to a file of this rank, since other ranks may be gone."""
         path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
         with Writing()(path):
             replace(path, json_lines(asdict(sample) for sample in [*self._met, *last]))

@@ -1,4 +1,4 @@
-"""What happens between two log steps, and the metrics of it over all ranks."""
+"""Collect what happens between two log steps, and make the metrics of it over all ranks."""
 
 import math
 import resource
@@ -73,7 +73,7 @@ class TrainingLog:
             self._trace.drop()
 
     def metrics(self, done: int) -> Metrics:
-        """Return the numbers of the steps since the last log, over all ranks, who call this together.
+        """Return the numbers of the steps since the last log, over all ranks, which call this together.
 
         Raises:
             TooManyNonFinite: too many steps in a row had no finite gradient.
@@ -114,7 +114,7 @@ class TrainingLog:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: allocated on the GPU, or resident in the process on a CPU."""
+    """Return the most bytes that were allocated on the GPU or, on a CPU, resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

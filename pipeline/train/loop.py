@@ -1,4 +1,4 @@
-"""Training: the order of things in a run. setup.py says how one starts, step.py what a step computes."""
+"""The training loop: what happens in which order. setup.py starts a run, step.py computes a step."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,7 +115,7 @@ class Training:
             self.log.learned(step)
 
     def _conclude(self, done: int, preemption: Preemption) -> bool:
-        """Report, evaluate and save after `done` steps, where that is due; whether the run is asked to stop."""
+        """Report, evaluate and save after `done` steps, where that is due. Return whether to stop."""
         settings = self.recipe.run
         self.report.advance(done)
         with self.phases("agreement"):
@@ -138,7 +138,7 @@ class Training:
         self.log.write(done, metrics)
 
     def _save(self, done: int, last: bool) -> None:
-        """Begin to save; what goes wrong is told at the next log step, or raised if there is none."""
+        """Begin to save. The next log step reports what goes wrong; after the last step it is raised."""
         self.report.flush()
         facts = Facts(done, counters(self.engine), self.identity, self.recipe.plain())
         self.saver.start(capture(self.engine, self.world), facts)
@@ -146,14 +146,14 @@ class Training:
             raise CheckpointError(problem)
 
     def _mark_complete(self) -> None:
-        """Leave the file that says so: a launcher's status 0 does not always mean it."""
+        """Leave a file that says so, since a launcher's status 0 does not always mean it."""
         complete = self.recipe.run.dir / "complete"
         if self.world.rank == 0:
             with Writing()(complete), suppress(FileExistsError):
                 complete.touch(exist_ok=False)  # which follows no link
 
     def _roll_back(self, error: TooManyNonFinite) -> Outcome:
-        """Have the next life pass over the batches after which no gradient was finite."""
+        """End this life; the next one passes over the batches after which no gradient was finite."""
         folder = self.recipe.run.dir
         if self.left_out:
             raise TrainingError(

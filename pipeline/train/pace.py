@@ -12,7 +12,7 @@ IN_A_ROW = 3  # ... in so many logs
 
 
 class Clock:
-    """Time since the last log, how much of it was spent waiting for data, and this rank's own work.
+    """Measures the time since the last log, the part of it spent waiting for data, and this rank's own work.
 
     Ranks end every step together, so the time of a step does not tell who was slow. What each does before it has to
     wait for others does: fetching its data and the forward pass (which at ZeRO 3 waits for weights, too).
@@ -28,19 +28,19 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds, without those stopped."""
+        """Seconds since the clock was made, without those stopped."""
         return time.perf_counter() - self._begin
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count what happens inside as waiting for data."""
         begin = time.perf_counter()
         yield
         self.wait += time.perf_counter() - begin
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """What happens inside waits for no other rank. Does not wait for the device."""
+        """Count what happens inside as work of this rank alone. Does not wait for the device."""
         if self._gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
@@ -54,13 +54,13 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Leave out what happens inside."""
         begin = time.perf_counter()
         yield
         self._begin += time.perf_counter() - begin
 
     def own_seconds(self) -> float:
-        """Seconds a step that this rank took by itself. Waits for the device."""
+        """Return the seconds a step that this rank took by itself. Waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
         on_device: float = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -68,13 +68,13 @@ class Clock:
 
 
 class Stragglers:
-    """The ranks that keep the others waiting log after log; once in a while any rank does."""
+    """Finds the ranks that keep the others waiting log after log; once in a while any rank does."""
 
     def __init__(self) -> None:
         self._row: dict[int, int] = {}  # logs in a row that a rank was slow in
 
     def slow_ranks(self, seconds: Sequence[float]) -> dict[int, float]:
-        """Return those that have just become so, with how many times as long as the median rank they take.
+        """Return the ranks that have just become slow, and how many times as long as the median rank they take.
 
         Args:
             seconds: of every rank's own work, since the last log.

@@ -21,7 +21,7 @@ class Profile:
     Args:
         folder: gets rank{r}-steps-{first}-{last}.json.gz.
         world: the ranks.
-        first_step, end: of this life of the run; of the latter on, no step is taken.
+        first_step, end: of this life of the run, which takes no step from `end` on.
         steps: how many to profile, after the first `SETTLING`; 0: none.
         say: told the table.
     """
@@ -39,7 +39,7 @@ class Profile:
 
     @contextmanager
     def of(self, step: int) -> Iterator[None]:
-        """Take a step inside: it is profiled if it is one of those."""
+        """Profile the step that is taken inside, if it is one of those to profile."""
         profiled = self._first <= step <= self._last
         if profiled and step == self._first:
             self._profile.start()
@@ -58,7 +58,7 @@ class Profile:
             self._say(line)
 
     def _table(self) -> str:
-        """Milliseconds a step, on the device where there is one."""
+        """Return the milliseconds a step of each phase, on the device where there is one, as lines."""
         averages = self._profile.key_averages()
         steps = self._last - self._first + 1
         rows: dict[str, float] = dict.fromkeys((*NAMES, "decode", "communication"), 0.0)

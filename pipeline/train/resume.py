@@ -1,4 +1,4 @@
-"""What a run is, and which checkpoint it resumes from."""
+"""The identity of a run, and the checkpoint that it resumes from."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from shards.text import one_line
 
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
-    """All that decides a run's numbers: the lives of one run must agree in it. JSON, "section.key" to value."""
+    """Return all that decides a run's numbers, in which its lives must agree: JSON, "section.key" to value."""
     free = may_change(type(recipe))
     settings = {
         f"{section}.{key}": value for section, keys in sorted(recipe.plain().items()) for key, value in keys.items()
@@ -45,7 +45,7 @@ def may_change(kind: type[TrainingRecipe]) -> frozenset[str]:
 
 
 def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
-    """The defaults of all settings that have one, as `identity` writes them.
+    """Return the defaults of all settings that have one, as `identity` writes them.
 
     A checkpoint of an earlier version lacks the settings that were added since. Their defaults leave everything as it
     was, so they stand for what that run did.
@@ -59,7 +59,7 @@ def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
 
 
 def _sections(kind: type[TrainingRecipe]) -> dict[str, type[Section]]:
-    """The classes of a recipe's sections."""
+    """Return the classes of a recipe's sections by name."""
     sections = {}
     for name, field in kind.model_fields.items():
         assert isinstance(field.annotation, type) and issubclass(field.annotation, Section)
@@ -70,13 +70,13 @@ def _sections(kind: type[TrainingRecipe]) -> dict[str, type[Section]]:
 def find_checkpoint(
     recipe: TrainingRecipe, world: World, identity: dict[str, Any], model: nn.Module, average: float | None
 ) -> Checkpoint | None:
-    """The newest valid checkpoint, the same on all ranks, who check it together; None if the run has none yet.
+    """Return the newest valid checkpoint, the same on all ranks, which check it together; None if there is none yet.
 
     Args:
         recipe, world: of the run.
-        identity: what the run is.
+        identity: of the run, see `identity`.
         model: whose parameters a checkpoint has to hold.
-        average: whether it has to hold a moving average of these, too; None: it has not.
+        average: decay of a moving average of these, which it has to hold too; None: there is none.
 
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
@@ -115,7 +115,7 @@ def check_contents(found: Checkpoint, shapes: Shapes) -> None:
 
 
 def changed_engine(found: Checkpoint, recipe: TrainingRecipe) -> list[str]:
-    """A note for the operator on settings of `engine` that a run's lives may differ in, and do; none if none does."""
+    """Return a note for the operator if settings of `engine` differ from those of the checkpoint."""
     engine, before = recipe.model_dump(mode="json")["engine"], found.facts.recipe.get("engine")
     if not isinstance(before, dict):
         return []

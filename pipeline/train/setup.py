@@ -1,4 +1,4 @@
-"""Setting up one life of a run: its data, task, engine and reports, from the start or from the newest checkpoint."""
+"""Set up one life of a run: its data, task, engine and reports, from the start or from the newest checkpoint."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     Args:
         recipe: of the run.
         world: the ranks.
-        phases: told what happens, and watching it.
+        phases: told what happens.
         make_task: makes what the run learns.
 
     Raises:
@@ -134,7 +134,7 @@ def micro_batches(recipe: TrainingRecipe, world: World) -> int:
 
 
 def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task) -> tuple[dict[str, Any], list[str]]:
-    """Make sure that all ranks are about to run the same; the run's identity, and notes for the operator."""
+    """Make sure that all ranks are about to run the same. Return its identity, and notes for the operator."""
     inputs = data.identity | task.identity
     run_identity = identity(recipe, inputs)
     inputs |= task.inputs | {"model.init": run_identity["model.init"]}
@@ -142,7 +142,7 @@ def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task)
 
 
 def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) -> list[str]:
-    """Give the model its first weights of this life, and compile it; notes for the operator."""
+    """Give the model its first weights of this life, and compile it. Return notes for the operator."""
     if found:
         task.model.load_state_dict(found.weights())
         notes = changed_engine(found, recipe)
@@ -156,7 +156,7 @@ def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) 
 def _start_engine(
     recipe: TrainingRecipe, world: World, task: Task, steps_per_epoch: float, found: Checkpoint | None
 ) -> Engine:
-    """Put the model, which has the weights of this life, under an engine that is in the state of the checkpoint."""
+    """Return an engine of the model, in the state of the checkpoint if there is one."""
     model = task.model
     exact = {} if found else {name: weight.detach().clone() for name, weight in model.named_parameters()}
     engine = Engine(model, recipe, world, steps_per_epoch, task.groups(), task.average)

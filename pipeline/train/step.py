@@ -74,7 +74,7 @@ class Stepper:
         meter.clock.steps += 1
 
     def _learn(self, batch: Batch, meter: Meter) -> Tensor:
-        """Forward, backward and, after the last micro-batch, update; the mean loss."""
+        """Go forward, backward and, after the last micro-batch, update. Return the mean loss."""
         with self._phases("target"):
             prepared = self._task.prepare(batch)
         with self._phases("forward"), meter.clock.working():

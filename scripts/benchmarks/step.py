@@ -123,7 +123,7 @@ class Loop:
 
 
 def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
-    """Batches of good images, as the loader makes them but for where they come from."""
+    """Yield the batches that a loader would make of these images, all of them good."""
     for images, keys in pixels:
         ids = np.arange(len(images), dtype=np.int64)
         boxes = np.zeros((len(ids), 4), np.int32)
