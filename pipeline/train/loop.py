@@ -32,7 +32,7 @@ from pipeline.train.preemption import Preemption
 from pipeline.train.profile import SETTLING, Profile
 from pipeline.train.resume import changed_engine, find_checkpoint, identity
 from pipeline.train.saver import Saver
-from pipeline.train.state import capture, counters, restore, set_weights
+from pipeline.train.state import capture, captured_shapes, counters, restore, set_weights
 from pipeline.train.task import Task
 from pipeline.train.world import World
 from pipeline.train.writing import Growing, Writing, json_lines, keep_lines
@@ -109,7 +109,8 @@ class Training:
         del exact
 
         run = recipe.run
-        self.saver = Saver(run.dir / "checkpoints", world, keep=run.keep, keep_every=run.keep_every)
+        shapes = captured_shapes(self.engine, world)
+        self.saver = Saver(run.dir / "checkpoints", world, shapes, keep=run.keep, keep_every=run.keep_every)
 
         # What a person watches
         self.stragglers = Stragglers()
