@@ -205,6 +205,12 @@ class Saver:
         return cast(list[Value], values)
 
 
+def snapshot_bytes(numbers: int, pinned: bool) -> int:
+    """Host memory that a snapshot of so many numbers takes; torch rounds pinned memory up to a power of two."""
+    size = 4 * numbers
+    return 2 ** max(0, size - 1).bit_length() if pinned else size
+
+
 def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
     """float32 tensors of these shapes that lie in one buffer of host memory, since each pinned one takes milliseconds.
 
@@ -213,7 +219,7 @@ def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
     """
     sizes = [prod(shape) for shape in shapes.values()]
     try:
-        buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pin)
+        buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pin).zero_()  # the first save finds it mapped
     except RuntimeError:
         raise CheckpointError(
             f"this rank's share of a checkpoint, {4 * sum(sizes) / 1e9:.2f} GB, does not fit into the memory of its "
