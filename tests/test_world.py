@@ -1,6 +1,9 @@
 """Joining the other ranks, and learning that they are gone."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from launching import SMALL
 from ranks import Ranks
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
-from pipeline.train.world import lost_a_rank
+from pipeline.train.world import lost_a_rank, record_collectives
 
 
 @pytest.mark.parametrize("kind", [DistBackendError, DistNetworkError, DistStoreError])
@@ -17,6 +20,46 @@ def test_every_error_of_a_collective_is_a_lost_rank(kind: type[Exception]) -> No
     assert lost_a_rank(RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed"))
     assert lost_a_rank(RuntimeError("Gloo connectFullMesh failed"))
     assert not lost_a_rank(RuntimeError("shapes do not match"))
+
+
+TIMEOUTS = """
+import torch
+from deepspeed.utils import groups
+from pipeline.train.world import join
+from torch import distributed
+join(patience=1234)
+for group in (distributed.group.WORLD, groups._get_data_parallel_group(), distributed.new_group(backend="gloo")):
+    print(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+"""
+
+
+def test_collectives_wait_as_long_as_a_run_asks_for() -> None:
+    """Those of DeepSpeed's own groups, too."""
+    done = subprocess.run([sys.executable, "-c", TIMEOUTS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["1234.0"] * 3, done.stderr
+
+
+def test_the_flight_recorder_is_on_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {"TORCH_NCCL_TRACE_BUFFER_SIZE": "5", "TORCH_FR_DUMP_TEMP_FILE": "/mine"})
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "collectives-rank3").symlink_to(tmp_path / "other")
+    record_collectives(tmp_path, 3)
+    ours = {"TORCH_FR_DUMP_ON_TIMEOUT": "1", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+    theirs = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "5", "TORCH_FR_DUMP_TEMP_FILE": "/mine"}
+    assert os.environ == theirs | ours
+    assert not (tmp_path / "collectives-rank3").is_symlink()
+
+    os.environ.clear()
+    record_collectives(tmp_path, 3)
+    file = f"{tmp_path}/collectives-rank"  # torch adds the rank
+    assert os.environ == ours | {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": file,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": file,
+    }
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pipeline.train.loop import Outcome, Training
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.task import Task
-from pipeline.train.world import World, join, lost_a_rank
+from pipeline.train.witness import witnessed
+from pipeline.train.world import World, join, lost_a_rank, record_collectives
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare
 
@@ -43,8 +44,10 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         return 2
     started = False
     try:
-        with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
-            world = join()
+        with witnessed(recipe.run.dir, rank), Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
+            record_collectives(recipe.run.dir, rank)
+            # Late enough for `Phases`, which tells where, to be first even if a collective began a phase or two before
+            world = join(patience=2 * recipe.run.deadline + 60)
             hold(recipe.run.dir, world, min(PATIENCE, recipe.run.deadline / 2))
             outcome = Outcome.ROLLED_BACK
             with Preemption(world) as preemption:

@@ -225,7 +225,7 @@ def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
             f"this rank's share of a checkpoint, {4 * sum(sizes) / 1e9:.2f} GB, does not fit into the memory of its "
             "node: use more nodes, or give the container more memory"
         ) from None
-    parts = buffer.split(sizes)
+    parts = torch.split(buffer, sizes)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
