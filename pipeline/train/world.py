@@ -72,13 +72,13 @@ def record_collectives(folder: Path, rank: int) -> None:
     prefix = folder.absolute() / "collectives-rank"
     if (link := Path(f"{prefix}{rank}")).is_symlink():
         link.unlink()
-    for names, value in (
-        (("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"), "2000"),
-        (("TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT"), "1"),
-        (("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"), str(prefix)),
-    ):  # each in the name that torch prefers, and in that of earlier versions
-        if not any(name in os.environ for name in names):
-            os.environ.update(dict.fromkeys(names, value))
+    for name, earlier, value in (
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(prefix)),
+    ):
+        if earlier not in os.environ:
+            os.environ.setdefault(name, value)
 
 
 def join(patience: float = 600) -> World:
