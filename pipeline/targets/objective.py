@@ -89,7 +89,7 @@ class Objective:
         patch: side of a patch in pixels.
         ratio: share of masked patches.
         dtype: of the images that the model takes.
-        compile: on a GPU, make images and HOG by one kernel, and compile the masks; on a CPU, compile the HOG.
+        compile: on a GPU, make images and HOG by one kernel, and the masks by another; on a CPU, compile the HOG.
         target: what is predicted; None: HOG.
     """
 

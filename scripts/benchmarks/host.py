@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.figures import Figure
 from pipeline.config import load_recipe
 from pipeline.pretrain.task import Pretraining
 from pipeline.train.loop import Training
@@ -20,8 +21,8 @@ SETTLING = 5  # steps left out: queues fill, caches warm up
 TINY = ("data.image_size=32", "model.options={embed_dim: 32, depth: 12, num_heads: 1}", "optim.batch_size=16")
 
 
-def host(shards: Path, settings: list[str], world: World, steps: int) -> dict[str, float]:
-    """Train on a CPU; milliseconds of processor time of this thread, by part: the median over steps.
+def host(shards: Path, settings: list[str], world: World, steps: int) -> list[Figure]:
+    """Train on a CPU; milliseconds of processor time of this thread, by part of a step: the median over steps.
 
     Other work on the machine does not count, and neither do other threads of this process.
 
@@ -37,7 +38,8 @@ def host(shards: Path, settings: list[str], world: World, steps: int) -> dict[st
         with _TimedPhases(recipe.run.dir, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
             Training(recipe, world, phases, Pretraining).run(preemption)
     settled = [phases.seconds[step] for step in range(SETTLING, SETTLING + steps - 1)]  # the last one saves
-    return {name: 1e3 * statistics.median(of_step[name] for of_step in settled) for name in settled[0]}
+    medians = {name: statistics.median(of_step[name] for of_step in settled) for name in settled[0]}
+    return [Figure(name, "ms", 1e3 * seconds) for name, seconds in medians.items()]
 
 
 class _TimedPhases(Phases):
