@@ -55,7 +55,7 @@ def block_masks(keys: Tensor, grid: tuple[int, int], ratio: float, samples: int 
     return masks
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _mix(x):  # type: ignore[no-untyped-def]
     """`pipeline.random.mix`."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST
@@ -63,20 +63,20 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _uniform(key, value):  # type: ignore[no-untyped-def]
     """`uniform(derive(...))` of keys that are mixed already: float32."""
     drawn = _mix(key ^ _mix(value + _GOLDEN))
     return ((drawn >> 40) & 0xFFFFFF).to(tl.float32) / 16777216.0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _draw(key, stream):  # type: ignore[no-untyped-def]
     """float64 (SAMPLES,)."""
     return _uniform(key, tl.zeros_like(key) + stream).to(tl.float64)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _whole(x):  # type: ignore[no-untyped-def]
     return ((x + _TO_WHOLE) - _TO_WHOLE).to(tl.int64)
 

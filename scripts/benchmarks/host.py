@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +47,7 @@ class _TimedPhases(Phases):
 
     def __init__(self, folder: Path, rank: int, deadline: float) -> None:
         super().__init__(folder, rank, deadline)
-        self.seconds: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.seconds: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
