@@ -26,7 +26,7 @@ def fused(keys: torch.Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
 @pytest.mark.parametrize(
     ("grid", "ratio", "count"),
     [
-        ((14, 14), 0.4, 3000),  # a few have equal scores at the cut
+        ((14, 14), 0.4, 3000),
         ((6, 6), 0.4, 513),
         ((2, 2), 0.5, 100),
         ((16, 16), 0.4, 100),

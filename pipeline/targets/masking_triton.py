@@ -6,7 +6,8 @@ from that of a CPU, in its last bit. It decides the sides of a block, which are 
 10^-15 patches changes fewer than one placement in 10^13.
 
 The patches that fill a mask up are those with the highest scores. Scores are not sorted for that, but cut at the
-largest number that enough of them reach, which a search finds bit by bit.
+largest number that enough of them reach, which a search finds bit by bit. Of equal scores at the cut, which fewer than
+one mask in 1,000 has, the first patches are taken; the reference leaves their order to torch's sort.
 """
 
 import math
