@@ -142,6 +142,7 @@ class Engine(Section):
 
     zero_stage: int = Field(1, ge=0, le=3)
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    tf32: bool = False  # let GPUs multiply fp32 numbers rounded to TensorFloat-32
     micro_batch: Count | None = None  # images a rank computes at once, at most; None: all of its share
     compile: Literal["none", "target", "all"] = "all"  # torch.compile: nothing, the HOG target, or the model too
     activation_checkpointing: bool = False  # compute blocks twice instead of keeping what they computed: less memory

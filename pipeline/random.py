@@ -19,28 +19,28 @@ if TYPE_CHECKING:  # planning needs no torch
 Array = TypeVar("Array", NDArray[Any], "torch.Tensor")
 
 # The unsigned constants written as the int64 of the same bits.
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
-_SECOND = 0x94D049BB133111EB - (1 << 64)
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
 def mix(x: Array) -> Array:
     """Scramble int64 values; a bijection of 64 bits in which every input bit moves half of the output bits."""
     # int64 has only an arithmetic right shift: the masks make it a logical one.
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _FIRST
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _SECOND
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
     mixed: Array = x ^ ((x >> 31) & ((1 << 33) - 1))
     return mixed
 
 
 def derive(key: Array, value: Array | int) -> Array:
     """The key of stream `value` under `key`: int64, the broadcast shape of the two."""
-    return mix(mix(key + _GOLDEN) ^ (mix_int(value) if isinstance(value, int) else mix(value + _GOLDEN)))
+    return mix(mix(key + GOLDEN) ^ (mix_int(value) if isinstance(value, int) else mix(value + GOLDEN)))
 
 
 def mix_int(value: int) -> int:
     """`mix(value + golden)` for one Python integer, as a signed 64-bit integer."""
-    return int(mix(np.array([(value + _GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)], dtype=np.int64))[0])
+    return int(mix(np.array([(value + GOLDEN + (1 << 63)) % (1 << 64) - (1 << 63)], dtype=np.int64))[0])
 
 
 def uniform(key: Array) -> Array:

@@ -46,6 +46,8 @@ Settings = Annotated[
     typer.Argument(metavar="[RECIPE] [section.key=value]...", help="vit_base_300e on a GPU, demo on a CPU."),
 ]
 
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Of the recipe.")]
+
 
 @app.callback()
 def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
@@ -144,6 +146,15 @@ def step(
     figures = step(loops, _steps(steps), peak)
     if world.rank == 0:
         publish(figures, json)
+
+
+@app.command()
+def host(shards: Shards, settings: Overrides = None, steps: Steps = 40, json: Json = None) -> None:
+    """Processor time of the training thread in each part of a step, of a tiny model, on a CPU."""
+    from benchmarks.host import host
+    from pipeline.train.world import join
+
+    publish(host(shards, settings or [], join(), steps or 40), json)
 
 
 @app.command(name="end-to-end")

@@ -9,7 +9,8 @@ prints what it found with remedies:
 - versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
 - storage, decoding: random samples are read and decoded as in training, and timed
 - all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
-- clocks, cores, open files, /dev/shm, room for checkpoints and in data.cache, the GPUs' memory errors and throttling
+- clocks, cores, open files, memory, /dev/shm, room for checkpoints and in data.cache
+- the GPUs' memory errors and throttling
 
 Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems first; 2: it was not understood.
 
@@ -57,6 +58,7 @@ from pipeline.train.launchers import place
 from pipeline.train.measure import BATCH, Rate
 from pipeline.train.network import all_reduce, clocks
 from pipeline.train.preflight import agreement, exchange
+from pipeline.train.saver import snapshot_bytes
 from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
@@ -155,6 +157,7 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
     expected = (arguments.link if one_node else arguments.network) * 1e9 if world.gpu is not None else None
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
     states = len(PARTS) + averaged
+    snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
         diagnosis.storage(vitals, recipe.data.bad_share, arguments.images_per_second),
@@ -164,6 +167,7 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
         diagnosis.gpus(vitals, gpus),
         diagnosis.cores(vitals, recipe.data.decode_threads),
         diagnosis.open_files(vitals, recipe.data.requests),
+        diagnosis.memory(vitals, snapshot + 2 * 4 * parameters),  # at the start there are two copies of the weights
         diagnosis.shared_memory(vitals, gpus),
         diagnosis.room(vitals, 4 * states * parameters, max(1, recipe.run.keep + 1 - kept)),
     ]

@@ -19,6 +19,10 @@ from pipeline.train.world import World, join
 MEGABYTE = 2**18  # of float32
 
 
+def saver_in(folder: Path, world: World, size: int = MEGABYTE) -> Saver:
+    return Saver(folder, world, {f"weight/{world.rank}": (size,)}, keep=9, keep_every=None)
+
+
 def states(world: World, step: int, size: int = MEGABYTE) -> list[tuple[str, torch.Tensor]]:
     return [(f"weight/{world.rank}", torch.full((size,), step + world.rank / 10))]
 
@@ -31,7 +35,7 @@ def main(out: Path) -> None:
     world = join()
     seen: dict[str, Any] = {}
     checkpoints = out / "checkpoints"
-    saver = Saver(checkpoints, world, keep=9, keep_every=None)
+    saver = saver_in(checkpoints, world)
     for step in (1, 2):
         saver.start(states(world, step), facts(step))
     seen["no problem"] = saver.wait()
@@ -62,7 +66,7 @@ def main(out: Path) -> None:
 
     # A rank that does not come
     saver_module.DEADLINE = 2
-    late = Saver(checkpoints, world, keep=9, keep_every=None)
+    late = saver_in(checkpoints, world)
     saver_module.DEADLINE = 60
     if world.rank == 0:
         late.start(states(world, 5), facts(5))
@@ -73,7 +77,7 @@ def main(out: Path) -> None:
     world.barrier()
 
     # A rank that dies with its part half written
-    left = Saver(checkpoints, world, keep=9, keep_every=None)
+    left = saver_in(checkpoints, world, 32 * MEGABYTE)
     left.start(states(world, 6, 32 * MEGABYTE), facts(6))
     (out / f"rank{world.rank}.json").write_text(json.dumps(seen))
     if world.rank == 1:

@@ -103,6 +103,15 @@ def test_what_needs_a_gpu_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> N
         assert part in named
 
 
+def test_the_host_time_of_a_step_is_told_by_part(scripts: None, shards: Path) -> None:
+    from benchmarks.host import host
+    from pipeline.train.world import join
+
+    found = {figure.name: figure.achieved for figure in host(shards, ["engine.micro_batch=8", *SMALL], join(), 3)}
+    assert found.keys() == {"data wait", "target", "forward", "backward", "optimizer", "agreement", "logging"}
+    assert min(found.values()) > 0 and found["backward"] > found["agreement"]
+
+
 def test_a_part_that_hangs_or_fails_costs_no_other(scripts: None) -> None:
     from benchmarks.children import run
 

@@ -13,8 +13,8 @@ from launching import assert_same_weights, launch, pretrain, small_recipe
 from safetensors.torch import load_file, save_file
 from scripting import run_script
 
-from pipeline.train.checkpoint import PARTS, CheckpointError, chosen, newest, read
-from pipeline.train.resume import check_contents
+from pipeline.train.checkpoint import PARTS, Checkpoint, CheckpointError, Facts, chosen, newest, read
+from pipeline.train.resume import changed_engine, check_contents
 from pipeline.train.sealing import seal
 from pipeline.train.state import check_counters
 
@@ -249,6 +249,15 @@ def test_a_precision_that_changed_between_lives_is_noted_once(
     if before.precision != "bf16":
         was += f"; engine.precision was {before.precision}, now bf16"
     assert notes == [f"note: {was}: numbers are rounded otherwise from here on"]
+
+
+def test_an_engine_setting_that_a_checkpoint_does_not_know_stood_at_its_default(shards: Path, run: Path) -> None:
+    engine = small_recipe(shards, run).engine.model_dump(mode="json")
+    del engine["tf32"]
+    found = Checkpoint(run, Facts(4, {}, {}, {"engine": engine}), {})
+    assert changed_engine(found, small_recipe(shards, run)) == []
+    (note,) = changed_engine(found, small_recipe(shards, run, "engine.tf32=true"))
+    assert note == "engine.tf32 was False, now True: numbers are rounded otherwise from here on"
 
 
 @pytest.mark.parametrize("case", ["a missing weight", "another shape", "a tensor too much"])

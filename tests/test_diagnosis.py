@@ -2,20 +2,22 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.train import diagnosis
+from pipeline.train import diagnosis, measure
 from pipeline.train.diagnosis import Vitals
 from pipeline.train.findings import Finding, Verdict
 from pipeline.train.measure import Gpu, Machine, Rate
 from pipeline.train.network import AllReduce, Clock, clock_of
+from pipeline.train.saver import snapshot_bytes
 
 OK, WARNING, PROBLEM = Verdict
 GIB = 2**30
 
-MACHINE = Machine(frozenset(range(16)), math.inf, 65536, 8 * GIB, 10**12, 2 * 10**12)
+MACHINE = Machine(frozenset(range(16)), math.inf, 65536, 10**11, 8 * GIB, 10**12, 2 * 10**12)
 HEALTHY = [
     Vitals(f"n{1 + rank // 2}", rank // 2 * 2, Rate(900, 9e7, 512), Rate(800, 0, 512), MACHINE) for rank in range(6)
 ]
@@ -43,6 +45,7 @@ def test_healthy_machines_are_well() -> None:
         diagnosis.clocks(HEALTHY, [Clock(0.4, 0.01)] * 6),
         diagnosis.network(HEALTHY, AllReduce(10**9, 6, 0.01, True), 150e9),
         diagnosis.gpus(HEALTHY, SOUND),
+        diagnosis.memory(HEALTHY, 5 * 10**10),
     ]
     assert [finding.verdict for finding in findings] == [OK] * len(findings)
     assert findings[0].results == {"ranks 0-5 (3 nodes)": "1,800 images/s, 180 MB/s"}  # of a node
@@ -76,6 +79,13 @@ def test_healthy_machines_are_well() -> None:
             "ranks 4-5 (n3)",
             "780 images/s, where the median node has 1,600",
             "decode_threads",
+        ),
+        (
+            diagnosis.memory(changed(2, memory=99 * 10**9), 5 * 10**10),
+            WARNING,
+            "rank 2 (n2)",
+            "99.0 GB available, 100.00 GB for weights and snapshots",  # of the two ranks of the node
+            "more nodes",
         ),
         (diagnosis.cores(HEALTHY, 9), WARNING, "ranks 0-5", "16 for 18 decoding threads", "data.decode_threads=8"),
         (diagnosis.cores(changed(0, quota=3.5), 2), WARNING, "rank 0", "3 for 4", "data.decode_threads=1"),
@@ -149,6 +159,23 @@ def test_a_fault_is_judged_and_placed(finding: Finding, verdict: Verdict, place:
     assert finding.verdict is verdict
     worst = next(iter(finding.results.items()))
     assert place in worst[0] and result in worst[1] and remedy in finding.remedy and finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("limit", "available"), [(None, 2000), ("max\n", 2000), ("5000000\n", 2000), ("1548000\n", 1500)]
+)
+def test_memory_is_the_nodes_or_what_its_container_has_left(tmp_path: Path, limit: str | None, available: int) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    2000 kB\n")
+    if limit:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("12000\n")
+    assert measure._memory(tmp_path / "meminfo", tmp_path) == available * 1024
+
+
+def test_a_pinned_snapshot_takes_a_power_of_two() -> None:
+    assert snapshot_bytes(910_000_000, pinned=False) == 3_640_000_000
+    assert snapshot_bytes(910_000_000, pinned=True) == 2**32
+    assert snapshot_bytes(2**28, pinned=True) == 2**30
 
 
 def test_the_fastest_exchange_tells_the_clock() -> None:

@@ -13,7 +13,7 @@ from making import hog_examples
 
 from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog import hog_target
-from pipeline.targets.hog.fused import normalised_and_hog
+from pipeline.targets.hog.triton import normalised_and_hog
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -127,7 +127,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pipeline.targets.hog.fused import _one_patch as kernel
+from pipeline.targets.hog.triton import _one_patch as kernel
 
 pointers = {"images": "*u8", "row": "*i32", "statistics": "*fp32", "normalised": "*bf16", "targets": "*fp32"}
 for channels_last, capability in ((True, 80), (False, 90)):

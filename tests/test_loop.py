@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from launching import losses, metrics, pretrain, small_recipe, trace
 from PIL import Image
@@ -52,6 +53,22 @@ def test_a_run_resumes_at_another_stage_or_precision(shards: Path, tmp_path: Pat
             pretrain(shards, tmp_path / run, *settings)
     whole, parts = (list(losses(tmp_path / run).values()) for run in ("whole", "parts"))
     np.testing.assert_allclose(parts, whole, atol=1e-3)
+
+
+def test_tf32_is_off_unless_asked_for_and_may_change_on_resume(
+    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For products, and for convolutions, where torch's own default is on. A CPU computes the same with it."""
+    torch.backends.cudnn.allow_tf32 = True
+    pretrain(shards, tmp_path / "without", "run.max_steps=4")
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    pretrain(shards, tmp_path / "with", "engine.tf32=true", "run.max_steps=2")
+    assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    state = next((tmp_path / "with" / "checkpoints").iterdir()) / "state.json"
+    assert json.loads(state.read_text())["recipe"]["engine"]["tf32"] is True
+    pretrain(shards, tmp_path / "with", "run.max_steps=4")
+    assert "engine.tf32 was True, now False: numbers are rounded otherwise" in capfd.readouterr().out
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
 def test_stages_and_precisions_agree_on_the_way(shards: Path, tmp_path: Path) -> None:

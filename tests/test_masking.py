@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.targets.masking import block_masks, masked_patches
+from pipeline.masks.blocks import block_masks, masked_patches
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,3 @@ def test_masks_stay_what_they_were() -> None:
     assert (
         hashlib.sha256(bits.tobytes()).hexdigest() == "d8e825a21101d2a269d8ea15746ea650fdd4eefbee3d50a3bbe7d6ac3b6dc523"
     )
-
-
-def test_compiled_placement_makes_the_same_masks() -> None:
-    keys = torch.arange(300)
-    assert torch.equal(block_masks(keys, compile=True), block_masks(keys))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from making import hog_examples
 
+from pipeline.masks.blocks import block_masks
 from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog import hog_target
-from pipeline.targets.masking import block_masks
 from pipeline.targets.target import squared_errors
 
 

@@ -185,7 +185,7 @@ def test_a_save_clears_what_lies_in_its_place(tmp_path: Path, stale: str) -> Non
             "pipe": os.mkfifo,
             "folder": Path.mkdir,
         }[stale](path)
-    saver = Saver(checkpoints, ALONE, keep=9, keep_every=None)
+    saver = Saver(checkpoints, ALONE, {"weight/a": (3,)}, keep=9, keep_every=None)
     saver.start([("weight/a", torch.ones(3))], Facts(1, {}, {}, {}))
     assert saver.wait() is None
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000001"]

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import pytest
 import torch
 from launching import free_port, losses, metrics, pretrain
 from ranks import Ranks
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.train import loop
 from pipeline.train import saver as saver_module
 from pipeline.train.checkpoint import CheckpointError, Facts, newest, read
+from pipeline.train.engine import Engine
 from pipeline.train.saver import Saver
+from pipeline.train.state import capture
 from pipeline.train.world import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -32,8 +38,9 @@ def states(value: float, size: int = MEGABYTE) -> list[tuple[str, Tensor]]:
     return [("weight/a", torch.full((size,), value))]
 
 
-def saver_in(folder: Path, keep: int = 9, keep_every: int | None = None) -> Saver:
-    return Saver(folder, ALONE, keep=keep, keep_every=keep_every)
+def saver_in(folder: Path, size: int = MEGABYTE, keep: int = 9, keep_every: int | None = None) -> Saver:
+    """One for `states` of that size."""
+    return Saver(folder, ALONE, {"weight/a": (size,)}, keep=keep, keep_every=keep_every)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -82,18 +89,70 @@ def test_a_snapshot_is_not_changed_by_the_steps_after_it(tmp_path: Path) -> None
 
 
 def test_the_newest_and_every_fourth_are_kept(tmp_path: Path) -> None:
-    saver = saver_in(tmp_path, keep=2, keep_every=4)
+    saver = saver_in(tmp_path, 1, keep=2, keep_every=4)
     for step in range(1, 12):
         saver.start(states(step, 1), facts(step))
     assert saver.wait() is None
     assert names_in(tmp_path) == [f"step-{step:08d}" for step in (4, 8, 10, 11)]
 
 
+class CountAllocations(TorchDispatchMode):
+    """Counts the tensors made, by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if name.startswith(("empty", "new_", "zeros", "full")) or name in ("clone", "_to_copy"):
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_snapshot_is_one_allocation_whatever_the_saves_and_tensors(tmp_path: Path) -> None:
+    tensors = {"weight/a": torch.rand(3, 5), "weight/b": torch.rand(()), "exp_avg/a": torch.rand(7)}
+    with CountAllocations() as mode:
+        saver = Saver(tmp_path, ALONE, {name: tuple(it.shape) for name, it in tensors.items()}, keep=9, keep_every=None)
+        for step in (1, 2):
+            for tensor in tensors.values():
+                tensor.mul_(step)
+            saver.start(tensors.items(), facts(step))
+            assert saver.wait() is None
+    assert mode.counts == {"empty": 1}
+    save_file(tensors, tmp_path / "expected")
+    assert (tmp_path / "step-00000002" / "part-00000.safetensors").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_is_what_the_engine_holds_at_every_stage(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """Byte for byte as if the tensors themselves had been written, without a snapshot."""
+    held: dict[str, Tensor] = {}
+
+    def recorded(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
+        for name, state in capture(engine, world):
+            held[name] = state.clone()
+            yield name, state
+
+    monkeypatch.setattr(loop, "capture", recorded)
+    pretrain(shards, tmp_path / "run", f"engine.zero_stage={stage}", "run.max_steps=2", "run.save_every=1")
+    save_file(held, tmp_path / "expected")
+    part = tmp_path / "run" / "checkpoints" / "step-00000002" / "part-00000.safetensors"
+    assert part.read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_a_share_that_memory_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"4000000\.00 GB, does not fit into the memory of its node: use more"):
+        saver_in(tmp_path, 10**15)
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_all_files_may_be_read_by_the_same_people(umask: int, mode: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
-        saver = saver_in(tmp_path)
+        saver = saver_in(tmp_path, 1)
         saver.start(states(0, 1), facts(1))
         assert saver.wait() is None
     finally:
@@ -106,7 +165,7 @@ def test_what_killed_saves_and_removals_left_is_removed(tmp_path: Path) -> None:
     for name in (".step-00000001-old", ".step-00000007"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part-00000.safetensors").write_bytes(b"half")
-    saver = saver_in(tmp_path)
+    saver = saver_in(tmp_path, 1)
     saver.start(states(7, 1), facts(7))
     assert saver.wait() is None
     assert names_in(tmp_path) == ["step-00000007"]
@@ -117,7 +176,7 @@ def test_a_save_that_would_fill_the_disk_is_not_begun(small_disk: Path) -> None:
     for step in (1, 2):
         small.start(states(step), facts(step))
     assert small.wait() is None and small.problems() == []
-    saver = saver_in(small_disk)
+    saver = saver_in(small_disk, 10 * MEGABYTE)
     saver.start(states(3, 10 * MEGABYTE), facts(3))
     problem = saver.wait()
     assert problem is not None and problem.startswith("the save of step 3 failed: ")
@@ -140,7 +199,7 @@ def test_a_disk_that_fills_while_a_save_is_written(
     small.start(states(1), facts(1))
     assert small.wait() is None
     free = shutil.disk_usage(small_disk).free
-    saver = saver_in(small_disk)
+    saver = saver_in(small_disk, size)
     saver.start(states(2, size), facts(2, "x" * note))
     problem = saver.wait()
     assert problem is not None and "the save of step 2 failed: " in problem and "No space left on device" in problem

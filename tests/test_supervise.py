@@ -75,6 +75,20 @@ def test_statuses(tmp_path: Path, statuses: list[int], options: list[str], expec
     assert [life["status"] for life in lives(tmp_path)] == statuses
 
 
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("exit 3", "status 3"),
+        ("exit 137", "status 137: a rank was ended by SIGKILL"),  # of srun
+        ("exit 250", "status 250: a rank was ended by SIGABRT"),  # of deepspeed
+        ("kill -SEGV $$", "killed by SIGSEGV"),
+    ],
+)
+def test_the_signal_that_ended_a_rank_is_named(tmp_path: Path, end: str, why: str) -> None:
+    supervise(tmp_path, end, "--tries", "1")
+    assert [life["why"] for life in lives(tmp_path)] == [f"failed with {why}"]
+
+
 def test_a_launcher_that_ends_before_its_ranks_has_failed(tmp_path: Path) -> None:
     """Even with status 0. The rank, which does not heed SIGTERM, is gone before the next life begins."""
     rank = tmp_path / "train.py"

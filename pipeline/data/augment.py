@@ -24,7 +24,7 @@ def sample_keys(seed: int, epochs: Int64s, ids: Int64s) -> Int64s:
 
 
 def mask_keys(keys: Int64s) -> Int64s:
-    """The keys that `pipeline.targets.masking.block_masks` takes, from the samples' keys; int64 (n,)."""
+    """The keys that `pipeline.masks.blocks.block_masks` takes, from the samples' keys; int64 (n,)."""
     return derive(keys, _MASK)
 
 

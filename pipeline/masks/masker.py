@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from model.layout import Layout, Mask, make_mask
-from pipeline.targets.masking import block_masks, masked_patches
+from pipeline.masks.blocks import block_masks, masked_patches
 
 
 class Masker(Protocol):

@@ -15,7 +15,8 @@ from pipeline.train.loop import Outcome
 from pipeline.train.phases import Phases
 from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.setup import MakeTask, set_up
-from pipeline.train.world import join, lost_a_rank
+from pipeline.train.witness import witnessed
+from pipeline.train.world import join, lost_a_rank, record_collectives
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare
 
@@ -40,8 +41,10 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         return 2
     started = False
     try:
-        with Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
-            world = join()
+        with witnessed(recipe.run.dir, rank), Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
+            record_collectives(recipe.run.dir, rank)
+            # Late enough for `Phases`, which tells where, to be first even if a collective began a phase or two before
+            world = join(patience=2 * recipe.run.deadline + 60)
             hold(recipe.run.dir, world, min(PATIENCE, recipe.run.deadline / 2))
             outcome = Outcome.ROLLED_BACK
             with Preemption(world) as preemption:

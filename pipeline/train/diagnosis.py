@@ -84,6 +84,17 @@ def open_files(vitals: Sequence[Vitals], requests: int) -> Finding:
     return conclude("open files", _hosts(vitals), told, "run `ulimit -n 65536` first, or set LimitNOFILE of the daemon")
 
 
+def memory(vitals: Sequence[Vitals], needed: int) -> Finding:
+    """Whether a node's memory holds what each of its ranks keeps there: so many bytes, besides what decoding takes."""
+    ranks_of = Counter(rank.node for rank in vitals)
+    told = []
+    for rank in vitals:
+        wanted = needed * ranks_of[rank.node]
+        text = f"{rank.machine.memory / 1e9:,.1f} GB available, {wanted / 1e9:,.2f} GB for weights and snapshots"
+        told.append((_if(rank.machine.memory < wanted, Verdict.WARNING), text))
+    return conclude("memory", _hosts(vitals), told, "use more nodes, or give the container more memory")
+
+
 def shared_memory(vitals: Sequence[Vitals], gpus: Sequence[Gpu | None]) -> Finding:
     """Whether NCCL, which links the GPUs of a node through /dev/shm, has room there."""
     ranks_of = Counter(rank.node for rank in vitals)

@@ -105,7 +105,7 @@ class Engine:
 
     Args:
         model: on any device, in fp32.
-        recipe: decides stage, precision, optimizer and schedule.
+        recipe: decides stage, precision, optimizer and schedule; whether TF32 is allowed, for the whole process.
         world: the processes.
         steps_per_epoch: not necessarily whole.
         groups: parameter groups of the model; None: `decay_groups`.
@@ -124,6 +124,8 @@ class Engine:
         groups: list[dict[str, Any]] | None = None,
         average: float | None = None,
     ) -> None:
+        torch.set_float32_matmul_precision("high" if recipe.engine.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = recipe.engine.tf32  # for convolutions torch allows it unless told otherwise
         # An average is kept beside the moments, so that ZeRO divides it among the ranks like these
         self.states = MOMENTS if average is None else (*MOMENTS, AVERAGE)
         self._average = average

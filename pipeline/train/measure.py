@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 import resource
 import shutil
 import time
@@ -47,6 +48,7 @@ class Machine:
         cores: numbers of those it may run on.
         quota: of the container, in cores.
         open_files: how many it may have.
+        memory: available on the node, or in the container where that has less.
         shared_memory: free in /dev/shm.
         run_room: free where `run.dir` is; 0 if it may not write there.
         cache_room: the same of `data.cache`, with the shards that it has; None: there is no cache.
@@ -55,6 +57,7 @@ class Machine:
     cores: frozenset[int]
     quota: float
     open_files: float
+    memory: int
     shared_memory: int
     run_room: int
     cache_room: int | None
@@ -135,6 +138,7 @@ def machine(recipe: TrainingRecipe) -> Machine:
         frozenset(os.sched_getaffinity(0)),
         _cpu_quota(Path("/sys/fs/cgroup/cpu.max")),
         math.inf if files == resource.RLIM_INFINITY else files,
+        _memory(Path("/proc/meminfo"), Path("/sys/fs/cgroup")),
         shutil.disk_usage(shm).free if shm.is_dir() else 0,
         _room(recipe.run.dir),
         _room(recipe.data.cache, "*/*.tar") if recipe.data.cache else None,
@@ -145,6 +149,15 @@ def _cpu_quota(file: Path) -> float:
     """Of cgroup v2, "150000 100000" or "max 100000": microseconds of each period."""
     quota, period = file.read_text().split() if file.exists() else ("max", "0")
     return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def _memory(meminfo: Path, cgroup: Path) -> int:
+    """Bytes that can still be had: "MemAvailable:  16384 kB", and what cgroup v2 has left of its limit."""
+    (kilobytes,) = re.findall(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    limit, used = cgroup / "memory.max", cgroup / "memory.current"
+    most = limit.read_text().strip() if limit.exists() else "max"
+    available = int(kilobytes) * 1024
+    return available if most == "max" else min(available, int(most) - int(used.read_text()))
 
 
 def _room(folder: Path, ours: str = "") -> int:

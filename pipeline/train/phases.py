@@ -15,6 +15,7 @@ from typing import Self
 
 from torch.profiler import record_function
 
+from pipeline.train.witness import dismiss
 from shards.terminal import note
 
 NAMES = ("data wait", "target", "forward", "backward", "optimizer", "agreement", "logging", "validation", "save")
@@ -78,6 +79,7 @@ class Phases:
         telling = threading.Thread(target=self._tell, name="last words", daemon=True)
         telling.start()
         telling.join(_LAST_WORDS)  # the storage, or who listens to this process, may be what hangs
+        dismiss()
         os._exit(1)
 
     def _tell(self) -> None:

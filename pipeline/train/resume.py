@@ -119,9 +119,11 @@ def changed_engine(found: Checkpoint, recipe: TrainingRecipe) -> list[str]:
     engine, before = recipe.model_dump(mode="json")["engine"], found.facts.recipe.get("engine")
     if not isinstance(before, dict):
         return []
+    known = defaults(recipe)
+    was = {key: before.get(key, known[f"engine.{key}"]) for key in engine}
     differing = [
-        f"engine.{key} was {one_line(str(before[key])[:40])}, now {value}"
+        f"engine.{key} was {one_line(str(was[key])[:40])}, now {value}"
         for key, value in engine.items()
-        if before.get(key, value) != value
+        if was[key] != value
     ]
     return [f"{'; '.join(differing)}: numbers are rounded otherwise from here on"] if differing else []

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import timedelta
+from math import prod
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeVar, cast
@@ -21,7 +22,7 @@ from torch import Tensor, distributed
 
 from model.weights import share
 from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
-from pipeline.train.sealing import seal
+from pipeline.train.sealing import Shapes, seal
 from pipeline.train.world import World
 from shards.files import fsync
 
@@ -37,16 +38,20 @@ class Saver:
 
     Args:
         folder: of the checkpoints; all ranks see the same one.
+        shapes: of this rank's share of the states, by their names; over all ranks every name once.
         keep: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
+
+    Raises:
+        CheckpointError: the share does not fit into host memory.
     """
 
-    def __init__(self, folder: Path, world: World, *, keep: int, keep_every: int | None) -> None:
+    def __init__(self, folder: Path, world: World, shapes: Shapes, *, keep: int, keep_every: int | None) -> None:
         self._folder, self._world, self._keep, self._keep_every = folder, world, keep, keep_every
         self._group: Any = None
         if world.size > 1:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=DEADLINE))
-        self._snapshot: dict[str, Tensor] = {}
+        self._snapshot = _allocate(shapes, pin=world.gpu is not None)
         self._thread: Thread | None = None
         self._problem: str | None = None  # of the last save
         self._problems: list[str] = []  # of all
@@ -69,16 +74,13 @@ class Saver:
         """Copy the states to host memory and begin to write them; waits for the save before.
 
         Args:
-            states: this rank's share, on any device; over all ranks every name once, and the same share every time.
+            states: this rank's share, of the shapes that it was built for, on any device.
 
         Raises:
             CheckpointError: the save before does not end.
         """
         self.wait()
         for name, state in states:
-            if name not in self._snapshot:  # pinned memory is slow to come by, so it is kept
-                pin = state.device.type == "cuda"
-                self._snapshot[name] = torch.empty(state.shape, dtype=torch.float32, pin_memory=pin)
             self._snapshot[name].copy_(state, non_blocking=True)
         if self._world.gpu is not None:
             torch.cuda.current_stream().synchronize()
@@ -201,6 +203,30 @@ class Saver:
         values: list[Value | None] = [None] * self._world.size
         distributed.all_gather_object(values, value, self._group)
         return cast(list[Value], values)
+
+
+def snapshot_bytes(numbers: int, pinned: bool) -> int:
+    """Host memory that a snapshot of so many numbers takes; torch rounds pinned memory up to a power of two."""
+    size = 4 * numbers
+    return 2 ** max(0, size - 1).bit_length() if pinned else size
+
+
+def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
+    """float32 tensors of these shapes that lie in one buffer of host memory, since each pinned one takes milliseconds.
+
+    Raises:
+        CheckpointError: there is not so much memory.
+    """
+    sizes = [prod(shape) for shape in shapes.values()]
+    try:
+        buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pin).zero_()  # the first save finds it mapped
+    except RuntimeError:
+        raise CheckpointError(
+            f"this rank's share of a checkpoint, {4 * sum(sizes) / 1e9:.2f} GB, does not fit into the memory of its "
+            "node: use more nodes, or give the container more memory"
+        ) from None
+    parts = torch.split(buffer, sizes)
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _clear(path: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.train.report import Report, Silence
 from pipeline.train.resume import changed_engine, find_checkpoint, identity
 from pipeline.train.sample_trace import open_trace
 from pipeline.train.saver import Saver
-from pipeline.train.state import restore, set_weights
+from pipeline.train.state import captured_shapes, restore, set_weights
 from pipeline.train.step import Stepper
 from pipeline.train.task import Task
 from pipeline.train.world import World
@@ -68,7 +68,8 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     first_step = found.facts.step if found else 0
     scheduled = total_steps(recipe.optim, steps_per_epoch)
     end = min(scheduled, run.max_steps or scheduled)
-    saver = Saver(run.dir / "checkpoints", world, keep=run.keep, keep_every=run.keep_every)
+    shapes = captured_shapes(engine, world)
+    saver = Saver(run.dir / "checkpoints", world, shapes, keep=run.keep, keep_every=run.keep_every)
     report: Report = Silence()
     if world.rank == 0:
         report = open_monitor(run.dir, task.name, recipe.plain(), first_step, end)

@@ -6,7 +6,7 @@ not, but do nothing at stage 0, which is filled in here.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.train.checkpoint import AVERAGE, Checkpoint
 from pipeline.train.engine import Engine
+from pipeline.train.sealing import Shapes
 from pipeline.train.world import World
 
 _SCALER_FIELDS = {"cur_scale": (float, int), "cur_iter": (int,), "last_overflow_iter": (int,), "cur_hysteresis": (int,)}
@@ -34,15 +35,18 @@ def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
     """This rank's share of all states, where they are: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
 
     At stages 1 to 3 each is put together by a collective, so that all ranks see all of them go by: they must go through
-    this together, and to its end. Each state goes to the rank that has least. What is yielded may be the state itself,
-    which the next step overwrites.
+    this together, and to its end. What is yielded may be the state itself, which the next step overwrites.
     """
-    loads = [0] * world.size
+    own = _share(engine, world)
     for name, state in _full_states(engine):
-        owner = loads.index(min(loads))
-        loads[owner] += state["weight"].numel()
-        if owner == world.rank:
+        if name in own:
             yield from ((f"{part}/{name}", value) for part, value in state.items())
+
+
+def captured_shapes(engine: Engine, world: World) -> Shapes:
+    """Names and shapes of what `capture` yields on this rank."""
+    shares = _share(engine, world).items()
+    return {f"{part}/{name}": shape for name, shape in shares for part in ("weight", *engine.states)}
 
 
 def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
@@ -96,6 +100,18 @@ def _set(
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _share(engine: Engine, world: World) -> Shapes:
+    """The parameters, with their whole shapes, whose states this rank saves: each goes to the rank that has least."""
+    loads, own = [0] * world.size, {}
+    for name, parameter in named_parameters(engine):
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves the parameter itself empty
+        owner = loads.index(min(loads))
+        loads[owner] += prod(shape)
+        if owner == world.rank:
+            own[name] = shape
+    return own
 
 
 def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -4,6 +4,8 @@ import importlib
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import deepspeed
@@ -11,7 +13,7 @@ import torch
 from deepspeed import comm
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor
-from torch.distributed import DistError, DistNetworkError
+from torch.distributed import DistError, DistNetworkError, distributed_c10d
 
 from pipeline.config import ConfigError
 from pipeline.train.launchers import slurm_place, stop_with_launcher
@@ -62,10 +64,30 @@ class World:
         comm.barrier()
 
 
-def join() -> World:
+def record_collectives(folder: Path, rank: int) -> None:
+    """Have NCCL remember its last collectives, and write them to `folder`/collectives-rank{r} when one fails.
+
+    It does so from the next `join` on. What the environment says of it already stands.
+    """
+    prefix = folder.absolute() / "collectives-rank"
+    if (link := Path(f"{prefix}{rank}")).is_symlink():
+        link.unlink()
+    for name, earlier, value in (
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"),
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_ON_TIMEOUT", "1"),
+        ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(prefix)),
+    ):
+        if earlier not in os.environ:
+            os.environ.setdefault(name, value)
+
+
+def join(patience: float = 600) -> World:
     """Join the processes that the launcher started; without a launcher, be a world of one.
 
     Launchers are DeepSpeed's, torchrun and srun. When they end, the process is asked to stop.
+
+    Args:
+        patience: seconds after which a collective gives up by itself, which under NCCL aborts the process.
 
     Raises:
         ConfigError: this process cannot see the GPU that is its own, or not listen for the others.
@@ -98,8 +120,11 @@ def join() -> World:
         accelerator.is_fp16_supported = lambda: True
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    timeout = timedelta(seconds=patience)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # which the groups that DeepSpeed makes have
+        setattr(distributed_c10d, name, timeout)
     try:
-        deepspeed.init_distributed(verbose=False)
+        deepspeed.init_distributed(verbose=False, timeout=timeout)
     except DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise

@@ -39,7 +39,7 @@ class Check:
 
 def fused_kernel(scale: Scale, shards: Path) -> list[Check]:
     """Images and targets of the kernel against the exact reference on the CPU, in every memory format and precision."""
-    from pipeline.targets.hog.fused import normalised_and_hog
+    from pipeline.targets.hog.triton import normalised_and_hog
 
     checks = []
     for kind, pixels in _pictures(scale.check_size).items():

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from benchmarks.figures import Figure
 from benchmarks.hardware import peak, synchronise
 from benchmarks.racing import compare, race
+from pipeline.masks.blocks import block_masks, masked_patches
 from pipeline.pixels import MEAN, STD, normalise
 from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target
-from pipeline.targets.masking import block_masks, masked_patches
 
 Device = torch.device
 
@@ -47,7 +47,7 @@ def _hog_on_cpu(images: Tensor) -> list[Figure]:
 
 
 def _hog_on_gpu(images: Tensor) -> list[Figure]:
-    from pipeline.targets.hog.fused import normalised_and_hog
+    from pipeline.targets.hog.triton import normalised_and_hog
 
     size = images.shape[-1]
     grid = (size // 16, size // 16)

@@ -171,8 +171,21 @@ class Supervisor:
             return "stopped, as asked"
         if status == NOT_UNDERSTOOD:
             return "the command was not understood"
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        how = _named(status)
         return f"asked to stop, and ended with {how}" if self._asked else f"failed with {how}"
+
+
+def _named(status: int) -> str:
+    """A launcher's status, with the signal that ended it, or that ended one of its ranks.
+
+    Of the latter shells and srun make 128 + its number, and DeepSpeed's launcher makes 256 - its number.
+    """
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    for number in (status - 128, 256 - status):
+        with suppress(ValueError):
+            return f"status {status}: a rank was ended by {signal.Signals(number).name}"
+    return f"status {status}"
 
 
 def _signal_all(launcher: "subprocess.Popen[bytes]", number: int) -> None:

@@ -48,7 +48,7 @@ class Hog(Regression):
 
     def inputs_and_targets(self, inputs: Tensor, mask: Mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See `Fused`."""
-        from pipeline.targets.hog.fused import normalised_and_hog  # torch has Triton only where there are GPUs
+        from pipeline.targets.hog.triton import normalised_and_hog  # torch has Triton only where there are GPUs
 
         return normalised_and_hog(inputs, mask.cells, len(mask.indices), self._patch, MEAN, STD, dtype)
 

@@ -8,8 +8,6 @@ number of patches, so that shapes are static. Where the published loop gives up 
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,12 +20,17 @@ MIN_BLOCK = 15 / 196  # of the grid
 PATIENCE = 10  # refused placements in a row before a mask is finished off
 TRIES = 32  # placements in all; the published loop needs more for fewer than 1 mask in 1,000
 
-_FILL = TRIES * 4  # the stream of randomness after those of the placements
+FILL = TRIES * 4  # the stream of randomness after those of the placements
 
 
 def masked_patches(grid: tuple[int, int], ratio: float = 0.4) -> int:
     """Patches in every mask: `ratio` of the grid, rounded down; 78 for 14x14 at 0.4."""
     return int(grid[0] * grid[1] * ratio)
+
+
+def smallest_block(grid: tuple[int, int]) -> int:
+    """Patches of the smallest block that is tried while as many are missing; 15 for 14x14."""
+    return max(1, round(grid[0] * grid[1] * MIN_BLOCK))
 
 
 def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0.4, compile: bool = False) -> Tensor:
@@ -37,8 +40,7 @@ def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
         keys: int64 (B,); equal keys give equal masks, whatever the batch around them.
         grid: rows and columns of patches.
         ratio: share of masked patches.
-        compile: let torch make one or two kernels of the 50 that place a block. Worth the seconds it takes on a GPU,
-            where 1,600 launches a batch are 3 ms; on a CPU the compiled code is no faster.
+        compile: on a GPU, make them by one kernel instead of 1,800.
 
     Returns:
         bool (B, rows, columns), True where masked, exactly `masked_patches(grid, ratio)` in each.
@@ -51,13 +53,16 @@ def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
     if not 0 < target < rows * columns:
         raise ValueError(f"masking {ratio:g} of a {rows}x{columns} grid leaves nothing to predict or nothing to see")
 
-    place = _compiled_place() if compile else _place
+    if compile and keys.is_cuda:
+        from pipeline.masks import blocks_triton  # torch has Triton only where there are GPUs
+
+        return blocks_triton.block_masks(keys, grid, ratio)
     mask = torch.zeros(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
     missing = torch.full_like(keys, target)
     refused = torch.zeros_like(keys)
     draws = uniform(derive(keys[:, None], torch.arange(TRIES * 4, device=keys.device))).double()
     for draw in draws.reshape(-1, TRIES, 4).permute(1, 2, 0):
-        mask, missing, refused = place(mask, missing, refused, draw)
+        mask, missing, refused = _place(mask, missing, refused, draw)
     return _fill(mask, missing, keys)
 
 
@@ -76,7 +81,7 @@ def _place(mask: Tensor, missing: Tensor, refused: Tensor, draw: Tensor) -> tupl
     rows, columns = mask.shape[1:]
     y = torch.arange(rows, device=mask.device)
     x = torch.arange(columns, device=mask.device)
-    smallest = max(1, round(rows * columns * MIN_BLOCK))
+    smallest = smallest_block((rows, columns))
     size, shape, down, across = draw
     area = smallest + size * (missing - smallest)
     aspect = torch.exp((2 * shape - 1) * math.log(MIN_ASPECT))
@@ -93,17 +98,12 @@ def _place(mask: Tensor, missing: Tensor, refused: Tensor, draw: Tensor) -> tupl
     return mask | (block & accepted[:, None, None]), missing - new * accepted, torch.where(accepted, 0, refused + 1)
 
 
-@cache
-def _compiled_place() -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    return torch.compile(_place, dynamic=False)
-
-
 def _fill(mask: Tensor, missing: Tensor, keys: Tensor) -> Tensor:
     """Add `missing` (B,) patches to each mask (B, rows, columns): those with most masked neighbours, ties at random."""
     beside = F.pad(mask.float(), (1, 1, 1, 1))
     neighbours = beside[:, 2:, 1:-1] + beside[:, :-2, 1:-1] + beside[:, 1:-1, 2:] + beside[:, 1:-1, :-2]
     places = torch.arange(neighbours[0].numel(), device=keys.device)
-    tie = uniform(derive(derive(keys, _FILL)[:, None], places))
+    tie = uniform(derive(derive(keys, FILL)[:, None], places))
     score = (neighbours.flatten(1) + tie).masked_fill(mask.flatten(1), -1.0)
     rank = score.argsort(dim=1, descending=True).argsort(dim=1)
     return mask | (rank < missing[:, None]).reshape(mask.shape)

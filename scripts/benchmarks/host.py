@@ -1,0 +1,57 @@
+"""What the training thread does in a step, part by part: on a GPU, the time that it takes to launch the work."""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from pipeline.config import load_recipe
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.phases import Phases
+from pipeline.train.preemption import Preemption
+from pipeline.train.setup import set_up
+from pipeline.train.world import World
+
+SETTLING = 5  # steps left out: queues fill, caches warm up
+# As many operations as ViT-B has, each of which computes next to nothing
+TINY = ("data.image_size=32", "model.options={embed_dim: 32, depth: 12, num_heads: 1}", "optim.batch_size=16")
+
+
+def host(shards: Path, settings: list[str], world: World, steps: int) -> list[Figure]:
+    """Train on a CPU; milliseconds of processor time of this thread, by part of a step: the median over steps.
+
+    Other work on the machine does not count, and neither do other threads of this process.
+
+    Args:
+        shards: a data set that maskfeat-shards built.
+        settings: that replace those of the tiny recipe.
+        world: of one process.
+        steps: over which the median is taken.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = [f"data.shards={shards}", f"run.dir={folder}/run", "run.log_every=1", f"run.max_steps={SETTLING + steps}"]
+        recipe = load_recipe("demo", [*TINY, "engine.compile=none", *run, *settings])
+        with _TimedPhases(recipe.run.dir, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+            set_up(recipe, world, phases, Pretraining).run(preemption)
+    settled = [phases.seconds[step] for step in range(SETTLING, SETTLING + steps - 1)]  # the last one saves
+    medians = {name: statistics.median(of_step[name] for of_step in settled) for name in settled[0]}
+    return [Figure(name, "ms", 1e3 * seconds) for name, seconds in medians.items()]
+
+
+class _TimedPhases(Phases):
+    """Phases that add up this thread's processor time in each, by step and name."""
+
+    def __init__(self, folder: Path, rank: int, deadline: float) -> None:
+        super().__init__(folder, rank, deadline)
+        self.seconds: defaultdict[int, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.thread_time()
+        with super().__call__(name):
+            yield
+        self.seconds[self.step][name] += time.thread_time() - begin
