@@ -5,6 +5,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+_LAST = 10  # seconds for a process that was killed to be gone, which one that waits for a device may never be
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
@@ -19,6 +22,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) 
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_LAST)
         output.seek(0)
         return problem and f"{problem}; it said last: {output.read()[-700:]}"

@@ -1,0 +1,121 @@
+"""Training loops that compete: each is measured as soon as it runs, then all in turns."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from benchmarks.figures import Figure
+from benchmarks.gpu.results import Bench, Failure, LeftOut, Result
+from benchmarks.gpu.scale import Scale
+from benchmarks.hardware import matrix_product, peak
+from benchmarks.racing import Rates, compare, race
+from benchmarks.step import Loop, resident, settings_of, title
+from pipeline.train.engine import DTYPES
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A loop that is not made yet.
+
+    Attributes:
+        name: for people.
+        seconds: that it is estimated to take: to be built, compiled, and timed.
+        make: builds it.
+    """
+
+    name: str
+    seconds: float
+    make: Callable[[], Loop]
+
+
+def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Loop]) -> Iterator[Result]:
+    """Rate, share of the peak and memory of each, and the losses of all after equally many steps.
+
+    A figure comes again with every round, more exact: the last one counts. A contestant that cannot run costs only
+    itself, unless it is the first, with which all others are compared.
+
+    Args:
+        bench: sizes and time.
+        contestants: of one model and batch; the first is ours.
+        loops: takes those that run, by name.
+    """
+    scale, rates, limits = bench.scale, dict[str, list[float]](), Rates()
+    for contestant in contestants:
+        if lack := bench.lacking(contestant.name, contestant.seconds):
+            yield lack
+        else:
+            try:
+                loop, memory = _started(contestant, scale)
+                rates[contestant.name] = [_rate(loop, scale.times)]
+            except Exception as error:  # of the compilers, too, which have classes of their own
+                yield Failure(contestant.name, f"{error!r}"[-500:])
+            else:
+                loops[contestant.name] = loop
+                limits = limits or _limits(loop, scale.rounds)
+                if not scale.dry:
+                    yield Figure(
+                        f"peak memory of a step, {title(loop.recipe, loop.world)}, {contestant.name}", "GiB", memory
+                    )
+                yield from _figures(loops, rates, limits)
+        if not loops:
+            return
+    if scale.dry:
+        yield LeftOut(f"peak memory and share of the peak, {', '.join(loops)}", "there is no GPU")
+    for nth in range(scale.rounds):
+        begin = time.monotonic()
+        for name, loop in loops.items():
+            rates[name].append(_rate(loop, scale.times))
+        yield from _figures(loops, rates, limits)
+        if lack := bench.lacking(f"further rounds than {nth + 1}", 1.5 * (time.monotonic() - begin)):
+            yield lack
+            break
+    (_, ours), *others = loops.items()
+    losses = {name: float(loop.loss) for name, loop in others}
+    yield Figure(f"loss after equally many steps, {title(ours.recipe, ours.world)}", "", float(ours.loss), losses)
+
+
+def _started(contestant: Contestant, scale: Scale) -> tuple[Loop, float]:
+    """A loop after two steps, which compile it, and the GiB that it takes at most in one."""
+    before = 0 if scale.dry else torch.cuda.memory_allocated()
+    loop = contestant.make()
+    batches = resident(loop.recipe, loop.world)
+    loop.steps(2, batches)
+    if scale.dry:
+        return loop, 0.0
+    torch.cuda.reset_peak_memory_stats()
+    loop.steps(1, batches)
+    return loop, (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def _rate(loop: Loop, times: int) -> float:
+    begin = time.perf_counter()
+    images = loop.steps(times, resident(loop.recipe, loop.world))
+    return images / (time.perf_counter() - begin)
+
+
+def _limits(loop: Loop, rounds: int) -> Rates:
+    """What the device would allow, in images/s: by a product of matrices that is timed, and by its data sheet."""
+    precision = loop.recipe.engine.precision
+    product = matrix_product(loop.world.device, DTYPES[precision], times=3)
+    name = f"a product of matrices, {precision}"
+    limits = {name: race({name: product}, rounds)[name] / loop.flops}
+    if (card := peak()) and precision != "fp32":
+        limits[f"{card.tflops:g} TFLOP/s, the peak of an {card.name}"] = card.tflops * 1e12 / loop.flops
+    return limits
+
+
+def _figures(loops: dict[str, Loop], rates: dict[str, list[float]], limits: Rates) -> Iterator[Figure]:
+    ours = next(iter(loops.values()))
+    medians = {name: median(rates[name]) for name in loops}
+    what = title(ours.recipe, ours.world)
+    settings = settings_of(ours.recipe, ours.world)
+    yield compare(f"training step, {what}", "images/s", medians | limits, limits, settings)
+    card = peak()
+    if card and ours.recipe.engine.precision != "fp32":
+        share = ours.flops / (card.tflops * 1e12)
+        shares = {name: rate * share for name, rate in medians.items()}
+        name = f"MFU of {card.tflops:g} TFLOP/s, {ours.flops / 1e9:.4g} GFLOP an image, {what}"
+        yield compare(name, "share of the peak", shares)

@@ -1,0 +1,67 @@
+"""The list of what `scripts/bench.py gpu` checks and measures: by importance, what is right before how fast it is."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks.gpu.kernel import augmented_pixels, fused_kernel, kernel_time
+from benchmarks.gpu.loaders import decoding, loaders, masks_alone
+from benchmarks.gpu.machine import machine_facts
+from benchmarks.gpu.pixels import bad_image, by_kind, decodes_itself
+from benchmarks.gpu.results import Part
+from benchmarks.gpu.small import compiled_loss, resumed_run
+from benchmarks.gpu.training import base, from_shards, large, modes, recomputing, stages
+from benchmarks.gpu.waiting import waiting
+
+
+@dataclass(frozen=True)
+class Process:
+    """Parts that share a process, since they share a model or cannot hurt each other, and the seconds for them."""
+
+    seconds: float
+    parts: list[Part]
+
+
+PROCESSES = [
+    Process(30, [Part(0, "machine", machine_facts)]),
+    Process(
+        50,
+        [
+            Part(1, "the GPU decodes", partial(decodes_itself, load=0)),
+            Part(1, "pixels", partial(by_kind, load=0)),
+            Part(1, "bad image", bad_image),
+        ],
+    ),
+    Process(
+        40,
+        [
+            Part(1, "the JPEG hardware decodes", partial(decodes_itself, load=1)),
+            Part(1, "pixels of the JPEG hardware", partial(by_kind, load=1)),
+        ],
+    ),
+    Process(
+        50,
+        [
+            Part(2, "kernel", fused_kernel),
+            Part(2, "time of the kernel", kernel_time),
+            Part(2, "augmentation", augmented_pixels),
+        ],
+    ),
+    Process(
+        110,
+        [
+            Part(3, "waiting", waiting),
+            Part(4, "compiled loss", compiled_loss),
+            Part(4, "resumed run", resumed_run),
+        ],
+    ),
+    Process(170, [Part(5, "ViT-B", base), Part(6, "ViT-B from shards", partial(from_shards, load=0))]),
+    Process(80, [Part(7, "loaders", loaders), Part(7, "masks", masks_alone)]),
+    Process(150, [Part(8, "ViT-L", large)]),
+    Process(80, [Part(9, "from shards by the JPEG hardware", partial(from_shards, load=1))]),
+    Process(50, [Part(9, "decoding", decoding)]),
+    Process(80, [Part(9, "ZeRO stages", stages)]),
+    Process(120, [Part(9, "recomputed activations", recomputing)]),
+    Process(250, [Part(9, "compiler modes", modes)]),
+]
+PARTS = {part.name: part for process in PROCESSES for part in process.parts}
+ITEMS = sorted({part.item for part in PARTS.values()})

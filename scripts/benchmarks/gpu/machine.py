@@ -1,0 +1,77 @@
+"""Item 0: what is there, and what of all that the script needs is not."""
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.results import Bench, Check, LeftOut, Result
+from benchmarks.hardware import peak
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that `scripts/bench.py gpu` uses: its name, for what, how to get it, and whether it is here."""
+
+    name: str
+    use: str
+    remedy: str
+    found: Callable[[], bool]
+
+    def line(self) -> str:
+        """For a person."""
+        return f"found: {self.name}" if self.found() else f"missing: {self.name}, {self.use}: {self.remedy}"
+
+
+def _module(name: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(name) is not None
+
+
+def _nvjpeg() -> bool:
+    spec = importlib.util.find_spec("nvidia")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    packaged = (file for folder in folders for file in Path(folder).glob("*/lib/libnvjpeg.so*"))
+    return next(packaged, None) is not None or ctypes.util.find_library("nvjpeg") is not None
+
+
+NEEDS = (
+    Need(
+        "a C compiler",
+        "with which Triton builds its launchers",
+        "install gcc, or name one in CC",
+        lambda: any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))),
+    ),
+    Need(
+        "Python.h",
+        "which these include",
+        "install python3-dev of this Python's version",
+        lambda: Path(sysconfig.get_path("include"), "Python.h").exists(),
+    ),
+    Need("libnvjpeg", "without which the CPU decodes in silence", "pip install nvidia-nvjpeg", _nvjpeg),
+    Need("webdataset", "a loader to compare with", "pip install webdataset", _module("webdataset")),
+    Need("torchvision", "its transforms", "pip install torchvision, of torch's version", _module("torchvision")),
+)
+
+
+def machine_facts(bench: Bench) -> Iterator[Result]:
+    """What is needed and here; what is known of the GPU."""
+    for need in NEEDS:
+        yield Check(f"needed: {need.name}", need.found(), {"for": need.use})
+    if bench.scale.dry:
+        yield LeftOut("the GPU's name, memory and engines", "there is no GPU")
+        return
+    properties = torch.cuda.get_device_properties(0)
+    card = peak()
+    facts = {
+        "memory GiB": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "peak TFLOP/s in bf16": card.tflops if card else "not known: no MFU is given",
+    }
+    yield Check(f"GPU: {properties.name}", properties.major >= 8, facts)  # bf16 needs 8.0

@@ -1,0 +1,69 @@
+"""Traces of a few steps: what the host waited for, and what the GPU did."""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.hardware import synchronise
+
+WAITS = {"cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize"}
+_STEP = "a traced step"
+_ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
+
+
+class Trace:
+    """Events of a trace in Chrome's format, times in microseconds."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = [event for event in events if event.get("ph") == "X"]
+
+    def waits(self) -> list[str]:
+        """Calls of the CUDA runtime that wait for the device, by the thread that took the steps, within these."""
+        steps = [event for event in self._events if event["name"] == _STEP and event["cat"] == "user_annotation"]
+        return [
+            event["name"]
+            for event in self._events
+            if event["name"] in WAITS
+            and any(
+                event["tid"] == step["tid"] and step["ts"] <= event["ts"] <= step["ts"] + step["dur"] for step in steps
+            )
+        ]
+
+    def idle(self) -> float | None:
+        """Share of the time from the first to the last work of the GPU in which it had none; None without a GPU."""
+        spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in self._on_device())
+        if not spans:
+            return None
+        begin = reached = float(spans[0][0])
+        busy = 0.0
+        for start, end in spans:
+            busy += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return 1 - busy / (reached - begin)
+
+    def kernels(self) -> Counter[str]:
+        """How often each kernel ran, of whatever thread and stream."""
+        return Counter(event["name"] for event in self._on_device() if event["cat"] == "kernel")
+
+    def _on_device(self) -> list[dict[str, Any]]:
+        return [event for event in self._events if event.get("cat") in _ON_DEVICE]
+
+
+def traced(step: Callable[[], object], times: int, device: torch.device) -> Trace:
+    """Take so many steps, and then wait for the device."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        for _ in range(times):
+            with record_function(_STEP):
+                step()
+        synchronise(device)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        return Trace(json.loads(file.read_text())["traceEvents"])
