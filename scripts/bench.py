@@ -195,8 +195,9 @@ def gpu(
     ZeRO stages, recomputed activations, compiler modes.
     """
     from benchmarks.gpu.conductor import gpu
+    from benchmarks.gpu.items import items_of
 
-    sys.exit(0 if gpu(shards, out, _numbers(items), dry, seconds) else 1)
+    sys.exit(0 if gpu(shards, out, items_of(items), dry, seconds) else 1)
 
 
 @app.command(hidden=True)
@@ -211,21 +212,6 @@ def gpu_parts(
     from benchmarks.gpu.conductor import run_parts
 
     run_parts(names, shards, lines, until, dry)
-
-
-def _numbers(text: str) -> set[int]:
-    """Of "0-4,7" 0 to 4 and 7."""
-    from benchmarks.gpu.items import ITEMS
-
-    numbers: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
-            raise typer.BadParameter(f"{text!r} is not like 0-4 or 5,8", param_hint="--items")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    if not numbers or not numbers <= set(ITEMS):
-        raise typer.BadParameter(f"items are {ITEMS[0]} to {ITEMS[-1]}", param_hint="--items")
-    return numbers
 
 
 def _device() -> torch.device:

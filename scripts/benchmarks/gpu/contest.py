@@ -1,7 +1,7 @@
 """Training loops that compete: each is measured as soon as it runs, then all in turns."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.figures import Figure
 from benchmarks.gpu.results import Bench, Failure, LeftOut, Result
-from benchmarks.gpu.scale import Scale
 from benchmarks.hardware import matrix_product, peak
 from benchmarks.racing import Rates, compare, race
 from benchmarks.step import Loop, resident, settings_of, title
@@ -42,25 +41,15 @@ def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Lo
         contestants: of one model and batch; the first is ours.
         loops: takes those that run, by name.
     """
-    scale, rates, limits = bench.scale, dict[str, list[float]](), Rates()
+    scale, rates, memory, limits = bench.scale, dict[str, list[float]](), Rates(), Rates()
     for contestant in contestants:
-        if lack := bench.lacking(contestant.name, contestant.seconds):
-            yield lack
-        else:
-            try:
-                loop, memory = _started(contestant, scale)
-                rates[contestant.name] = [_rate(loop, scale.times)]
-            except Exception as error:  # of the compilers, too, which have classes of their own
-                yield Failure(contestant.name, f"{error!r}"[-500:])
-            else:
-                loops[contestant.name] = loop
-                limits = limits or _limits(loop, scale.rounds)
-                if not scale.dry:
-                    yield Figure(
-                        f"peak memory of a step, {title(loop.recipe, loop.world)}, {contestant.name}", "GiB", memory
-                    )
-                yield from _figures(loops, rates, limits)
-        if not loops:
+        entered = yield from _enter(bench, contestant)
+        if entered:
+            loops[contestant.name], memory[contestant.name], rate = entered
+            rates[contestant.name] = [rate]
+            limits = limits or _limits(loops[contestant.name], scale.rounds)
+            yield from _figures(loops, rates, limits, memory)
+        elif not loops:
             return
     if scale.dry:
         yield LeftOut(f"peak memory and share of the peak, {', '.join(loops)}", "there is no GPU")
@@ -68,26 +57,34 @@ def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Lo
         begin = time.monotonic()
         for name, loop in loops.items():
             rates[name].append(_rate(loop, scale.times))
-        yield from _figures(loops, rates, limits)
+        yield from _figures(loops, rates, limits, memory)
         if lack := bench.lacking(f"further rounds than {nth + 1}", 1.5 * (time.monotonic() - begin)):
             yield lack
             break
-    (_, ours), *others = loops.items()
-    losses = {name: float(loop.loss) for name, loop in others}
-    yield Figure(f"loss after equally many steps, {title(ours.recipe, ours.world)}", "", float(ours.loss), losses)
+    ours = next(iter(loops.values()))
+    losses = {name: float(loop.loss) for name, loop in loops.items()}
+    yield compare(f"loss after equally many steps, {title(ours.recipe, ours.world)}", "", losses)
 
 
-def _started(contestant: Contestant, scale: Scale) -> tuple[Loop, float]:
-    """A loop after two steps, which compile it, and the GiB that it takes at most in one."""
-    before = 0 if scale.dry else torch.cuda.memory_allocated()
-    loop = contestant.make()
-    batches = resident(loop.recipe, loop.world)
-    loop.steps(2, batches)
-    if scale.dry:
-        return loop, 0.0
-    torch.cuda.reset_peak_memory_stats()
-    loop.steps(1, batches)
-    return loop, (torch.cuda.max_memory_allocated() - before) / 2**30
+def _enter(bench: Bench, contestant: Contestant) -> Generator[Result, None, tuple[Loop, float, float] | None]:
+    """The loop, the GiB that it takes at most in a step, and its images/s; None, and why, if it cannot run."""
+    if lack := bench.lacking(contestant.name, contestant.seconds):
+        yield lack
+        return None
+    try:
+        before = 0 if bench.scale.dry else torch.cuda.memory_allocated()
+        loop = contestant.make()
+        batches, most = resident(loop.recipe, loop.world), 0
+        loop.steps(2, batches)  # which compile it
+        if not bench.scale.dry:
+            torch.cuda.reset_peak_memory_stats()
+        rate = _rate(loop, bench.scale.times)
+        if not bench.scale.dry:
+            most = torch.cuda.max_memory_allocated() - before
+        return loop, most / 2**30, rate
+    except Exception as error:  # the compilers have classes of their own
+        yield Failure(contestant.name, f"{error!r}"[-500:])
+        return None
 
 
 def _rate(loop: Loop, times: int) -> float:
@@ -107,15 +104,17 @@ def _limits(loop: Loop, rounds: int) -> Rates:
     return limits
 
 
-def _figures(loops: dict[str, Loop], rates: dict[str, list[float]], limits: Rates) -> Iterator[Figure]:
+def _figures(
+    loops: Mapping[str, Loop], rates: Mapping[str, list[float]], limits: Rates, memory: Rates
+) -> Iterator[Figure]:
     ours = next(iter(loops.values()))
+    what, settings = title(ours.recipe, ours.world), settings_of(ours.recipe, ours.world)
     medians = {name: median(rates[name]) for name in loops}
-    what = title(ours.recipe, ours.world)
-    settings = settings_of(ours.recipe, ours.world)
     yield compare(f"training step, {what}", "images/s", medians | limits, limits, settings)
     card = peak()
     if card and ours.recipe.engine.precision != "fp32":
         share = ours.flops / (card.tflops * 1e12)
-        shares = {name: rate * share for name, rate in medians.items()}
         name = f"MFU of {card.tflops:g} TFLOP/s, {ours.flops / 1e9:.4g} GFLOP an image, {what}"
-        yield compare(name, "share of the peak", shares)
+        yield compare(name, "share of the peak", {name: rate * share for name, rate in medians.items()})
+    if any(memory.values()):
+        yield compare(f"peak memory of a step, {what}", "GiB", memory)

@@ -1,5 +1,6 @@
 """The list of what `scripts/bench.py gpu` checks and measures: by importance, what is right before how fast it is."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ from benchmarks.gpu.results import Part
 from benchmarks.gpu.small import compiled_loss, resumed_run
 from benchmarks.gpu.training import base, from_shards, large, modes, recomputing, stages
 from benchmarks.gpu.waiting import waiting
+from pipeline.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,16 @@ PROCESSES = [
     Process(250, [Part(9, "compiler modes", modes)]),
 ]
 PARTS = {part.name: part for process in PROCESSES for part in process.parts}
-ITEMS = sorted({part.item for part in PARTS.values()})
+
+
+def items_of(text: str) -> set[int]:
+    """Of "0-4,7" 0 to 4 and 7. Raises ConfigError for what is not items of the list."""
+    known = {part.item for part in PARTS.values()}
+    items: set[int] = set()
+    for piece in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        chosen = set(range(int(match[1]), int(match[2] or match[1]) + 1)) if match else set()
+        if not chosen or not chosen <= known:
+            raise ConfigError(f"--items {text}: give some of {min(known)} to {max(known)}, like 0-4 or 5,8")
+        items |= chosen
+    return items

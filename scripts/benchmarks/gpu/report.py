@@ -47,7 +47,7 @@ def markdown(found: list[Line]) -> str:
     """A table, in the order of the items, below what it was measured on."""
     machines = [line.content for line in found if line.kind == "machine"]
     rows = [row for line in sorted(found, key=lambda line: line.item) for row in _rows(line)]
-    table = ["| item | what | result | beside it |", "|---|---|---|---|"]
+    table = ["| item | what | result | beside it, and how many times that the result is |", "|---|---|---|---|"]
     cells = (" | ".join(cell.replace("|", "/").replace("\n", " ") for cell in row) for row in rows)
     return "\n".join([*map(_machine, machines[-1:]), "", *table, *(f"| {row} |" for row in cells)]) + "\n"
 
@@ -63,7 +63,7 @@ def _rows(line: Line) -> list[tuple[str, str, str, str]]:
     if line.kind == "figure":
         figure = Figure.from_json(content)
         others = [*figure.peers.items(), *figure.limits.items()]
-        beside = "; ".join(f"{name}: {value:,.4g} ({_ratio(figure.achieved, value)})" for name, value in others)
+        beside = "; ".join(f"{name}: {value:,.4g} ({figure.achieved / value:.3g})" for name, value in others)
         return [(item, figure.name, f"{figure.achieved:,.4g} {figure.unit}".strip(), beside)]
     if line.kind == "check":
         return [(item, content["name"], "right" if content["passed"] else "WRONG", _numbers(content["numbers"]))]
@@ -72,10 +72,6 @@ def _rows(line: Line) -> list[tuple[str, str, str, str]]:
     if line.kind == "left out":
         return [(item, content["name"], "not run", content["why"])]
     return []
-
-
-def _ratio(achieved: float, value: float) -> str:
-    return f"{achieved / value:.3g} times" if value else "none"
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
