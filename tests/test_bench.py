@@ -23,6 +23,12 @@ SMALL = (
 )
 
 
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Import as from a script in scripts/."""
+    monkeypatch.syspath_prepend(str(CHECKOUT / "scripts"))
+
+
 def figures(file: Path) -> dict[str, dict[str, Any]]:
     """By unit, the first of each."""
     return {figure["unit"]: figure for figure in reversed(json.loads(file.read_text())["figures"])}

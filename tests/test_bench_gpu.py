@@ -1,39 +1,31 @@
-"""`scripts/bench.py gpu`: it runs small without a GPU, its checks can fail, and nothing costs what was known before."""
+"""`scripts/bench.py gpu`: it runs small without a GPU, and nothing costs what was known before."""
 
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from deepspeed.accelerator import get_accelerator
 from launching import CHECKOUT
-from torch.profiler import record_function
 from triton.errors import TritonError
 
 sys.path.insert(0, str(CHECKOUT / "scripts"))  # as for a script there
 
 from benchmarks.children import run
 from benchmarks.figures import Figure
-from benchmarks.gpu import conductor, pixels
+from benchmarks.gpu import conductor
 from benchmarks.gpu.contest import Contestant, contest
 from benchmarks.gpu.items import PARTS, Process, items_of
 from benchmarks.gpu.report import report
-from benchmarks.gpu.results import Bench, Check, Failure, LeftOut, Line, Part, read_lines
+from benchmarks.gpu.results import Bench, Failure, LeftOut, Line, Part, read_lines
 from benchmarks.gpu.scale import DRY
-from benchmarks.gpu.traces import Trace, traced
-from benchmarks.gpu.training import from_shards
-from benchmarks.gpu.waiting import waiting
 from benchmarks.plain import PlainEngine
 from benchmarks.step import Loop
 from pipeline.config import ConfigError
-from pipeline.data.decode import Crops, Decoded, decoder_for
 from pipeline.data.errors import DataError
 from pipeline.train.world import join
 
@@ -49,10 +41,10 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     """The same code from the first check to the last figure, so that no mistake of writing costs time on a GPU."""
     out = tmp_path / "gpu.json"
     done = subprocess.run(
-        [sys.executable, CHECKOUT / "scripts" / "bench.py", "gpu", shards, out, "--dry"],
+        [sys.executable, CHECKOUT / "scripts" / "bench.py", "gpu", shards, out, "--dry", "--seconds", "1200"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     content = json.loads(out.read_text())
@@ -76,92 +68,6 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     table = out.with_suffix(".md").read_text()
     assert table in done.stdout and table.count("\n| ") > len(checks) + len(figures)
     assert "found: libnvjpeg" in done.stdout or "missing: libnvjpeg" in done.stdout
-
-
-def test_a_step_that_waits_is_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    (good, *_) = waiting(bench)
-    assert isinstance(good, Check) and good.passed
-    step = Loop.step
-
-    def planted(loop: Loop, batches: Iterator[Any]) -> None:
-        step(loop, batches)
-        get_accelerator().synchronize()
-
-    monkeypatch.setattr(Loop, "step", planted)
-    for check in list(waiting(bench))[:3]:
-        assert isinstance(check, Check) and not check.passed
-        assert check.numbers["recorded"] == [f"{type(get_accelerator()).__name__}.synchronize"] * 2
-
-
-def test_waits_of_the_traced_thread_only_and_within_steps() -> None:
-    def event(name: str, start: float, duration: float, thread: int, category: str = "cuda_runtime") -> dict[str, Any]:
-        return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration, "tid": thread, "pid": 1}
-
-    trace = Trace(
-        [
-            event("a traced step", 0, 100, 7, "user_annotation"),
-            event("a traced step", 0, 300, 8, "gpu_user_annotation"),
-            event("cudaLaunchKernel", 10, 1, 7),
-            event("cudaEventSynchronize", 20, 5, 7),
-            event("cudaStreamSynchronize", 20, 5, 8),  # a thread of DALI
-            event("cudaDeviceSynchronize", 200, 50, 7),  # after the steps
-            event("gemm", 0, 50, 0, "kernel"),
-            event("copy", 40, 20, 1, "gpu_memcpy"),
-            event("gemm", 80, 20, 0, "kernel"),
-            {"ph": "M", "name": "thread_name"},
-        ]
-    )
-    assert trace.waits() == ["cudaEventSynchronize"]
-    assert trace.idle() == pytest.approx(0.2)
-    assert trace.kernels() == {"gemm": 2}
-
-
-def test_a_real_trace_knows_its_thread() -> None:
-    def step() -> None:
-        with record_function("cudaStreamSynchronize"):
-            torch.ones(2).sum()
-
-    def beside() -> None:
-        other = threading.Thread(target=step)
-        other.start()
-        other.join()
-
-    assert traced(step, 2, CPU).waits() == ["cudaStreamSynchronize"] * 2
-    assert traced(beside, 2, CPU).waits() == []
-    assert traced(step, 2, CPU).idle() is None
-
-
-def test_wrong_pixels_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unmirrored:
-        """Forgets to flip; the third of the three crops is to be."""
-
-        def __init__(self, *arguments: Any) -> None:
-            self._decoder = decoder_for(*arguments)
-
-        def feed(self, crops: Crops) -> None:
-            self._decoder.feed(Crops(crops.encoded, crops.boxes, 0 * crops.flips))
-
-        def take(self) -> Decoded:
-            return self._decoder.take()
-
-    decoders = iter([Unmirrored, decoder_for])
-    monkeypatch.setattr(pixels, "decoder_for", lambda *arguments: next(decoders)(*arguments))
-    checks = list(pixels.by_kind(bench, 0))
-    assert len(checks) == 11
-    assert not any(check.passed for check in checks if isinstance(check, Check))
-
-
-def test_pixels_that_change_during_a_step_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Loop.step
-
-    def overwriting(loop: Loop, batches: Iterator[Any]) -> None:
-        images, keys = next(batches)
-        step(loop, iter([(images, keys)]))
-        images[0, 0, 0, 0] += 1
-
-    monkeypatch.setattr(Loop, "step", overwriting)
-    (check,) = (found for found in from_shards(bench, 0) if isinstance(found, Check))
-    assert not check.passed and check.numbers == {"images": 4, "wrong": 2}
 
 
 def test_a_contestant_that_cannot_run_costs_only_itself(bench: Bench) -> None:

@@ -44,7 +44,7 @@ def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: flo
         print(need.line(), flush=True)
     lines = out.with_suffix(".jsonl")
     _keep_others(lines, items, dry)
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"} | os.environ
         if dry:  # a trial is about the code: one process for all saves the start of a dozen
             environment |= {"TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

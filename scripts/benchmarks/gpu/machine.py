@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.results import Bench, Check, LeftOut, Result
+from benchmarks.gpu.results import Bench, Check, Failure, LeftOut, Result
 from benchmarks.hardware import peak
 
 
@@ -54,6 +54,7 @@ NEEDS = (
         lambda: Path(sysconfig.get_path("include"), "Python.h").exists(),
     ),
     Need("libnvjpeg", "without which the CPU decodes in silence", "pip install nvidia-nvjpeg", _nvjpeg),
+    Need("pynvml", "which tells the use of the JPEG hardware", "pip install nvidia-ml-py", _module("pynvml")),
     Need("webdataset", "a loader to compare with", "pip install webdataset", _module("webdataset")),
     Need("torchvision", "its transforms", "pip install torchvision, of torch's version", _module("torchvision")),
 )
@@ -62,7 +63,8 @@ NEEDS = (
 def machine_facts(bench: Bench) -> Iterator[Result]:
     """What is needed and here; what is known of the GPU."""
     for need in NEEDS:
-        yield Check(f"needed: {need.name}", need.found(), {"for": need.use})
+        name = f"needed: {need.name}"
+        yield Check(name, True) if need.found() else Failure(name, need.line())
     if bench.scale.dry:
         yield LeftOut("the GPU's name, memory and engines", "there is no GPU")
         return

@@ -23,17 +23,20 @@ class Trace:
     def __init__(self, events: list[dict[str, Any]]) -> None:
         self._events = [event for event in events if event.get("ph") == "X"]
 
-    def waits(self) -> list[str]:
-        """Calls of the CUDA runtime that wait for the device, by the thread that took the steps, within these."""
+    def within_steps(self) -> list[str]:
+        """The names of all events of the thread that took the steps, within these."""
         steps = [event for event in self._events if event["name"] == _STEP and event["cat"] == "user_annotation"]
         return [
             event["name"]
             for event in self._events
-            if event["name"] in WAITS
-            and any(
+            if any(
                 event["tid"] == step["tid"] and step["ts"] <= event["ts"] <= step["ts"] + step["dur"] for step in steps
             )
         ]
+
+    def waits(self) -> list[str]:
+        """Calls of the CUDA runtime among them that wait for the device."""
+        return [name for name in self.within_steps() if name in WAITS]
 
     def idle(self) -> float | None:
         """Share of the time from the first to the last work of the GPU in which it had none; None without a GPU."""
