@@ -194,8 +194,8 @@ def gpu(
     6 ViT-B from shards; 7 loaders and masks; 8 ViT-L and its checkpoint; 9, if time is left: the JPEG hardware,
     ZeRO stages, recomputed activations, compiler modes.
     """
-    from benchmarks.gpu.conductor import gpu
     from benchmarks.gpu.items import items_of
+    from benchmarks.gpu.runner import gpu
 
     sys.exit(0 if gpu(shards, out, items_of(items), dry, seconds) else 1)
 
@@ -209,7 +209,7 @@ def gpu_parts(
     dry: bool = False,
 ) -> None:
     """Parts of `gpu`, in a process of their own."""
-    from benchmarks.gpu.conductor import run_parts
+    from benchmarks.gpu.runner import run_parts
 
     run_parts(names, shards, lines, until, dry)
 

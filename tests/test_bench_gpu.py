@@ -17,7 +17,7 @@ sys.path.insert(0, str(CHECKOUT / "scripts"))  # as for a script there
 
 from benchmarks.children import run
 from benchmarks.figures import Figure
-from benchmarks.gpu import conductor
+from benchmarks.gpu import runner
 from benchmarks.gpu.contest import Contestant, contest
 from benchmarks.gpu.items import PARTS, Process, items_of
 from benchmarks.gpu.report import report
@@ -103,8 +103,8 @@ def test_a_first_contestant_that_cannot_run_ends_the_contest(bench: Bench) -> No
 
 def test_what_takes_longer_than_is_left_is_left_out(shards: Path) -> None:
     real = replace(DRY, dry=False)
-    assert Bench(real, shards, time.monotonic() + 100).lacking("ours", 60) is None
-    assert Bench(real, shards, time.monotonic() + 50).lacking("ours", 60) == LeftOut(
+    assert Bench(real, shards, time.monotonic() + 100).too_late("ours", 60) is None
+    assert Bench(real, shards, time.monotonic() + 50).too_late("ours", 60) == LeftOut(
         "ours", "estimated at 60 s, 50 s were left"
     )
 
@@ -130,12 +130,12 @@ def test_a_part_that_dies_or_hangs_costs_no_other(
 ) -> None:
     """What it had found stays, and those after it get another process."""
     (tmp_path / "child.py").write_text(CHILD)
-    monkeypatch.setattr(conductor, "_SCRIPT", tmp_path / "child.py")
-    monkeypatch.setattr(conductor, "_START", 0)
+    monkeypatch.setattr(runner, "_SCRIPT", tmp_path / "child.py")
+    monkeypatch.setattr(runner, "_START", 0)
     lines = tmp_path / "gpu.jsonl"
     parts = [Part(1, name, lambda bench: iter([])) for name in ("one", "dies", "two", "hangs", "three")]
-    conductor._run(parts, 5, time.monotonic() + 60, shards, lines, {}, False)
-    conductor._run(parts[:1], 5, time.monotonic() - 1, shards, lines, {}, False)
+    runner._run(parts, 5, time.monotonic() + 60, shards, lines, {}, False)
+    runner._run(parts[:1], 5, time.monotonic() - 1, shards, lines, {}, False)
     found = read_lines(lines)
     assert [line.content["name"] for line in found if line.kind == "check"] == ["one", "dies", "two", "hangs"]
     failures = {line.content["name"]: line.content["why"] for line in found if line.kind == "failure"}
@@ -148,7 +148,7 @@ def test_a_part_that_dies_or_hangs_costs_no_other(
 def test_halves_meet_in_one_file(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An item that is run again replaces what there was of it; a trial and a GPU do not mix."""
     processes = [Process(60, [Part(item, f"part {item}", lambda bench: iter([]))]) for item in (1, 5)]
-    monkeypatch.setattr(conductor, "PROCESSES", processes)
+    monkeypatch.setattr(runner, "PROCESSES", processes)
     taken = []
 
     def fake(
@@ -162,18 +162,23 @@ def test_halves_meet_in_one_file(shards: Path, tmp_path: Path, monkeypatch: pyte
                 facts = {"device": "a GPU", "driver": None, "cores": 1, "versions": {}, "dry": dry}
                 file.write(Line(part.item, part.name, "machine", facts).to_json() + "\n")
 
-    monkeypatch.setattr(conductor, "_run", fake)
+    monkeypatch.setattr(runner, "_run", fake)
     out = tmp_path / "gpu.json"
-    assert conductor.gpu(shards, out, {1}, dry=True)
-    assert conductor.gpu(shards, out, {5}, dry=True)
-    assert conductor.gpu(shards, out, {1}, dry=True)
+    assert runner.gpu(shards, out, {1}, dry=True)
+    assert runner.gpu(shards, out, {5}, dry=True)
+    assert runner.gpu(shards, out, {1}, dry=True)
     figures = json.loads(out.read_text())["figures"]
     assert taken == ["part 1", "part 5", "part 1"]
     assert [figure["achieved"] for figure in figures] == [20, 30]  # of each the last
     assert out.with_suffix(".md").read_text().count("| rate |") == 2
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(DataError, match="is of a trial"):
-        conductor.gpu(shards, out, {1}, dry=False)
+        runner.gpu(shards, out, {1}, dry=False)
+
+
+def test_without_a_gpu_there_is_only_the_trial(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no GPU: --dry tries"):
+        runner.gpu(shards, tmp_path / "gpu.json", {0}, dry=False)
 
 
 def test_figures_of_two_machines_are_not_right(tmp_path: Path) -> None:
@@ -185,12 +190,16 @@ def test_figures_of_two_machines_are_not_right(tmp_path: Path) -> None:
     assert not found.right and "different machines: GPU 0, GPU 1" in found.text
 
 
-def test_a_process_that_hangs_or_fails_is_told() -> None:
+def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
     shell = "echo begun; sleep 600 & wait"
     problem = run(["sh", "-c", shell], {"PATH": "/usr/bin:/bin"}, seconds=2)
     assert "stopped after 2 s" in problem and "begun" in problem
     assert run(["sh", "-c", "echo why; exit 3"], {"PATH": "/usr/bin:/bin"}, 30) == "exit status 3; it said last: why\n"
     assert run(["true"], {"PATH": "/usr/bin:/bin"}, 30) == ""
+    run(["sh", "-c", f"sleep 600 & echo $! > {tmp_path}/left; exit 3"], {"PATH": "/usr/bin:/bin"}, 30)
+    left = Path(f"/proc/{(tmp_path / 'left').read_text().strip()}/stat")
+    while left.exists() and left.read_text().split()[2] != "Z":  # for ever, had it not been killed
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("items", ["5-", "x", "10", "4-2", ""])

@@ -51,7 +51,7 @@ def end_to_end(loop: Loop, times: int, rounds: int = ROUNDS, how: str = "") -> l
 
 
 def data_of(loop: Loop) -> ExactData:
-    """The training images of a loop's recipe, as its rank reads them."""
+    """Open the training images of a loop's recipe, as its rank reads them."""
     recipe, world = loop.recipe, loop.world
     return ExactData(
         recipe,
@@ -65,7 +65,7 @@ def data_of(loop: Loop) -> ExactData:
 
 
 def pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
-    """Of each batch what a `Loop` takes, on the device."""
+    """Turn the batches of a loader into those of a `Loop`."""
     while True:
         with clock.waiting():
             batch = next(batches, None)

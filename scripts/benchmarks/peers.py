@@ -39,7 +39,7 @@ def peers(manifest: Manifest, workers: int, size: int, scratch: Path) -> dict[st
 
 
 def webdataset_on_tensors(manifest: Manifest, workers: int, size: int, batch: int) -> Start:
-    """webdataset with the faster of the two transforms."""
+    """Load by webdataset, with the faster of the two transforms."""
     return _webdataset(manifest, workers, _transforms(size)[1], batch)
 
 

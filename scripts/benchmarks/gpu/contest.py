@@ -1,4 +1,4 @@
-"""Training loops that compete: each is measured as soon as it runs, then all in turns."""
+"""Training loops side by side: each is measured as soon as it runs, then all in turns."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ class Contestant:
 
 
 def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Loop]) -> Iterator[Result]:
-    """Rate, share of the peak and memory of each, and the losses of all after equally many steps.
+    """Measure rate, share of the peak and memory of each, and the losses of all after equally many steps.
 
     A figure comes again with every round, more exact: the last one counts. A contestant that cannot run costs only
     itself, unless it is the first, with which all others are compared.
@@ -58,8 +58,8 @@ def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Lo
         for name, loop in loops.items():
             rates[name].append(_rate(loop, scale.times))
         yield from _figures(loops, rates, limits, memory)
-        if lack := bench.lacking(f"further rounds than {nth + 1}", 1.5 * (time.monotonic() - begin)):
-            yield lack
+        if late := bench.too_late(f"further rounds than {nth + 1}", 1.5 * (time.monotonic() - begin)):
+            yield late
             break
     ours = next(iter(loops.values()))
     losses = {name: float(loop.loss) for name, loop in loops.items()}
@@ -67,9 +67,9 @@ def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Lo
 
 
 def _enter(bench: Bench, contestant: Contestant) -> Generator[Result, None, tuple[Loop, float, float] | None]:
-    """The loop, the GiB that it takes at most in a step, and its images/s; None, and why, if it cannot run."""
-    if lack := bench.lacking(contestant.name, contestant.seconds):
-        yield lack
+    """Build and compile a loop; return it, its peak memory in GiB and its images/s, or None if it cannot run."""
+    if late := bench.too_late(contestant.name, contestant.seconds):
+        yield late
         return None
     try:
         before = 0 if bench.scale.dry else torch.cuda.memory_allocated()
@@ -94,7 +94,7 @@ def _rate(loop: Loop, times: int) -> float:
 
 
 def _limits(loop: Loop, rounds: int) -> Rates:
-    """What the device would allow, in images/s: by a product of matrices that is timed, and by its data sheet."""
+    """Return the images/s that the device would allow: by a product of matrices, timed, and by its data sheet."""
     precision = loop.recipe.engine.precision
     product = matrix_product(loop.world.device, DTYPES[precision], times=3)
     name = f"a product of matrices, {precision}"

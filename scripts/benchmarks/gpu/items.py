@@ -1,15 +1,15 @@
-"""The list of what `scripts/bench.py gpu` checks and measures: by importance, what is right before how fast it is."""
+"""The list of `scripts/bench.py gpu`, by importance: correctness before speed."""
 
 import re
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.gpu.equality import compiled_loss, resumed_run
 from benchmarks.gpu.kernel import augmented_pixels, fused_kernel, kernel_time
 from benchmarks.gpu.loaders import decoding, loaders, masks_alone
 from benchmarks.gpu.machine import machine_facts
 from benchmarks.gpu.pixels import bad_image, by_kind, decodes_itself
 from benchmarks.gpu.results import Part
-from benchmarks.gpu.small import compiled_loss, resumed_run
 from benchmarks.gpu.training import base, from_shards, large, modes, recomputing, stages
 from benchmarks.gpu.waiting import waiting
 from pipeline.config import ConfigError
@@ -17,7 +17,7 @@ from pipeline.config import ConfigError
 
 @dataclass(frozen=True)
 class Process:
-    """Parts that share a process, since they share a model or cannot hurt each other, and the seconds for them."""
+    """Parts that share a process, and most often a model, and the seconds that they may take."""
 
     seconds: float
     parts: list[Part]
@@ -69,7 +69,7 @@ PARTS = {part.name: part for process in PROCESSES for part in process.parts}
 
 
 def items_of(text: str) -> set[int]:
-    """Of "0-4,7" 0 to 4 and 7. Raises ConfigError for what is not items of the list."""
+    """Read "0-4,7" as 0 to 4 and 7. Raises ConfigError for numbers that are not on the list."""
     known = {part.item for part in PARTS.values()}
     items: set[int] = set()
     for piece in text.split(","):

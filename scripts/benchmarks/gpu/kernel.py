@@ -1,4 +1,4 @@
-"""Item 2: whether the fused kernel is right, and its time; and whether augmentation on the device is right."""
+"""Item 2: the fused kernel equals its reference, and its time; augmentation on the device equals that on a CPU."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -20,7 +20,7 @@ ROUNDING = 2**-8  # of bf16
 
 
 def fused_kernel(bench: Bench) -> Iterator[Result]:
-    """Images and targets of the kernel against the exact reference on the CPU, in every memory format and precision."""
+    """Compare the kernel with the exact reference on the CPU, in every memory format and precision."""
     from pipeline.targets.hog_triton import normalised_and_hog
 
     scale = bench.scale
@@ -56,7 +56,7 @@ def _pictures(size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def kernel_time(bench: Bench) -> Iterator[Result]:
-    """The kernel beside its memory floor and the official definition."""
+    """Time the kernel beside its memory floor and the official definition."""
     if bench.scale.dry:
         yield LeftOut("time of the kernel", "CUDA graphs need a GPU")
     else:
@@ -64,7 +64,7 @@ def kernel_time(bench: Bench) -> Iterator[Result]:
 
 
 def augmented_pixels(bench: Bench) -> Iterator[Result]:
-    """Every transform on the device against the CPU's, and that neither they nor erasing wait for it."""
+    """Compare every transform with the CPU's, and check that neither they nor erasing wait for the device."""
     scale, noise = bench.scale, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (32, 3, *scale.check_size), dtype=torch.uint8, generator=noise)
     there = images.to(scale.device).contiguous(memory_format=torch.channels_last)

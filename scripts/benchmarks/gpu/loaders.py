@@ -28,7 +28,7 @@ _TIMED = 40
 
 
 def loaders(bench: Bench) -> Iterator[Result]:
-    """Ours, bare DALI, and webdataset with torchvision: crops from shards on the device."""
+    """Measure crops from shards on the device: ours, bare DALI, and webdataset with torchvision."""
     scale = bench.scale
     cores = 1 if scale.dry else len(os.sched_getaffinity(0))
     manifest = Manifest.load(bench.shards)
@@ -43,8 +43,8 @@ def loaders(bench: Bench) -> Iterator[Result]:
         for name, make in contestants.items():
             if nth and name not in starts:
                 continue
-            if lack := bench.lacking(f"loader: {name}, round {nth + 1}", 15):
-                yield lack
+            if late := bench.too_late(f"loader: {name}, round {nth + 1}", 15):
+                yield late
                 continue
             try:
                 starts[name] = starts.get(name) or make()
@@ -59,18 +59,18 @@ def loaders(bench: Bench) -> Iterator[Result]:
 
 
 def decoding(bench: Bench) -> Iterator[Result]:
-    """Crops of encoded images in memory, without and with the JPEG hardware."""
+    """Measure crops of encoded images in memory, without and with the JPEG hardware."""
     threads = 1 if bench.scale.dry else 8
     yield from decode(bench.shards, threads, bench.scale.check_size[0], bench.scale.device, bench.scale.images)
 
 
 def masks_alone(bench: Bench) -> Iterator[Result]:
-    """Masks, compiled on a GPU."""
+    """Measure masks, compiled on a GPU."""
     yield from masks(bench.scale.device)
 
 
 def _rate(start: Start, bench: Bench) -> float:
-    """Images a second, from a start of its own."""
+    """Return images a second, from a start of its own."""
     warm, timed = (1, 2) if bench.scale.dry else (_WARM, _TIMED)
     batches = start()
     for _ in islice(batches, warm):
@@ -106,7 +106,7 @@ def _ours(bench: Bench, manifest: Manifest, threads: int) -> Start:
 
 
 def _dali(bench: Bench, manifest: Manifest, threads: int) -> Start:
-    """As its documentation has it: the tars in order, one random crop an image."""
+    """Read tars in order and crop at random, as DALI's documentation does."""
     from nvidia.dali import fn, types
     from nvidia.dali.pipeline import pipeline_def
     from torch.utils.dlpack import from_dlpack

@@ -1,4 +1,4 @@
-"""Item 0: what is there, and what of all that the script needs is not."""
+"""Item 0: the GPU, and the software that the script needs beyond the project's own."""
 
 import ctypes.util
 import importlib.util
@@ -17,7 +17,7 @@ from benchmarks.hardware import peak
 
 @dataclass(frozen=True)
 class Need:
-    """Something that `scripts/bench.py gpu` uses: its name, for what, how to get it, and whether it is here."""
+    """Software that `scripts/bench.py gpu` uses: its name, its use, how to get it, and a search for it."""
 
     name: str
     use: str
@@ -25,7 +25,7 @@ class Need:
     found: Callable[[], bool]
 
     def line(self) -> str:
-        """For a person."""
+        """Say whether it is here, and if not, how to get it."""
         return f"found: {self.name}" if self.found() else f"missing: {self.name}, {self.use}: {self.remedy}"
 
 
@@ -61,7 +61,7 @@ NEEDS = (
 
 
 def machine_facts(bench: Bench) -> Iterator[Result]:
-    """What is needed and here; what is known of the GPU."""
+    """Check the needs, and describe the GPU."""
     for need in NEEDS:
         name = f"needed: {need.name}"
         yield Check(name, True) if need.found() else Failure(name, need.line())

@@ -1,4 +1,4 @@
-"""Item 1: whether a GPU decodes, and the same pixels as a CPU, image by image of every kind."""
+"""Item 1: a GPU decodes, and its pixels are those of a CPU, kind by kind of image file."""
 
 import importlib
 import io
@@ -26,7 +26,7 @@ _ORIENTATION = 0x0112  # tag of EXIF
 
 
 def kinds(picture: Image.Image) -> dict[str, tuple[Encoded, float]]:
-    """A picture in every kind of file, with the bound on its pixels."""
+    """Encode a picture in every kind of file; return each with the bound on its pixels."""
 
     def saved(image: Image.Image, kind: str, **options: Any) -> Encoded:
         file = io.BytesIO()
@@ -51,7 +51,7 @@ def kinds(picture: Image.Image) -> dict[str, tuple[Encoded, float]]:
 
 
 def by_kind(bench: Bench, load: int) -> Iterator[Result]:
-    """Crops of a photograph of the data set, in every kind of file, with or without the JPEG hardware."""
+    """Compare crops of a photograph of the data set, in every kind of file, with or without the JPEG hardware."""
     scale, size = bench.scale, bench.scale.check_size[0]
     photograph = _photograph(bench)
     ours = decoder_for(scale.device, 3, size, 2, load)
@@ -72,7 +72,7 @@ def by_kind(bench: Bench, load: int) -> Iterator[Result]:
 
 
 def decodes_itself(bench: Bench, load: int) -> Iterator[Result]:
-    """The GPU decodes: without libnvjpeg the CPU would, in silence. By its kernels, or the use of its JPEG hardware."""
+    """Check by its kernels, or the use of its JPEG hardware, that the GPU decodes; without libnvjpeg a CPU would."""
     name = f"the GPU decodes JPEG, hw_decoder_load={load}"
     if bench.scale.dry:
         yield LeftOut(name, "there is no GPU")
@@ -94,7 +94,7 @@ def decodes_itself(bench: Bench, load: int) -> Iterator[Result]:
 
 
 def _use_of_the_hardware(decode: Callable[[], None]) -> int:
-    """Percent of its time that the JPEG hardware works, at most, in two seconds of decoding, as the driver says."""
+    """Return the highest use of the JPEG hardware in two seconds of decoding, in percent, by the driver."""
     nvml: Any = importlib.import_module("pynvml")
     nvml.nvmlInit()
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
@@ -106,7 +106,7 @@ def _use_of_the_hardware(decode: Callable[[], None]) -> int:
 
 
 def bad_image(bench: Bench) -> Iterator[Result]:
-    """An image that is none costs nothing but itself: the others of its batch are as without it."""
+    """Check that bytes that are not an image cost only themselves: the rest of the batch is as without them."""
     scale = bench.scale
     (crops, *_) = encoded_batches(bench.shards, scale.check_images)
     bad = scale.check_images // 2
@@ -126,7 +126,7 @@ def bad_image(bench: Bench) -> Iterator[Result]:
 
 
 def _photograph(bench: Bench) -> Image.Image:
-    """The first image of the data set, wider than high, so that a wrong turn shows."""
+    """Return the first image of the data set, cut to be wider than high, so that a wrong turn shows."""
     (crops, *_) = encoded_batches(bench.shards, 1)
     (encoded,) = crops.encoded
     assert encoded is not None
@@ -135,7 +135,7 @@ def _photograph(bench: Bench) -> Image.Image:
 
 
 def _three_crops(encoded: Encoded, height: int, width: int) -> Crops:
-    """All of an image, its middle, and a corner, mirrored."""
+    """Ask for all of an image, its middle, and a mirrored corner."""
     boxes = [
         (0, 0, height, width),
         (height // 8, width // 8, height * 3 // 4, width * 3 // 4),

@@ -1,4 +1,4 @@
-"""What was found, as one JSON file, for a terminal, and as the table of docs/benchmarks.md."""
+"""All results as one JSON file, and as a table for docs/benchmarks.md."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from benchmarks.gpu.results import Line, read_lines
 
 @dataclass(frozen=True)
 class Report:
-    """Markdown, and whether every part ran and no check failed."""
+    """The table in Markdown, and whether every part ran and no check failed."""
 
     text: str
     right: bool
 
 
 def report(lines: Path, out: Path) -> Report:
-    """Write all lines so far into `out`, and the table beside it."""
+    """Write all results so far into `out`, and the table beside it."""
     found = _last_of_each(read_lines(lines))
 
     def of(kind: str) -> list[Any]:
@@ -44,7 +44,7 @@ def report(lines: Path, out: Path) -> Report:
 
 
 def markdown(found: list[Line]) -> str:
-    """A table, in the order of the items, below what it was measured on."""
+    """Return the table, in the order of the items, below the machine that it was measured on."""
     machines = [line.content for line in found if line.kind == "machine"]
     rows = [row for line in sorted(found, key=lambda line: line.item) for row in _rows(line)]
     table = ["| item | what | result | beside it, and how many times that the result is |", "|---|---|---|---|"]
@@ -80,7 +80,7 @@ def _numbers(numbers: dict[str, Any]) -> str:
 
 
 def _last_of_each(lines: list[Line]) -> list[Line]:
-    """Figures come again with every round, more exact: of each name and part the last."""
+    """Keep of each figure the last, since it comes again with every round, more exact."""
     last: dict[Any, Line] = {}
     for nth, line in enumerate(lines):
         last[(line.part, line.content["name"]) if line.kind == "figure" else nth] = line

@@ -1,4 +1,4 @@
-"""What the parts of `scripts/bench.py gpu` tell: figures, checks, failures, and what was left out."""
+"""Results of `scripts/bench.py gpu`: figures, checks, failures and omissions, and the file that collects them."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from benchmarks.gpu.scale import Scale
 
 @dataclass(frozen=True)
 class Check:
-    """Whether something is right, and the numbers that say so."""
+    """A comparison, its verdict, and the numbers behind it."""
 
     name: str
     passed: bool
@@ -22,7 +22,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Failure:
-    """An error that cost a contestant or a whole part."""
+    """An error that ended a contestant or a part."""
 
     name: str
     why: str
@@ -42,20 +42,20 @@ KINDS = {"figure": Figure, "check": Check, "failure": Failure, "left out": LeftO
 
 @dataclass(frozen=True)
 class Bench:
-    """What every part is given.
+    """The setting in which a part runs.
 
     Attributes:
         scale: sizes.
         shards: a data set.
-        until: when its process must have ended, by `time.monotonic`, which is the same in all processes.
+        until: end of its process, by `time.monotonic`, whose clock all processes share.
     """
 
     scale: Scale
     shards: Path
     until: float
 
-    def lacking(self, name: str, seconds: float) -> LeftOut | None:
-        """Ask before each contestant: that it is left out, if less time is left than it is estimated to take."""
+    def too_late(self, name: str, seconds: float) -> LeftOut | None:
+        """Return an omission if less time is left than a contestant is estimated to take. To be asked before each."""
         left = self.until - time.monotonic()
         needed = 0 if self.scale.dry else seconds
         return LeftOut(name, f"estimated at {seconds:g} s, {max(left, 0):.0f} s were left") if left < needed else None
@@ -63,7 +63,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Part:
-    """One of the things that an item of the list measures."""
+    """A function that checks or measures something, by the item of the list that it belongs to."""
 
     item: int
     name: str
@@ -72,11 +72,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file in which results arrive one by one.
+    """A line of the file that collects results.
 
     Attributes:
         item, part: that found it.
-        kind: one of KINDS, "machine" for the facts about it, or "seconds" at the part's end.
+        kind: one of KINDS; "machine", its facts, at the start of a process; or "seconds" at the end of a part.
         content: as JSON.
     """
 
@@ -87,18 +87,18 @@ class Line:
 
     @classmethod
     def of(cls, part: Part, result: Result) -> "Line":
-        """What a part has found."""
+        """Make the line of a result."""
         kind = next(kind for kind, known in KINDS.items() if isinstance(result, known))
         content = result.to_json() if isinstance(result, Figure) else asdict(result)
         return cls(part.item, part.name, kind, content)
 
     def to_json(self) -> str:
-        """Without a line break."""
+        """Return the line without its break."""
         return json.dumps(asdict(self))
 
 
 def read_lines(file: Path) -> list[Line]:
-    """All that was found so far; a line that a process did not live to complete is passed over."""
+    """Read all lines but one that a process did not live to complete. No file counts as an empty one."""
     if not file.exists():
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""Traces of a few steps: what the host waited for, and what the GPU did."""
+"""Traces of a few steps, in which waits of the host and idle time of the GPU show."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ class Trace:
         self._events = [event for event in events if event.get("ph") == "X"]
 
     def within_steps(self) -> list[str]:
-        """The names of all events of the thread that took the steps, within these."""
+        """Return the names of all events within the steps, of the thread that took them."""
         steps = [event for event in self._events if event["name"] == _STEP and event["cat"] == "user_annotation"]
         return [
             event["name"]
@@ -35,11 +35,11 @@ class Trace:
         ]
 
     def waits(self) -> list[str]:
-        """Calls of the CUDA runtime among them that wait for the device."""
+        """Return those of them that are calls of the CUDA runtime that wait for the device."""
         return [name for name in self.within_steps() if name in WAITS]
 
     def idle(self) -> float | None:
-        """Share of the time from the first to the last work of the GPU in which it had none; None without a GPU."""
+        """Return the share of time without work, from the GPU's first work to its last; None without a GPU."""
         spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in self._on_device())
         if not spans:
             return None
@@ -51,7 +51,7 @@ class Trace:
         return 1 - busy / (reached - begin)
 
     def kernels(self) -> Counter[str]:
-        """How often each kernel ran, of whatever thread and stream."""
+        """Count the runs of each kernel, of all threads and streams."""
         return Counter(event["name"] for event in self._on_device() if event["cat"] == "kernel")
 
     def _on_device(self) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ class Trace:
 
 
 def traced(step: Callable[[], object], times: int, device: torch.device) -> Trace:
-    """Take so many steps, and then wait for the device."""
+    """Trace so many steps, to their end on the device."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(times):

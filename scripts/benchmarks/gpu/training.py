@@ -1,4 +1,4 @@
-"""Items 5, 6, 8 and 9: how fast a GPU trains, what it waits for, and what a save costs."""
+"""Items 5, 6, 8 and 9: rates of training, waits for data, and the cost of a save."""
 
 import tempfile
 import time
@@ -32,7 +32,7 @@ OURS, PLAIN = "ours, compiled", "plain PyTorch, compiled"
 
 
 def base(bench: Bench) -> Iterator[Result]:
-    """ViT-B: ours and plain PyTorch, and what compiling gains."""
+    """Measure ViT-B: ours and plain PyTorch, compiled, and ours eager."""
     scale, world, loops = bench.scale, join(), dict[str, Loop]()
     compiled, eager = (scale.base(f"engine.compile={how}") for how in (scale.compiled, scale.eager))
     yield from contest(
@@ -56,10 +56,10 @@ def _idle(bench: Bench, loop: Loop) -> Iterator[Result]:
 
 
 def from_shards(bench: Bench, load: int) -> Iterator[Result]:
-    """ViT-B fed by the loader: rate, waiting for data, and whether pixels stay right while the GPU is busy."""
+    """Measure ViT-B fed by the loader, and check that its pixels stay right while the GPU is busy."""
     scale, how = bench.scale, f"hw_decoder_load={load}"
-    if lack := bench.lacking(f"training from shards, {how}", 35):
-        yield lack
+    if late := bench.too_late(f"training from shards, {how}", 35):
+        yield late
         return
     threads = THREADS if not scale.dry else 1
     data = [f"data.shards={bench.shards}", f"data.read_threads={threads}", f"data.decode_threads={threads}"]
@@ -74,7 +74,7 @@ def from_shards(bench: Bench, load: int) -> Iterator[Result]:
 
 
 def _pixels_under_load(bench: Bench, loop: Loop, how: str) -> Iterator[Result]:
-    """Whether batches that are decoded while the GPU trains on those before are the same as on a quiet one."""
+    """Compare batches decoded while the GPU trains on those before with the same decoded on a quiet GPU."""
     count, device = 2 if bench.scale.dry else 16, bench.scale.device
     quiet, busy = [], []
     with closing(data_of(loop)) as data:
@@ -90,14 +90,14 @@ def _pixels_under_load(bench: Bench, loop: Loop, how: str) -> Iterator[Result]:
 
 
 def _hashes(images: Tensor) -> Tensor:
-    """A number for each of uint8 (B, 3, H, W), on the device and without waiting for it: int64 (B,)."""
+    """Hash each of uint8 (B, 3, H, W) on the device, without waiting for it: int64 (B,)."""
     flat = images.flatten(1).long()
     factors = torch.arange(flat.shape[1], device=images.device) * 2654435761 + 1  # Knuth's multiplicative hash
     return (flat * factors).sum(1)
 
 
 def large(bench: Bench) -> Iterator[Result]:
-    """ViT-L: ours and plain PyTorch, and what a save of it costs."""
+    """Measure ViT-L: ours and plain PyTorch, compiled, and a save."""
     recipe, world, loops = bench.scale.large(f"engine.compile={bench.scale.compiled}"), join(), dict[str, Loop]()
     contestants = [
         Contestant(OURS, 70, partial(Loop, recipe, world)),
@@ -105,14 +105,14 @@ def large(bench: Bench) -> Iterator[Result]:
     ]
     yield from contest(bench, contestants, loops)
     loops.pop(PLAIN, None)
-    if lack := bench.lacking("stall of a save", 20):
-        yield lack
+    if late := bench.too_late("stall of a save", 20):
+        yield late
     elif OURS in loops:
         yield from _saves(bench, loops[OURS])
 
 
 def _saves(bench: Bench, loop: Loop) -> Iterator[Result]:
-    """How long a step stops for a checkpoint, beside a bare copy of as many bytes into pinned memory."""
+    """Measure how long training stops for a save, beside a bare copy of as many bytes into pinned memory."""
     scale, world = bench.scale, loop.world
     assert isinstance(loop.engine, Engine)
     stops, writes = [], []
@@ -141,7 +141,7 @@ def _saves(bench: Bench, loop: Loop) -> Iterator[Result]:
 
 
 def stages(bench: Bench) -> Iterator[Result]:
-    """ViT-B at ZeRO 0 to 2."""
+    """Measure ViT-B at ZeRO 0 to 2."""
     scale, world, compiled = bench.scale, join(), f"engine.compile={bench.scale.compiled}"
     recipes = {stage: scale.base(compiled, f"engine.zero_stage={stage}") for stage in (1, 0, 2)}
     contestants = [
@@ -152,7 +152,7 @@ def stages(bench: Bench) -> Iterator[Result]:
 
 
 def recomputing(bench: Bench) -> Iterator[Result]:
-    """ViT-L with its activations kept and computed again: speed and memory."""
+    """Measure ViT-L with its activations kept and computed again."""
     scale, world, compiled = bench.scale, join(), f"engine.compile={bench.scale.compiled}"
     recipes = {
         f"activations {how}": scale.large(compiled, f"engine.activation_checkpointing={again}")
@@ -163,7 +163,7 @@ def recomputing(bench: Bench) -> Iterator[Result]:
 
 
 def modes(bench: Bench) -> Iterator[Result]:
-    """ViT-B, compiled by default and with the compiler trying more; the last also in CUDA graphs."""
+    """Measure ViT-B compiled by default and with the compiler trying more; the last also in CUDA graphs."""
     recipe, world = bench.scale.base(f"engine.compile={bench.scale.compiled}"), join()
     contestants = [
         Contestant(f"mode {mode}", 100 if mode else 40, partial(Loop, recipe, world, mode=mode))

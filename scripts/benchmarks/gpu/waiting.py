@@ -1,4 +1,4 @@
-"""Item 3: whether a training step waits for the device."""
+"""Item 3: no training step waits for the device."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _MESSAGE = "synchronizing CUDA operation"  # of the error that CUDA's debug mode
 
 @contextmanager
 def recorded_waits(device: torch.device) -> Iterator[list[str]]:
-    """Inside, what this thread calls to wait for a device, stream or event is recorded by name.
+    """Record the name of every call inside by which this thread waits for a device, a stream or an event.
 
     On a GPU an operation that waits by itself, such as `item`, ends the block, and its error is recorded.
     """
@@ -53,10 +53,10 @@ def recorded_waits(device: torch.device) -> Iterator[list[str]]:
 
 
 def never_waits(loop: Loop) -> tuple[bool, dict[str, Any]]:
-    """Whether nothing waits in two further steps, by calls and errors, and in three more, by the trace of the runtime.
+    """Take steps that must not wait: two by recorded calls and errors, three by the trace of the CUDA runtime.
 
     Returns:
-        That, and the numbers of the check.
+        Whether none waited, and the numbers of the check.
     """
     batches, device = resident(loop.recipe, loop.world), loop.world.device
     loop.steps(3, batches)
@@ -73,12 +73,12 @@ def never_waits(loop: Loop) -> tuple[bool, dict[str, Any]]:
 
 
 def waiting(bench: Bench) -> Iterator[Result]:
-    """A step at ZeRO 0, 1 and 2 never waits for the device."""
+    """Check steps at ZeRO 0, 1 and 2."""
     scale, world = bench.scale, join()
     for stage in STAGES:
         name = f"no wait for the device in a step, ZeRO {stage}"
-        if lack := bench.lacking(name, 40 if stage == STAGES[0] else 10):
-            yield lack
+        if late := bench.too_late(name, 40 if stage == STAGES[0] else 10):
+            yield late
             continue
         loop = Loop(scale.small(f"engine.compile={scale.compiled}", f"engine.zero_stage={stage}"), world)
         yield Check(name, *never_waits(loop))

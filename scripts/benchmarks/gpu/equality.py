@@ -1,4 +1,4 @@
-"""Item 4: whether a compiled model learns what an eager one does, and a run that was stopped resumes as itself."""
+"""Item 4: a compiled model learns as an eager one, and a resumed run goes on as an undisturbed one."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ CLOSE = 1e-3  # relative difference of losses: a GPU adds up gradients in anothe
 
 
 def compiled_loss(bench: Bench) -> Iterator[Result]:
-    """The loss of a compiled model equals the eager one's, at the first step and after three."""
+    """Compare the losses of three steps, compiled and eager."""
     world, losses = join(), dict[str, list[float]]()
     for how, setting in (("compiled", bench.scale.compiled), ("eager", bench.scale.eager)):
         loop = Loop(bench.scale.small(f"engine.compile={setting}"), world)
@@ -37,7 +37,7 @@ def compiled_loss(bench: Bench) -> Iterator[Result]:
 
 
 def resumed_run(bench: Bench) -> Iterator[Result]:
-    """A run that lost its last steps takes the same samples again, to the same losses but for rounding."""
+    """Compare a run with itself after it lost its last steps: the same samples, and losses equal but for rounding."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         metrics, samples = _life(bench, run)
@@ -53,7 +53,7 @@ def resumed_run(bench: Bench) -> Iterator[Result]:
 
 
 def _life(bench: Bench, run: Path) -> list[list[dict[str, Any]]]:
-    """Train to the end from wherever the run stands; what the run's metrics and samples are then, a step each."""
+    """Train to the end from wherever the run stands; return its metrics and its samples, an object a step."""
     recipe = bench.scale.small(
         f"data.shards={bench.shards}",
         f"engine.compile={bench.scale.compiled}",

@@ -1,8 +1,8 @@
-"""All that needs a GPU, on one of them and within 8 minutes: is it right, and how fast is it.
+"""Runs the list of `scripts/bench.py gpu` within its time, each process of it apart.
 
-Results arrive line by line in a file beside the JSON one, so that neither an error nor a hang, nor a GPU that refuses
-all further work, nor the end of the time costs what was known before. A process that dies costs the part that it was
-at; the parts after it get another one.
+Results are written line by line into a file beside the JSON one, so that neither an error nor a hang, nor a GPU that
+refuses all further work, nor the end of the time costs a result that was there before. A process that dies costs the
+part under way; those after it get another process.
 """
 
 import gc
@@ -24,6 +24,7 @@ from benchmarks.gpu.report import report
 from benchmarks.gpu.results import Bench, Failure, LeftOut, Line, Part, Result, read_lines
 from benchmarks.gpu.scale import DRY, GPU
 from pipeline.data.errors import DataError
+from shards.terminal import say
 
 SECONDS = 460  # for all
 _START = 15  # seconds without which no process is started
@@ -32,16 +33,19 @@ _SCRIPT = Path(__file__).parents[2] / "bench.py"
 
 
 def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: float = SECONDS) -> bool:
-    """Run these items; those that `out` has of others stay. Whether every part ran and no check failed.
+    """Run these items, and keep the results that `out` has of others.
+
+    Returns:
+        Whether every part ran and no check failed.
 
     Raises:
-        DataError: there is no GPU, or `out` is of a trial and this is none, or the other way round.
+        DataError: there is no GPU, or results of a trial would mix with those of a GPU.
     """
     if not dry and not torch.cuda.is_available():
         raise DataError("no GPU: --dry tries all that does not need one")
     end = time.monotonic() + seconds
     for need in NEEDS:
-        print(need.line(), flush=True)
+        say(need.line())
     lines = out.with_suffix(".jsonl")
     _keep_others(lines, items, dry)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
@@ -54,7 +58,8 @@ def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: flo
         for limit, parts in groups:
             _run([part for part in parts if part.item in items], limit, end, shards, lines, environment, dry)
             found = report(lines, out)
-    print(found.text)
+    for line in found.text.splitlines():
+        say(line)
     return found.right
 
 
@@ -68,7 +73,7 @@ def _keep_others(lines: Path, items: Collection[int], dry: bool) -> None:
 def _run(
     parts: list[Part], limit: float, end: float, shards: Path, lines: Path, environment: dict[str, str], dry: bool
 ) -> None:
-    """Run parts in a process, and those after one that ended it in another."""
+    """Run parts in a process, and those after a part that ended it in another."""
     stop = min(time.monotonic() + limit, end)
     while parts:
         left = stop - time.monotonic()
