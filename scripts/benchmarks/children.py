@@ -5,10 +5,17 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+_LAST = 10  # seconds for a process that was killed to be gone, which one that waits for a device may never be
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
-    """Run a command to its end, or kill it and all that it started. What went wrong, with what it said last, or ""."""
+    """Run a command, and kill it when its time is over, and all that it started with it.
+
+    Returns:
+        What went wrong, with the last of its output; empty if nothing did.
+    """
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
@@ -17,8 +24,9 @@ def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) 
         except subprocess.TimeoutExpired:
             problem = f"stopped after {seconds:.0f} s"
         finally:
-            if process.poll() is None:
+            with suppress(ProcessLookupError):  # it may be gone, and have left others behind
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LAST)
         output.seek(0)
         return problem and f"{problem}; it said last: {output.read()[-700:]}"

@@ -7,20 +7,18 @@ from collections.abc import Iterator
 from benchmarks.figures import Figure
 from benchmarks.racing import ROUNDS
 from benchmarks.step import Loop, Pixels, resident, settings_of, title
-from pipeline.config import Recipe
 from pipeline.data.batch import DEPTH, Batch
 from pipeline.data.loader import AHEAD
 from pipeline.train.pace import Clock
 from pipeline.train.setup import open_data
-from pipeline.train.world import World
 
 
-def end_to_end(recipe: Recipe, world: World, times: int, rounds: int = ROUNDS, how: str = "") -> list[Figure]:
+def end_to_end(loop: Loop, times: int, rounds: int = ROUNDS, how: str = "") -> list[Figure]:
     """Both ways in turns, so many steps a round, and the share of its time that the loop waits for the loader.
 
     `how` goes into the names.
     """
-    loop = Loop(recipe, world)
+    recipe, world = loop.recipe, loop.world
     data = open_data(recipe, world)
     still = resident(recipe, world)
     ready = AHEAD + DEPTH  # batches that the loader has in hand before a round: they are taken before the clock runs
@@ -30,14 +28,15 @@ def end_to_end(recipe: Recipe, world: World, times: int, rounds: int = ROUNDS, h
     waits = []
     loop.steps(times, still)  # compiles
     for _ in range(rounds + 1):
-        loop.steps(drained, _pixels(fed, Clock(world.device)))
+        loop.steps(drained, pixels(fed, Clock(world.device)))
         clock = Clock(world.device)
-        for name, batches in (("from shards", _pixels(fed, clock)), ("resident", still)):
+        for name, batches in (("from shards", pixels(fed, clock)), ("resident", still)):
             begin = time.perf_counter()
             images = loop.steps(times, batches)
             rates[name].append(images / (time.perf_counter() - begin))
             if name == "from shards":
                 waits.append(clock.wait / clock.elapsed)
+    data.close()
     median = {name: statistics.median(values[1:]) for name, values in rates.items()}  # the first to warm up
     return [
         Figure(
@@ -51,8 +50,11 @@ def end_to_end(recipe: Recipe, world: World, times: int, rounds: int = ROUNDS, h
     ]
 
 
-def _pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
+def pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
+    """Turn the batches of a loader into those of a `Loop`."""
     while True:
         with clock.waiting():
-            batch = next(batches)
+            batch = next(batches, None)
+        if batch is None:
+            return
         yield batch.inputs, batch.keys

@@ -18,7 +18,20 @@ from rich.table import Table
 
 from shards.secrets import masked
 
-PACKAGES = ("torch", "triton", "deepspeed", "timm", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "webdataset", "numpy")
+PACKAGES = (
+    "torch",
+    "triton",
+    "deepspeed",
+    "timm",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "nvidia-nvimgcodec-cu13",
+    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvjpeg",
+    "webdataset",
+    "torchvision",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ PEAKS = {
     "H100 PCIe": Peak("H100 PCIe", 756, 2.0),
     "H100 NVL": Peak("H100 NVL", 835, 3.9),
     "H100": Peak("H100 SXM", 989, 3.35),
+    "GH200": Peak("GH200", 989, 4.0),
     "H200": Peak("H200 SXM", 989, 4.8),
     "A100-SXM4-80GB": Peak("A100 SXM 80 GB", 312, 2.039),
     "A100-SXM4-40GB": Peak("A100 SXM 40 GB", 312, 1.555),

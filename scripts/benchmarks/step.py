@@ -90,7 +90,8 @@ class Loop:
         self, recipe: Recipe, world: World, engine: type[Engine | PlainEngine] = Engine, mode: str | None = None
     ) -> None:
         torch.manual_seed(recipe.run.seed)
-        model = build_model(recipe).to(world.device)
+        with world.device:  # a large model takes seconds to draw on a CPU
+            model = build_model(recipe).to(world.device)
         if recipe.engine.compile == "all":
             compile_forward(model, mode)
         self.recipe, self.world = recipe, world

@@ -17,6 +17,8 @@ class Scale:
         dry: on a CPU, as a trial of the code.
         times: steps a round.
         rounds: of a race.
+        check_images, check_size: of a batch that is checked.
+        images: of a batch that is timed.
     """
 
     dry: bool
@@ -24,7 +26,7 @@ class Scale:
     rounds: int
     check_images: int
     check_size: tuple[int, int]  # height and width, whole patches
-    decode_images: int
+    images: int
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +45,7 @@ class Scale:
 
     def base(self, *overrides: str) -> Recipe:
         """ViT-B, 256 images."""
-        return self._recipe("vit_base_300e", 256, *overrides)
+        return self._recipe("vit_base_300e", self.images, *overrides)
 
     def large(self, *overrides: str) -> Recipe:
         """ViT-L, 128 images."""
@@ -61,5 +63,5 @@ class Scale:
         return load_recipe(name, [*batch, *overrides])
 
 
-GPU = Scale(dry=False, times=10, rounds=5, check_images=16, check_size=(224, 224), decode_images=256)
-DRY = Scale(dry=True, times=1, rounds=1, check_images=2, check_size=(16, 16), decode_images=2)
+GPU = Scale(dry=False, times=10, rounds=3, check_images=16, check_size=(224, 224), images=256)
+DRY = Scale(dry=True, times=1, rounds=1, check_images=2, check_size=(16, 16), images=2)

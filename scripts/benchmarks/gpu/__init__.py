@@ -1,0 +1,1 @@
+"""All that `scripts/bench.py gpu` checks and measures on one GPU, item by item."""

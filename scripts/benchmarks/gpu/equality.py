@@ -1,0 +1,71 @@
+"""Item 4: a compiled model learns as an eager one, and a resumed run goes on as an undisturbed one."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.kernel import ROUNDING
+from benchmarks.gpu.results import Bench, Check, Result
+from benchmarks.step import Loop, resident
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.checkpoint import folder_of
+from pipeline.train.phases import Phases
+from pipeline.train.preemption import Preemption
+from pipeline.train.setup import set_up
+from pipeline.train.world import join
+
+SAVED, END = 3, 6  # steps of the run that resumes
+CLOSE = 1e-3  # relative difference of losses: a GPU adds up gradients in another order every time
+
+
+def compiled_loss(bench: Bench) -> Iterator[Result]:
+    """Compare the losses of three steps, compiled and eager."""
+    world, losses = join(), dict[str, list[float]]()
+    for how, setting in (("compiled", bench.scale.compiled), ("eager", bench.scale.eager)):
+        loop = Loop(bench.scale.small(f"engine.compile={setting}"), world)
+        batches = resident(loop.recipe, world)
+        losses[how] = []
+        for _ in range(3):
+            loop.step(batches)
+            losses[how].append(float(loop.loss))
+    compiled, eager = losses.values()
+    right = all(abs(a - b) <= ROUNDING * b for a, b in zip(compiled, eager, strict=True))
+    yield Check("compiled loss equals eager loss", right, dict(losses))
+
+
+def resumed_run(bench: Bench) -> Iterator[Result]:
+    """Compare a run with itself after it lost its last steps: the same samples, and losses equal but for rounding."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        metrics, samples = _life(bench, run)
+        shutil.rmtree(folder_of(run / "checkpoints", END))
+        (run / "complete").unlink(missing_ok=True)
+        resumed_metrics, resumed_samples = _life(bench, run)
+    kept = metrics[:SAVED] == resumed_metrics[:SAVED]  # rates and all: these steps were not taken again
+    same = samples == resumed_samples
+    losses = [(a["loss"], b["loss"]) for a, b in zip(metrics, resumed_metrics, strict=True)]
+    off = max(abs(a / b - 1) for a, b in losses)
+    numbers = {"resumed at the save": kept, "same samples": same, "losses off by": off}
+    yield Check("a resumed run equals an undisturbed one", kept and same and off <= CLOSE, numbers)
+
+
+def _life(bench: Bench, run: Path) -> list[list[dict[str, Any]]]:
+    """Train to the end from wherever the run stands; return its metrics and its samples, an object a step."""
+    recipe = bench.scale.small(
+        f"data.shards={bench.shards}",
+        f"engine.compile={bench.scale.compiled}",
+        "optim.warmup_epochs=0",
+        f"run.dir={run}",
+        f"run.max_steps={END}",
+        f"run.save_every={SAVED}",
+        "run.log_every=1",
+        "run.trace_samples=true",
+    )
+    world = join()
+    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+        set_up(recipe, world, phases, Pretraining).run(preemption)
+    files = (run / "metrics.jsonl", run / "samples-rank0.jsonl")
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]

@@ -1,0 +1,79 @@
+"""Item 0: the GPU, and the software that the script needs beyond the project's own."""
+
+import ctypes.util
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.results import Bench, Check, Failure, LeftOut, Result
+from benchmarks.hardware import peak
+
+
+@dataclass(frozen=True)
+class Need:
+    """Software that `scripts/bench.py gpu` uses: its name, its use, how to get it, and a search for it."""
+
+    name: str
+    use: str
+    remedy: str
+    found: Callable[[], bool]
+
+    def line(self) -> str:
+        """Say whether it is here, and if not, how to get it."""
+        return f"found: {self.name}" if self.found() else f"missing: {self.name}, {self.use}: {self.remedy}"
+
+
+def _module(name: str) -> Callable[[], bool]:
+    return lambda: importlib.util.find_spec(name) is not None
+
+
+def _nvjpeg() -> bool:
+    spec = importlib.util.find_spec("nvidia")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    packaged = (file for folder in folders for file in Path(folder).glob("*/lib/libnvjpeg.so*"))
+    return next(packaged, None) is not None or ctypes.util.find_library("nvjpeg") is not None
+
+
+NEEDS = (
+    Need(
+        "a C compiler",
+        "with which Triton builds its launchers",
+        "install gcc, or name one in CC",
+        lambda: any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))),
+    ),
+    Need(
+        "Python.h",
+        "which these include",
+        "install python3-dev of this Python's version",
+        lambda: Path(sysconfig.get_path("include"), "Python.h").exists(),
+    ),
+    Need("libnvjpeg", "without which the CPU decodes in silence", "pip install nvidia-nvjpeg", _nvjpeg),
+    Need("pynvml", "which tells the use of the JPEG hardware", "pip install nvidia-ml-py", _module("pynvml")),
+    Need("webdataset", "a loader to compare with", "pip install webdataset", _module("webdataset")),
+    Need("torchvision", "its transforms", "pip install torchvision, of torch's version", _module("torchvision")),
+)
+
+
+def machine_facts(bench: Bench) -> Iterator[Result]:
+    """Check the needs, and describe the GPU."""
+    for need in NEEDS:
+        name = f"needed: {need.name}"
+        yield Check(name, True) if need.found() else Failure(name, need.line())
+    if bench.scale.dry:
+        yield LeftOut("the GPU's name, memory and engines", "there is no GPU")
+        return
+    properties = torch.cuda.get_device_properties(0)
+    card = peak()
+    facts = {
+        "memory GiB": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "peak TFLOP/s in bf16": card.tflops if card else "not known: no MFU is given",
+    }
+    yield Check(f"GPU: {properties.name}", properties.major >= 8, facts)  # bf16 needs 8.0

@@ -1,0 +1,129 @@
+"""Runs the list of `scripts/bench.py gpu` within its time, each process of it apart.
+
+Results are written line by line into a file beside the JSON one, so that neither an error nor a hang, nor a GPU that
+refuses all further work, nor the end of the time costs a result that was there before. A process that dies costs the
+part under way; those after it get another process.
+"""
+
+import gc
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from benchmarks.children import run
+from benchmarks.figures import machine
+from benchmarks.gpu.items import PARTS, PROCESSES
+from benchmarks.gpu.machine import NEEDS
+from benchmarks.gpu.report import report
+from benchmarks.gpu.results import Bench, Failure, LeftOut, Line, Part, Result, read_lines
+from benchmarks.gpu.scale import DRY, GPU
+from pipeline.data.errors import DataError
+from shards.terminal import say
+
+SECONDS = 460  # for all
+_START = 15  # seconds without which no process is started
+_MARGIN = 3  # seconds from when a process should have ended to when it is killed
+_SCRIPT = Path(__file__).parents[2] / "bench.py"
+
+
+def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: float = SECONDS) -> bool:
+    """Run these items, and keep the results that `out` has of others.
+
+    Returns:
+        Whether every part ran and no check failed.
+
+    Raises:
+        DataError: there is no GPU, or results of a trial would mix with those of a GPU.
+    """
+    if not dry and not torch.cuda.is_available():
+        raise DataError("no GPU: --dry tries all that does not need one")
+    end = time.monotonic() + seconds
+    for need in NEEDS:
+        say(need.line())
+    lines = out.with_suffix(".jsonl")
+    _keep_others(lines, items, dry)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"} | os.environ
+        if dry:  # a trial is about the code: one process for all saves the start of a dozen
+            environment |= {"TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+            groups = [(seconds, [part for process in PROCESSES for part in process.parts])]
+        else:
+            groups = [(process.seconds, process.parts) for process in PROCESSES]
+        for limit, parts in groups:
+            _run([part for part in parts if part.item in items], limit, end, shards, lines, environment, dry)
+            found = report(lines, out)
+    for line in found.text.splitlines():
+        say(line)
+    return found.right
+
+
+def _keep_others(lines: Path, items: Collection[int], dry: bool) -> None:
+    found = read_lines(lines)
+    if any(line.content["dry"] != dry for line in found if line.kind == "machine"):
+        raise DataError(f"{lines} is of a {'run on a GPU' if dry else 'trial'}: name another file")
+    lines.write_text("".join(line.to_json() + "\n" for line in found if line.item not in items))
+
+
+def _run(
+    parts: list[Part], limit: float, end: float, shards: Path, lines: Path, environment: dict[str, str], dry: bool
+) -> None:
+    """Run parts in a process, and those after a part that ended it in another."""
+    stop = min(time.monotonic() + limit, end)
+    while parts:
+        left = stop - time.monotonic()
+        if left < _START:
+            for part in parts:
+                _add(lines, part, LeftOut(part.name, f"{max(left, 0):.0f} s were left"))
+            return
+        names = [part.name for part in parts]
+        until = f"{stop - _MARGIN:.3f}"
+        command = [sys.executable, str(_SCRIPT), "gpu-parts", *names, "--shards", str(shards), "--lines", str(lines)]
+        problem = run([*command, "--until", until, *["--dry"] * dry], environment, left)
+        over = {line.part for line in read_lines(lines) if line.kind == "seconds"}
+        parts = [part for part in parts if part.name not in over]
+        if parts:
+            _add(lines, parts[0], Failure(parts[0].name, problem or "its process ended early"))
+            parts = parts[1:]
+        elif problem:  # after its last part
+            _add(lines, PARTS[names[-1]], Failure(names[-1], problem))
+
+
+def run_parts(names: list[str], shards: Path, lines: Path, until: float, dry: bool) -> None:
+    """Run parts one after the other in this process, and write a line for each result and each part's end."""
+    if not dry:
+        torch._dynamo.config.recompile_limit = 64  # beyond it, models of a class that has many would go uncompiled
+    gc.freeze()  # DeepSpeed collects garbage several times for every engine: let it not go through all modules
+    bench = Bench(DRY if dry else GPU, shards, until)
+    first = PARTS[names[0]]
+    _append(lines, Line(first.item, first.name, "machine", machine() | {"dry": dry}))
+    for part in (PARTS[name] for name in names):
+        begin = time.perf_counter()
+        try:
+            for result in part.run(bench):
+                _add(lines, part, result)
+        except Exception as error:
+            _add(lines, part, Failure(part.name, f"{error!r} at {_place(error)}"))
+        gc.collect()  # models of the part, which hold themselves in circles
+        if not dry:
+            torch.cuda.empty_cache()
+        _append(lines, Line(part.item, part.name, "seconds", time.perf_counter() - begin))
+
+
+def _place(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{where.filename}:{where.lineno}"
+
+
+def _add(lines: Path, part: Part, result: Result) -> None:
+    _append(lines, Line.of(part, result))
+
+
+def _append(lines: Path, line: Line) -> None:
+    with lines.open("a") as file:
+        file.write(line.to_json() + "\n")
