@@ -22,12 +22,15 @@ from shards import manifest
 from shards.duplicates import find_duplicates
 from shards.files import ShardError, arrow_file, sha256_of
 from shards.labels import Label, number_classes
-from shards.listing import is_url
 from shards.manifest import Dataset, Options, Shard
 from shards.rejects import write_rejects
 from shards.storage import SCRATCH, delete, is_on_web, join, listing, printable_url, read, replacing
 from shards.text import one_line
+from shards.urls import is_url
 
+# Part of every fingerprint. It grows when the same input gives other samples or another order, and not with the
+# version of the format: version 2 finishes what version 1 began, and knows what it finished.
+INPUT_VERSION = 1
 STAGING = ".build"
 _BEGUN = "build"
 _REMEDY = "choose another folder or delete this one"

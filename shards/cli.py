@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ import numpy as np
 import typer
 
 from shards import build as builder
-from shards.check import DEFAULT_MAX_PIXELS, Check
 from shards.engines import run, run_on_ray
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import REJECTS, Dataset, Manifest
+from shards.media.media import DEFAULT_MAX_PIXELS, Check
 from shards.output import duplicates, progress, reasons, summarise
 from shards.preview import write_preview
 from shards.rejects import example
@@ -217,8 +217,13 @@ def preview(
     say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
-def main() -> None:
-    """Runs the command line; errors that users can mend are one line."""
+def main(*more: Callable[..., None]) -> None:
+    """Run the command line, with `more` commands, which need other packages; errors that users can mend are one line.
+
+    Exits with the status that the module's docstring explains.
+    """
+    for command in more:
+        app.command()(command)
     prepare()
     try:
         sys.exit(app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False) or 0)

@@ -2,16 +2,14 @@
 
 import os
 import posixpath
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.files import ShardError
+from shards.media import registry
 from shards.text import printable
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-_PROTOCOL = re.compile(r"(?!pipe:)[^/]*://")
+from shards.urls import is_url
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -80,20 +78,12 @@ def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
 
 
 def is_candidate(path: str) -> bool:
-    """Whether a file counts as an image: by its suffix, unless it or a folder above it is hidden."""
+    """Whether a file may be a sample: by its suffix, unless it or a folder above it is hidden."""
     hidden = path.startswith(".") or "/." in path
-    return not hidden and path[path.rfind(".") :].lower() in IMAGE_SUFFIXES
+    return not hidden and registry.suffix_of(path) in registry.suffixes()
 
 
 def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
     """The error for a source that holds only other files; `kinds` says of which kinds they are."""
     among = f"{files:,} files{f': {kinds}' if kinds else '; correct the path'}"
-    return ShardError(f"{source}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) among {among}")
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` begins with a protocol, as `https://` or `s3://`, be it one that is never followed.
-
-    `a/b://c.jpg` is a file, and `pipe:curl https://host/a.tar` a command.
-    """
-    return _PROTOCOL.match(path) is not None
+    return ShardError(f"{source}: no images (.{', .'.join(sorted(registry.suffixes()))}) among {among}")

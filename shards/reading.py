@@ -53,7 +53,11 @@ def unusable(file: str, error: Exception | str) -> ShardError:
 
 
 def read_columns(
-    path: Path, schema: pa.Schema, columns: Collection[str] | None = None, nullable: Collection[str] = ()
+    path: Path,
+    schema: pa.Schema,
+    columns: Collection[str] | None = None,
+    nullable: Collection[str] = (),
+    may_lack: Collection[str] = (),
 ) -> pa.Table:
     """Reads a Parquet file that has at least the columns of `schema`, of its types or others of integers or text.
 
@@ -62,18 +66,22 @@ def read_columns(
         schema: what is to be in it; what is read has these types.
         columns: those to read, by default all of `schema`.
         nullable: those that may hold nulls.
+        may_lack: those that may be missing from the file, and then are from the table.
 
     Raises ValueError or pa.ArrowException, which `readable` explains, where the file is anything else.
     """
     with open_regular(path) as raw, pq.ParquetFile(raw) as file:
         for field in schema:
             places = file.schema_arrow.get_all_field_indices(field.name)
+            if not places and field.name in may_lack:
+                continue
             if len(places) != 1:
                 raise ValueError(f"{len(places)} columns are named {field.name}")
             kind = file.schema_arrow.field(places[0]).type
             if _kind(kind) != _kind(field.type):
                 raise ValueError(f"column {field.name} is of type {kind} instead of {field.type}")
-        wanted = pa.schema([field for field in schema if columns is None or field.name in columns])
+        there = [field for field in schema if field.name in file.schema_arrow.names]
+        wanted = pa.schema([field for field in there if columns is None or field.name in columns])
         table = file.read(wanted.names).select(wanted.names).cast(wanted)
     table.validate(full=True)
     for name in wanted.names:
@@ -85,4 +93,6 @@ def read_columns(
 def _kind(of: pa.DataType) -> str:
     if pa.types.is_integer(of):
         return "integer"
+    if pa.types.is_list(of) or pa.types.is_large_list(of):
+        return f"list of {_kind(of.value_type)}"
     return "text" if pa.types.is_string(of) or pa.types.is_large_string(of) else str(of)

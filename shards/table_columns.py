@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from shards.files import ShardError, arrow_file
 from shards.labels import NAMES, label_name
-from shards.listing import IMAGE_SUFFIXES
+from shards.media.registry import suffixes
 from shards.text import excerpt
 
 # How a column of paths or URLs may be called, the most explicit first. Case and spaces around it do not matter.
@@ -70,7 +70,7 @@ def _read_csv(source: Path) -> Columns:
         if any("\0" in name for name in header):
             raise _not_utf_8(source, "it holds zero bytes, as UTF-16 does")
         if path is None:
-            if any(suffix in name.lower() for name in header for suffix in IMAGE_SUFFIXES):
+            if any(f".{suffix}" in name.lower() for name in header for suffix in suffixes()):
                 raise ShardError(
                     f"{source}: has no header: its first line begins with {excerpt(header[0])}; put a line with the "
                     "names of the columns above it, such as path,label"

@@ -8,10 +8,11 @@ from typing import Any
 
 from shards.files import ShardError
 from shards.labels import NAMES, as_label, number_classes, on_mixture
-from shards.listing import Listing, is_url
+from shards.listing import Listing
 from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
 from shards.table_columns import Columns, read_path_and_label
 from shards.text import excerpt, native
+from shards.urls import is_url
 
 
 def list_table(source: Path) -> Listing:

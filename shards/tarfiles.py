@@ -8,9 +8,8 @@ from typing import NamedTuple
 import google_crc32c
 
 from shards.files import ShardError
+from shards.media.registry import kept_suffixes
 from shards.tarheaders import Member, in_hidden_folder, is_hidden, members, why_unsafe
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
 
 Place = tuple[int, int, str]  # of a member: offset of its data in the tar, size, name
 Members = dict[str, Place]  # by extension, in the order of the tar
@@ -24,9 +23,9 @@ class Sample(NamedTuple):
     unsafe: str | None
 
     def place(self) -> int:
-        """Where its image lies or, without one image, its first member."""
-        images = matching(self.members, IMAGE_EXTENSIONS)
-        extensions = images if len(images) == 1 else self.members
+        """Where its image, or the like, lies or, without exactly one, its first member."""
+        found = matching(self.members, kept_suffixes())
+        extensions = found if len(found) == 1 else self.members
         return min((self.members[extension][0] for extension in extensions), default=0)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import braceexpand
 
 from shards.files import ShardError, real
-from shards.listing import is_url
 from shards.storage import has_query, printable_url, shows_credentials, why_unsupported
 from shards.tarfiles import idx_name
 from shards.text import portable
+from shards.urls import is_url
 
 
 def names_of(patterns: Sequence[str], out: str) -> list[str]:

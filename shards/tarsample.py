@@ -1,51 +1,51 @@
-"""The image and the label of one sample of a tar made elsewhere, as far as they can be used as they are."""
+"""The file and the label of one sample of a tar made elsewhere, as far as they can be used as they are."""
 
 from pathlib import Path
 
-from shards.check import Checked, check_image, refuse_huge
 from shards.files import parse_json
 from shards.labels import Label, as_label, label_name
-from shards.listing import IMAGE_SUFFIXES
-from shards.rejected import Rejected
+from shards.media.media import Checked, CheckOptions, Media, Rejected, refuse_huge
+from shards.media.registry import kept_suffixes, media_of, suffixes
 from shards.storage import read
-from shards.tarfiles import IMAGE_EXTENSIONS, Sample, matching
+from shards.tarfiles import Sample, matching
 
-_OTHER_IMAGES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES) - IMAGE_EXTENSIONS
 _MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
 _SHOWN = 3  # extensions in a message
 
 
-def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Checked, Label | None]:
-    """The extension of a sample's image, the image and its label. Raises Rejected for a sample of no use."""
+def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media, Checked, Label | None]:
+    """The extension of a sample's one file, what it is, and its label. Raises Rejected for a sample of no use."""
     if sample.unsafe is not None:
         raise Rejected("unsafe member", sample.unsafe)
-    extension = _image_of(sample)
+    extension = _extension_of(sample)
+    media = media_of(sample.members[extension][2])
     refuse_huge(sample.members[extension][1])
     data = _member(tar, sample, extension)
-    image = check_image(data, max_pixels, None)
-    if image.data is not data:
+    checked = media.check(data, CheckOptions(max_pixels))
+    if checked.data is not data:
         raise Rejected(
             "needs rewriting",
             "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage",
         )
-    return extension, image, _label(tar, sample)
+    return extension, media, checked, _label(tar, sample)
 
 
-def _image_of(sample: Sample) -> str:
-    """The extension of the sample's one image."""
-    images = matching(sample.members, IMAGE_EXTENSIONS)
-    if len(images) == 1:
-        return images[0]
-    others = matching(sample.members, _OTHER_IMAGES)
-    if others and not images:
+def _extension_of(sample: Sample) -> str:
+    """The extension of the sample's one image, or file of another kind of sample."""
+    kept = kept_suffixes()
+    found = matching(sample.members, kept)
+    if len(found) == 1:
+        return found[0]
+    others = matching(sample.members, suffixes() - kept)
+    if others and not found:
         raise Rejected(
             "needs rewriting",
             f"is .{others[0]}, and tars stay as they are here; unpack them and use `maskfeat-shards build`",
         )
-    what = f"{len(images)} members end in .{', .'.join(sorted(IMAGE_EXTENSIONS))}"
-    if images:
-        what += f": .{', .'.join(images[:_SHOWN])}{', ...' if len(images) > _SHOWN else ''}"
-    if any("." in extension for extension in images):
+    what = f"{len(found)} members end in .{', .'.join(sorted(kept))}"
+    if found:
+        what += f": .{', .'.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''}"
+    if any("." in extension for extension in found):
         what += "; names have dots, and the key ends at the first dot"
     raise Rejected("not one image", what)
 

@@ -3,11 +3,11 @@
 import re
 from urllib.parse import unquote
 
-from shards.listing import is_url
 from shards.text import one_line
 
 PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs")  # a closed list: others run code, or open more URLs
 
+_PROTOCOL = re.compile(r"(?!pipe:)[^/]*://")
 # Runs of any length are scanned once only: a URL may be as long as its author likes.
 _USER = r"[^/\s@:\[]*:(?!\d*(?:[/?#]|$))\S*@|[^/\s]*@"  # a password may hold a slash, a port holds digits only
 _HAS_USER = re.compile(rf"\w{{1,10}}://(?:{_USER})")
@@ -24,6 +24,14 @@ _SECRET_NAME = re.compile(
     r"sess|access(?!or)|bearer|hmac|ticket|cookie|expires|\bsid\b|\bsas\b|x-(?:amz|goog)-",
     re.IGNORECASE,
 )
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` begins with a protocol, as `https://` or `s3://`, be it one that is never followed.
+
+    `a/b://c.jpg` is a file, and `pipe:curl https://host/a.tar` a command.
+    """
+    return _PROTOCOL.match(path) is not None
 
 
 def protocol_of(url: str) -> str:

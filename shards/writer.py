@@ -1,4 +1,4 @@
-"""Writes one shard: checked images in a WebDataset tar, DALI's index beside it, and a record of both."""
+"""Writes one shard: checked samples in a WebDataset tar, DALI's index beside it, and a record of both."""
 
 import json
 from collections import deque
@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import google_crc32c
 
 from shards.assembly import Record
-from shards.check import Checked, check_image, out_of_memory, refuse_huge
-from shards.listing import Item, is_url
-from shards.manifest import MANIFEST_SCHEMA, Options, Shard
-from shards.rejected import Rejected
+from shards.listing import Item
+from shards.manifest import Options
+from shards.media.media import Checked, Rejected, out_of_memory, refuse_huge
+from shards.media.registry import media_of
+from shards.rows import Rows
 from shards.storage import StorageError, join, read, replacing
 from shards.tarfiles import Sample, dali_index, idx_name
 from shards.tarwriter import TarWriter
 from shards.text import printable
+from shards.urls import is_url
 
 _URLS_AT_ONCE = 16
 _DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have many dead links
@@ -27,40 +26,28 @@ _DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have m
 def write_shard(out: str, name: str, items: Iterable[Item], options: Options, staging: Path) -> Record:
     """Checks `items`, in order, and writes those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
-    A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or `{key}.png`, and
+    A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or the like, and
     `{key}.json`. The same items give the same bytes. Files appear complete or not at all; `staging` holds
     them until then. Raises OSError when they cannot be written; an unreadable image is a reject.
     """
-    rows: dict[str, list[Any]] = {column: [] for column in MANIFEST_SCHEMA.names if column != "shard"}
-    rejects: list[dict[str, Any]] = []
-    samples: list[Sample] = []
+    rows = Rows()
     with replacing(join(out, name), staging) as scratch:
         with TarWriter(scratch) as tar:
             for item, read_item in _read_ahead(items):
-                path = printable(item.path)
+                path, media = printable(item.path), media_of(item.path)
                 try:
-                    image = check_image(read_item(), options.max_pixels, options.resize, options.check)
+                    checked = media.check(read_item(), options.for_check())
                 except Rejected as error:
-                    reject = {"path": path, "reason": error.reason, "detail": error.detail, "size": item.size}
-                    rejects.append(reject)
+                    rows.reject(path, error, item.size)
                     continue
-                sample = _write(tar, item, path, image)
-                samples.append(sample)
-                rows["key"].append(sample.key)
-                rows["offset"].append(sample.members[image.suffix][0])
-                rows["size"].append(len(image.data))
-                rows["label"].append(item.label)
-                rows["height"].append(image.height)
-                rows["width"].append(image.width)
-                rows["crc32c"].append(google_crc32c.value(image.data))
-                rows["path"].append(path)
+                rows.add(_write(tar, item, path, checked), checked.suffix, item.label, path, media, checked)
             sha256 = tar.finish()
-        if not samples:
+        if not rows.samples:
             scratch.unlink()
-            return Record(None, rows, rejects)
-    with replacing(join(out, idx_name(name)), staging) as scratch:
-        scratch.write_text(dali_index(samples))
-    return Record(Shard(name, len(samples), tar.size, sha256), rows, rejects)
+    if rows.samples:
+        with replacing(join(out, idx_name(name)), staging) as scratch:
+            scratch.write_text(dali_index(rows.samples))
+    return rows.record(name, tar.size, sha256)
 
 
 def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], bytes]]]:
@@ -87,12 +74,12 @@ def _read(item: Item) -> bytes:
         raise out_of_memory() from None
 
 
-def _write(tar: TarWriter, item: Item, path: str, image: Checked) -> Sample:
-    """Adds the members of one image. Keys number the listing: safe in a tar and in DALI's index."""
-    facts = {"height": image.height, "path": path, "width": image.width}
+def _write(tar: TarWriter, item: Item, path: str, checked: Checked) -> Sample:
+    """Adds the members of one sample. Keys number the listing: safe in a tar and in DALI's index."""
+    facts = {"height": checked.height, "path": path, "width": checked.width}
     if item.class_name is not None:
         facts = {"class": item.class_name} | facts
-    contents = {image.suffix: image.data, "json": json.dumps(facts).encode("ascii")}
+    contents = {checked.suffix: checked.data, "json": json.dumps(facts).encode("ascii")}
     if item.label is not None:
         contents["cls"] = b"%d" % item.label
     key = f"{item.index:09d}"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, Protocol
 
-from shards.check import MAX_IMAGE_BYTES
-from shards.tarfiles import IMAGE_EXTENSIONS, matching, split_name
+from shards.media.image import IMAGE
+from shards.media.media import MAX_BYTES
+from shards.tarfiles import matching, split_name
 from shards.tarheaders import Member, is_hidden, members, why_unsafe
 
 _CHUNK = 2**20  # bytes read at once of what is not wanted
@@ -41,13 +42,13 @@ def images_in(stream: Stream) -> Iterator[bytes | None]:
         for member in sample:
             extension = split_name(member.name)[1]
             extensions.append(extension)
-            if not matching([extension], IMAGE_EXTENSIONS) or member.size > MAX_IMAGE_BYTES:
+            if not matching([extension], IMAGE.kept) or member.size > MAX_BYTES:
                 continue
             # Of `jpg` and of the likes of `input.jpg` the first may be the image. If there are two, none is.
             if not any(("." in extension) == ("." in other) for other in images):
                 data = file.read(member.size)
                 images[extension] = data if len(data) == member.size else b""
-        chosen = matching(extensions, IMAGE_EXTENSIONS)
+        chosen = matching(extensions, IMAGE.kept)
         image = images.get(chosen[0]) if len(chosen) == 1 else None
         yield image or None
     if failures:

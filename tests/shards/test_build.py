@@ -259,8 +259,8 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
     build(source, out, workers=1)
     text = (out / "dataset.json").read_text()
 
-    (out / "dataset.json").write_text(text.replace('"version": 1', '"version": 2'))
-    with pytest.raises(ShardError, match="has version 2, not 1; update"):
+    (out / "dataset.json").write_text(text.replace('"version": 2', '"version": 3'))
+    with pytest.raises(ShardError, match="has version 3, not 1 to 2; update"):
         Manifest.load(out)
     for other in ("{}", "[]", "not JSON", '{"format": "another", "version": 1}'):
         (out / "dataset.json").write_text(other)

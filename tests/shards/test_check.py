@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from making_images import decoded, encoded, picture, pixels
+from making_images import check_image, decoded, encoded, picture, pixels
 from PIL import Image
 
-from shards.check import Rejected, check_image
+from shards.media.media import Rejected
 
 LIMIT = 1_000_000
 RGB = picture(0)
@@ -251,8 +251,8 @@ def test_a_check_of_the_header_misses_damaged_pixels_and_nothing_else() -> None:
 
 
 def test_a_file_of_too_many_bytes_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.check.MAX_IMAGE_BYTES", len(JPEG) - 1)
-    monkeypatch.setattr("shards.check._check_jpeg", None)
+    monkeypatch.setattr("shards.media.media.MAX_BYTES", len(JPEG) - 1)
+    monkeypatch.setattr("shards.media.image._check_jpeg", None)
     error = rejection(JPEG)
     assert (error.reason, error.detail) == ("too many bytes", f"{len(JPEG)} bytes, more than {len(JPEG) - 1}")
 

@@ -358,7 +358,7 @@ def test_verify_finds_null_names_and_exchanged_classes(root: Path) -> None:
     assert {str(problem).partition(" (")[0] for problem in verify(root)} == {
         f"shard-00000{shard}.tar: {root}/manifest.parquet: is not a maskfeat-shards table" for shard in range(3)
     }
-    with pytest.raises(ShardError, match="a key or a path is null"):
+    with pytest.raises(ShardError, match="column key has nulls"):
         Manifest.load(root).names(0, 13)
 
 

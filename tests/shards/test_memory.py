@@ -69,7 +69,7 @@ def test_a_huge_member_of_a_tar_is_one_reject_for_build_and_index(
     members = {"0.jpg": encoded(picture(0), "JPEG"), "1.png": noise}
     tar = make_tar(tmp_path / "0.tar", members)
     tars = make_tar(tmp_path / "tars.tar", {"a.tar": tar.read_bytes()})
-    monkeypatch.setattr("shards.check.MAX_IMAGE_BYTES", len(noise) - 1)
+    monkeypatch.setattr("shards.media.media.MAX_BYTES", len(noise) - 1)
 
     def reading(file: str, offset: int | None = None, size: int | None = None, **options: Any) -> bytes:
         assert size != len(noise), "was read"

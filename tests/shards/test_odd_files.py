@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from making_images import encoded, make_tar
+from making_images import check_image, encoded, make_tar
 from making_jpegs import scans
 from making_odd_files import NOISE, PAGE, Odd, odd_files
 from PIL import Image
 
-from shards import jpeg, png
 from shards.build import build
-from shards.check import Checked, Rejected, check_image, thumbnail
 from shards.index import index_tars
 from shards.manifest import Manifest
+from shards.media import jpeg, png
+from shards.media.image import IMAGE
+from shards.media.media import Checked, Rejected
 
 LIMIT = 100_000_000
 TURNS = {
@@ -155,7 +156,7 @@ def test_all_that_are_taken_have_a_thumbnail(odd: Odd) -> None:
         checked = outcome(data, None)[1]
         if checked is not None:
             height, width = checked.height, checked.width
-            small = Image.open(io.BytesIO(thumbnail(checked.data, 20)))
+            small = Image.open(io.BytesIO(IMAGE.thumbnail(checked.data, 20)))
             assert (max(small.size), small.height > small.width) == (20, height > width)
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making_images import encoded, make_tree, picture
+from making_images import check_image, encoded, make_tree, picture
 from PIL import Image
 
 from shards.build import build
-from shards.check import check_image
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.tarfiles import dali_index, samples_of

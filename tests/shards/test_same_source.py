@@ -12,9 +12,9 @@ import pytest
 from making_images import contents, encoded, make_tar, make_tar_of_tars, picture
 
 from shards.build import build
-from shards.check import DEFAULT_MAX_PIXELS
 from shards.files import ShardError
 from shards.manifest import Dataset, Manifest, Options, Shard
+from shards.media.media import DEFAULT_MAX_PIXELS
 
 CHECKOUT = Path(__file__).parents[2]
 ISO_8859_1 = "en_US.ISO-8859-1"

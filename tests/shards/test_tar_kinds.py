@@ -18,10 +18,10 @@ from making_images import contents, encoded, make_tar, make_tar_of_tars, make_tr
 from shards import cli
 from shards.assembly import Record
 from shards.build import build
-from shards.check import Rejected
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Manifest
+from shards.media.media import Rejected
 from shards.source import list_source
 from shards.tarfiles import Sample
 from shards.tarsample import check_sample

@@ -17,12 +17,11 @@ from shards.build import build
 from shards.cli import main
 from shards.files import ShardError
 from shards.index import index_tars
-from shards.listing import is_url
 from shards.manifest import Dataset, Manifest
 from shards.remote import locate
 from shards.source import list_source
 from shards.storage import StorageError, has_query, printable_url, read, shows_credentials, why_unsupported
-from shards.urls import PROTOCOLS
+from shards.urls import PROTOCOLS, is_url
 
 SECRET = "SEKRET123"
 CHAINS = [

@@ -4,8 +4,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shards.exif import orientation
-from shards.rejected import Rejected
+from shards.media.exif import orientation
+from shards.media.media import Rejected
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 

@@ -15,8 +15,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.exif import orientation
-from shards.rejected import Rejected
+from shards.media.exif import orientation
+from shards.media.media import Rejected
 
 SIGNATURE = b"\xff\xd8"  # the marker that starts an image
 
