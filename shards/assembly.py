@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from shards import manifest
+from shards.columns import write_manifest
 from shards.duplicates import find_duplicates
 from shards.files import ShardError, arrow_file, sha256_of
 from shards.labels import Label, number_classes
@@ -204,7 +205,7 @@ def finish(
 
     with scratch_folder(out) as staging:
         with replacing(join(out, manifest.MANIFEST), staging) as table:
-            manifest.write_manifest(table, rows())
+            write_manifest(table, rows())
             if not shards:
                 first = ""
                 if rejects:

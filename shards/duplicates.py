@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import arrow_file
-from shards.manifest import DUPLICATES, DUPLICATES_SCHEMA
+from shards.manifest import DUPLICATES
 from shards.reading import local_copy, read_columns, unusable
 from shards.storage import join, read
+
+_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
 
 
 def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
@@ -30,13 +32,13 @@ def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
                 found.append((sample, first))
     found.sort()
     columns = {"id": [sample for sample, _ in found], "first_id": [first for _, first in found]}
-    return pa.table(columns, DUPLICATES_SCHEMA)
+    return pa.table(columns, _SCHEMA)
 
 
 def load_duplicates(root: str | Path, samples: int) -> list[tuple[int, int]]:
     """(id, first id) of every duplicate in a data set of so many samples. Raises ShardError without such a table."""
     with local_copy(root, DUPLICATES) as path:
-        table = read_columns(path, DUPLICATES_SCHEMA)
+        table = read_columns(path, _SCHEMA)
     duplicate, first = (column.to_numpy() for column in table.columns)
     if not ((first >= 0) & (first < duplicate) & (duplicate < samples)).all():
         raise unusable(

@@ -1,64 +1,30 @@
 """manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.columns import MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
 from shards.dataset import DATASET, VERSION, Dataset, Options, Shard
-from shards.files import ShardError, arrow_file, sha256_of
+from shards.files import ShardError, sha256_of
 from shards.media.registry import MEDIA
 from shards.reading import local_copy, read_columns, readable, unusable
 from shards.storage import DEADLINE, join, opened, printable_url
 from shards.text import excerpt
 from shards.urls import is_url
 
-__all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard", "write_manifest"]
+__all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard"]
 
 MANIFEST = "manifest.parquet"
 REJECTS = "rejects.parquet"
 DUPLICATES = "duplicates.parquet"
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),  # index into the shard list of dataset.json
-        ("offset", pa.int64()),  # of the sample's file in the tar
-        ("size", pa.int64()),  # of that file
-        ("label", pa.int32()),  # null where there is none
-        ("height", pa.int32()),  # after EXIF rotation, as width
-        ("width", pa.int32()),
-        ("crc32c", pa.uint32()),  # of the file
-        ("path", pa.string()),  # in the source, or the name of a member of a tar made elsewhere
-        # Version 1 has none of what follows, which but for `media` is null for images
-        ("media", pa.string()),  # a key of shards.media.registry.MEDIA
-        ("frames", pa.int32()),
-        ("fps_num", pa.int32()),  # frames a second, as a fraction
-        ("fps_den", pa.int32()),
-        ("duration", pa.float64()),  # seconds
-        ("codec", pa.string()),
-        ("pix_fmt", pa.string()),
-        ("time_base_num", pa.int32()),  # seconds a unit of time stamps, as a fraction
-        ("time_base_den", pa.int32()),
-        ("pts_start", pa.int64()),  # frame i has the time stamp pts_start + i * pts_step,
-        ("pts_step", pa.int64()),
-        ("pts", pa.list_(pa.int64())),  # or else the one given here
-        ("key_frames", pa.list_(pa.int32())),  # their numbers
-        ("key_offsets", pa.list_(pa.int64())),  # of key frames in the file
-    ]
-)
-MEDIA_OF_VERSION_1 = "image"
-OPTIONAL = frozenset(MANIFEST_SCHEMA.names[MANIFEST_SCHEMA.names.index("media") + 1 :])  # null where not known
-_SINCE_VERSION_2 = OPTIONAL | {"media"}
-_NULLABLE = OPTIONAL | {"label"}
-_IN_MEMORY = ("shard", "offset", "size", "label", "height", "width", "crc32c", "media")
-DUPLICATES_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
-_ROWS_PER_GROUP = 65_536
+_IN_MEMORY = ("shard", "offset", "size", "label", "height", "width", "crc32c")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +67,8 @@ class Manifest:
                 raise ShardError(
                     f"{printable_url(location)}: does not match {DATASET}; copy both from one build or build again"
                 )
-            table = read_columns(path, MANIFEST_SCHEMA, _IN_MEMORY, ["label"], _SINCE_VERSION_2)
+            table = read_columns(path, MANIFEST_SCHEMA, _IN_MEMORY, ["label"], SINCE_VERSION_2)
+            media = media_in(path)
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
         if len(shard) != sum(counts.tolist()) or not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(
@@ -109,8 +76,7 @@ class Manifest:
                 "from one build or build again"
             )
         _check_rows(location, dataset, table)
-        media = _completed(table, ["media"])["media"].unique().to_pylist()
-        if unknown := set(media) - MEDIA.keys():
+        if unknown := media - MEDIA.keys():
             raise ShardError(
                 f"{printable_url(location)}: has samples of the kind {excerpt(min(unknown))}, which this version does "
                 "not read; update maskfeat-pipeline"
@@ -127,7 +93,7 @@ class Manifest:
             height=table["height"].to_numpy(),
             width=table["width"].to_numpy(),
             crc32c=table["crc32c"].to_numpy(),
-            media=frozenset(media),
+            media=media,
             classes=dataset.classes,
             identity=dataset.manifest_sha256,
         )
@@ -178,11 +144,11 @@ class Manifest:
                     if not np.array_equal(table["crc32c"].to_numpy(), self.crc32c[first:end]):
                         raise ValueError("it has been replaced")
                     table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
-                    found.append(_completed(table, columns))
-                    if nulls := [name for name in columns if name not in _NULLABLE and found[-1][name].null_count]:
+                    found.append(completed(table, columns))
+                    if nulls := [name for name in columns if name not in NULLABLE and found[-1][name].null_count]:
                         raise ValueError(f"column {nulls[0]} has nulls")
                 first = end
-            return pa.concat_tables(found) if found else _completed(pa.table({}), columns)
+            return pa.concat_tables(found) if found else completed(pa.table({}), columns)
 
 
 def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
@@ -205,32 +171,3 @@ def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
     for what, rows in impossible.items():
         if rows.any():
             raise unusable(location, f"sample {rows.argmax()}: {what}")
-
-
-def _completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """These columns of rows of any version, with those that it lacks."""
-    wanted = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns])
-    for field in wanted:
-        if field.name in _SINCE_VERSION_2 and field.name not in table.column_names:
-            value = pa.scalar(MEDIA_OF_VERSION_1 if field.name == "media" else None, field.type)
-            table = table.append_column(field, pa.repeat(value, len(table)))
-    return table.select(wanted.names).cast(wanted)
-
-
-def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
-    """Write manifest.parquet from each shard's columns: all but `shard`, which is the shard's position.
-
-    Those that version 1 lacks may be missing, as from the records of a build that it began.
-    """
-    with arrow_file(path, "wb") as file, pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
-        waiting: list[pa.Table] = []
-        for position, columns in enumerate(shards):
-            columns = columns | {"shard": [position] * len(columns["key"])}
-            schema = pa.schema([field for field in MANIFEST_SCHEMA if field.name in columns])
-            waiting.append(_completed(pa.table(columns, schema), MANIFEST_SCHEMA.names))
-            # A row group per shard would make the footer of a large data set as big as its data.
-            if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting.clear()
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))

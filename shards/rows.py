@@ -6,8 +6,9 @@ from typing import Any
 import google_crc32c
 
 from shards.assembly import Record
+from shards.columns import MANIFEST_SCHEMA, OPTIONAL
 from shards.labels import Label
-from shards.manifest import MANIFEST_SCHEMA, OPTIONAL, Shard
+from shards.manifest import Shard
 from shards.media.media import Checked, Media, Rejected
 from shards.tarfiles import Sample
 from shards.text import escaped

@@ -282,7 +282,7 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
 
 
 def test_names_cross_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.manifest._ROWS_PER_GROUP", 8)
+    monkeypatch.setattr("shards.columns._ROWS_PER_GROUP", 8)
     build(make_tree(tmp_path / "source", 23), tmp_path / "out", samples_per_shard=5, workers=1)
     manifest = Manifest.load(tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "manifest.parquet")
