@@ -5,11 +5,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making_images import contents, encoded, make_tree, picture
+from resealing import Change, put, retype, rewrite
 
 from shards.build import build
 from shards.duplicates import find_duplicates, load_duplicates
 from shards.files import ShardError
 from shards.manifest import Manifest
+from shards.verify import verify
 
 
 def test_copies_are_listed_with_the_first_of_their_bytes(tmp_path: Path) -> None:
@@ -49,3 +51,23 @@ def test_an_equal_size_and_checksum_alone_are_no_duplicate(tmp_path: Path) -> No
 def test_a_missing_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"duplicates\.parquet: is missing"):
         load_duplicates(tmp_path, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (put("id", 0, 13), "its ids are not"),
+        (put("id", 0, -1), "its ids are not"),
+        (put("first_id", 0, 12), "its ids are not"),
+        (put("first_id", 0, -2), "its ids are not"),
+        (put("id", 0, None), "column id has nulls"),
+        (retype("id", pa.string()), "column id is of type string"),
+    ],
+)
+def test_duplicates_of_no_sample_are_refused(root: Path, change: Change, why: str) -> None:
+    assert len(load_duplicates(root, 13)) == 1
+    rewrite(root, change, "duplicates.parquet")
+    with pytest.raises(ShardError, match=rf"duplicates\.parquet: is not a maskfeat-shards table \({why}"):
+        load_duplicates(root, 13)
+    (problem,) = verify(root)
+    assert problem.file == "duplicates.parquet" and why in problem.what
