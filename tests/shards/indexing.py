@@ -9,7 +9,6 @@ from shards.index import index_tars
 from shards.manifest import Manifest
 from shards.verify import verify
 
-
 JPEGS = [encoded(picture(seed), "JPEG") for seed in range(6)]
 
 
