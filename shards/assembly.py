@@ -18,13 +18,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from shards import manifest
 from shards.columns import write_manifest
-from shards.duplicates import find_duplicates
+from shards.duplicates import DUPLICATES, find_duplicates
 from shards.files import ShardError, arrow_file, sha256_of
 from shards.labels import Label, number_classes
-from shards.manifest import Dataset, Options, Shard
-from shards.rejects import write_rejects
+from shards.manifest import DATASET, MANIFEST, Dataset, Options, Shard
+from shards.rejects import REJECTS, write_rejects
 from shards.storage import SCRATCH, delete, is_on_web, join, listing, printable_url, read, replacing
 from shards.text import one_line
 from shards.urls import is_url
@@ -81,7 +80,7 @@ def refuse_web_server(out: str) -> None:
 
 def finished(out: str) -> Dataset | None:
     """Return the data set that `out` holds, None if it holds none that is complete."""
-    return Dataset.load(out) if manifest.DATASET in listing(out) else None
+    return Dataset.load(out) if DATASET in listing(out) else None
 
 
 def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
@@ -204,7 +203,7 @@ def finish(
                 yield record.rows | {"label": [number.get(label, label) for label in record.rows["label"]]}
 
     with scratch_folder(out) as staging:
-        with replacing(join(out, manifest.MANIFEST), staging) as table:
+        with replacing(join(out, MANIFEST), staging) as table:
             write_manifest(table, rows())
             if not shards:
                 first = ""
@@ -217,9 +216,9 @@ def finish(
                 )
             identity = sha256_of(table)
             duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
-        with replacing(join(out, manifest.REJECTS), staging) as table:
+        with replacing(join(out, REJECTS), staging) as table:
             write_rejects(table, rejects)
-        with replacing(join(out, manifest.DUPLICATES), staging) as table, arrow_file(table, "wb") as file:
+        with replacing(join(out, DUPLICATES), staging) as table, arrow_file(table, "wb") as file:
             pq.write_table(duplicates, file, compression="zstd")
         dataset = Dataset(
             samples=sum(shard.samples for shard in shards),
@@ -232,7 +231,7 @@ def finish(
             options=options,
             fingerprint=fingerprint,
         )
-        write(join(out, manifest.DATASET), dataset.dump(), staging)
+        write(join(out, DATASET), dataset.dump(), staging)
     return dataset
 
 

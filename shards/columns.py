@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from shards.files import arrow_file, open_regular
 
+MANIFEST = "manifest.parquet"
 MANIFEST_SCHEMA = pa.schema(
     [
         ("key", pa.string()),

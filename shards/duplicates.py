@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import arrow_file
-from shards.manifest import DUPLICATES
 from shards.reading import local_copy, read_columns, unusable
 from shards.storage import join, read
 
+DUPLICATES = "duplicates.parquet"
 _SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shards import manifest
 from shards.assembly import (
     INPUT_VERSION,
     Record,
@@ -27,12 +26,13 @@ from shards.assembly import (
     write,
     writing,
 )
+from shards.duplicates import DUPLICATES
 from shards.engines import run
 from shards.files import ShardError, sha256_of
 from shards.labels import on_mixture
-from shards.manifest import Dataset, Manifest
+from shards.manifest import MANIFEST, Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS, Rejected
-from shards.rejects import UNREADABLE_TAR
+from shards.rejects import REJECTS, UNREADABLE_TAR
 from shards.rows import Rows
 from shards.storage import (
     StorageError,
@@ -102,7 +102,7 @@ def index_tars(
         recognise(out, found, fingerprint)
         if found:
             return found, True
-        written = [manifest.MANIFEST, manifest.REJECTS, manifest.DUPLICATES]
+        written = [MANIFEST, REJECTS, DUPLICATES]
         refuse_other_files(out, [*written, *map(idx_name, names)])
         with writing(out, fingerprint):
             recorded = finished_records(out)

@@ -9,20 +9,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.columns import MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
-from shards.dataset import DATASET, VERSION, Dataset, Options, Shard
+from shards.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
+from shards.dataset import DATASET, Dataset, Options, Shard
 from shards.files import ShardError, sha256_of
 from shards.media.registry import MEDIA
 from shards.reading import local_copy, read_columns, readable, unusable
 from shards.storage import DEADLINE, join, opened, printable_url
-from shards.text import excerpt
+from shards.text import excerpt, one_line
 from shards.urls import is_url
 
-__all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard"]
-
-MANIFEST = "manifest.parquet"
-REJECTS = "rejects.parquet"
-DUPLICATES = "duplicates.parquet"
+__all__ = ["DATASET", "MANIFEST", "Dataset", "Manifest", "Options", "Shard"]
 
 _IN_MEMORY = ("shard", "offset", "size", "label", "height", "width", "crc32c")
 
@@ -77,9 +73,10 @@ class Manifest:
             )
         _check_rows(location, dataset, table)
         if unknown := media - MEDIA.keys():
+            kind = one_line(excerpt(min(unknown)))
             raise ShardError(
-                f"{printable_url(location)}: has samples of the kind {excerpt(min(unknown))}, which this version does "
-                "not read; update maskfeat-pipeline"
+                f"{printable_url(location)}: has samples of the kind {kind}, which this version does not read; update "
+                "maskfeat-pipeline"
             )
         return cls(
             root=str(root),
@@ -131,7 +128,7 @@ class Manifest:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
-        found: list[pa.Table] = []
+        found = [MANIFEST_SCHEMA.empty_table().select(columns)]
         first = 0
         location = join(self.root, MANIFEST)
         with readable(location), opened(location, deadline=deadline) as raw, pq.ParquetFile(raw) as file:
@@ -148,7 +145,7 @@ class Manifest:
                     if nulls := [name for name in columns if name not in NULLABLE and found[-1][name].null_count]:
                         raise ValueError(f"column {nulls[0]} has nulls")
                 first = end
-            return pa.concat_tables(found) if found else completed(pa.table({}), columns)
+            return pa.concat_tables(found)
 
 
 def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shards.duplicates import load_duplicates
-from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
-from shards.rejects import count_rejects
+from shards.duplicates import DUPLICATES, load_duplicates
+from shards.manifest import Dataset, Manifest
+from shards.rejects import REJECTS, count_rejects
 from shards.storage import join
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.files import arrow_file
-from shards.manifest import REJECTS
 from shards.reading import local_copy, read_columns
 from shards.text import one_line
 
+REJECTS = "rejects.parquet"
 UNREADABLE_TAR = "unreadable tar"  # the reason of a reject that stands for all that is in a tar
 
 REJECTS_SCHEMA = pa.schema(

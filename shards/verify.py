@@ -12,10 +12,10 @@ import google_crc32c
 import numpy as np
 
 from shards.columns import OPTIONAL
-from shards.duplicates import load_duplicates
+from shards.duplicates import DUPLICATES, load_duplicates
 from shards.engines import available_cpus
 from shards.files import ShardError, parse_json, sha256_of
-from shards.manifest import DATASET, DUPLICATES, Dataset, Manifest, Shard
+from shards.manifest import DATASET, Dataset, Manifest, Shard
 from shards.media.media import Rejected
 from shards.media.registry import media_of
 from shards.rejects import count_rejects
