@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from shards.assembly import (
+from shards.files import ShardError, real, sha256_of
+from shards.making.assembly import (
     INPUT_VERSION,
     Record,
     explained,
@@ -30,19 +31,18 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.engines import Engine, run
-from shards.files import ShardError, real, sha256_of
-from shards.folder_source import refuse_parts
-from shards.listing import Item, Listing
+from shards.making.engines import Engine, run
+from shards.making.shard import write_shard
 from shards.manifest import Dataset, Options
 from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Check
-from shards.source import list_source
+from shards.remote.urls import is_url
+from shards.sources.folder import refuse_parts
+from shards.sources.listing import Item, Listing
+from shards.sources.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
-from shards.tarfiles import idx_name
+from shards.tars.samples import idx_name
 from shards.text import portable, printable
-from shards.urls import is_url
-from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 

@@ -12,15 +12,15 @@ import numpy as np
 import typer
 
 from shards import build as builder
-from shards.engines import run, run_on_ray
 from shards.files import ShardError
 from shards.index import index_tars
+from shards.making.engines import run, run_on_ray
 from shards.manifest import Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS, Check
 from shards.output import duplicates, progress, reasons, summarise
 from shards.preview import write_preview
-from shards.rejects import REJECTS, example
 from shards.storage import join
+from shards.tables.rejects import REJECTS, example
 from shards.terminal import note, note_error, prepare, say, shown
 from shards.text import counted
 from shards.verify import verify as find_problems

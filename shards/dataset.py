@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
 from shards.files import ShardError, parse_json
 from shards.media.media import Check, CheckOptions
-from shards.reading import FORMAT, readable, unusable
+from shards.remote.urls import is_url
 from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
-from shards.urls import is_url
+from shards.tables.reading import FORMAT, readable, unusable
 
 DATASET = "dataset.json"
 VERSION = 2

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shards.assembly import (
+from shards.files import ShardError, sha256_of
+from shards.labels import on_mixture
+from shards.making.assembly import (
     INPUT_VERSION,
     Record,
     explained,
@@ -26,14 +28,11 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.duplicates import DUPLICATES
-from shards.engines import run
-from shards.files import ShardError, sha256_of
-from shards.labels import on_mixture
+from shards.making.engines import run
+from shards.making.rows import Rows
 from shards.manifest import MANIFEST, Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS, Rejected
-from shards.rejects import REJECTS, UNREADABLE_TAR
-from shards.rows import Rows
+from shards.remote.urls import is_url
 from shards.storage import (
     StorageError,
     as_local,
@@ -42,11 +41,12 @@ from shards.storage import (
     replacing,
     size_of,
 )
-from shards.tarfiles import dali_index, idx_name, samples_of
-from shards.tarnames import names_of
-from shards.tarsample import check_sample
+from shards.tables.duplicates import DUPLICATES
+from shards.tables.rejects import REJECTS, UNREADABLE_TAR
+from shards.tars.check import check_sample
+from shards.tars.names import names_of
+from shards.tars.samples import dali_index, idx_name, samples_of
 from shards.text import escaped, one_line
-from shards.urls import is_url
 
 
 @dataclass(frozen=True)

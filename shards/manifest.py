@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
 from shards.dataset import DATASET, Dataset, Options, Shard
 from shards.files import ShardError, sha256_of
 from shards.media.registry import MEDIA
-from shards.reading import local_copy, read_columns, readable, unusable
+from shards.remote.urls import is_url
 from shards.storage import DEADLINE, join, opened, printable_url
+from shards.tables.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
+from shards.tables.reading import local_copy, read_columns, readable, unusable
 from shards.text import excerpt, one_line
-from shards.urls import is_url
 
 __all__ = ["DATASET", "MANIFEST", "Dataset", "Manifest", "Options", "Shard"]
 

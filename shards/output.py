@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shards.duplicates import DUPLICATES, load_duplicates
 from shards.manifest import Dataset, Manifest
-from shards.rejects import REJECTS, count_rejects
 from shards.storage import join
+from shards.tables.duplicates import DUPLICATES, load_duplicates
+from shards.tables.rejects import REJECTS, count_rejects
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt
 

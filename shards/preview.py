@@ -10,13 +10,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from shards.duplicates import load_duplicates
 from shards.files import ShardError, real
 from shards.manifest import Dataset, Manifest
 from shards.media.registry import MEDIA
 from shards.page import STYLE, histogram
-from shards.rejects import load_rejects
 from shards.storage import printable_url, read, replacing
+from shards.tables.duplicates import load_duplicates
+from shards.tables.rejects import load_rejects
 from shards.text import printable
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes

@@ -11,17 +11,17 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
-from shards.columns import OPTIONAL
-from shards.duplicates import DUPLICATES, load_duplicates
-from shards.engines import available_cpus
 from shards.files import ShardError, parse_json, sha256_of
+from shards.making.engines import available_cpus
+from shards.making.rows import facts
 from shards.manifest import DATASET, Dataset, Manifest, Shard
 from shards.media.media import Rejected
 from shards.media.registry import media_of
-from shards.rejects import count_rejects
-from shards.rows import facts
 from shards.storage import StorageError, as_local, join, listing, read
-from shards.tarfiles import Sample, dali_index, idx_name, samples_of
+from shards.tables.columns import OPTIONAL
+from shards.tables.duplicates import DUPLICATES, load_duplicates
+from shards.tables.rejects import count_rejects
+from shards.tars.samples import Sample, dali_index, idx_name, samples_of
 from shards.text import escaped
 
 _MOST_FACTS = 2**20  # bytes of a .json

@@ -21,9 +21,9 @@ from pipeline.data.errors import DataError
 from pipeline.data.foresight import Foresight
 from pipeline.data.schedule import Schedule
 from shards.manifest import Manifest
+from shards.remote.urls import is_url
 from shards.storage import Traffic, download
 from shards.terminal import shown
-from shards.urls import is_url
 
 _SOON = 1 / 8  # of the limit: the next shards that make up so much displace others
 _BEAT = 1.0  # seconds between attempts to become the owner

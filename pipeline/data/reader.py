@@ -19,8 +19,8 @@ from pipeline.data.cache import NodeCache
 from pipeline.data.errors import DataError
 from shards.files import open_regular, read_at
 from shards.manifest import Manifest
+from shards.remote.urls import is_url
 from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read, refuse_without_ranges
-from shards.urls import is_url
 
 Encoded = NDArray[np.uint8]
 Sample = Encoded | str  # the bytes of an image, or why it cannot be had

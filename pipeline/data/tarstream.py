@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from shards.media.image import IMAGE
 from shards.media.media import MAX_BYTES
-from shards.tarfiles import matching, split_name
-from shards.tarheaders import Member, is_hidden, members, why_unsafe
+from shards.tars.headers import Member, is_hidden, members, why_unsafe
+from shards.tars.samples import matching, split_name
 
 _CHUNK = 2**20  # bytes read at once of what is not wanted
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
@@ -28,7 +28,7 @@ class Stream(Protocol):
 
 
 def images_in(stream: Stream) -> Iterator[bytes | None]:
-    """The image of every sample, or None where that is not one plain file, as `shards.tarfiles` tells samples.
+    """The image of every sample, or None where that is not one plain file, as `shards.tars.samples` tells samples.
 
     Memory holds two images at most: a tar may be one sample. Members that lie apart are no sample here.
 

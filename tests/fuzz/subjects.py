@@ -34,7 +34,7 @@ from shards.manifest import DATASET, MANIFEST, Manifest
 from shards.media.image import IMAGE
 from shards.media.media import CheckOptions, Rejected
 from shards.preview import write_preview
-from shards.source import list_source
+from shards.sources.source import list_source
 from shards.storage import read
 from shards.verify import verify
 

@@ -11,8 +11,8 @@ from making_images import contents, encoded, make_tree, picture
 from shards.build import build
 from shards.files import ShardError
 from shards.manifest import Dataset, Manifest
-from shards.rejects import count_rejects
-from shards.tarfiles import samples_of
+from shards.tables.rejects import count_rejects
+from shards.tars.samples import samples_of
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
 
 
 def test_names_cross_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.columns._ROWS_PER_GROUP", 8)
+    monkeypatch.setattr("shards.tables.columns._ROWS_PER_GROUP", 8)
     build(make_tree(tmp_path / "source", 23), tmp_path / "out", samples_per_shard=5, workers=1)
     manifest = Manifest.load(tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "manifest.parquet")

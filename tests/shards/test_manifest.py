@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from resealing import put, retype, rewrite, seal
 
-from shards.duplicates import load_duplicates
 from shards.files import ShardError
 from shards.manifest import Manifest
-from shards.rejects import count_rejects
+from shards.tables.duplicates import load_duplicates
+from shards.tables.rejects import count_rejects
 from shards.verify import verify
 
 IMPOSSIBLE = {

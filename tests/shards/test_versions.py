@@ -12,10 +12,10 @@ import pytest
 from making_images import contents
 
 from shards.build import build
-from shards.columns import MANIFEST_SCHEMA, OPTIONAL
 from shards.files import ShardError
 from shards.manifest import Dataset, Manifest
 from shards.preview import write_preview
+from shards.tables.columns import MANIFEST_SCHEMA, OPTIONAL
 from shards.verify import verify
 
 OLD = Path(__file__).resolve().parents[1] / "old_runs" / "set"
