@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import numpy as np
 import typer
 
 from shards import build as builder
@@ -17,7 +16,7 @@ from shards.index import index_tars
 from shards.making.engines import run, run_on_ray
 from shards.manifest import Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS, Check
-from shards.output import duplicates, progress, reasons, summarise
+from shards.output import overview, progress, summarise
 from shards.preview import write_preview
 from shards.storage import join
 from shards.tables.rejects import REJECTS, example
@@ -26,7 +25,6 @@ from shards.text import counted
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
-_CLASSES_SHOWN = 10
 
 app = typer.Typer(
     help="Turn images into checked WebDataset shards with a manifest.",
@@ -174,28 +172,7 @@ def info(root: Root) -> None:
     Example:
       maskfeat-shards info shards/train
     """
-    dataset, manifest = Dataset.load(root), Manifest.load(root)
-    short = np.minimum(manifest.height, manifest.width)
-    rows = [
-        ("samples", f"{len(manifest):,}"),
-        ("shards", f"{len(manifest.counts):,}"),
-        ("image bytes", f"{dataset.bytes:,}"),
-        ("mean image", f"{dataset.bytes / len(manifest):,.0f} bytes"),
-        ("short side", f"{short.min()} min, {np.median(short):.0f} median, {short.max()} max"),
-        ("classes", f"{len(dataset.classes):,}"),
-    ]
-    if dataset.classes:
-        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-        for label in np.argsort(-counts, kind="stable")[:_CLASSES_SHOWN]:
-            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
-        if len(counts) > _CLASSES_SHOWN:
-            rows.append(("  ...", f"and {len(counts) - _CLASSES_SHOWN:,} more"))
-    rows += [
-        ("rejects", reasons(root) or "0"),
-        ("ignored files", f"{dataset.ignored:,}"),
-        ("duplicates", duplicates(manifest) or "0"),
-        ("identity", manifest.identity),
-    ]
+    rows = overview(Dataset.load(root), Manifest.load(root))
     # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

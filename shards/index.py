@@ -181,7 +181,7 @@ def _is_whole(out: str, record: Record) -> bool:
 
 
 def _read(tar: Path, name: str, max_pixels: int) -> Rows:
-    """Checks the samples of one tar."""
+    """Check the samples of one tar and return its rows and rejects."""
     rows = Rows()
     for sample in samples_of(tar):
         try:

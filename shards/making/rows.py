@@ -13,6 +13,8 @@ from shards.tables.columns import MANIFEST_SCHEMA, OPTIONAL
 from shards.tars.samples import Sample
 from shards.text import escaped
 
+_REQUIRED = [column for column in MANIFEST_SCHEMA.names if column != "shard" and column not in OPTIONAL]
+
 
 def facts(media: Media, checked: Checked) -> dict[str, Any]:
     """Return what the bytes of a sample say of it, by the columns of the manifest; those left out are null."""
@@ -30,14 +32,16 @@ class Rows:
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
-        self._rows: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {column: [] for column in _REQUIRED}
         self._rejects: list[dict[str, Any]] = []
 
     def add(self, sample: Sample, extension: str, label: Label | None, path: str, media: Media, sound: Checked) -> None:
         """Add a sample whose file, checked as `sound`, is the member of this extension; `path` is valid Unicode."""
+        row = {"key": escaped(sample.key), "offset": sample.members[extension][0], "label": label, "path": path}
+        row |= facts(media, sound)
+        for column in dict.fromkeys([*self._columns, *row]):
+            self._columns.setdefault(column, [None] * len(self.samples)).append(row.get(column))
         self.samples.append(sample)
-        named = {"key": escaped(sample.key), "offset": sample.members[extension][0], "label": label, "path": path}
-        self._rows.append(named | facts(media, sound))
 
     def reject(self, path: str, why: Rejected, size: int | None = None) -> None:
         """Add a file that is left out, of `size` bytes where that is known."""
@@ -46,6 +50,4 @@ class Rows:
     def record(self, name: str, size: int, sha256: str) -> Record:
         """Return what the tar of this name, with so many bytes and this SHA-256, adds to the data set."""
         shard = Shard(name, len(self.samples), size, sha256) if self.samples else None
-        said = set[str]().union(*self._rows)
-        columns = [column for column in MANIFEST_SCHEMA.names if column != "shard" and column not in OPTIONAL - said]
-        return Record(shard, {column: [row.get(column) for row in self._rows] for column in columns}, self._rejects)
+        return Record(shard, self._columns, self._rejects)

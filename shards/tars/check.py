@@ -14,7 +14,10 @@ _SHOWN = 3  # extensions in a message
 
 
 def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media, Checked, Label | None]:
-    """The extension of a sample's one file, what it is, and its label. Raises Rejected for a sample of no use."""
+    """Check one sample and return the extension of its file, its kind, what the check found, and its label.
+
+    Raises Rejected for a sample that cannot be used as it is.
+    """
     if sample.unsafe is not None:
         raise Rejected("unsafe member", sample.unsafe)
     extension = _extension_of(sample)
@@ -31,7 +34,7 @@ def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media
 
 
 def _extension_of(sample: Sample) -> str:
-    """The extension of the sample's one image, or file of another kind of sample."""
+    """Return the extension of the sample's one file that is an image or of another kind of sample."""
     kept = kept_suffixes()
     found = matching(sample.members, kept)
     if len(found) == 1:

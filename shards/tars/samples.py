@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     unsafe: str | None
 
     def place(self) -> int:
-        """Where its image, or the like, lies or, without exactly one, its first member."""
+        """Return the offset of its image or the like; where there is not exactly one, that of its first member."""
         found = matching(self.members, kept_suffixes())
         extensions = found if len(found) == 1 else self.members
         return min((self.members[extension][0] for extension in extensions), default=0)
