@@ -49,7 +49,7 @@ def _number(text: str) -> int:
 
 def main() -> None:
     """Run the command line."""
-    cli.main(plan)
+    cli.main([*cli.COMMANDS, plan])
 
 
 def plan(

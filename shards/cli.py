@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,6 @@ from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
 
-app = typer.Typer(
-    help="Turn images into checked WebDataset shards with a manifest.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
 # click's ClickException, of which newer typers have a copy of their own
 _NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
@@ -45,7 +37,6 @@ MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
 
 
-@app.command()
 def build(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
     out: Out,
@@ -108,7 +99,6 @@ def build(
     _judge(out, dataset, max_rejects)
 
 
-@app.command()
 def index(
     tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL for the manifest.")],
@@ -139,7 +129,6 @@ def index(
     _judge(out, dataset, max_rejects)
 
 
-@app.command()
 def verify(root: Root, workers: Workers = None) -> None:
     """Read every byte in DIR and name the shards and images that are not as they were built.
 
@@ -164,7 +153,6 @@ def verify(root: Root, workers: Workers = None) -> None:
     say(f"{root}: {samples} in {shards}: all as they were built")
 
 
-@app.command()
 def info(root: Root) -> None:
     """Describe the data set in DIR.
 
@@ -179,7 +167,6 @@ def info(root: Root) -> None:
         say(f"{name:<{width}}  {value}")
 
 
-@app.command()
 def preview(
     root: Root,
     out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")],
@@ -194,12 +181,19 @@ def preview(
     say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
-def main(*more: Callable[..., None]) -> None:
-    """Run the command line, with `more` commands, which need other packages; errors that users can mend are one line.
+COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)
 
-    Exits with the status that the module's docstring explains.
-    """
-    for command in more:
+
+def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
+    """Run the command line with these commands; errors that users can mend are one line."""
+    app = typer.Typer(
+        help="Turn images into checked WebDataset shards with a manifest.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for command in commands:
         app.command()(command)
     prepare()
     try:

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from making_images import contents
 
+from pipeline.cli import main
 from shards.build import build
 from shards.files import ShardError
+from shards.index import index_tars
 from shards.manifest import Dataset, Manifest
 from shards.preview import write_preview
 from shards.tables.columns import MANIFEST_SCHEMA, OPTIONAL
@@ -82,6 +84,31 @@ def test_a_finished_build_of_version_1_is_recognised(source: Path, tmp_path: Pat
     dataset, finished_before = build(source, out, workers=1)
     assert finished_before and dataset == Dataset.load(OLD)
     assert contents(out) == before
+
+
+def test_an_index_is_known_by_what_it_was_known_by_in_version_1(tmp_path: Path) -> None:
+    tar = shutil.copy(OLD / "shard-000000.tar", tmp_path / "a.tar")
+    dataset, _ = index_tars([str(tar)], tmp_path / "out", workers=1)
+    facts = [1, "index", 100_000_000, [str(tar)], [tar.stat().st_size]]
+    assert dataset.fingerprint == hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["info"], "samples        8\n"),
+        (["verify"], "8 samples in 1 shard: all as they were built"),
+        (["plan", "--nodes", "1", "--batch", "8", "--cache", "1MB"], "8 images in 1 shard, 30.7 KB"),
+    ],
+)
+def test_every_command_reads_version_1(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *options = arguments
+    monkeypatch.setattr("sys.argv", ["maskfeat-shards", command, str(OLD), *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code and says in capsys.readouterr().out
 
 
 def test_a_build_that_version_1_began_ends_as_if_begun_now(source: Path, rebuilt: Path, tmp_path: Path) -> None:
