@@ -18,7 +18,7 @@ from shards.manifest import DATASET, Dataset, Manifest, Shard
 from shards.media.media import Rejected
 from shards.media.registry import media_of
 from shards.storage import StorageError, as_local, join, listing, read
-from shards.tables.columns import OPTIONAL
+from shards.tables.columns import MANIFEST_SCHEMA
 from shards.tables.duplicates import DUPLICATES, load_duplicates
 from shards.tables.rejects import count_rejects
 from shards.tars.samples import Sample, dali_index, idx_name, samples_of
@@ -95,10 +95,7 @@ class _Comparison:
     def __init__(self, dataset: Dataset, manifest: Manifest) -> None:
         self._built = dataset.options is not None  # by `build`, so the tars say all that the manifest does
         self._manifest = manifest
-        columns = ["key", "path", "media", *sorted(OPTIONAL)]
-        self._read_part = lru_cache(maxsize=4)(
-            lambda part: manifest.rows(part * _ROWS, min((part + 1) * _ROWS, len(manifest)), columns)
-        )
+        self._column = lru_cache(maxsize=4 * len(MANIFEST_SCHEMA))(self._read_column)
 
     def check(self, shard: Shard, start: int, stop: int) -> list[Problem]:
         """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
@@ -207,7 +204,13 @@ class _Comparison:
 
     def _on_disk(self, row: int, column: str) -> Any:
         part, place = divmod(row, _ROWS)
-        return self._read_part(part)[column][place].as_py()
+        return self._column(part, column)[place]
+
+    def _read_column(self, part: int, column: str) -> list[Any]:
+        """Read a column of the rows `part` * _ROWS and on."""
+        start = part * _ROWS
+        rows = self._manifest.rows(start, min(start + _ROWS, len(self._manifest)), [column])
+        return list(rows[column].to_pylist())
 
 
 def _member(tar: BinaryIO, offset: int, size: int) -> bytes:
