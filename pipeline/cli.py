@@ -1,4 +1,4 @@
-"""The command `maskfeat-shards`: the commands of `shards`, and `plan`, which knows how a run reads."""
+"""The program `maskfeat-shards`: the commands of `shards.cli`, and `plan`, which knows how a run reads."""
 
 import json
 from collections.abc import Iterator
@@ -11,13 +11,11 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, Plan
 from pipeline.data.simulate import Fleet, Forecast, forecast
-from shards.cli import app, main
+from shards import cli
 from shards.files import ShardError
 from shards.manifest import Dataset
 from shards.terminal import note, say
 from shards.text import counted
-
-__all__ = ["main"]
 
 # What is tried where a cache is too small: lanes, blocks or shards of these fractions, up to so many shards.
 _FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
@@ -49,7 +47,11 @@ def _number(text: str) -> int:
     return int(number)
 
 
-@app.command()
+def main() -> None:
+    """Run the command line."""
+    cli.main([*cli.COMMANDS, plan])
+
+
 def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
     batch: Annotated[int, typer.Option(min=1, help="Images of a global batch.")],

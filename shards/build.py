@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from shards import manifest
-from shards.assembly import (
+from shards.files import ShardError, real, sha256_of
+from shards.making.assembly import (
+    INPUT_VERSION,
     Record,
     explained,
     finish,
@@ -30,18 +31,18 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS, MAX_IMAGE_BYTES, Check
-from shards.engines import Engine, run
-from shards.files import ShardError, real, sha256_of
-from shards.folder_source import refuse_parts
-from shards.listing import Item, Listing, is_url
+from shards.making.engines import Engine, run
+from shards.making.shard import write_shard
 from shards.manifest import Dataset, Options
-from shards.source import list_source
+from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Check
+from shards.remote.urls import is_url
+from shards.sources.folder import refuse_parts
+from shards.sources.listing import Item, Listing
+from shards.sources.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
-from shards.tarfiles import idx_name
+from shards.tars.samples import idx_name
 from shards.text import portable, printable
-from shards.writer import write_shard
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
@@ -75,12 +76,12 @@ def build(
         source: what `list_source` lists: a folder, a tar of class tars, or a table of paths and URLs.
         out: folder, or URL of an object store, to create. It may hold this very build, unfinished or finished.
         samples_per_shard: images assigned to a shard; rejected ones leave it smaller.
-        resize: shrink the short side to this many pixels, see `check_image`.
+        resize: shrink the short side to this many pixels, see `CheckOptions`.
         workers: processes, by default one a CPU core; 1 works in this process. A script that asks for more
             needs the usual `if __name__ == "__main__"` guard. Of `run_on_ray`, the shards under way.
         seed: order of the images over the shards.
         max_pixels: larger images are rejected.
-        check: how closely images are looked at, see `check_image`.
+        check: how closely images are looked at, see `CheckOptions`.
         engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
         progress: called after every shard.
         note: called with each line on the source that the user should see before the work begins.
@@ -163,7 +164,7 @@ def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
     Names are taken as UTF-8, whatever the locale.
     """
     classes = [portable(name) for name in listing.classes]
-    facts = [manifest.VERSION, asdict(options), ignored, classes, listing.labels]
+    facts = [INPUT_VERSION, asdict(options), ignored, classes, listing.labels]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")
@@ -188,7 +189,7 @@ def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job
 
 def _bytes(sizes: Iterable[int | None]) -> int:
     """Bytes of the images that can be written, as far as they are known."""
-    return sum(size for size in sizes if size is not None and size <= MAX_IMAGE_BYTES)
+    return sum(size for size in sizes if size is not None and size <= MAX_BYTES)
 
 
 def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:

@@ -2,39 +2,29 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import numpy as np
 import typer
 
 from shards import build as builder
-from shards.check import DEFAULT_MAX_PIXELS, Check
-from shards.engines import run, run_on_ray
 from shards.files import ShardError
 from shards.index import index_tars
-from shards.manifest import REJECTS, Dataset, Manifest
-from shards.output import duplicates, progress, reasons, summarise
+from shards.making.engines import run, run_on_ray
+from shards.manifest import Dataset, Manifest
+from shards.media.media import DEFAULT_MAX_PIXELS, Check
+from shards.output import overview, progress, summarise
 from shards.preview import write_preview
-from shards.rejects import example
 from shards.storage import join
+from shards.tables.rejects import REJECTS, example
 from shards.terminal import note, note_error, prepare, say, shown
 from shards.text import counted
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
-_CLASSES_SHOWN = 10
-
-app = typer.Typer(
-    help="Turn images into checked WebDataset shards with a manifest.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
 # click's ClickException, of which newer typers have a copy of their own
 _NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
@@ -47,7 +37,6 @@ MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
 
 
-@app.command()
 def build(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
     out: Out,
@@ -110,7 +99,6 @@ def build(
     _judge(out, dataset, max_rejects)
 
 
-@app.command()
 def index(
     tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL for the manifest.")],
@@ -141,7 +129,6 @@ def index(
     _judge(out, dataset, max_rejects)
 
 
-@app.command()
 def verify(root: Root, workers: Workers = None) -> None:
     """Read every byte in DIR and name the shards and images that are not as they were built.
 
@@ -166,7 +153,6 @@ def verify(root: Root, workers: Workers = None) -> None:
     say(f"{root}: {samples} in {shards}: all as they were built")
 
 
-@app.command()
 def info(root: Root) -> None:
     """Describe the data set in DIR.
 
@@ -174,35 +160,13 @@ def info(root: Root) -> None:
     Example:
       maskfeat-shards info shards/train
     """
-    dataset, manifest = Dataset.load(root), Manifest.load(root)
-    short = np.minimum(manifest.height, manifest.width)
-    rows = [
-        ("samples", f"{len(manifest):,}"),
-        ("shards", f"{len(manifest.counts):,}"),
-        ("image bytes", f"{dataset.bytes:,}"),
-        ("mean image", f"{dataset.bytes / len(manifest):,.0f} bytes"),
-        ("short side", f"{short.min()} min, {np.median(short):.0f} median, {short.max()} max"),
-        ("classes", f"{len(dataset.classes):,}"),
-    ]
-    if dataset.classes:
-        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-        for label in np.argsort(-counts, kind="stable")[:_CLASSES_SHOWN]:
-            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
-        if len(counts) > _CLASSES_SHOWN:
-            rows.append(("  ...", f"and {len(counts) - _CLASSES_SHOWN:,} more"))
-    rows += [
-        ("rejects", reasons(root) or "0"),
-        ("ignored files", f"{dataset.ignored:,}"),
-        ("duplicates", duplicates(manifest) or "0"),
-        ("identity", manifest.identity),
-    ]
+    rows = overview(Dataset.load(root), Manifest.load(root))
     # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"{name:<{width}}  {value}")
 
 
-@app.command()
 def preview(
     root: Root,
     out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")],
@@ -217,8 +181,20 @@ def preview(
     say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
-def main() -> None:
-    """Runs the command line; errors that users can mend are one line."""
+COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)
+
+
+def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
+    """Run the command line with these commands; errors that users can mend are one line."""
+    app = typer.Typer(
+        help="Turn images into checked WebDataset shards with a manifest.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for command in commands:
+        app.command()(command)
     prepare()
     try:
         sys.exit(app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False) or 0)

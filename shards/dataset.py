@@ -11,14 +11,15 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
-from shards.check import Check
 from shards.files import ShardError, parse_json
-from shards.listing import is_url
-from shards.reading import FORMAT, readable, unusable
+from shards.media.media import Check, CheckOptions
+from shards.remote.urls import is_url
 from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
+from shards.tables.reading import FORMAT, readable, unusable
 
 DATASET = "dataset.json"
-VERSION = 1
+VERSION = 2
+_VERSIONS = (1, VERSION)  # which are read: a manifest of version 1 has fewer columns
 _LONGEST_NAME = 4096  # as paths may be
 _MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
 
@@ -53,6 +54,10 @@ class Options:
     seed: Annotated[int, Field(strict=True)]
     check: Check = "decode"  # data sets made before there was a choice do not say
 
+    def for_check(self) -> CheckOptions:
+        """Return those that are about single files."""
+        return CheckOptions(self.max_pixels, self.resize, self.check)
+
 
 @_exactly
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Dataset:
 
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":
-        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of this version."""
+        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of a known version."""
         path = join(root, DATASET)
         if has_query(str(root)):
             raise ShardError(
@@ -105,8 +110,10 @@ class Dataset:
         version = fields.pop("version", None)
         if type(version) is not int:
             raise unusable(path, "version: it is not a whole number")
-        if version != VERSION:
-            raise ShardError(f"{printable_url(path)}: has version {version}, not {VERSION}; update maskfeat-pipeline")
+        if version not in _VERSIONS:
+            raise ShardError(
+                f"{printable_url(path)}: has version {version}, not 1 to {VERSION}; update maskfeat-pipeline"
+            )
         try:
             dataset = _DESCRIPTION.validate_python(fields)
         except ValidationError as error:

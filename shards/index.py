@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import google_crc32c
-
-from shards import manifest
-from shards.assembly import (
+from shards.files import ShardError, sha256_of
+from shards.labels import on_mixture
+from shards.making.assembly import (
+    INPUT_VERSION,
     Record,
     explained,
     finish,
@@ -29,14 +28,11 @@ from shards.assembly import (
     write,
     writing,
 )
-from shards.check import DEFAULT_MAX_PIXELS
-from shards.engines import run
-from shards.files import ShardError, sha256_of
-from shards.labels import on_mixture
-from shards.listing import is_url
-from shards.manifest import MANIFEST_SCHEMA, Dataset, Manifest, Shard
-from shards.rejected import Rejected
-from shards.rejects import UNREADABLE_TAR
+from shards.making.engines import run
+from shards.making.rows import Rows
+from shards.manifest import MANIFEST, Dataset, Manifest
+from shards.media.media import DEFAULT_MAX_PIXELS, Rejected
+from shards.remote.urls import is_url
 from shards.storage import (
     StorageError,
     as_local,
@@ -45,9 +41,11 @@ from shards.storage import (
     replacing,
     size_of,
 )
-from shards.tarfiles import Sample, dali_index, idx_name, samples_of
-from shards.tarnames import names_of
-from shards.tarsample import check_sample
+from shards.tables.duplicates import DUPLICATES
+from shards.tables.rejects import REJECTS, UNREADABLE_TAR
+from shards.tars.check import check_sample
+from shards.tars.names import names_of
+from shards.tars.samples import dali_index, idx_name, samples_of
 from shards.text import escaped, one_line
 
 
@@ -92,7 +90,7 @@ def index_tars(
     refuse_web_server(out)
     names = names_of(urls, out)
     sizes = [None if is_url(name) else Path(join(out, name)).stat().st_size for name in names]
-    facts = [manifest.VERSION, "index", max_pixels, names, sizes]
+    facts = [INPUT_VERSION, "index", max_pixels, names, sizes]
     fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     done = 0
 
@@ -104,7 +102,7 @@ def index_tars(
         recognise(out, found, fingerprint)
         if found:
             return found, True
-        written = [manifest.MANIFEST, manifest.REJECTS, manifest.DUPLICATES]
+        written = [MANIFEST, REJECTS, DUPLICATES]
         refuse_other_files(out, [*written, *map(idx_name, names)])
         with writing(out, fingerprint):
             recorded = finished_records(out)
@@ -156,7 +154,8 @@ def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None
     with scratch_folder(out) as staging:
         try:
             with as_local(location, staging) as tar:
-                record, kept = _read(tar, job.name, max_pixels)
+                rows = _read(tar, job.name, max_pixels)
+                record = rows.record(job.name, tar.stat().st_size, sha256_of(tar) if rows.samples else "")
         except OSError as error:
             if is_url(location) and (not isinstance(error, StorageError) or error.transient):
                 raise  # so the others are likely to fail, too: the store is out of reach, or the disk of copies full
@@ -164,10 +163,12 @@ def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None
         except ShardError as error:
             what = one_line(str(error).removeprefix(f"{tar}: "))
             why = one_line(f"{printable_url(location)}: {what}")
-            record, kept = Record(None, _no_rows(), [_reject(job.name, UNREADABLE_TAR, what)]), []
+            rows = Rows()
+            rows.reject(escaped(job.name), Rejected(UNREADABLE_TAR, what))
+            record = rows.record(job.name, 0, "")
         if record.shard is not None:
             with replacing(join(out, idx_name(job.name)), staging) as scratch:
-                scratch.write_text(dali_index(kept), "utf-8", "surrogateescape")
+                scratch.write_text(dali_index(rows.samples), "utf-8", "surrogateescape")
         write(record_file(out, job.record), record.dump(), staging)
     return why
 
@@ -179,32 +180,14 @@ def _is_whole(out: str, record: Record) -> bool:
     return all(reject["reason"] != UNREADABLE_TAR for reject in record.rejects)
 
 
-def _read(tar: Path, name: str, max_pixels: int) -> tuple[Record, list[Sample]]:
-    """Checks the samples of one tar. Returns its record, and the samples that pass."""
-    rows, rejects, kept = _no_rows(), [], []
+def _read(tar: Path, name: str, max_pixels: int) -> Rows:
+    """Check the samples of one tar and return its rows and rejects."""
+    rows = Rows()
     for sample in samples_of(tar):
         try:
-            extension, image, label = check_sample(tar, sample, max_pixels)
+            extension, media, checked, label = check_sample(tar, sample, max_pixels)
         except Rejected as error:
-            rejects.append(_reject(f"{name}/{sample.key}", error.reason, error.detail))
+            rows.reject(escaped(f"{name}/{sample.key}"), error)
             continue
-        kept.append(sample)
-        offset, size, member = sample.members[extension]
-        rows["key"].append(escaped(sample.key))
-        rows["offset"].append(offset)
-        rows["size"].append(size)
-        rows["label"].append(label)
-        rows["height"].append(image.height)
-        rows["width"].append(image.width)
-        rows["crc32c"].append(google_crc32c.value(image.data))
-        rows["path"].append(escaped(member))
-    shard = Shard(name, len(kept), tar.stat().st_size, sha256_of(tar)) if kept else None
-    return Record(shard, rows, rejects), kept
-
-
-def _no_rows() -> dict[str, list[Any]]:
-    return {name: [] for name in MANIFEST_SCHEMA.names if name != "shard"}
-
-
-def _reject(path: str, reason: str, detail: str) -> dict[str, Any]:
-    return {"path": escaped(path), "reason": reason, "detail": escaped(detail), "size": None}
+        rows.add(sample, extension, label, escaped(sample.members[extension][2]), media, checked)
+    return rows

@@ -1,42 +1,26 @@
 """manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.dataset import DATASET, VERSION, Dataset, Options, Shard
-from shards.files import ShardError, arrow_file, sha256_of
-from shards.listing import is_url
-from shards.reading import local_copy, read_columns, readable, unusable
+from shards.dataset import DATASET, Dataset, Options, Shard
+from shards.files import ShardError, sha256_of
+from shards.media.registry import MEDIA
+from shards.remote.urls import is_url
 from shards.storage import DEADLINE, join, opened, printable_url
+from shards.tables.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
+from shards.tables.reading import local_copy, read_columns, readable, unusable
+from shards.text import excerpt, one_line
 
-__all__ = ["DATASET", "VERSION", "Dataset", "Manifest", "Options", "Shard", "write_manifest"]
+__all__ = ["DATASET", "MANIFEST", "Dataset", "Manifest", "Options", "Shard"]
 
-MANIFEST = "manifest.parquet"
-REJECTS = "rejects.parquet"
-DUPLICATES = "duplicates.parquet"
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),  # index into the shard list of dataset.json
-        ("offset", pa.int64()),  # of the image bytes in the tar
-        ("size", pa.int64()),  # of the image bytes
-        ("label", pa.int32()),  # null where there is none
-        ("height", pa.int32()),  # after EXIF rotation, as width
-        ("width", pa.int32()),
-        ("crc32c", pa.uint32()),  # of the image bytes
-        ("path", pa.string()),  # in the source, or the name of a member of a tar made elsewhere
-    ]
-)
-DUPLICATES_SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of the manifest
-_ROWS_PER_GROUP = 65_536
+_IN_MEMORY = ("shard", "offset", "size", "label", "height", "width", "crc32c")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +29,10 @@ class Manifest:
 
     Rows follow the shards and, within a shard, the tar. Columns are arrays of shape (samples,): `shard`
     indexes `shard_names`, each relative to `root`, an absolute path or a URL; `offset` and `size`, in bytes,
-    frame the image in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
-    rotation; `crc32c` is that of the image bytes. `counts` and `shard_bytes`, of shape (shards,), are the samples
-    and the bytes of each shard's tar. `identity`, the SHA-256 of manifest.parquet, names the data set.
+    frame the sample's file in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
+    rotation; `crc32c` is that of the file. `media` are the kinds of samples that there are. `counts` and
+    `shard_bytes`, of shape (shards,), are the samples and the bytes of each shard's tar. `identity`, the SHA-256 of
+    manifest.parquet, names the data set. All other columns stay on disk, where `rows` reads them.
     """
 
     root: str
@@ -61,6 +46,7 @@ class Manifest:
     height: npt.NDArray[np.int32]
     width: npt.NDArray[np.int32]
     crc32c: npt.NDArray[np.uint32]
+    media: frozenset[str]
     classes: list[str]
     identity: str
 
@@ -72,13 +58,13 @@ class Manifest:
         manifest.parquet is not the one that the build wrote.
         """
         dataset, location = Dataset.load(root), join(root, MANIFEST)
-        numeric = [name for name in MANIFEST_SCHEMA.names if name not in ("key", "path")]
         with local_copy(root, MANIFEST) as path:
             if sha256_of(path) != dataset.manifest_sha256:
                 raise ShardError(
                     f"{printable_url(location)}: does not match {DATASET}; copy both from one build or build again"
                 )
-            table = read_columns(path, MANIFEST_SCHEMA, numeric, nullable=["label"])
+            table = read_columns(path, MANIFEST_SCHEMA, _IN_MEMORY, ["label"], SINCE_VERSION_2)
+            media = media_in(path)
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
         if len(shard) != sum(counts.tolist()) or not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(
@@ -86,6 +72,12 @@ class Manifest:
                 "from one build or build again"
             )
         _check_rows(location, dataset, table)
+        if unknown := media - MEDIA.keys():
+            kind = one_line(excerpt(min(unknown)))
+            raise ShardError(
+                f"{printable_url(location)}: has samples of the kind {kind}, which this version does not read; update "
+                "maskfeat-pipeline"
+            )
         return cls(
             root=str(root),
             shard_names=[shard.name for shard in dataset.shards],
@@ -98,6 +90,7 @@ class Manifest:
             height=table["height"].to_numpy(),
             width=table["width"].to_numpy(),
             crc32c=table["crc32c"].to_numpy(),
+            media=media,
             classes=dataset.classes,
             identity=dataset.manifest_sha256,
         )
@@ -123,14 +116,19 @@ class Manifest:
         return self.names(sample, sample + 1)[0][1]
 
     def names(self, start: int, stop: int, deadline: float = DEADLINE) -> list[tuple[str, str]]:
-        """(key, path) of the samples `start` to `stop` - 1, read from disk or store: slow, meant for messages.
+        """(key, path) of the samples `start` to `stop` - 1; see `rows`."""
+        table = self.rows(start, stop, ["key", "path"], deadline)
+        return list(zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True))
+
+    def rows(self, start: int, stop: int, columns: Sequence[str], deadline: float = DEADLINE) -> pa.Table:
+        """Read columns of the samples `start` to `stop` - 1 from disk or store: slow, since whole row groups are read.
 
         `deadline` is that of a request to a store. Raises ShardError where the manifest cannot be read any more, or
         is another one by now.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
-        names: list[tuple[str, str]] = []
+        found = [MANIFEST_SCHEMA.empty_table().select(columns)]
         first = 0
         location = join(self.root, MANIFEST)
         with readable(location), opened(location, deadline=deadline) as raw, pq.ParquetFile(raw) as file:
@@ -139,15 +137,15 @@ class Manifest:
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < end:
-                    table = file.read_row_group(group, columns=["key", "path", "crc32c"])
+                    table = file.read_row_group(group, columns=[*columns, "crc32c"])
                     if not np.array_equal(table["crc32c"].to_numpy(), self.crc32c[first:end]):
                         raise ValueError("it has been replaced")
                     table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))
-                    if table["key"].null_count or table["path"].null_count:
-                        raise ValueError("a key or a path is null")
-                    names += zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True)
+                    found.append(completed(table, columns))
+                    if nulls := [name for name in columns if name not in NULLABLE and found[-1][name].null_count]:
+                        raise ValueError(f"column {nulls[0]} has nulls")
                 first = end
-        return names
+            return pa.concat_tables(found)
 
 
 def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
@@ -170,17 +168,3 @@ def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
     for what, rows in impossible.items():
         if rows.any():
             raise unusable(location, f"sample {rows.argmax()}: {what}")
-
-
-def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
-    """Writes manifest.parquet from each shard's columns (all but `shard`, which is the shard's position)."""
-    with arrow_file(path, "wb") as file, pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
-        waiting: list[pa.Table] = []
-        for position, columns in enumerate(shards):
-            waiting.append(pa.table({**columns, "shard": [position] * len(columns["key"])}, MANIFEST_SCHEMA))
-            # A row group per shard would make the footer of a large data set as big as its data.
-            if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(waiting))
-                waiting.clear()
-        if waiting:
-            writer.write_table(pa.concat_tables(waiting))

@@ -10,24 +10,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shards.duplicates import load_duplicates
-from shards.manifest import DUPLICATES, REJECTS, Dataset, Manifest
-from shards.rejects import count_rejects
+from shards.manifest import Dataset, Manifest
 from shards.storage import join
+from shards.tables.duplicates import DUPLICATES, load_duplicates
+from shards.tables.rejects import REJECTS, count_rejects
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
+_LARGEST_SHOWN = 10  # classes of `info`
 
 
-def reasons(root: str | Path) -> str:
+def _reasons(root: str | Path) -> str:
     """How many images were rejected for which reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in count_rejects(root).most_common())
 
 
-def duplicates(manifest: Manifest) -> str:
+def _duplicates(manifest: Manifest) -> str:
     """Say how many images have the bytes of an earlier one, and which are the first of them; empty for none."""
     found = load_duplicates(manifest.root, len(manifest))
     if not found:
@@ -52,6 +53,32 @@ def _first(names: Sequence[str]) -> str:
     return ", ".join(first + ["..."] * (len(names) > len(first)))
 
 
+def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return what `info` says of a data set, as names and values."""
+    short = np.minimum(manifest.height, manifest.width)
+    rows = [
+        ("samples", f"{len(manifest):,}"),
+        ("shards", f"{len(manifest.counts):,}"),
+        ("image bytes", f"{dataset.bytes:,}"),
+        ("mean image", f"{dataset.bytes / len(manifest):,.0f} bytes"),
+        ("short side", f"{short.min()} min, {np.median(short):.0f} median, {short.max()} max"),
+        ("classes", f"{len(dataset.classes):,}"),
+    ]
+    if dataset.classes:
+        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+        for label in np.argsort(-counts, kind="stable")[:_LARGEST_SHOWN]:
+            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
+        if len(counts) > _LARGEST_SHOWN:
+            rows.append(("  ...", f"and {len(counts) - _LARGEST_SHOWN:,} more"))
+    return [
+        *rows,
+        ("rejects", _reasons(manifest.root) or "0"),
+        ("ignored files", f"{dataset.ignored:,}"),
+        ("duplicates", _duplicates(manifest) or "0"),
+        ("identity", manifest.identity),
+    ]
+
+
 def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
@@ -63,8 +90,8 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     for line in _classes(dataset, manifest):
         say(line)
     if dataset.rejects:
-        say(f"rejects: {dataset.rejects:,} ({reasons(out)}): see {join(out, REJECTS)}")
-    if found := duplicates(manifest):
+        say(f"rejects: {dataset.rejects:,} ({_reasons(out)}): see {join(out, REJECTS)}")
+    if found := _duplicates(manifest):
         say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
     say(f"next: maskfeat-shards verify {shlex.quote(out)}")
 

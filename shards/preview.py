@@ -10,13 +10,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from shards.check import thumbnail
-from shards.duplicates import load_duplicates
 from shards.files import ShardError, real
 from shards.manifest import Dataset, Manifest
+from shards.media.registry import MEDIA
 from shards.page import STYLE, histogram
-from shards.rejects import load_rejects
 from shards.storage import printable_url, read, replacing
+from shards.tables.duplicates import load_duplicates
+from shards.tables.rejects import load_rejects
 from shards.text import printable
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
@@ -140,7 +140,8 @@ def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> 
 
 
 def _image(manifest: Manifest, sample: int) -> str:
-    path, file = manifest.path(sample), manifest.shard_location(manifest.shard[sample])
+    row = manifest.rows(sample, sample + 1, ["path", "media"]).to_pylist()[0]
+    path, file = row["path"], manifest.shard_location(manifest.shard[sample])
     try:
         data = read(file, int(manifest.offset[sample]), int(manifest.size[sample]))
     except OSError as error:
@@ -151,8 +152,8 @@ def _image(manifest: Manifest, sample: int) -> str:
         raise ShardError(f"{printable_url(file)}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
     title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
     try:
-        source = base64.b64encode(thumbnail(data, _SIDE)).decode()
-    except Exception:  # Pillow raises nearly every type on what it cannot read
+        source = base64.b64encode(MEDIA[row["media"]].thumbnail(data, _SIDE)).decode()
+    except Exception:  # decoders raise nearly every type on what they cannot read
         return f"<div class=unseen title='{_shown(title)}'>cannot be shown</div>"
     return f"<img loading=lazy title='{_shown(title)}' alt='{_shown(path)}' src='data:image/jpeg;base64,{source}'>"
 

@@ -1,4 +1,7 @@
-"""Bytes from and to files and URLs. A request to a URL is repeated while it may yet succeed, see shards.remote."""
+"""Bytes from and to files and URLs.
+
+A request to a URL is repeated while it may yet succeed, see shards.remote.request.
+"""
 
 import errno
 import io
@@ -13,10 +16,9 @@ from typing import Any
 from urllib.parse import quote
 
 from shards.files import AT_MOST, fsync, open_regular, read_at
-from shards.listing import is_url
-from shards.remote import DEADLINE, StorageError, Traffic, locate, request
+from shards.remote.request import DEADLINE, StorageError, Traffic, locate, request
+from shards.remote.urls import has_query, is_on_web, is_url, printable_url, shows_credentials, why_refused
 from shards.text import native, portable
-from shards.urls import has_query, is_on_web, printable_url, shows_credentials, why_refused
 
 __all__ = [
     "DEADLINE",

@@ -11,18 +11,21 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
-from shards.check import Rejected, sides
-from shards.duplicates import load_duplicates
-from shards.engines import available_cpus
 from shards.files import ShardError, parse_json, sha256_of
-from shards.manifest import DATASET, DUPLICATES, Dataset, Manifest, Shard
-from shards.rejects import count_rejects
+from shards.making.engines import available_cpus
+from shards.making.rows import facts
+from shards.manifest import DATASET, Dataset, Manifest, Shard
+from shards.media.media import Rejected
+from shards.media.registry import media_of
 from shards.storage import StorageError, as_local, join, listing, read
-from shards.tarfiles import Sample, dali_index, idx_name, samples_of
+from shards.tables.columns import MANIFEST_SCHEMA
+from shards.tables.duplicates import DUPLICATES, load_duplicates
+from shards.tables.rejects import count_rejects
+from shards.tars.samples import Sample, dali_index, idx_name, samples_of
 from shards.text import escaped
 
 _MOST_FACTS = 2**20  # bytes of a .json
-_NAMES = 65_536  # rows whose names are read at once: a row group
+_ROWS = 65_536  # which are read at once: a row group
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,7 @@ class _Comparison:
     def __init__(self, dataset: Dataset, manifest: Manifest) -> None:
         self._built = dataset.options is not None  # by `build`, so the tars say all that the manifest does
         self._manifest = manifest
-        self._read_names = lru_cache(maxsize=4)(
-            lambda part: manifest.names(part * _NAMES, min((part + 1) * _NAMES, len(manifest)))
-        )
+        self._column = lru_cache(maxsize=4 * len(MANIFEST_SCHEMA))(self._read_column)
 
     def check(self, shard: Shard, start: int, stop: int) -> list[Problem]:
         """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
@@ -148,18 +149,19 @@ class _Comparison:
             data = _member(tar, int(manifest.offset[row]), size)
             label = int(manifest.label[row])
             listed: dict[str, Any] = {"path": path, "label": label}
-            listed |= {column: int(getattr(manifest, column)[row]) for column in ("crc32c", "height", "width")}
+            listed |= {column: int(getattr(manifest, column)[row]) for column in ("size", "crc32c", "height", "width")}
             try:
                 listed["class"] = escaped(manifest.classes[label]) if label >= 0 else None
-                height, width = sides(data)
-                facts = {"crc32c": google_crc32c.value(data), "height": height, "width": width}
-                facts |= self._said_beside(tar, sample, escaped(name), path)
+                media = media_of(name)
+                said = facts(media, media.probe(data))
+                listed |= {column: self._on_disk(row, column) for column in said.keys() - listed.keys()}
+                said |= self._said_beside(tar, sample, escaped(name), path)
             except (Rejected, ValueError) as error:
                 yield f"{shown}: {error.detail if isinstance(error, Rejected) else error}"
                 continue
             differing = [
                 f"its {fact} is {listed[fact]} in the manifest, {value} in the tar"
-                for fact, value in facts.items()
+                for fact, value in said.items()
                 if listed[fact] != value
             ]
             if differing:
@@ -198,8 +200,17 @@ class _Comparison:
         ]
 
     def _names(self, row: int) -> tuple[str, str]:
-        part, place = divmod(row, _NAMES)
-        return self._read_names(part)[place]
+        return self._on_disk(row, "key"), self._on_disk(row, "path")
+
+    def _on_disk(self, row: int, column: str) -> Any:
+        part, place = divmod(row, _ROWS)
+        return self._column(part, column)[place]
+
+    def _read_column(self, part: int, column: str) -> list[Any]:
+        """Read a column of the rows `part` * _ROWS and on."""
+        start = part * _ROWS
+        rows = self._manifest.rows(start, min(start + _ROWS, len(self._manifest)), [column])
+        return list(rows[column].to_pylist())
 
 
 def _member(tar: BinaryIO, offset: int, size: int) -> bytes:

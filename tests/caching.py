@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from cache_process import BATCH, schedule
 
-from shards.manifest import Dataset, Manifest, Shard, write_manifest
+from shards.manifest import Dataset, Manifest, Shard
+from shards.tables.columns import write_manifest
 
 SHARDS = 24
 ALL = set(range(SHARDS))

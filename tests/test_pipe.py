@@ -16,7 +16,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from shards.files import ShardError
 from shards.manifest import Manifest
-from shards.source import list_source
+from shards.sources.source import list_source
 from shards.storage import StorageError
 
 

@@ -20,8 +20,8 @@ from pipeline.data.cache_folder import CacheFolder
 from pipeline.data.errors import DataError
 from pipeline.data.foresight import Foresight
 from pipeline.data.schedule import Schedule
-from shards.listing import is_url
 from shards.manifest import Manifest
+from shards.remote.urls import is_url
 from shards.storage import Traffic, download
 from shards.terminal import shown
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipeline.data.cache import NodeCache
 from pipeline.data.errors import DataError
 from shards.files import open_regular, read_at
-from shards.listing import is_url
 from shards.manifest import Manifest
+from shards.remote.urls import is_url
 from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read, refuse_without_ranges
 
 Encoded = NDArray[np.uint8]

@@ -34,12 +34,12 @@ from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.data.tarstream import images_in
 from pipeline.random import mix_int
-from shards import jpeg
-from shards.check import DEFAULT_MAX_PIXELS, FORMATS, sides
-from shards.exif import TURNED, orientation
+from shards.media import jpeg
+from shards.media.exif import TURNED, orientation
+from shards.media.image import FORMATS, IMAGE
+from shards.media.media import DEFAULT_MAX_PIXELS
 from shards.secrets import PIPE, masked
 from shards.storage import opened
-from shards.tarfiles import IMAGE_EXTENSIONS
 from shards.terminal import shown
 
 _BUFFERED = 8 * 2**20  # bytes of a tar requested at once
@@ -138,7 +138,7 @@ class StreamData:
                     continue
                 empty.add(worker)
                 if len(empty) == workers:
-                    known = ", ".join(sorted(IMAGE_EXTENSIONS))
+                    known = ", ".join(sorted(IMAGE.kept))
                     raise DataError(
                         f"no tar gave an image: {self._counters['tar_errors']} could not be read, "
                         f"{self._counters['skipped_samples']} samples had not one image ({known}); "
@@ -236,7 +236,8 @@ def _size(image: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
     try:
         if image.startswith(jpeg.SIGNATURE):
-            height, width = sides(image)
+            probed = IMAGE.probe(image)
+            height, width = probed.height, probed.width
         else:
             with Image.open(io.BytesIO(image), formats=FORMATS) as header:
                 height, width = header.height, header.width

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, Protocol
 
-from shards.check import MAX_IMAGE_BYTES
-from shards.tarfiles import IMAGE_EXTENSIONS, matching, split_name
-from shards.tarheaders import Member, is_hidden, members, why_unsafe
+from shards.media.image import IMAGE
+from shards.media.media import MAX_BYTES
+from shards.tars.headers import Member, is_hidden, members, why_unsafe
+from shards.tars.samples import matching, split_name
 
 _CHUNK = 2**20  # bytes read at once of what is not wanted
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
@@ -27,7 +28,7 @@ class Stream(Protocol):
 
 
 def images_in(stream: Stream) -> Iterator[bytes | None]:
-    """The image of every sample, or None where that is not one plain file, as `shards.tarfiles` tells samples.
+    """The image of every sample, or None where that is not one plain file, as `shards.tars.samples` tells samples.
 
     Memory holds two images at most: a tar may be one sample. Members that lie apart are no sample here.
 
@@ -41,13 +42,13 @@ def images_in(stream: Stream) -> Iterator[bytes | None]:
         for member in sample:
             extension = split_name(member.name)[1]
             extensions.append(extension)
-            if not matching([extension], IMAGE_EXTENSIONS) or member.size > MAX_IMAGE_BYTES:
+            if not matching([extension], IMAGE.kept) or member.size > MAX_BYTES:
                 continue
             # Of `jpg` and of the likes of `input.jpg` the first may be the image. If there are two, none is.
             if not any(("." in extension) == ("." in other) for other in images):
                 data = file.read(member.size)
                 images[extension] = data if len(data) == member.size else b""
-        chosen = matching(extensions, IMAGE_EXTENSIONS)
+        chosen = matching(extensions, IMAGE.kept)
         image = images.get(chosen[0]) if len(chosen) == 1 else None
         yield image or None
     if failures:

@@ -13,7 +13,7 @@ import webdataset as wds
 from benchmarks.figures import Figure
 from benchmarks.racing import compare, race
 from shards.build import build as ours
-from shards.check import Check
+from shards.media.media import Check
 
 SAMPLES_PER_SHARD = 500  # small enough for two workers to share the test sets evenly
 

@@ -28,12 +28,13 @@ from pipeline.config import ConfigError, load_recipe
 from pipeline.data.errors import DataError
 from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.train.errors import TrainingError
-from shards.check import Rejected, check_image
 from shards.files import ShardError, sha256_of
 from shards.index import index_tars
 from shards.manifest import DATASET, MANIFEST, Manifest
+from shards.media.image import IMAGE
+from shards.media.media import CheckOptions, Rejected
 from shards.preview import write_preview
-from shards.source import list_source
+from shards.sources.source import list_source
 from shards.storage import read
 from shards.verify import verify
 
@@ -153,7 +154,7 @@ class Tars:
         assert sum("sound" in found.shard_names[shard] for shard in found.shard) == 3
         for row in range(len(found)):
             place = int(found.offset[row]), int(found.size[row])
-            check_image(read(found.shard_location(int(found.shard[row])), *place), 10**6, None)
+            IMAGE.check(read(found.shard_location(int(found.shard[row])), *place), CheckOptions(10**6))
         return "accepted" if len(found) == 6 else "refused"
 
 
@@ -180,7 +181,9 @@ class Images:
         from pipeline.data.decode import Crops
 
         try:
-            kept = check_image(mutations.data(rng, rng.choice(self._files)), 10**6, rng.choice((None, 16)))
+            kept = IMAGE.check(
+                mutations.data(rng, rng.choice(self._files)), CheckOptions(10**6, rng.choice((None, 16)))
+            )
         except Rejected as error:
             assert len(error.detail) <= _LONGEST, error.detail[:300]
             return "refused"

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards.media.image import IMAGE
+from shards.media.media import Check, Checked, CheckOptions
+
 
 def pixels(seed: int, height: int = 40, width: int = 56) -> np.ndarray:
     """A smooth random picture, (height, width, 3) uint8."""
@@ -27,6 +30,10 @@ def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
 
 def decoded(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def check_image(data: bytes, max_pixels: int, resize: int | None, check: Check = "decode") -> Checked:
+    return IMAGE.check(data, CheckOptions(max_pixels, resize, check))
 
 
 def make_tree(root: Path, count: int, classes: tuple[str, ...] = ("ant", "bee")) -> Path:

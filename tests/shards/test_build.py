@@ -11,8 +11,8 @@ from making_images import contents, encoded, make_tree, picture
 from shards.build import build
 from shards.files import ShardError
 from shards.manifest import Dataset, Manifest
-from shards.rejects import count_rejects
-from shards.tarfiles import samples_of
+from shards.tables.rejects import count_rejects
+from shards.tars.samples import samples_of
 
 
 @pytest.fixture
@@ -259,8 +259,8 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
     build(source, out, workers=1)
     text = (out / "dataset.json").read_text()
 
-    (out / "dataset.json").write_text(text.replace('"version": 1', '"version": 2'))
-    with pytest.raises(ShardError, match="has version 2, not 1; update"):
+    (out / "dataset.json").write_text(text.replace('"version": 2', '"version": 3'))
+    with pytest.raises(ShardError, match="has version 3, not 1 to 2; update"):
         Manifest.load(out)
     for other in ("{}", "[]", "not JSON", '{"format": "another", "version": 1}'):
         (out / "dataset.json").write_text(other)
@@ -282,7 +282,7 @@ def test_manifest_refuses_what_is_not_a_finished_data_set(source: Path, tmp_path
 
 
 def test_names_cross_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.manifest._ROWS_PER_GROUP", 8)
+    monkeypatch.setattr("shards.tables.columns._ROWS_PER_GROUP", 8)
     build(make_tree(tmp_path / "source", 23), tmp_path / "out", samples_per_shard=5, workers=1)
     manifest = Manifest.load(tmp_path / "out")
     table = pq.read_table(tmp_path / "out" / "manifest.parquet")

@@ -18,8 +18,8 @@ from PIL import Image
 
 import shards
 from shards.build import build
-from shards.engines import run
 from shards.files import ShardError
+from shards.making.engines import run
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
 SHARDS = 16

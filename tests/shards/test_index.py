@@ -16,12 +16,12 @@ import pytest
 from making_images import contents, damage_header, encoded, make_tar, picture
 from servers import http_server
 
-from shards import tarfiles
 from shards.build import build
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Dataset, Manifest
-from shards.tarheaders import Member
+from shards.tars import samples as tarfiles
+from shards.tars.headers import Member
 from shards.verify import verify
 
 

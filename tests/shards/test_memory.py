@@ -14,8 +14,8 @@ from shards.build import build
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Manifest
-from shards.rejects import count_rejects
 from shards.storage import read
+from shards.tables.rejects import count_rejects
 
 
 def test_a_huge_file_is_one_reject_that_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_an_image_that_cannot_be_held_when_it_is_read_is_one_reject(
             raise MemoryError
         return read(file, *place, **options)
 
-    monkeypatch.setattr("shards.writer.read", reading)
+    monkeypatch.setattr("shards.making.shard.read", reading)
     build(source, tmp_path / "out", workers=1)
     assert count_rejects(tmp_path / "out") == {"needs too much memory": 1}
 
@@ -69,14 +69,14 @@ def test_a_huge_member_of_a_tar_is_one_reject_for_build_and_index(
     members = {"0.jpg": encoded(picture(0), "JPEG"), "1.png": noise}
     tar = make_tar(tmp_path / "0.tar", members)
     tars = make_tar(tmp_path / "tars.tar", {"a.tar": tar.read_bytes()})
-    monkeypatch.setattr("shards.check.MAX_IMAGE_BYTES", len(noise) - 1)
+    monkeypatch.setattr("shards.media.media.MAX_BYTES", len(noise) - 1)
 
     def reading(file: str, offset: int | None = None, size: int | None = None, **options: Any) -> bytes:
         assert size != len(noise), "was read"
         return read(file, offset, size, **options)
 
-    monkeypatch.setattr("shards.writer.read", reading)
-    monkeypatch.setattr("shards.tarsample.read", reading)
+    monkeypatch.setattr("shards.making.shard.read", reading)
+    monkeypatch.setattr("shards.tars.check.read", reading)
     build(tars, tmp_path / "built", workers=1)
     index_tars([str(tar)], tmp_path / "indexed", workers=1)
     for out in (tmp_path / "built", tmp_path / "indexed"):

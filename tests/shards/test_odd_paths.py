@@ -215,3 +215,31 @@ def test_a_link_in_a_circle_is_one_line(
     shown = capsys.readouterr()
     assert (end.value.code, shown.out) == (2, "")
     assert re.fullmatch(rf"error: {tmp_path}/loop\S*: .*Too many levels of symbolic links; .*\n", shown.err)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "preview"])
+@pytest.mark.parametrize(
+    "name", ["dataset.json", "manifest.parquet", "rejects.parquet", "duplicates.parquet", "tar", "idx"]
+)
+def test_a_pipe_a_device_or_a_folder_is_not_waited_for(
+    root: Path,
+    tmp_path: Path,
+    name: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = root / (f"shard-000000.{name}" if name in ("tar", "idx") else name)
+    arguments = [command, str(root), *(["--out", str(tmp_path / "page.html")] if command == "preview" else [])]
+    for make in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")):
+        path.unlink() if path.is_file() else path.rename(tmp_path / f"aside-{os.urandom(4).hex()}")
+        make(path)
+        monkeypatch.setattr(sys, "argv", ["maskfeat-shards", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capfd.readouterr()
+        if (command, name) in (("info", "tar"), ("info", "idx"), ("preview", "idx")):  # which do not read it
+            assert not end.value.code
+        else:
+            assert end.value.code in (1, 2) and "regular file" in said.err + said.out
+            assert path.name in said.err + said.out and "Traceback" not in said.err

@@ -118,16 +118,22 @@ def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> No
     assert not (tmp_path / "page.html").exists()
 
 
+def identity(path: Path) -> tuple[int, int, int]:
+    """Of a file, a link or a folder, whenever it was last read."""
+    status = path.lstat()
+    return status.st_ino, status.st_mode, status.st_mtime_ns
+
+
 def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("fifo")
     os.mkfifo(tmp_path / "fifo")
     for name in ("folder", "link", "fifo"):
-        before = (tmp_path / name).lstat()
+        before = identity(tmp_path / name)
         with pytest.raises(ShardError, match=rf"{name}: cannot be written \(is not a regular file\)"):
             write_preview(tmp_path / "out", tmp_path / name)
-        assert (tmp_path / name).lstat() == before
+        assert identity(tmp_path / name) == before
 
 
 MARKUP = "</style></title></script><script src='//evil/x.js'>alert(1)</script>\"'><img src=x onerror=alert(1)><!--"
@@ -156,7 +162,7 @@ def with_texts(folder: Path, text: str) -> None:
     for name in ("manifest", "rejects"):
         table = pq.read_table(folder / f"{name}.parquet")
         for column in table.column_names:
-            if table.schema.field(column).type == pa.string():
+            if table.schema.field(column).type == pa.string() and column != "media":  # of which few are known
                 texts = pa.array([f"{text}{row}" for row in range(len(table))])
                 table = table.set_column(table.column_names.index(column), column, texts)
         pq.write_table(table, folder / f"{name}.parquet")

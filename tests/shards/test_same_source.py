@@ -12,9 +12,9 @@ import pytest
 from making_images import contents, encoded, make_tar, make_tar_of_tars, picture
 
 from shards.build import build
-from shards.check import DEFAULT_MAX_PIXELS
 from shards.files import ShardError
 from shards.manifest import Dataset, Manifest, Options, Shard
+from shards.media.media import DEFAULT_MAX_PIXELS
 
 CHECKOUT = Path(__file__).parents[2]
 ISO_8859_1 = "en_US.ISO-8859-1"
@@ -203,7 +203,7 @@ def test_tars_are_the_same_in_every_locale(locales: dict[str, dict[str, str]], t
 def test_urls_of_tables_are_the_same_in_every_locale(tmp_path: Path, locales: dict[str, dict[str, str]]) -> None:
     (tmp_path / "list.csv").write_text("url,label\nhttps://h/ä.jpg,ü\n", "utf-8")
     code = (
-        "import sys; from pathlib import Path; from shards.source import list_source\n"
+        "import sys; from pathlib import Path; from shards.sources.source import list_source\n"
         "item = list_source(Path(sys.argv[1])).item(0); print(ascii((item.file, item.class_name)))"
     )
     for environment in locales.values():

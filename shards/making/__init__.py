@@ -1,0 +1,1 @@
+"""A data set in the making: its workers, shards, rows and records."""

@@ -1,0 +1,249 @@
+"""A data set in the making: what may be in its folder, and how the records of its shards become one.
+
+Work in progress lives in OUT/.build: `build.json` names the input, `<shard>.json` is the record of a finished
+shard, and scratch files wait there until they are complete; those of an OUT behind a URL wait among the temporary
+files of the machine, until they are uploaded. dataset.json comes last.
+"""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from shards.files import ShardError, arrow_file, sha256_of
+from shards.labels import Label, number_classes
+from shards.manifest import DATASET, MANIFEST, Dataset, Options, Shard
+from shards.remote.urls import is_url
+from shards.storage import SCRATCH, delete, is_on_web, join, listing, printable_url, read, replacing
+from shards.tables.columns import write_manifest
+from shards.tables.duplicates import DUPLICATES, find_duplicates
+from shards.tables.rejects import REJECTS, write_rejects
+from shards.text import one_line
+
+# Part of every fingerprint. It grows when the same input gives other samples or another order, and not with the
+# version of the format: version 2 finishes what version 1 began, and knows what it finished.
+INPUT_VERSION = 1
+STAGING = ".build"
+_BEGUN = "build"
+_REMEDY = "choose another folder or delete this one"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished shard adds to the data set; one whose images were all rejected has no `shard`.
+
+    `rows` maps each manifest column but `shard` to its values; `rejects` are rows of rejects.parquet.
+    """
+
+    shard: Shard | None
+    rows: dict[str, list[Any]]
+    rejects: list[dict[str, Any]]
+
+    def dump(self) -> str:
+        """As JSON, which `load` reads."""
+        shard = asdict(self.shard) if self.shard else None
+        return json.dumps({"shard": shard, "rows": self.rows, "rejects": self.rejects})
+
+    @classmethod
+    def load(cls, file: str) -> "Record":
+        """The inverse of `dump`, from a file or URL."""
+        fields = json.loads(read(file))
+        shard = Shard(**fields["shard"]) if fields["shard"] else None
+        return cls(shard, fields["rows"], fields["rejects"])
+
+
+def record_file(out: str, name: str) -> str:
+    """Where a file of the work in progress in `out` lies."""
+    return join(out, f"{STAGING}/{name}.json")
+
+
+def finished_records(out: str) -> set[str]:
+    """The names of the records in `out`."""
+    return {name.removesuffix(".json") for name in listing(join(out, STAGING))}
+
+
+def refuse_web_server(out: str) -> None:
+    """Raises ShardError for a URL that nothing can be written to."""
+    if is_on_web(out):
+        raise ShardError(
+            f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
+        )
+
+
+def finished(out: str) -> Dataset | None:
+    """Return the data set that `out` holds, None if it holds none that is complete."""
+    return Dataset.load(out) if DATASET in listing(out) else None
+
+
+def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
+    """Make sure that `out` holds nothing but this data set: `found`, which is complete, or an unfinished one.
+
+    Clears what a kill may have left beside a complete one. Raises ShardError when it is another data set.
+    """
+    if found:
+        if found.fingerprint != fingerprint:
+            raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
+        delete(join(out, STAGING))
+    elif _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
+        raise ShardError(f"{out}: holds an unfinished build of other images or options; {_REMEDY}")
+
+
+def refuse_other_files(out: str, names: Iterable[str]) -> None:
+    """Raises ShardError when `out` has a file of these names, unless work that would write it has begun there."""
+    others = listing(out).keys() & set(names)
+    if others and not _has_begun(out):
+        raise ShardError(f"{out}: holds other files ({min(others)}); choose another folder or move them away")
+
+
+def _has_begun(out: str) -> bool:
+    return _BEGUN in finished_records(out)
+
+
+@contextmanager
+def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
+    """Turns what may stop the writing of `out` into a ShardError that tells how to go on and what remains."""
+    try:
+        yield
+    except MemoryError:
+        raise ShardError(
+            f"{out}: out of memory; run the same command again with fewer workers: finished shards are kept"
+        ) from None
+    except BrokenProcessPool:
+        raise ShardError(
+            f"{out}: a worker process died; the system's log says whether for lack of memory. Run the same command "
+            "again, with fewer workers if it recurs: finished shards are kept"
+        ) from None
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename or out}: {error.strerror or error}; {remaining()}: "
+            "make room or mend it and run the same command again, finished shards are kept"
+        ) from None
+
+
+@contextmanager
+def scratch_folder(out: str) -> Iterator[Path]:
+    """Yields a folder for files in the making: one on the disk of `out` or, for a URL, a temporary one."""
+    if is_url(out):
+        with TemporaryDirectory(prefix="maskfeat-shards-") as folder:
+            yield Path(folder)
+    else:
+        yield Path(out) / STAGING
+
+
+@contextmanager
+def writing(out: str, fingerprint: str) -> Iterator[None]:
+    """Marks `out` as a build under way, which no other process may join on disks that know locks, until the end."""
+    with scratch_folder(out) as staging:
+        staging.mkdir(parents=True, exist_ok=True)
+        with _alone(out, staging):
+            for leftover in staging.glob(f"{SCRATCH}*"):  # of a build that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            write(record_file(out, _BEGUN), json.dumps({"fingerprint": fingerprint}), staging)
+            yield
+    delete(join(out, STAGING))
+
+
+@contextmanager
+def _alone(out: str, staging: Path) -> Iterator[None]:
+    """Keeps a second build, started while this one runs, from writing the same scratch files."""
+    with (staging / "lock").open("a") as file:  # which empties no file that a link there names
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardError(f"{out}: another build is writing it; let it end") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
+
+
+def finish(
+    out: str,
+    records: Sequence[str],
+    *,
+    source: object,
+    classes: list[str] | None,
+    ignored: int,
+    options: Options | None,
+    fingerprint: str,
+) -> Dataset:
+    """Writes the manifest, the rejects, the duplicates, then dataset.json, which makes `out` a data set.
+
+    Args:
+        out: a folder or URL, in a `writing` block.
+        records: their names, in the order of the shards.
+        source: how to name the source in messages.
+        classes: their names, by label; or None where labels are numbers and names that are not numbered yet.
+        ignored: files of the source that were no candidates.
+        options: of a build.
+        fingerprint: of the source and the options.
+    """
+    shards: list[Shard] = []
+    rejects: list[dict[str, Any]] = []
+    image_bytes = 0
+    number: dict[Label, int] = {}
+    if classes is None:
+        number, classes = _numbered(out, records)
+
+    def rows() -> Iterator[dict[str, list[Any]]]:
+        nonlocal image_bytes
+        for name in records:  # one at a time: together they are the largest thing in the build
+            record = Record.load(record_file(out, name))
+            rejects.extend(record.rejects)
+            if record.shard is not None:
+                shards.append(record.shard)
+                image_bytes += sum(record.rows["size"])
+                yield record.rows | {"label": [number.get(label, label) for label in record.rows["label"]]}
+
+    with scratch_folder(out) as staging:
+        with replacing(join(out, MANIFEST), staging) as table:
+            write_manifest(table, rows())
+            if not shards:
+                first = ""
+                if rejects:
+                    first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
+                raise ShardError(
+                    one_line(
+                        f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                    )
+                )
+            identity = sha256_of(table)
+            duplicates = find_duplicates(table, [join(out, shard.name) for shard in shards])
+        with replacing(join(out, REJECTS), staging) as table:
+            write_rejects(table, rejects)
+        with replacing(join(out, DUPLICATES), staging) as table, arrow_file(table, "wb") as file:
+            pq.write_table(duplicates, file, compression="zstd")
+        dataset = Dataset(
+            samples=sum(shard.samples for shard in shards),
+            bytes=image_bytes,
+            classes=classes,
+            shards=shards,
+            manifest_sha256=identity,
+            rejects=len(rejects),
+            ignored=ignored,
+            options=options,
+            fingerprint=fingerprint,
+        )
+        write(join(out, DATASET), dataset.dump(), staging)
+    return dataset
+
+
+def _numbered(out: str, records: Iterable[str]) -> tuple[dict[Label, int], list[str]]:
+    """The number of each label of the records, and the names of the classes by number."""
+    labels: set[Label | None] = set()
+    for name in records:
+        labels.update(Record.load(record_file(out, name)).rows["label"])
+    return number_classes({label for label in labels if label is not None})
+
+
+def write(file: str, text: str, staging: Path) -> None:
+    """Writes a text file, complete or not at all."""
+    with replacing(file, staging) as scratch:
+        scratch.write_text(text)

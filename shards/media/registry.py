@@ -1,0 +1,27 @@
+"""The kinds of samples that there are. Another one is a class with the members of `Media`, and a line here."""
+
+from shards.media.image import IMAGE
+from shards.media.media import Media
+
+MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE,)}  # by the name in the manifest
+
+
+def media_of(name: str) -> Media:
+    """Return the kind of the file of this name, by its suffix: an image where that is not known."""
+    suffix = suffix_of(name)
+    return next((media for media in MEDIA.values() if suffix in media.suffixes), IMAGE)
+
+
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of all files that may be samples."""
+    return frozenset().union(*(media.suffixes for media in MEDIA.values()))
+
+
+def kept_suffixes() -> frozenset[str]:
+    """Return the suffixes of the files that may be stored as they are."""
+    return frozenset().union(*(media.kept for media in MEDIA.values()))
+
+
+def suffix_of(name: str) -> str:
+    """Return what follows the last dot of a name, in lower case."""
+    return name.rpartition(".")[2].lower() if "." in name else ""

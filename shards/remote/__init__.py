@@ -1,0 +1,1 @@
+"""URLs, and requests to stores and web servers."""

@@ -1,0 +1,190 @@
+"""One request to a store, through fsspec, tried until it succeeds or a deadline has passed.
+
+The pauses between attempts grow exponentially, with full jitter; all times are of the monotonic clock. Credentials
+come only from the environment: the variables and files of the store's own tools, and ~/.netrc for HTTP. fsspec is
+imported late, since data on disks needs none. It knows protocols that run code or open other URLs, and URLs come from
+data sets and tables of others, so only those of `PROTOCOLS` reach it.
+"""
+
+import errno
+import itertools
+import random
+import time
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.client import responses
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from shards.remote.urls import printable_url, protocol_of, why_refused
+
+DEADLINE = 300.0  # seconds after its first attempt until a request is given up
+_ATTEMPT = 30.0  # seconds for one attempt
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds; before a retry it is random, up to one that doubles every time
+_PASSING = (408, 425, 429)  # HTTP statuses of the 4xx range that may be others later
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, NotImplementedError)
+_JITTER = random.SystemRandom()  # has no state that a user's seed or a fork could share
+
+# The retries of the store's own client would be neither counted nor within the deadline.
+_S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}, "use_listings_cache": False}
+# Proxies and ~/.netrc come from the environment, as for other programs; a compressed answer stays as short as it came.
+_WEB = {"client_kwargs": {"trust_env": True, "auto_decompress": False}}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by protocol
+
+
+class StorageError(OSError):
+    """A request was given up. `filename` is the printable URL or the file, `strerror` says why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
+
+    @property
+    def transient(self) -> bool:
+        """Whether it was an outage (time-outs, resets, 5xx or 429 until the deadline), not a refusal (404, 403)."""
+        return self.errno == errno.ETIMEDOUT
+
+
+@dataclass
+class Traffic:
+    """What the requests of one purpose in this process came to. Counting is safe in threads.
+
+    `requests` counts attempts and `retries` those after a first; `failures` counts what was given up; `bytes` were
+    received; `seconds` were spent in attempts, summed over threads.
+    """
+
+    requests: int = 0
+    bytes: int = 0
+    retries: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
+
+    def count(self, *, bytes: int = 0, seconds: float = 0.0, retry: bool = False, failure: bool = False) -> None:
+        """Adds one attempt."""
+        with self._lock:
+            self.requests += 1
+            self.bytes += bytes
+            self.retries += retry
+            self.failures += failure
+            self.seconds += seconds
+
+    def snapshot(self) -> dict[str, float]:
+        """All counters at one moment, by name."""
+        with self._lock:
+            return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+
+def locate(url: str) -> tuple[Any, str]:
+    """The file system of a URL, which fsspec keeps for the next call, and the file's name in it.
+
+    Raises StorageError for a URL that `why_refused` refuses, and for one that needs a package that is not installed.
+    """
+    why = why_refused(url)
+    if why is not None:
+        raise StorageError(errno.EINVAL, why, printable_url(url))
+    protocol = protocol_of(url)
+    url = protocol + url[len(protocol) :]  # in lower case
+    try:
+        if protocol in ("http", "https"):
+            from shards.remote.web import Web
+
+            return Web(**_WEB), url
+        from fsspec.core import url_to_fs
+
+        filesystem, path = url_to_fs(url, **_S3 if protocol in ("s3", "s3a") else {})
+    except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(protocol)
+        what = f"needs pip install 'maskfeat-pipeline[{extra}]'" if extra else str(error)
+        raise StorageError(errno.EINVAL, what, printable_url(url)) from None
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1  # as in its options, where it has no name
+    if protocol == "file":
+        file = Path(path)
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a FIFO would hang, a device never end
+            raise StorageError(errno.EINVAL, "is not a regular file", printable_url(url))
+    return filesystem, path
+
+
+def request(
+    url: str,
+    method: str,
+    traffic: Traffic | None,
+    deadline: float,
+    *before: str,
+    extra: float = 0.0,
+    **options: Any,
+) -> Any:
+    """Calls a method of the URL's file system until it succeeds, with `before` and the file's name as arguments.
+
+    An attempt is cancelled after 30 seconds, or a quarter of a shorter `deadline`. `extra` seconds are added to both.
+    Raises StorageError: it was refused, or had not succeeded when `deadline` seconds had passed since the beginning.
+    """
+    traffic = Traffic() if traffic is None else traffic
+    begun = time.monotonic()
+    end = begun + deadline + extra
+    for attempt in itertools.count():
+        now = time.monotonic()
+        limit = min(extra + min(_ATTEMPT, deadline / 4), end - now)
+        try:
+            filesystem, path = locate(url)
+            answer = _call(filesystem, method, limit, *before, path, **options)
+        except StorageError:
+            traffic.count(seconds=time.monotonic() - now, retry=attempt > 0, failure=True)
+            raise
+        except Exception as error:  # every protocol has its own, of which few are OSErrors
+            number, what = _diagnosis(error)
+            pause = _JITTER.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))
+            ended = time.monotonic()
+            failure = number != errno.ETIMEDOUT or ended + pause >= end
+            traffic.count(seconds=ended - now, retry=attempt > 0, failure=failure)
+            if failure:
+                if number == errno.ETIMEDOUT:
+                    what += f"; tried for {deadline:g} s"
+                # Without the cause, whose message may show the query string of a signed URL in a traceback.
+                raise StorageError(number, what, printable_url(url)) from None
+            time.sleep(pause)
+        else:
+            received = len(answer) if isinstance(answer, bytes) else 0
+            traffic.count(bytes=received, seconds=time.monotonic() - now, retry=attempt > 0)
+            return answer
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _call(filesystem: Any, method: str, limit: float, *arguments: str, **options: Any) -> Any:
+    """One attempt; of a file system with asyncio, cancelled after `limit` seconds, which closes its connection."""
+    from fsspec.asyn import sync
+
+    if filesystem.async_impl:
+        return sync(filesystem.loop, getattr(filesystem, f"_{method}"), *arguments, timeout=limit, **options)
+    return getattr(filesystem, method)(*arguments, **options)
+
+
+def _diagnosis(error: BaseException) -> tuple[int, str]:
+    """ETIMEDOUT for what may pass, ENOENT for what is not there, EIO for what is refused; and what happened."""
+    outermost = error
+    # File systems translate errors, not always well; but below a time-out is only what it cancelled.
+    while error.__cause__ is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__
+    response = getattr(error, "response", None)  # botocore's
+    status = response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(response, dict) else None
+    if status is None:
+        status = getattr(error, "status", None)  # aiohttp's
+    if status is None:
+        status = getattr(outermost, "code", None)  # gcsfs's; a deeper one is aiohttp's, for a body that breaks off
+    if isinstance(status, int) and status:  # aiohttp calls a circle of redirects 0
+        what = f"{status} {responses.get(status, '')}".strip()
+        if status == HTTPStatus.NOT_FOUND:
+            return errno.ENOENT, what
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return errno.ERANGE, what
+        return errno.ETIMEDOUT if status >= 500 or status in _PASSING else errno.EIO, what
+    if isinstance(error, FileNotFoundError):
+        return errno.ENOENT, "not found"
+    if isinstance(error, TimeoutError):
+        return errno.ETIMEDOUT, "timed out"
+    if "Redirect" in type(error).__name__:  # aiohttp's
+        return errno.EIO, "its server redirects in circles, or away from the web; use one that does not"
+    what = printable_url(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
+    final = isinstance(error, _FINAL) or "Credentials" in type(error).__name__  # botocore's, Google's
+    return errno.EIO if final else errno.ETIMEDOUT, what

@@ -1,0 +1,1 @@
+"""What `build` reads: folders, tars of class tars, and tables."""

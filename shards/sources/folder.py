@@ -1,0 +1,192 @@
+"""The images of a folder: of class folders, or of images alone."""
+
+import os
+import re
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from shards.files import ShardError
+from shards.sources.listing import Listing, is_candidate, labelled, no_images
+from shards.text import excerpt, printable
+
+# Folders that file systems, network disks and programs make beside one's own, in lower case. Hidden ones count as such.
+_NOT_CLASSES = frozenset(
+    {
+        *("lost+found", "lost.dir", "$recycle.bin", "recycler", "system volume information", "__macosx"),
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "~snapshot", "__pycache__"),
+    }
+)
+_PART = re.compile(
+    r"(train(ing)?|val(id|idation)?|dev|eval|test(ing)?|unlabell?ed)([-_ ]?(set|images?|data|\d{4}))?", re.IGNORECASE
+)
+
+# Pictures that would count as images if anything here could read them.
+_UNREADABLE = frozenset(
+    {
+        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
+        *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
+        *(".srw", ".x3f", ".raw", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".pdf", ".eps", ".dcm", ".exr", ".hdr"),
+        *(".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".jls", ".ico"),
+    }
+)
+_SHOWN = 5  # kinds or names in a note
+
+
+@dataclass
+class _Found:
+    """What a walk met: `files` are (relative path, size), `folders` the names of those at the top.
+
+    `passed_over` counts the folders that were not entered, by name; `broken` are the links to nothing.
+    """
+
+    files: list[tuple[str, int]] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+    broken: set[str] = field(default_factory=set)
+
+
+def list_folder(root: Path) -> Listing:
+    """Lists `root`/<class>/**/<image>, or `root`/<image> alone, following links.
+
+    Hidden folders, and those that systems keep for themselves, are not entered. Raises ShardError when the folder is
+    unreadable, without images, or mixes the two layouts.
+    """
+    try:
+        found = _walk(root)
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename}: {error.strerror}; make it readable (chmod -R u+rX), or move it out of {root}"
+        ) from None
+    files = sorted(found.files, key=lambda file: os.fsencode(file[0]))
+    images = [(path, size) for path, size in files if is_candidate(path)]
+    ignored = Counter(
+        "broken links" if path in found.broken else kind_of_name(path) for path, _ in files if not is_candidate(path)
+    )
+    met = _met(found, ignored)
+    if not images:
+        raise no_images(root, len(files), "; ".join(met))
+    paths = [path for path, _ in images]
+    loose = [path for path in paths if "/" not in path]
+    labels, classes = ([], []) if loose else labelled(paths)
+    if loose and len(loose) < len(paths):
+        folder = next(path for path in paths if "/" in path).partition("/")[0]
+        raise ShardError(
+            f"{root}: has images both at the top ({loose[0]}) and in folders ({folder}/); "
+            "move the former into class folders, or give a folder without sub-folders"
+        )
+    return Listing(
+        root=root,
+        paths=paths,
+        sizes=[size for _, size in images],
+        offsets=[],
+        labels=labels,
+        classes=classes,
+        ignored=len(files) - len(images),
+        notes=tuple(f"{root}: {line}" for line in [*met, *_on_classes(found, classes)]),
+    )
+
+
+def refuse_parts(listing: Listing) -> None:
+    """Raises ShardError where what looks like class folders or tars are the parts of a data set, as `train` and `val`.
+
+    A single folder of such a name is a class, a locomotive perhaps, if images lie right in it.
+    """
+    classes = listing.classes
+    if not classes or not all(_PART.fullmatch(name) for name in classes):
+        return
+    if len(classes) > 1 or all(path.count("/") > 1 for path in listing.paths):
+        part = next((name for name in classes if name.lower().startswith("train")), classes[0])
+        remedy = f"build each by itself: maskfeat-shards build {shlex.quote(str(listing.root / part))} ..."
+        if listing.offsets:
+            remedy = "unpack it, and build each by itself"
+        raise ShardError(
+            f"{listing.root}: holds the parts of a data set ({', '.join(classes)}), which would become its classes; "
+            f"{remedy}"
+        )
+
+
+def _walk(root: Path) -> _Found:
+    found = _Found()
+    ways: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", ())]  # with the folders above
+    while ways:
+        folder, prefix, above = ways.pop()
+        status = Path(folder).stat()
+        here = (status.st_dev, status.st_ino)
+        if here in above:  # a link in a circle
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    closed = isinstance(error, PermissionError) and not entry.is_symlink()
+                    if closed or entry.is_dir(follow_symlinks=False):
+                        raise
+                    found.files.append((path, 0))  # a dangling link, mostly: whoever reads it reports it
+                    found.broken.add(path)
+                    if not prefix and not entry.name.startswith("."):
+                        found.folders.append(entry.name)
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    found.files.append((path, status.st_size))
+                elif stat.S_ISDIR(status.st_mode):
+                    if entry.name.startswith(".") or entry.name.lower() in _NOT_CLASSES:
+                        found.passed_over[entry.name] += 1
+                        continue
+                    if not prefix:
+                        found.folders.append(entry.name)
+                    ways.append((entry.path, f"{path}/", (*above, here)))
+    return found
+
+
+def kind_of_name(path: str) -> str:
+    """What to count an ignored file by."""
+    name = PurePosixPath(path)
+    return "hidden" if name.name.startswith(".") else name.suffix.lower() or "without a suffix"
+
+
+def _met(found: _Found, ignored: Counter[str]) -> list[str]:
+    """What was met that is no image."""
+    lines = []
+    if found.passed_over:
+        lines.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
+    return lines + ([on_ignored(ignored)] if ignored else [])
+
+
+def on_ignored(ignored: Counter[str]) -> str:
+    """What to say of files that are no candidates, counted by kind."""
+    formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
+    remedy = f"; {', '.join(formats)} cannot be read here: convert to JPEG first" if formats else ""
+    return f"ignored files: {_counts(ignored)}{remedy}"
+
+
+def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
+    """What is worth knowing about the classes: that there are none, a single one, or fewer than folders."""
+    if not classes:
+        return ["no classes: its images lie at the top; for labels, put them into a folder for each class"]
+    lines = []
+    if len(classes) == 1:
+        name = printable(classes[0])
+        lines.append(f"one class only, {name}; if that folder holds the class folders, build it instead")
+    if missing := sorted(set(found.folders) - set(classes), key=os.fsencode):
+        holds = Counter(path.partition("/")[0] for path, _ in found.files)
+        shown = []
+        for name in missing[:_SHOWN]:
+            why = f"all its files are ignored: {holds[name]:,}" if holds[name] else "empty"
+            shown.append(f"{printable(name)} ({'a broken link' if name in found.broken else why})")
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        lines.append(f"no class for folders without an image: {', '.join(shown)}{more}")
+    return lines
+
+
+def _counts(counter: Counter[str]) -> str:
+    """The most frequent, as in `1,200 .heic, 3 hidden`."""
+    ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {excerpt(printable(kind))}" for kind, count in ranked[:_SHOWN]]
+    rest = sum(count for _, count in ranked[_SHOWN:])
+    return ", ".join([*shown, f"{rest:,} others"] if rest else shown)

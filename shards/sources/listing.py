@@ -1,0 +1,89 @@
+"""What a source amounts to: candidate images in an order that does not depend on the machine."""
+
+import os
+import posixpath
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.files import ShardError
+from shards.media import registry
+from shards.remote.urls import is_url
+from shards.text import printable
+
+
+@dataclass(frozen=True, slots=True)  # there may be millions
+class Item:
+    """A candidate image: its position in the listing, its path in the source, its class, and its bytes.
+
+    These are `size` bytes at `offset` of `file`, or without an offset all that `file`, a path or a URL, holds.
+    `size` is 0 for a dangling link and None where only reading tells.
+    """
+
+    index: int
+    path: str
+    label: int | None
+    class_name: str | None
+    file: str
+    offset: int | None
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The candidate images of a source, sorted by the bytes of their path.
+
+    `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
+    tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
+    `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
+    no candidates: hidden ones and those without the suffix of an image. `notes` are lines on what the user should
+    know before anything is built, such as classes that would be missing.
+    """
+
+    root: Path
+    paths: list[str]
+    sizes: list[int | None]
+    offsets: list[int]
+    labels: list[int]
+    classes: list[str]
+    ignored: int
+    notes: tuple[str, ...] = ()
+
+    def item(self, index: int) -> Item:
+        """One candidate."""
+        path = self.paths[index]
+        label = self.labels[index] if self.labels else None
+        return Item(
+            index=index,
+            path=path,
+            label=label,
+            class_name=None if label is None else printable(self.classes[label]),
+            file=self._file(path),
+            offset=self.offsets[index] if self.offsets else None,
+            size=self.sizes[index],
+        )
+
+    def _file(self, path: str) -> str:
+        if self.offsets:
+            return str(self.root)
+        return printable(path) if is_url(path) else posixpath.join(str(self.root), path)
+
+
+def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
+    """The labels and the sorted class names of paths whose first folder is the class."""
+    folders = [path.partition("/")[0] for path in paths]
+    classes = sorted(set(folders), key=os.fsencode)
+    index = {name: label for label, name in enumerate(classes)}
+    return [index[folder] for folder in folders], classes
+
+
+def is_candidate(path: str) -> bool:
+    """Whether a file may be a sample: by its suffix, unless it or a folder above it is hidden."""
+    hidden = path.startswith(".") or "/." in path
+    return not hidden and registry.suffix_of(path) in registry.suffixes()
+
+
+def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
+    """The error for a source that holds only other files; `kinds` says of which kinds they are."""
+    among = f"{files:,} files{f': {kinds}' if kinds else '; correct the path'}"
+    return ShardError(f"{source}: no images (.{', .'.join(sorted(registry.suffixes()))}) among {among}")

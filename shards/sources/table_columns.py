@@ -1,0 +1,185 @@
+"""Reads the two columns of a `.csv` or `.parquet` table that matter: which file, and of which class it is."""
+
+import codecs
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.files import ShardError, arrow_file
+from shards.labels import NAMES, label_name
+from shards.media.registry import suffixes
+from shards.text import excerpt
+
+# How a column of paths or URLs may be called, the most explicit first. Case and spaces around it do not matter.
+PATH_NAMES = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image_path",
+    "img_path",
+    "image",
+    "url",
+)
+
+_DELIMITERS = ",;\t|"
+_SHOWN = 10  # columns in a message
+
+
+class Columns(NamedTuple):
+    """All rows of a table, as they stand in it.
+
+    `labels` is None without a column of them, `label` the name of that, and `others` those that could be it, too.
+    """
+
+    paths: list[Any]
+    labels: list[Any] | None
+    label: str
+    others: list[str]
+
+
+def read_path_and_label(source: Path) -> Columns:
+    """Reads a table. Raises ShardError for a file that is none, and where two columns could be meant."""
+    kind = source.suffix.lower()
+    why: Exception
+    try:
+        return _read_parquet(source) if kind == ".parquet" else _read_csv(source)
+    except UnicodeDecodeError as error:
+        raise _not_utf_8(source, f"{error.reason} at byte {error.start:,}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise ShardError(f"{source}: {error.strerror}; make it readable") from None
+        why = error  # Arrow's own, for a damaged file
+    except (csv.Error, pa.ArrowException) as error:
+        why = error
+    raise ShardError(f"{source}: not a readable UTF-8 {kind} table ({excerpt(str(why).strip())}); write it again")
+
+
+def _read_csv(source: Path) -> Columns:
+    with source.open("rb") as raw:
+        utf_16 = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with source.open(encoding="utf-16" if utf_16 else "utf-8-sig", newline="") as file:
+        delimiter, padded, header = _header(file)
+        path, label = _path_column(source, header), _label_column(source, header)
+        if any("\0" in name for name in header):
+            raise _not_utf_8(source, "it holds zero bytes, as UTF-16 does")
+        if path is None:
+            if any(f".{suffix}" in name.lower() for name in header for suffix in suffixes()):
+                raise ShardError(
+                    f"{source}: has no header: its first line begins with {excerpt(header[0])}; put a line with the "
+                    "names of the columns above it, such as path,label"
+                )
+            raise _no_path(source, header)
+        paths, labels = [], []
+        file.seek(0)
+        for number, row in enumerate(_rows(file, delimiter, padded, strict=True)):
+            if len(row) != len(header):
+                raise ShardError(f"{source}: row {number} has more or fewer fields than the header; quote its commas")
+            if number:
+                paths.append(row[path])
+                labels.append("" if label is None else row[label])
+    return _columns(header, label, paths, labels)
+
+
+def _header(file: IO[str]) -> tuple[str, bool, list[str]]:
+    """The delimiter with which a column of paths is found, else the comma; whether spaces follow it; the columns."""
+    first: tuple[str, bool, list[str]] | None = None
+    for delimiter in _DELIMITERS:
+        file.seek(0)
+        padded = any(name.startswith(" ") for name in next(_rows(file, delimiter, False), []))
+        file.seek(0)
+        names = next(_rows(file, delimiter, padded), [])
+        first = first or (delimiter, padded, names)
+        if not set(PATH_NAMES).isdisjoint(map(_plain, names)):
+            return delimiter, padded, names
+    assert first
+    return first
+
+
+def _rows(file: IO[str], delimiter: str, padded: bool, strict: bool = False) -> Iterator[list[str]]:
+    """All rows but blank lines, the header first. With `padded`, a quote behind a space is a quote."""
+    return filter(None, csv.reader(file, strict=strict, delimiter=delimiter, skipinitialspace=padded))
+
+
+def _read_parquet(source: Path) -> Columns:
+    with arrow_file(source) as file:
+        table = pq.ParquetFile(file)
+        schema = table.schema_arrow
+        embedded = [field.name for field in schema if _holds_bytes(field.type)]
+        path = _path_column(source, ["" if name in embedded else name for name in schema.names])
+        label = _label_column(source, schema.names)
+        if path is None:
+            raise _embeds(source, embedded[0]) if embedded else _no_path(source, schema.names)
+        names = [schema.names[column] for column in (path, label) if column is not None]
+        columns = [table.read(columns=[name])[name].to_pylist() for name in names]
+    return _columns(schema.names, label, *columns)
+
+
+def _columns(names: Sequence[str], label: int | None, paths: list[Any], labels: Sequence[Any] = ()) -> Columns:
+    if label is None:
+        return Columns(paths, None, "", [])
+    others = [name.strip() for name in names if _plain(name) in NAMES and name != names[label]]
+    return Columns(paths, list(labels), names[label].strip(), others)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds what images are made of: bytes, alone or beside a path, or lists of numbers."""
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.types.is_integer(kind.value_type) or _holds_bytes(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _path_column(source: Path, names: Sequence[str]) -> int | None:
+    """The position of the column of paths, None if there is none."""
+    known = [_plain(name) for name in names]
+    found = [name for name in PATH_NAMES if name in known]
+    if len(found) > 1 and found[0] != PATH_NAMES[0]:
+        raise ShardError(
+            f"{source}: its columns {' and '.join(found)} may both list the images; call the right one path"
+        )
+    return _position(source, names, found[0]) if found else None
+
+
+def _label_column(source: Path, names: Sequence[str]) -> int | None:
+    """The position of the column of labels, None if there is none."""
+    name = label_name(names)
+    return None if name is None else _position(source, names, name)
+
+
+def _position(source: Path, names: Sequence[str], name: str) -> int:
+    known = [_plain(each) for each in names]
+    if known.count(_plain(name)) > 1:
+        raise ShardError(f"{source}: has two columns {_plain(name)}; rename or leave out one of them")
+    return known.index(_plain(name))
+
+
+def _not_utf_8(source: Path, why: str) -> ShardError:
+    return ShardError(
+        f"{source}: is not UTF-8 ({why}): write it again as UTF-8, or convert it as in `iconv -f LATIN1 -t UTF-8`"
+    )
+
+
+def _embeds(source: Path, column: str) -> ShardError:
+    return ShardError(
+        f"{source}: embeds images in its column {excerpt(column)} (bytes, as data sets of Hugging Face do), where a "
+        "table has to list files: write the images to files, and their paths or URLs as text to a column `path`"
+    )
+
+
+def _no_path(source: Path, names: Sequence[str]) -> ShardError:
+    if not names:
+        return ShardError(f"{source}: is empty; its first line has to name the columns, such as path,label")
+    shown = [excerpt(name) for name in names[:_SHOWN]] + ["..."] * (len(names) > _SHOWN)
+    return ShardError(f"{source}: has no column `path` among {', '.join(shown)}; rename the one that lists the files")

@@ -1,0 +1,47 @@
+"""The images that a build left out, and why: rejects.parquet."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.files import arrow_file
+from shards.tables.reading import local_copy, read_columns
+from shards.text import one_line
+
+REJECTS = "rejects.parquet"
+UNREADABLE_TAR = "unreadable tar"  # the reason of a reject that stands for all that is in a tar
+
+REJECTS_SCHEMA = pa.schema(
+    [("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("size", pa.int64())]
+)
+
+
+def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> None:
+    """Writes rejects.parquet, sorted by path."""
+    rows = sorted(rejects, key=lambda reject: str(reject["path"]))
+    with arrow_file(path, "wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows, REJECTS_SCHEMA), file, compression="zstd")
+
+
+def load_rejects(root: str | Path) -> list[tuple[str, str, str]]:
+    """(path, reason, detail) of every image that was left out. Raises ShardError without a rejects.parquet."""
+    with local_copy(root, REJECTS) as path:
+        table = read_columns(path, REJECTS_SCHEMA, ["path", "reason", "detail"])
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def count_rejects(root: str | Path) -> Counter[str]:
+    """How many images of the source were rejected, by reason. Raises as `load_rejects`."""
+    with local_copy(root, REJECTS) as path:
+        return Counter(read_columns(path, REJECTS_SCHEMA, ["reason"])["reason"].to_pylist())
+
+
+def example(root: str | Path) -> str:
+    """One of the rejects, of which there are some, as a line for people: a tar or else an image."""
+    rejects = load_rejects(root)
+    path, reason, detail = next((reject for reject in rejects if reject[1] == UNREADABLE_TAR), rejects[0])
+    return one_line(f"{path}: {reason}, {detail}")

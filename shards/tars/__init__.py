@@ -1,0 +1,1 @@
+"""WebDataset tars: what they hold, how they are named, checked and written."""
