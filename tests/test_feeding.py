@@ -125,6 +125,27 @@ def test_close_ends_the_threads_and_drops_what_was_not_taken(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DECODERS)
+def test_close_lets_a_batch_end_and_begins_no_other(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, begun, feed = DECODERS[kind](2), [], Graph.feed
+
+    def note(graph: Graph, crops: Crops) -> None:
+        begun.append(crops)
+        feed(graph, crops)
+
+    monkeypatch.setattr(Graph, "feed", note)
+    with held(monkeypatch) as go:
+        for seed in range(5):
+            decoder.feed(crops(seed))
+        closing = threading.Thread(target=decoder.close)
+        closing.start()
+        closing.join(0.5)
+        assert closing.is_alive() and not begun
+        go.set()
+        closing.join(60)
+        assert not closing.is_alive() and len(begun) == 1
+
+
+@pytest.mark.parametrize("kind", DECODERS)
 def test_close_does_not_wait_for_what_hangs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_ENDING", 0.5)
     decoder = DECODERS[kind](2)

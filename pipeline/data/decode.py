@@ -72,7 +72,7 @@ class GpuDecoder:
         self._fed.append((crops, self._feeding.submit(self._feed, crops)))
 
     def take(self) -> Decoded:
-        """The oldest batch, not copied; the current CUDA stream waits for it, the caller for DALI's CPU part only."""
+        """Return the oldest batch, not copied; the CUDA stream waits for it, the caller for the CPU's part alone."""
         crops, fed = self._fed.popleft()
         fed.result()
         try:
@@ -131,7 +131,7 @@ class CpuDecoder:
         self._fed.append(self._decoding.submit(self._decode, crops))
 
     def take(self) -> Decoded:
-        """The oldest batch. Raises DataError when decoding hangs."""
+        """Return the oldest batch. Raises DataError when decoding hangs."""
         try:
             return self._fed.popleft().result(self.TIMEOUT)
         except TimeoutError:
@@ -179,7 +179,7 @@ class CpuDecoder:
 def decoder_for(
     device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int
 ) -> GpuDecoder | CpuDecoder:
-    """The decoder of a device. Raises DataError for a GPU that cannot decode."""
+    """Return the decoder of a device. Raises DataError for a GPU that cannot decode."""
     if device.type == "cuda":
         return GpuDecoder(batch_size, size, device, threads, chosen(device, hw_decoder_load).decoding)
     return CpuDecoder(batch_size, size, threads)

@@ -1,4 +1,4 @@
-"""How a GPU decodes: chosen by tests, each in a process of its own, and remembered for the node.
+"""Choose how a GPU decodes, by tests in processes of their own, and remember the choice for the node.
 
 DALI leaves decoding to nvImageCodec, and that to nvJPEG; some versions crash, or fail, where they decode regions of
 images on some GPUs (docs/data.md). A run cannot report that it crashed, so the crash is provoked elsewhere first.
@@ -35,7 +35,7 @@ _INSTALL_NVJPEG = "pip install nvidia-nvjpeg (for CUDA 12 nvidia-nvjpeg-cu12)"
 
 
 class Ending(IntEnum):
-    """How a test ended, from bad to good."""
+    """The ways in which a test ends, from bad to good."""
 
     KILLED = 0  # by a signal, or by us because it hung
     FAILED = 1  # with an error, or with wrong pixels
@@ -59,18 +59,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a GPU decodes, and why.
+    """A way for a GPU to decode, and the reason for it.
 
     Attributes:
-        decoding: how.
-        note: why, for the operator.
-        tested: whether a test of this was sound.
+        decoding: that way.
+        note: it and the reason in words, for the operator.
+        final: whether it holds until versions change, so that nothing has to be tested again.
         remedy: what to do for better decoding; empty: there is none.
     """
 
     decoding: Decoding
     note: str
-    tested: bool
+    final: bool
     remedy: str = ""
 
     def __str__(self) -> str:
@@ -105,31 +105,31 @@ def choose(test: Callable[[Decoding], Outcome], versions: dict[str, str], hardwa
     if first.ending is Ending.SOUND:
         return _sound(regions, "regions of images, as tested on this node", first)
     second = test(whole)
-    failed = f"in a test, decoding regions of images {first.reason}"
+    failed = f"a test of decoding regions of images {first.reason}"
     if second.ending is Ending.SOUND:
         note = f"whole images and cuts crops out of them, which takes more time and memory: {failed}"
         return _sound(whole, note, second, INSTALL)
-    failed += f", and whole images {second.reason}"
+    failed += f", and one of whole images {second.reason}"
     if first.ending is second.ending is Ending.KILLED:
         raise DataError(f"the GPU cannot decode: {failed}; {INSTALL}, and start again")
     if first.ending is Ending.KILLED:
-        return Choice(whole, f"whole images, for want of better: {failed}", False, INSTALL)
-    return Choice(regions, f"regions of images, for want of better: {failed}", False, INSTALL)
+        return Choice(whole, f"whole images, although {failed}", False, INSTALL)
+    return Choice(regions, f"regions of images, although {failed}", False, INSTALL)
 
 
 def _sound(decoding: Decoding, note: str, outcome: Outcome, remedy: str = "") -> Choice:
     if outcome.library:
         return Choice(decoding, note, True, remedy)
-    return Choice(decoding, f"{note}, but {_MISSING}", True, _INSTALL_NVJPEG)
+    return Choice(decoding, f"{note}, but {_MISSING}", False, _INSTALL_NVJPEG)
 
 
 def selftest(device: str, decoding: Decoding) -> list[str]:
-    """The command that tests a decoder, see `pipeline.data.selftest`."""
+    """Return the command that tests a decoder, see `pipeline.data.selftest`."""
     return [sys.executable, "-P", "-m", "pipeline.data.selftest", device, json.dumps(asdict(decoding))]
 
 
 def examine(command: list[str], limit: float = LIMIT) -> Outcome:
-    """Run a test, whose lines tell how far it came, for `limit` seconds at most."""
+    """Run a test that prints the lines of `pipeline.data.selftest`, for `limit` seconds at most."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=limit)
@@ -154,7 +154,10 @@ def examine(command: list[str], limit: float = LIMIT) -> Outcome:
 
 
 def remembered(circumstances: Mapping[str, str], choose: Callable[[], Choice]) -> Choice:
-    """Choose, once a user for all processes under the same circumstances. What was not tested is not kept."""
+    """Return the choice that this user's processes made under the same circumstances, or else choose and keep it.
+
+    A choice that is not final is not kept.
+    """
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (that of Path may raise)
     key = hashlib.sha256(json.dumps(dict(circumstances), sort_keys=True).encode()).hexdigest()[:16]
     memory = Path(folder) / "maskfeat-pipeline" / f"decoding-{key}.json"
@@ -162,13 +165,13 @@ def remembered(circumstances: Mapping[str, str], choose: Callable[[], Choice]) -
         if found := _recall(memory, circumstances):
             return found
         choice = choose()
-        if choice.tested:
+        if choice.final:
             _keep(memory, circumstances, choice)
         return choice
 
 
 def _recall(memory: Path, circumstances: Mapping[str, str]) -> Choice | None:
-    """What was kept under these circumstances; of a file that is damaged, nothing."""
+    """Return the choice that was kept under these circumstances, if there is one; a damaged file counts as none."""
     with suppress(OSError, ValueError):
         kept = _KEPT.validate_json(memory.read_bytes(), strict=True)
         if kept.circumstances == circumstances:

@@ -17,7 +17,7 @@ from pipeline.data.augment import Boxes
 
 @dataclass(frozen=True)
 class Crops:
-    """What to make of n encoded images, uint8 (bytes,) each; None stands for one that could not be read.
+    """Encoded images, n of uint8 (bytes,), and the crops to make of them; None is an image that could not be read.
 
     `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`, int32 (n,), are 1 to mirror.
     """
@@ -27,7 +27,7 @@ class Crops:
     flips: NDArray[np.int32]
 
     def one_by_one(self) -> Iterator["Crops"]:
-        """Each alone, in order."""
+        """Yield each image alone, in order."""
         for place in range(len(self.encoded)):
             here = slice(place, place + 1)
             yield Crops(self.encoded[here], self.boxes[here], self.flips[here])
@@ -35,10 +35,10 @@ class Crops:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a graph decodes. The pixels of a crop are the same either way where DALI does what it should.
+    """Options of a graph's decoder. They do not change the pixels of a crop, but for `fancy` those of its chroma.
 
     Attributes:
-        regions: decode no more of an image than its crop; else all of it, of which the crop is cut out then.
+        regions: decode no more of an image than its crop; else decode all of it, then cut the crop out.
         hardware: share of each batch for the GPU's JPEG hardware, 0 or 1.
         fancy: on a GPU, interpolate chroma, as the CPU always does, instead of repeating it.
     """
@@ -108,7 +108,7 @@ class Graph:
             self._pipeline.schedule_run()
 
     def take(self, stream: Any = None) -> Any:
-        """The crops of the oldest batch, a TensorList of uint8 (height, width, 3).
+        """Return the crops of the oldest batch, a TensorList of uint8 (height, width, 3).
 
         Args:
             stream: CUDA stream that waits for them; None: the caller does.

@@ -1,4 +1,4 @@
-"""The libraries that decode on a GPU, and what their versions can do. Nothing here loads them, or CUDA."""
+"""Versions of the libraries that decode on a GPU, and their abilities. Nothing here loads them, or CUDA."""
 
 import re
 from importlib import metadata
@@ -26,7 +26,7 @@ def driver_version(file: Path = _DRIVER) -> str:
 
 
 def upsamples(regions: bool, versions: dict[str, str]) -> bool:
-    """Whether nvJPEG interpolates chroma. Where it does not, asking for that moves decoding to the CPU without a word.
+    """Tell whether nvJPEG interpolates chroma. Where it does not, asking for it moves decoding to the CPU silently.
 
     nvJPEG does from 12.1 on, and in regions of images, whose edges were wrong before, from 13.2 on, of which
     nvImageCodec knows from 0.9 on.
@@ -40,5 +40,5 @@ def upsamples(regions: bool, versions: dict[str, str]) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Major and minor number; () of what has none."""
+    """Return the major and minor number, () of a text without numbers."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))

@@ -58,7 +58,11 @@ def decoding(vitals: Sequence[Vitals], bad_share: float, needed: float | None) -
 
 
 def gpu_decoding(vitals: Sequence[Vitals], choices: Sequence[Choice | str | None]) -> Finding:
-    """Whether every GPU decodes in the best way: what was chosen, or why nothing could be; None on a CPU."""
+    """Judge whether every GPU decodes in the best way.
+
+    Args:
+        choices: how the GPU of each rank decodes, or why it cannot; None: it has none.
+    """
     told, remedies = [], dict[str, None]()
     for choice in choices:
         if isinstance(choice, Choice):

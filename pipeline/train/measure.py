@@ -113,7 +113,7 @@ def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data:
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:
-    """How this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU."""
+    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU."""
     if world.gpu is None:
         return None
     try:
