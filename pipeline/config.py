@@ -64,9 +64,7 @@ class Data(Section):
     read_threads: Free[Threads] = 4
     requests: Free[int] = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
     decode_threads: Free[Threads] = 4
-    hw_decoder_load: int = Field(
-        0, ge=0, le=1
-    )  # share of the GPU's JPEG hardware; anything between is not reproducible
+    hw_decoder_load: int = Field(0, ge=0, le=1)  # share of the GPU's JPEG hardware: leave it at 0, see docs/data.md
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:

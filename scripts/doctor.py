@@ -8,6 +8,7 @@ prints what it found with remedies:
 
 - versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
 - storage, decoding: random samples are read and decoded as in training, and timed
+- decoding on GPUs: does it crash or differ from the CPU's in a process of its own, and is libnvjpeg there?
 - all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
 - clocks, cores, open files, memory, /dev/shm, room for checkpoints and in data.cache
 - the GPUs' memory errors and throttling
@@ -44,6 +45,7 @@ from torch import nn
 from pipeline.build import build_model
 from pipeline.config import ConfigError, Recipe, TrainingRecipe, load
 from pipeline.data.errors import DataError
+from pipeline.data.gpu_decoding import LIMIT
 from pipeline.data.labels import labels_of
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
@@ -140,6 +142,8 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in _model(recipe, opened).parameters())
 
+    with _within(4 * LIMIT + deadline, "testing how the GPU decodes"):
+        decoders = world.gather(measure.gpu_decoding(recipe.data, world))
     batches = max(2, -(-arguments.samples // BATCH))
     with _within(deadline, f"reading and decoding {batches * BATCH} samples of {masked(recipe.data.shards)}"):
         read, decoded = _data_rates(manifest, recipe, world, batches)
@@ -162,6 +166,7 @@ def examine(recipe: TrainingRecipe, world: World, arguments: argparse.Namespace)
     findings += [
         diagnosis.storage(vitals, recipe.data.bad_share, arguments.images_per_second),
         diagnosis.decoding(vitals, recipe.data.bad_share, arguments.images_per_second),
+        diagnosis.gpu_decoding(vitals, decoders),
         diagnosis.network(vitals, reduced, expected),
         diagnosis.clocks(vitals, times),
         diagnosis.gpus(vitals, gpus),

@@ -12,7 +12,8 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.data.augment import centre_crops
 from pipeline.data.batch import Batch
-from pipeline.data.decode import CpuDecoder, Crops
+from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder
+from pipeline.data.graphs import Decoding
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.quarantine import BadRowLimit, BadSample, TooManyBad, too_many
@@ -151,11 +152,14 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["header", "body", "unread", "box"])
-def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(manifest: Manifest, bad: str) -> None:
+@pytest.mark.parametrize("kind", ["CPU", "regions", "whole"])
+def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(
+    manifest: Manifest, kind: str, bad: str
+) -> None:
     ids = np.arange(6)
     images: list[Encoded | None] = list(encoded(manifest, ids))
     boxes, flips = centre_crops(manifest.height[ids], manifest.width[ids]), (ids % 2).astype(np.int32)
-    decoder = CpuDecoder(6, 32, threads=1)
+    decoder = CpuDecoder(6, 32, 1) if kind == "CPU" else GpuDecoder(6, 32, CPU, 1, Decoding(regions=kind == "regions"))
     decoder.feed(Crops(images, boxes, flips))
     expected = decoder.take().images.clone()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.data.gpu_decoding import Choice
+from pipeline.data.graphs import Decoding
 from pipeline.train import diagnosis, measure
 from pipeline.train.diagnosis import Vitals
 from pipeline.train.findings import Finding, Verdict
@@ -23,6 +25,8 @@ HEALTHY = [
 ]
 GPU = Gpu("H100", GIB, "", 0, (), 50, 87)
 SOUND: list[Gpu | None] = [GPU] * 6
+BEST = Choice(Decoding(), "regions of images, as tested on this node", True)
+CHOICES: list[Choice | str | None] = [BEST] * 6
 SLOW = replace(HEALTHY[4], decoded=Rate(390, 0, 512))
 
 
@@ -37,6 +41,8 @@ def test_healthy_machines_are_well() -> None:
     findings = [
         diagnosis.storage(HEALTHY, 0.01, 800),
         diagnosis.decoding(HEALTHY, 0.01, 800),
+        diagnosis.gpu_decoding(HEALTHY, CHOICES),
+        diagnosis.gpu_decoding(HEALTHY, [None] * 6),
         diagnosis.cores(HEALTHY, 8),
         diagnosis.open_files(HEALTHY, 64),
         diagnosis.shared_memory(HEALTHY, SOUND),
@@ -49,9 +55,10 @@ def test_healthy_machines_are_well() -> None:
     ]
     assert [finding.verdict for finding in findings] == [OK] * len(findings)
     assert findings[0].results == {"ranks 0-5 (3 nodes)": "1,800 images/s, 180 MB/s"}  # of a node
-    assert findings[5].results == {"rank 0 (n1)": "1,000.0 GB free, room for 250 checkpoints of 4.00 GB"}
+    assert findings[2].results == {"ranks 0-5 (3 nodes)": "regions of images, as tested on this node"}
+    assert findings[7].results == {"rank 0 (n1)": "1,000.0 GB free, room for 250 checkpoints of 4.00 GB"}
     # A ring of 6 passes 5/6 of a GB on, twice, in 10 ms
-    assert findings[8].results == {"ranks 0-5 (3 nodes)": "1,000.00 MB in 10.0 ms, bus bandwidth 166.67 GB/s"}
+    assert findings[10].results == {"ranks 0-5 (3 nodes)": "1,000.00 MB in 10.0 ms, bus bandwidth 166.67 GB/s"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,23 @@ def test_healthy_machines_are_well() -> None:
             WARNING,
             "ranks 4-5 (n3)",
             "780 images/s, where the median node has 1,600",
-            "decode_threads",
+            "raise data.decode_threads where cores are idle, build smaller images",
+        ),
+        (
+            diagnosis.gpu_decoding(
+                HEALTHY, [*CHOICES[:3], replace(BEST, note="whole", remedy="install it"), BEST, BEST]
+            ),
+            WARNING,
+            "rank 3 (n2)",
+            "whole",
+            "install it",
+        ),
+        (
+            diagnosis.gpu_decoding(HEALTHY, [*CHOICES[:5], "the GPU cannot decode"]),
+            PROBLEM,
+            "rank 5 (n3)",
+            "the GPU cannot decode",
+            "docs/data.md",
         ),
         (
             diagnosis.memory(changed(2, memory=99 * 10**9), 5 * 10**10),

@@ -7,6 +7,7 @@ import sys
 from math import isclose
 from pathlib import Path
 
+import torch
 from labelled import labelled_shards
 from launching import CHECKOUT, FINETUNE, SMALL, finetune_recipe
 
@@ -40,6 +41,10 @@ def test_examines_a_finetuning_run(tmp_path: Path) -> None:
     free, _, _, _, _, checkpoints = room.split()[:6]
     assert isclose(float(free.replace(",", "")) * 1e9 / int(checkpoints.replace(",", "")), size, rel_tol=0.01), room
     assert findings["decoding"]["verdict"] != "problem"
+    if torch.cuda.is_available():
+        assert "images" in next(iter(findings["decoding on GPUs"]["results"].values()))
+    else:
+        assert findings["decoding on GPUs"]["results"].popitem()[1] == "no GPU"
 
     # The record of a run says of which kind it is
     refused = doctor("tests/old_runs/finetune/config.yaml", *data, f"data.validation={sets['other']}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Data
-from pipeline.data.decode import Crops, decoder_for
+from pipeline.data.decode import Crops, chosen, decoder_for
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
@@ -37,12 +37,25 @@ class Batcher:
         micro_batch: images in a batch.
         device: where batches go.
         remedy: what to do about bad samples.
+
+    Attributes:
+        notes: what an operator should know, a line each.
+
+    Raises:
+        DataError: the GPU cannot decode.
     """
 
     def __init__(self, data: Data, micro_batch: int, device: torch.device, remedy: str) -> None:
         self._device = device
         self._decoder = decoder_for(device, micro_batch, data.image_size, data.decode_threads, data.hw_decoder_load)
         self._bad_row = BadRowLimit(data.bad_in_a_row, remedy)
+        self.notes: list[str] = []
+        if device.type == "cuda":
+            self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self._decoder.close()
 
     def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
         """A batch for each request and what was read for it, in order.

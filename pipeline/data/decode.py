@@ -6,41 +6,33 @@ batch between the hardware unit and CUDA by position in the batch, and the two d
 of only 0 or 1 keeps that promise. On a CPU, DALI decodes the crop and torch resizes it, whose vectorised resize takes a
 fraction of the time of DALI's (docs/benchmarks.md).
 
-Both resize by the cubic filter (a = -0.5) widened against aliasing, as Pillow does.
+Both resize by the cubic filter (a = -0.5) widened against aliasing, as Pillow does. Both leave all that takes time to
+other threads: whoever trains hands a batch over, and waits only for one that is not ready.
 """
 
-import io
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import pipeline_def
-from PIL import Image
 from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.augment import Boxes
 from pipeline.data.errors import DataError
-from pipeline.data.reader import Encoded
+from pipeline.data.gpu_decoding import Choice, Outcome, choose, examine, remembered, selftest
+from pipeline.data.graphs import Crops as Crops
+from pipeline.data.graphs import Decoding, Graph, cause
+from pipeline.data.libraries import driver_version, library_versions
 
-
-@dataclass(frozen=True)
-class Crops:
-    """What to make of n encoded images, uint8 (bytes,) each; None stands for one that could not be read.
-
-    `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`, int32 (n,), are 1 to mirror.
-    """
-
-    encoded: list[Encoded | None]
-    boxes: Boxes
-    flips: NDArray[np.int32]
+_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
+_ENDING = 10.0  # seconds that the work under way may take when a decoder is closed
 
 
 @dataclass(frozen=True)
@@ -55,108 +47,65 @@ class Decoded:
     problems: dict[int, str]
 
 
-def _black_jpeg(height: int, width: int) -> Encoded:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height)).save(file, "JPEG")
-    return np.frombuffer(file.getvalue(), dtype=np.uint8)
-
-
-_BLACK_SIZE = (16, 16)
-_BLACK = _black_jpeg(*_BLACK_SIZE)
-
-_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
-
-_ONE_RUN_AT_A_TIME = {
-    "prefetch_queue_depth": 1,  # so that every `schedule_run` is one run, the first one too
-    "exec_dynamic": True,  # outputs own their memory: torch may keep them without a copy
-}
-
-
-@pipeline_def  # type: ignore[untyped-decorator]
-def _gpu_graph(size: int, hw_decoder_load: float) -> Any:
-    images = _decoded("mixed", hw_decoder_load)
-    images = fn.resize(images, size=(size, size), interp_type=types.INTERP_CUBIC, antialias=True)
-    return fn.flip(images, horizontal=fn.external_source(name="flip", ndim=0, dtype=types.INT32))
-
-
-@pipeline_def  # type: ignore[untyped-decorator]
-def _cpu_graph() -> Any:
-    return _decoded("cpu", 0)
-
-
-def _decoded(device: str, hw_decoder_load: float) -> Any:
-    encoded = fn.external_source(name="encoded", ndim=1, dtype=types.UINT8)
-    anchor = fn.external_source(name="anchor", ndim=1, dtype=types.INT32)
-    shape = fn.external_source(name="shape", ndim=1, dtype=types.INT32)
-    return fn.decoders.image_slice(
-        encoded, anchor, shape, axes=(0, 1), device=device, output_type=types.RGB, hw_decoder_load=hw_decoder_load
-    )
-
-
 class GpuDecoder:
     """A queue of batches on a CUDA device: `feed` a few of them, then take one and feed the next.
+
+    A thread of its own feeds DALI, which copies every encoded image.
 
     Args:
         batch_size: the most images in a batch.
         size: side of the square crops, in pixels.
-        device_id: CUDA device.
+        device: CUDA device; on a CPU, for tests, the same graph does the same.
         threads: CPU threads, which parse the images and feed the device.
-        hw_decoder_load: share of each batch for the GPU's JPEG hardware, 0 or 1.
+        decoding: how the graph decodes.
     """
 
-    def __init__(self, batch_size: int, size: int, device_id: int, threads: int, hw_decoder_load: float) -> None:
-        self._device = torch.device("cuda", device_id)
-        self._size, self._threads, self._hw_decoder_load = size, threads, hw_decoder_load
+    def __init__(self, batch_size: int, size: int, device: torch.device, threads: int, decoding: Decoding) -> None:
+        self._device, self._size, self._threads, self._decoding = device, size, threads, decoding
         self._graph = self._build(batch_size)
-        self._alone: Any = None  # a graph for one image, built when the first bad one shows up
-        self._fed: deque[Crops] = deque()
+        self._alone: Graph | None = None  # for one image, built when the first bad one shows up
+        self._feeding = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._fed: deque[tuple[Crops, Future[None]]] = deque()
 
     def feed(self, crops: Crops) -> None:
         """Queue a batch."""
-        self._start(self._graph, crops)
-        self._fed.append(crops)
+        self._fed.append((crops, self._feeding.submit(self._feed, crops)))
 
     def take(self) -> Decoded:
-        """The oldest batch, not copied; the current CUDA stream waits for it, the caller does not."""
-        crops = self._fed.popleft()
+        """Return the oldest batch, not copied; the CUDA stream waits for it, the caller for the CPU's part alone."""
+        crops, fed = self._fed.popleft()
+        fed.result()
         try:
-            return Decoded(self._outputs(self._graph).permute(0, 3, 1, 2), {})
+            return Decoded(self._taken(self._graph).permute(0, 3, 1, 2), {})
         except RuntimeError:  # DALI drops the whole batch and goes on with the next
-            return self._one_by_one(crops)
+            return self._rescued(crops)
 
-    def _one_by_one(self, crops: Crops) -> Decoded:
+    def close(self) -> None:
+        """End the thread; batches that were not taken are lost."""
+        _end(self._feeding, [fed for _, fed in self._fed])
+
+    @record_function("feed")
+    def _feed(self, crops: Crops) -> None:
+        self._graph.feed(crops)
+
+    def _taken(self, graph: Graph) -> Tensor:
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        return from_dlpack(graph.take(stream).as_tensor())
+
+    def _rescued(self, crops: Crops) -> Decoded:
         self._alone = self._alone or self._build(1)
         images = torch.zeros((len(crops.encoded), self._size, self._size, 3), dtype=torch.uint8, device=self._device)
         problems = {}
-        for place in range(len(images)):
-            self._start(self._alone, _only(crops, place))
+        for place, alone in enumerate(crops.one_by_one()):
+            self._alone.feed(alone)
             try:
-                images[place] = self._outputs(self._alone)[0]
+                images[place] = self._taken(self._alone)[0]
             except RuntimeError as error:
-                problems[place] = _cause(error)
+                problems[place] = _problem(error)
         return Decoded(images.permute(0, 3, 1, 2), problems)
 
-    @staticmethod
-    def _start(graph: Any, crops: Crops) -> None:
-        _feed(graph, crops)
-        graph.feed_input("flip", crops.flips)
-        graph.schedule_run()
-
-    def _outputs(self, graph: Any) -> Tensor:
-        (images,) = graph.outputs(cuda_stream=torch.cuda.current_stream(self._device))
-        return from_dlpack(images.as_tensor())
-
-    def _build(self, batch_size: int) -> Any:
-        graph = _gpu_graph(
-            self._size,
-            self._hw_decoder_load,
-            batch_size=batch_size,
-            num_threads=self._threads,
-            device_id=self._device.index,
-            **_ONE_RUN_AT_A_TIME,
-        )
-        graph.build()
-        return graph
+    def _build(self, batch_size: int) -> Graph:
+        return Graph(batch_size, self._threads, self._device.index, self._decoding, self._size)
 
 
 class CpuDecoder:
@@ -172,12 +121,7 @@ class CpuDecoder:
 
     def __init__(self, batch_size: int, size: int, threads: int) -> None:
         self._size = size
-        self._graph, self._alone = (
-            _cpu_graph(batch_size=most, num_threads=threads, device_id=None, **_ONE_RUN_AT_A_TIME)
-            for most in (batch_size, 1)
-        )
-        self._graph.build()
-        self._alone.build()
+        self._graph, self._alone = (Graph(most, threads, None) for most in (batch_size, 1))
         self._resizing = ThreadPoolExecutor(threads, thread_name_prefix="resize")
         self._decoding = ThreadPoolExecutor(1, thread_name_prefix="decode")
         self._fed: deque[Future[Decoded]] = deque()
@@ -187,11 +131,16 @@ class CpuDecoder:
         self._fed.append(self._decoding.submit(self._decode, crops))
 
     def take(self) -> Decoded:
-        """The oldest batch. Raises DataError when decoding hangs."""
+        """Return the oldest batch. Raises DataError when decoding hangs."""
         try:
             return self._fed.popleft().result(self.TIMEOUT)
         except TimeoutError:
             raise DataError(f"decoding a batch took more than {self.TIMEOUT} s; start again") from None
+
+    def close(self) -> None:
+        """End the threads; batches that were not taken are lost."""
+        _end(self._decoding, self._fed)
+        self._resizing.shutdown(wait=False)
 
     @record_function("decode")
     def _decode(self, crops: Crops) -> Decoded:
@@ -201,7 +150,7 @@ class CpuDecoder:
         try:
             pieces = dict(enumerate(self._outputs(self._graph, crops)))
         except RuntimeError:  # DALI drops the whole batch and goes on with the next
-            pieces = self._one_by_one(crops, problems)
+            pieces = self._rescued(crops, problems)
 
         def finish(place: int) -> None:
             resized = _resized(pieces[place], self._size).numpy()
@@ -210,31 +159,42 @@ class CpuDecoder:
         list(self._resizing.map(finish, pieces))
         return Decoded(torch.from_numpy(images), problems)
 
-    def _one_by_one(self, crops: Crops, problems: dict[int, str]) -> dict[int, Tensor]:
+    def _rescued(self, crops: Crops, problems: dict[int, str]) -> dict[int, Tensor]:
         pieces = {}
-        for place in range(len(crops.encoded)):
+        for place, alone in enumerate(crops.one_by_one()):
             try:
-                (pieces[place],) = self._outputs(self._alone, _only(crops, place))
+                (pieces[place],) = self._outputs(self._alone, alone)
             except RuntimeError as error:
-                problems[place] = _cause(error)
+                problems[place] = _problem(error)
         return pieces
 
     @staticmethod
-    def _outputs(graph: Any, crops: Crops) -> list[Tensor]:
+    def _outputs(graph: Graph, crops: Crops) -> list[Tensor]:
         """The crops, uint8 (height, width, 3) each."""
-        _feed(graph, crops)
-        graph.schedule_run()
-        (images,) = graph.outputs()
+        graph.feed(crops)
+        images = graph.take()
         return [from_dlpack(images[place]) for place in range(len(crops.encoded))]
 
 
 def decoder_for(
-    device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: float
+    device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int
 ) -> GpuDecoder | CpuDecoder:
-    """The decoder of a device."""
+    """Return the decoder of a device. Raises DataError for a GPU that cannot decode."""
     if device.type == "cuda":
-        return GpuDecoder(batch_size, size, device.index, threads, hw_decoder_load)
+        return GpuDecoder(batch_size, size, device, threads, chosen(device, hw_decoder_load).decoding)
     return CpuDecoder(batch_size, size, threads)
+
+
+@lru_cache
+def chosen(device: torch.device, hw_decoder_load: int) -> Choice:
+    """Choose how a CUDA device decodes, by tests unless the node remembers them. Raises DataError if it cannot."""
+    versions = library_versions()
+    on_this_node = {"driver": driver_version(), "GPU": torch.cuda.get_device_name(device), "load": str(hw_decoder_load)}
+
+    def test(decoding: Decoding) -> Outcome:
+        return examine(selftest(str(device.index), decoding))
+
+    return remembered(versions | on_this_node, lambda: choose(test, versions, hw_decoder_load))
 
 
 def _resized(image: Tensor, size: int) -> Tensor:
@@ -243,23 +203,13 @@ def _resized(image: Tensor, size: int) -> Tensor:
     return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0]
 
 
-def _feed(graph: Any, crops: Crops) -> None:
-    """Hand a batch to a graph. In the place of an image that could not be read comes a black one."""
-    missing = np.array([encoded is None for encoded in crops.encoded])
-    boxes = np.where(missing[:, None], np.array([0, 0, *_BLACK_SIZE], np.int32), crops.boxes)
-    graph.feed_input("encoded", [_BLACK if encoded is None else encoded for encoded in crops.encoded])
-    graph.feed_input("anchor", np.ascontiguousarray(boxes[:, :2]))
-    graph.feed_input("shape", np.ascontiguousarray(boxes[:, 2:]))
+def _end(threads: ThreadPoolExecutor, work: Iterable[Future[Any]]) -> None:
+    """End threads without starting what is left of their work; wait for what is under way, unless it hangs."""
+    threads.shutdown(wait=False, cancel_futures=True)
+    wait_for([future for future in work if not future.cancelled()], _ENDING)
 
 
-def _only(crops: Crops, place: int) -> Crops:
-    here = slice(place, place + 1)
-    return Crops(crops.encoded[here], crops.boxes[here], crops.flips[here])
-
-
-def _cause(error: RuntimeError) -> str:
-    """Extract the line of a DALI error that says what happened, unless that is a number or a place in the batch."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
-    cause = lines[after] if after < len(lines) else str(error)
-    return "cannot be decoded" if cause.startswith(_OPAQUE) else cause
+def _problem(error: RuntimeError) -> str:
+    """Say what happened, where a DALI error says more of it than a number or a place in the batch."""
+    line = cause(error)
+    return "cannot be decoded" if line.startswith(_OPAQUE) else line

@@ -38,7 +38,7 @@ class ExactData:
 
     Raises:
         ShardError: no such data set.
-        DataError: the cache is too small.
+        DataError: the cache is too small, or the GPU cannot decode.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ExactData:
         self.notes = [no_cache] if remote and not cache else []
         self._names = lru_cache(maxsize=4)(self._read_names)
         self._loader = Loader(self.manifest, data, micro_batch, device, cache, traffic)
+        self.notes += self._loader.notes
 
     def _new_plan(self, recipe: TrainingRecipe) -> Plan:
         return Plan(self.manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)

@@ -30,6 +30,9 @@ class Loader:
         device: where batches go.
         cache: where this node keeps remote shards.
         traffic: counts the requests of remote storage.
+
+    Attributes:
+        notes: see `Batcher`.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Loader:
         self._cache = cache
         remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
         self._batcher = Batcher(data, micro_batch, device, remedy)
+        self.notes = self._batcher.notes
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Batches in the order of the requests. Finish one iteration before you start another.
@@ -59,7 +63,8 @@ class Loader:
         return self._reader.counters() | (self._cache.counters() if self._cache else {})
 
     def close(self) -> None:
-        """Leave the cache to others of this node. Reading goes on without it."""
+        """End the threads that decode, and leave the cache to others of this node."""
+        self._batcher.close()
         if self._cache:
             self._cache.close()
 

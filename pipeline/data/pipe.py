@@ -92,15 +92,15 @@ class Pipe(io.BufferedIOBase):
     def _check(self) -> None:
         status = self._process.wait()
         if status and not self._failed:
-            self._fail(errno.EIO, _ended(status))
+            self._fail(errno.EIO, ended(status))
 
     def _fail(self, number: int, what: str) -> None:
         self._failed = True
         raise StorageError(number, f"its command {what}; run it by itself to see why", self._name)
 
 
-def _ended(status: int) -> str:
-    """How, from a status as `Popen` tells it, or as a shell tells it of a program that it ran."""
+def ended(status: int) -> str:
+    """Say how a program ended, from a status as `Popen` gives it, or as a shell gives it of a program that it ran."""
     with suppress(ValueError):
         return f"was killed by {signal.Signals(-status if status < 0 else status - 128).name}"
     return f"ended with status {status}" + (" (no such program)" if status == 127 else "")

@@ -56,7 +56,7 @@ class StreamData:
     """One rank's batches. The arguments are those of `ExactData`.
 
     Raises:
-        DataError: the URLs cannot be expanded to any tar.
+        DataError: the URLs cannot be expanded to any tar, or the GPU cannot decode.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class StreamData:
         if shared:
             self.notes.append(f"fewer tars than the {world_size} ranks: each rank reads all of them, in its own order")
         self._batcher = Batcher(recipe.data, micro_batch, device, "find them with `maskfeat-shards index`")
+        self.notes += self._batcher.notes
         self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
         self._last_error, self._warned = "", set[str]()
 
@@ -96,7 +97,8 @@ class StreamData:
         return dict(self._counters)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the threads that decode."""
+        self._batcher.close()
 
     def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
         """Nothing: what was streamed has no number to look up."""

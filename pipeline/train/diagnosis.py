@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.data.gpu_decoding import INSTALL, Choice
 from pipeline.train.findings import Finding, Verdict, conclude
 from pipeline.train.measure import Gpu, Machine, Rate
 from pipeline.train.network import AllReduce, Clock
@@ -50,10 +51,26 @@ def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None) ->
 def decoding(vitals: Sequence[Vitals], bad_share: float, needed: float | None) -> Finding:
     """Whether what was read can be decoded, and no node is slow at it."""
     remedy = (
-        "raise data.decode_threads where cores are idle, set data.hw_decoder_load=1 on GPUs that have the hardware, "
-        "build smaller images (--resize), or free the slow nodes from what else they do"
+        "raise data.decode_threads where cores are idle, build smaller images (--resize), or free the slow nodes from "
+        "what else they do"
     )
     return _rates("decoding", vitals, [rank.decoded for rank in vitals], bad_share, needed, remedy)
+
+
+def gpu_decoding(vitals: Sequence[Vitals], choices: Sequence[Choice | str | None]) -> Finding:
+    """Judge whether every GPU decodes in the best way.
+
+    Args:
+        choices: how the GPU of each rank decodes, or why it cannot; None: it has none.
+    """
+    told, remedies = [], dict[str, None]()
+    for choice in choices:
+        if isinstance(choice, Choice):
+            told.append((_if(bool(choice.remedy), Verdict.WARNING), choice.note))
+            remedies |= dict.fromkeys([choice.remedy] if choice.remedy else [])
+        else:
+            told.append((Verdict.PROBLEM, choice) if choice else (Verdict.OK, "no GPU"))
+    return conclude("decoding on GPUs", _hosts(vitals), told, "; ".join(remedies) or INSTALL)
 
 
 def cores(vitals: Sequence[Vitals], decode_threads: int) -> Finding:

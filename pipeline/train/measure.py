@@ -18,6 +18,9 @@ import torch
 from pipeline.config import Data, TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
+from pipeline.data.decode import chosen
+from pipeline.data.errors import DataError
+from pipeline.data.gpu_decoding import Choice
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.data.stream import StreamData
@@ -110,6 +113,16 @@ def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data:
     """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
     return _rate(Batcher(data, BATCH, device, remedy).batches(read), device)
+
+
+def gpu_decoding(data: Data, world: World) -> Choice | str | None:
+    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU."""
+    if world.gpu is None:
+        return None
+    try:
+        return chosen(world.device, data.hw_decoder_load)
+    except DataError as error:
+        return str(error)
 
 
 def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:

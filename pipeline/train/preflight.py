@@ -7,7 +7,6 @@ sizes. `scripts/doctor.py` asks the same and measures the machines too.
 import hashlib
 import json
 import platform
-import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from nvidia import dali
 
 from pipeline.config import ConfigError, TrainingRecipe
+from pipeline.data.libraries import driver_version
 from pipeline.train.findings import Finding, Verdict, conclude
 from pipeline.train.world import World
 
@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "CUDA": torch.version.cuda or "none",
         "NCCL": ".".join(map(str, nccl)) or "unused",
-        "driver": _driver(Path("/proc/driver/nvidia/version")),
+        "driver": driver_version(),
     }
 
 
@@ -141,12 +141,6 @@ def _source_hash() -> str:
     for file in sorted(file for package in _PACKAGES for file in (root / package).rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
-
-
-def _driver(file: Path) -> str:
-    """Of the kernel module, which needs no library to ask."""
-    found = re.search(r"\d+\.[\d.]*\d", file.read_text()) if file.exists() else None
-    return found[0] if found else "none"
 
 
 def _looks_for(sign: Path, own: Path) -> str:
