@@ -16,11 +16,12 @@ from model.encoders.timm_vit import build_encoder
 from model.layout import make_mask
 from model.maskfeat import MaskFeat
 from model.weights import Normalisation, WeightsError, read, weights_file
-from pipeline.config import ConfigError, Recipe, TrainingRecipe
+from pipeline.config import Recipe, TrainingRecipe
 from pipeline.examples import ExampleMaker
 from pipeline.masks.masker import BlockMasker, Masker
 from pipeline.pixels import MEAN, STD
 from pipeline.recipes import reason, shown
+from pipeline.settings import ConfigError
 from pipeline.targets.registry import checked
 from pipeline.targets.target import Computing, Predictions, TargetError
 from shards.files import sha256_of

@@ -11,6 +11,7 @@ from typing_extensions import is_typeddict
 
 from pipeline.plain_yaml import PlainYAMLError, parse, parse_file
 from pipeline.record import to_be_given
+from pipeline.settings import ConfigError
 from shards.secrets import masked
 from shards.text import one_line
 
@@ -24,10 +25,6 @@ RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
 _MOST_SHOWN = 100  # characters of a value in a message ...
 _MOST_SAID = 300  # ... and of another's message
 _MOST_PROBLEMS = 5  # in a message
-
-
-class ConfigError(ValueError):
-    """A recipe or an override is wrong. The message names the key and the remedy."""
 
 
 def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> AnyRecipe:

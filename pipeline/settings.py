@@ -6,6 +6,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
+class ConfigError(ValueError):
+    """A recipe or an override is wrong. The message names the key and the remedy."""
+
+
 def _expanded(value: Any) -> Any:
     """A path with the folder that `~` or `~user` at its beginning stands for; URLs and commands begin otherwise."""
     if not isinstance(value, str | Path):

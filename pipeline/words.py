@@ -11,16 +11,18 @@ from torch import Tensor
 
 from model.layout import mask_of_all
 from pipeline.build import build_model, predictions_of
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
+from pipeline.settings import ConfigError
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, TargetError
 from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
 from pipeline.targets.tokens.words import is_words, nearest, write_words
 from pipeline.train.engine import DTYPES
+from pipeline.train.setup import part_of
 from pipeline.train.world import World
 
 Describe = Callable[[Batch], Tensor]
@@ -74,15 +76,7 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
             raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
         return target.describe(good, mask_of_all(len(good), predictions.layout, good.device)).float()
 
-    data = ExactData(
-        recipe,
-        recipe.micro_batch(world.size),
-        world.device,
-        rank=world.rank,
-        world_size=world.size,
-        local_rank=world.local_rank,
-        local_size=world.local_size,
-    )
+    data = ExactData(recipe.data, part_of(recipe, world))
     try:
         centroids, found = _searched(data, describe, recipe, words, world)
     finally:

@@ -17,8 +17,8 @@ import torch
 import typer
 
 from benchmarks.figures import publish
-from pipeline.config import ConfigError
 from pipeline.data.errors import DataError
+from pipeline.settings import ConfigError
 from shards.files import ShardError
 from shards.terminal import note, prepare
 

@@ -43,7 +43,7 @@ from rich.text import Text
 from torch import nn
 
 from pipeline.build import build_model
-from pipeline.config import ConfigError, Recipe, TrainingRecipe, load
+from pipeline.config import Recipe, TrainingRecipe, load
 from pipeline.data.errors import DataError
 from pipeline.data.gpu_decoding import LIMIT
 from pipeline.data.labels import labels_of
@@ -51,6 +51,7 @@ from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
+from pipeline.settings import ConfigError
 from pipeline.train import diagnosis, measure
 from pipeline.train.checkpoint import PARTS
 from pipeline.train.diagnosis import Vitals

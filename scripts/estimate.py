@@ -37,8 +37,9 @@ from rich.table import Table
 
 from model.flops import training_flops
 from pipeline.build import build_masker, build_model, predictions_of
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.recipes import reason
+from pipeline.settings import ConfigError
 from pipeline.targets.registry import TARGETS
 from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say

@@ -33,12 +33,13 @@ from model.maskfeat import MaskFeat
 from model.onnx import OnnxError, export_onnx
 from pipeline.build import build_model
 from pipeline.card import model_card
-from pipeline.config import ConfigError, Recipe
+from pipeline.config import Recipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import MEAN, STD
 from pipeline.record import kind_of
+from pipeline.settings import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from shards.terminal import Parser, note, prepare, say

@@ -31,7 +31,6 @@ from rich.console import Console
 from rich.table import Table
 
 from model.weights import WeightsError
-from pipeline.config import ConfigError
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
 from pipeline.probe.features import View, compute
@@ -39,6 +38,7 @@ from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
 from pipeline.probe.source import Source, of_run, of_weights
+from pipeline.settings import ConfigError
 from pipeline.train import checkpoint
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.command import leave

@@ -24,8 +24,9 @@ import os
 import time
 from pathlib import Path
 
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
+from pipeline.settings import ConfigError
 from pipeline.targets.settings import TargetSettings
 from pipeline.train.command import leave
 from pipeline.train.world import join, lost_a_rank

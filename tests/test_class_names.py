@@ -13,9 +13,9 @@ from launching import finetune
 from PIL import Image
 from scripting import run_script
 
-from pipeline.config import ConfigError
 from pipeline.finetune.build import class_names
 from pipeline.finetune.evaluate import as_csv, draw_table
+from pipeline.settings import ConfigError
 from shards.build import build
 from shards.manifest import Dataset
 

@@ -24,7 +24,8 @@ from model.dvae import DvaeEncoder, load_dvae
 from model.layout import Layout, mask_of_all
 from model.weights_file import WeightsError
 from pipeline.build import build_examples, build_model
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
+from pipeline.settings import ConfigError
 from pipeline.targets import classes
 from pipeline.targets.classes import Classes, as_targets
 from pipeline.targets.hog import hog_target

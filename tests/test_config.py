@@ -7,8 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import RECIPES, ConfigError, Recipe, TrainingRecipe, load, load_recipe
+from pipeline.config import RECIPES, Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.settings import ConfigError
 
 SHARDS = "data.shards=/data/train"
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import Data
 from pipeline.data.augment import centre_crops
 from pipeline.data.batch import Batch
 from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder
@@ -19,6 +18,7 @@ from pipeline.data.plan import Plan
 from pipeline.data.quarantine import BadRowLimit, BadSample, TooManyBad, too_many
 from pipeline.data.reader import Encoded, Reader
 from pipeline.data.request import training_requests, validation_requests
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")

@@ -13,7 +13,8 @@ import torch
 
 from model.flops import forward_macs, training_flops
 from pipeline.build import build_model
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import Recipe, load_recipe
+from pipeline.settings import ConfigError
 from scripts.estimate import Cluster, Size, estimate, main, measured_rate, wire_bytes, wire_rounds
 
 ESTIMATE = Path(__file__).resolve().parents[1] / "scripts" / "estimate.py"

@@ -16,13 +16,13 @@ from PIL import Image
 from ranks import Ranks
 from safetensors.torch import save_file
 
-from pipeline.config import ConfigError
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_requests
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pixels import normalise
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import AVERAGE, CheckpointError
 from pipeline.train.engine import Engine
 from pipeline.train.state import averaged, capture, set_weights
@@ -181,10 +181,11 @@ def test_a_bad_image_and_the_one_it_was_mixed_with_do_not_count(
     labelled: dict[str, Path], tmp_path: Path, world: World
 ) -> None:
     from pipeline.data.exact import ExactData
+    from pipeline.data.training_data import Part
     from pipeline.train.phases import Phases
 
     recipe = small(labelled, tmp_path)
-    data = ExactData(recipe, 16, world.device, rank=0, world_size=1, local_rank=0, local_size=1)
+    data = ExactData(recipe.data, Part(recipe.optim.batch_size, 16, 0, world.device))
     with Phases(tmp_path, 0, 60) as phases:
         task = Finetuning(recipe, data, world, phases)
         batch = next(data.batches(0, 1))

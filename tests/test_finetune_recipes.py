@@ -9,9 +9,10 @@ from launching import CHECKOUT, finetune_recipe
 from model.convert import fill
 from model.maskfeat import MaskFeat, build_encoder
 from model.weights import TIMM, Weights
-from pipeline.config import ConfigError, Recipe, load
+from pipeline.config import Recipe, load
 from pipeline.finetune.build import build_classifier, layer_groups
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.settings import ConfigError
 
 
 def test_rates_fall_from_layer_to_layer_and_only_matrices_decay(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from model.convert import classifier, fill, load_mmpretrain, load_slowfast
 from model.maskfeat import MaskFeat
 from model.weights import WeightsError, read
 from pipeline.build import build_model, init_identity, start_from_init
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.data.exact import ExactData
+from pipeline.data.training_data import Part
 from pipeline.pixels import normalise
+from pipeline.settings import ConfigError
 from pipeline.targets.target import squared_errors
 from pipeline.train.checkpoint import CheckpointError
 
@@ -283,8 +285,7 @@ def test_a_run_from_others_weights_resumes_with_them_elsewhere(shards: Path, tmp
     settings = ["data.image_size=64", options]
     pretrain(shards, tmp_path / "run", *settings, "run.max_steps=2", f"model.init={path}")
     pretrain(shards, tmp_path / "untrained", *settings, "run.max_steps=1")
-    ranks = {"rank": 0, "world_size": 1, "local_rank": 0, "local_size": 1}
-    data = ExactData(small_recipe(shards, tmp_path, *settings), 16, torch.device("cpu"), **ranks)
+    data = ExactData(small_recipe(shards, tmp_path, *settings).data, Part(16, 16, 0, torch.device("cpu")))
     (batch,) = data.batches(0, 1)
     example = hog_examples(4, 4).example(batch.inputs, batch.keys)
     with torch.no_grad():

@@ -15,8 +15,8 @@ import pytest
 from launching import SMALL, free_port, start
 from ranks import Ranks
 
-from pipeline.config import ConfigError
 from pipeline.data import cache_folder
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import newest
 from pipeline.train.lock import _take, hold
 from pipeline.train.world import World, join

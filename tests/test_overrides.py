@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import RECIPES, ConfigError, Recipe, TrainingRecipe, load, load_recipe
+from pipeline.config import RECIPES, Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.settings import ConfigError
 
 SHARDS = "data.shards=/data/train"
 HOME = Path("~").expanduser()

@@ -11,7 +11,8 @@ from making import mask_of
 from PIL import Image
 from scripting import run_script
 
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
+from pipeline.settings import ConfigError
 from pipeline.targets.registry import TARGETS
 from pipeline.targets.target import Target
 

@@ -11,9 +11,10 @@ from launching import small_recipe
 from servers import http_server
 from test_stream import grey, numbers, stream, write_tar
 
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
+from pipeline.settings import ConfigError
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.sources.source import list_source

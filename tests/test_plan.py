@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Data
 from pipeline.data.plan import Plan
 from pipeline.data.request import training_requests
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
 plans = st.builds(

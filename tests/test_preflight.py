@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launching import CHECKOUT, SMALL, free_port, small_recipe
 
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 from pipeline.train.findings import Finding, Verdict
 from pipeline.train.preflight import Claims, agreement, check
 from pipeline.train.world import join
@@ -96,7 +96,8 @@ def test_a_folder_that_cannot_be_written_ends_the_run(shards: Path, tmp_path: Pa
 # What pretrain.py asks at its start, and then the doctor
 CHECK_AND_EXAMINE = """
 import runpy, sys
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
+from pipeline.settings import ConfigError
 from pipeline.train.preflight import check
 from pipeline.train.world import join
 from shards.manifest import Manifest

@@ -18,6 +18,7 @@ from pipeline.data.exact import ExactData
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.request import validation_requests
+from pipeline.data.training_data import Part
 from pipeline.targets.target import squared_errors
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
@@ -50,7 +51,7 @@ def expected(shards: Path, steps: int, batch_size: int = 16) -> list[tuple[int, 
 
 def batches(shards: Path, run: Path) -> Iterator[Any]:
     recipe = small_recipe(shards, run)
-    data = ExactData(recipe, 16, torch.device("cpu"), rank=0, world_size=1, local_rank=0, local_size=1)
+    data = ExactData(recipe.data, Part(16, 16, 0, torch.device("cpu")))
     return data.batches(0, 6)
 
 

@@ -14,16 +14,15 @@ from servers import S3, http_server
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
+from pipeline.data.training_data import Part
 from shards.manifest import Manifest
 from shards.storage import upload
 
 
 def data(shards: str | Path, *overrides: str, rank: int = 0, world_size: int = 1) -> ExactData:
     recipe = small_recipe(Path("unused"), Path("unused"), f"data.shards={shards}", *overrides)
-    device = torch.device("cpu")
-    return ExactData(
-        recipe, 16 // world_size, device, rank=rank, world_size=world_size, local_rank=rank, local_size=world_size
-    )
+    part = Part(16, 16 // world_size, 0, torch.device("cpu"), rank, world_size, rank, world_size)
+    return ExactData(recipe.data, part)
 
 
 def assert_same(these: list[Batch], those: list[Batch]) -> None:

@@ -17,11 +17,12 @@ from launching import launch, losses, small_recipe
 from PIL import Image
 from servers import http_server
 
-from pipeline.config import ConfigError
 from pipeline.data import stream as stream_module
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.stream import StreamData, _size
+from pipeline.data.training_data import Part
+from pipeline.settings import ConfigError
 
 PER_TAR = 6
 
@@ -62,7 +63,7 @@ def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data:
     overrides += [f"data.{key}={value}" for key, value in data.items()]
     recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
-    return StreamData(recipe, 8, torch.device("cpu"), rank=rank, world_size=world_size)
+    return StreamData(recipe.data, Part(16, 8, seed, torch.device("cpu"), rank, world_size))
 
 
 def numbers(batches: Iterator[Batch]) -> list[int]:

@@ -17,8 +17,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from pipeline.build import build_examples, build_model
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
 from pipeline.pixels import MEAN, STD
+from pipeline.settings import ConfigError
 from pipeline.targets.features import Features
 from pipeline.targets.pixels import Pixels, pixel_target
 from pipeline.targets.teacher import TeacherError, load_teacher

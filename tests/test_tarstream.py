@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.data.errors import DataError
 from pipeline.data.stream import StreamData
 from pipeline.data.tarstream import images_in
+from pipeline.data.training_data import Part
 
 
 def grey(value: int) -> bytes:
@@ -106,7 +107,7 @@ def test_a_hostile_tar_costs_a_run_that_tar_only(tmp_path: Path, caplog: pytest.
     overrides = ["data.mode=stream", "data.stream_samples=48", "data.read_threads=1", "data.stream_buffer=8"]
     recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
-    data = StreamData(recipe, 8, torch.device("cpu"), rank=0, world_size=1)
+    data = StreamData(recipe.data, Part(16, 8, 0, torch.device("cpu")))
     shown = {round(float(image.float().mean())) for batch in data.batches(0, 12) for image in batch.inputs}
     assert shown == {10, 30}
     for name, (_, why) in hostile(A).items():
@@ -122,7 +123,7 @@ def test_nothing_but_hostile_tars_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "bad.tar").write_bytes(header(b"x.png", base256(-512)) + END)
     recipe = small_recipe(Path("unused"), Path("unused"), "data.mode=stream", "data.stream_samples=48")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": f"{tmp_path}/bad.tar"})})
-    data = StreamData(recipe, 8, torch.device("cpu"), rank=0, world_size=1)
+    data = StreamData(recipe.data, Part(16, 8, 0, torch.device("cpu")))
     with pytest.raises(
         DataError, match=r"no tar gave an image: 1 could not be read.*/bad\.tar: the header at byte 0 cl"
     ):

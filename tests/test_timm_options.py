@@ -12,9 +12,10 @@ from timm.models import Beit, VisionTransformer
 from model.classifier import Classifier
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model
-from pipeline.config import ConfigError, load, load_recipe
+from pipeline.config import load, load_recipe
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.settings import ConfigError
 from pipeline.timm_options import Options
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}

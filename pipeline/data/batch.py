@@ -8,11 +8,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from pipeline.config import Data
 from pipeline.data.decode import Crops, chosen, decoder_for
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
+from pipeline.data.settings import Data
 from pipeline.device import to_device
 
 DEPTH = 2  # batches being decoded

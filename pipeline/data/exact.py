@@ -5,15 +5,14 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-import torch
-
-from pipeline.config import TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.cache import NodeCache
 from pipeline.data.loader import Loader
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.data.request import training_requests
 from pipeline.data.schedule import Schedule
+from pipeline.data.settings import Data
+from pipeline.data.training_data import Part
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.storage import Traffic
@@ -26,11 +25,8 @@ class ExactData:
     """One rank's part of the batches of a run.
 
     Args:
-        recipe: of the run.
-        micro_batch: images in a batch of a rank.
-        device: where batches go.
-        rank, world_size: this rank and how many there are.
-        local_rank, local_size: the same among the ranks of this node, which share its cache.
+        data: what is read, and how.
+        part: of this rank.
 
     Attributes:
         manifest: of the data set.
@@ -41,22 +37,10 @@ class ExactData:
         DataError: the cache is too small, or the GPU cannot decode.
     """
 
-    def __init__(
-        self,
-        recipe: TrainingRecipe,
-        micro_batch: int,
-        device: torch.device,
-        *,
-        rank: int,
-        world_size: int,
-        local_rank: int,
-        local_size: int,
-    ) -> None:
-        data = recipe.data
-        self._data, self._micro_batch, self._batch_size = data, micro_batch, recipe.optim.batch_size
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, data: Data, part: Part) -> None:
+        self._data, self._part = data, part
         self.manifest = Manifest.load(data.shards)
-        self._plan = self._new_plan(recipe)
+        self._plan = self._new_plan()
         self.samples = self._plan.samples
         self.identity: dict[str, Any] = {
             "data.shards (manifest)": self.manifest.identity,
@@ -65,17 +49,18 @@ class ExactData:
         remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
-            plan = self._new_plan(recipe)  # the cache has threads of its own, and plans remember epochs
-            schedule = Schedule(plan, self._batch_size, rank - local_rank, local_size, world_size)
+            plan = self._new_plan()  # the cache has threads of its own, and plans remember epochs
+            first_of_node = part.rank - part.local_rank
+            schedule = Schedule(plan, part.batch_size, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
         no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
         self.notes = [no_cache] if remote and not cache else []
         self._names = lru_cache(maxsize=4)(self._read_names)
-        self._loader = Loader(self.manifest, data, micro_batch, device, cache, traffic)
+        self._loader = Loader(self.manifest, data, part.micro_batch, part.device, cache, traffic)
         self.notes += self._loader.notes
 
-    def _new_plan(self, recipe: TrainingRecipe) -> Plan:
-        return Plan(self.manifest.counts, recipe.run.seed, recipe.data.lanes, recipe.data.block)
+    def _new_plan(self) -> Plan:
+        return Plan(self.manifest.counts, self._part.seed, self._data.lanes, self._data.block)
 
     def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
         """So many of this rank's micro-batches, from the first of a step on. Raises DataError as `Loader.batches`."""
@@ -84,10 +69,10 @@ class ExactData:
             self.manifest,
             self._data,
             first_step=first_step,
-            batch_size=self._batch_size,
-            micro_batch=self._micro_batch,
-            rank=self._rank,
-            world_size=self._world_size,
+            batch_size=self._part.batch_size,
+            micro_batch=self._part.micro_batch,
+            rank=self._part.rank,
+            world_size=self._part.world_size,
         )
         return self._loader.batches(islice(requests, micro_batches))
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ConfigError
 from pipeline.random import derive, uniform
+from pipeline.settings import ConfigError
 from shards.manifest import Manifest
 from shards.text import excerpt
 

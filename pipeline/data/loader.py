@@ -9,11 +9,11 @@ from itertools import islice
 
 import torch
 
-from pipeline.config import Data
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.cache import NodeCache
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 from shards.storage import Traffic
 

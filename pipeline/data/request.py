@@ -7,9 +7,9 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Data
 from pipeline.data.augment import Boxes, centre_crops, mask_keys, random_flips, random_resized_crops, sample_keys
 from pipeline.data.plan import Plan
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
 

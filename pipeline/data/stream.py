@@ -20,19 +20,19 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
-import torch
 from braceexpand import braceexpand
 from PIL import Image
 from webdataset.filters import shuffle
 
-from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
 from pipeline.data.request import Request, training_request
+from pipeline.data.settings import Data
 from pipeline.data.tarstream import images_in
+from pipeline.data.training_data import Part
 from pipeline.random import mix_int
 from shards.media import jpeg
 from shards.media.exif import TURNED, orientation
@@ -59,27 +59,27 @@ class StreamData:
         DataError: the URLs cannot be expanded to any tar, or the GPU cannot decode.
     """
 
-    def __init__(
-        self, recipe: TrainingRecipe, micro_batch: int, device: torch.device, *, rank: int, world_size: int
-    ) -> None:
-        self._data, self._seed = recipe.data, recipe.run.seed
-        self._micro_batch, self._batch_size = micro_batch, recipe.optim.batch_size
-        self._rank, self._world_size = rank, world_size
-        assert recipe.data.stream_samples
-        self.samples = recipe.data.stream_samples
-        self.identity: dict[str, Any] = {"data.shards (URLs)": masked(recipe.data.shards)}
-        tars = _expanded(recipe.data.shards)
+    def __init__(self, data: Data, part: Part) -> None:
+        self._data, self._seed = data, part.seed
+        self._micro_batch, self._batch_size = part.micro_batch, part.batch_size
+        self._rank, self._world_size = part.rank, part.world_size
+        assert data.stream_samples
+        self.samples = data.stream_samples
+        self.identity: dict[str, Any] = {"data.shards (URLs)": masked(data.shards)}
+        tars = _expanded(data.shards)
         if not tars:
             raise DataError("data.shards names no tars: give paths or URLs, with {000..099} for several")
-        shared = len(tars) < world_size
-        self._tars = tars if shared else tars[rank::world_size]
+        shared = len(tars) < part.world_size
+        self._tars = tars if shared else tars[part.rank :: part.world_size]
         self.notes = [
             f"streaming {len(tars)} tars that nobody indexed: epochs are not exact, and a resumed run does not see the "
             "samples that an undisturbed one would; `maskfeat-shards index` makes them a data set with both",
         ]
         if shared:
-            self.notes.append(f"fewer tars than the {world_size} ranks: each rank reads all of them, in its own order")
-        self._batcher = Batcher(recipe.data, micro_batch, device, "find them with `maskfeat-shards index`")
+            self.notes.append(
+                f"fewer tars than the {part.world_size} ranks: each rank reads all of them, in its own order"
+            )
+        self._batcher = Batcher(data, part.micro_batch, part.device, "find them with `maskfeat-shards index`")
         self.notes += self._batcher.notes
         self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
         self._last_error, self._warned = "", set[str]()

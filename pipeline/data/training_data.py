@@ -1,10 +1,36 @@
 """The interface between training and its data. `exact.ExactData` and `stream.StreamData` implement it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
 
 from pipeline.data.batch import Batch
 from shards.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of which batches a rank takes.
+
+    Attributes:
+        batch_size: samples of a step, over all ranks.
+        micro_batch: samples of a rank in a batch that is computed at once.
+        seed: of the order, the crops and the masks.
+        device: where batches go.
+        rank, world_size: this rank and how many there are.
+        local_rank, local_size: the same among the ranks of this node, which share its cache.
+    """
+
+    batch_size: int
+    micro_batch: int
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
 
 
 class TrainingData(Protocol):

@@ -9,8 +9,8 @@ from torch import Tensor
 from model.classifier import Classifier
 from model.encoders.timm_vit import build_encoder
 from pipeline.build import tried
-from pipeline.config import ConfigError
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
+from pipeline.settings import ConfigError
 from shards.files import parse_json
 from shards.storage import read
 from shards.text import excerpt

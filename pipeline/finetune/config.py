@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import RECIPES, Data, Engine, Optim, Run, TrainingRecipe
+from pipeline.config import RECIPES, Engine, Optim, Run, TrainingRecipe
+from pipeline.data.settings import Data
 from pipeline.settings import Count, Free, Place, Range, Rate, Section, Share
 
 Strength = Annotated[float, Field(ge=0, le=1000)]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.build import start_from_init
-from pipeline.config import ConfigError
 from pipeline.data.batch import Batch
 from pipeline.data.labels import labels_of
 from pipeline.data.training_data import ListedData
@@ -26,6 +25,7 @@ from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
 from pipeline.finetune.randaugment import rand_augment
 from pipeline.pixels import normalise
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.engine import DTYPES, Engine
 from pipeline.train.phases import Phases

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config import ConfigError
 from pipeline.data.labels import Int64s, held_out
 from pipeline.probe.accuracy import hits
 from pipeline.probe.features import load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
+from pipeline.settings import ConfigError
 from pipeline.train.world import World
 
 

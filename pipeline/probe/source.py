@@ -14,10 +14,11 @@ from model.convert import fill, geometry
 from model.encoders.timm_vit import TimmViT
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
-from pipeline.config import ConfigError, Recipe, load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.pixels import MEAN, STD
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import Checkpoint
 from shards.files import parse_json
 

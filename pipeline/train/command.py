@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from pipeline.config import RECIPES, AnyRecipe, ConfigError, load
+from pipeline.config import RECIPES, AnyRecipe, load
 from pipeline.data.errors import DataError
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
 from pipeline.train.launchers import place

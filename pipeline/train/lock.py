@@ -6,8 +6,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config import ConfigError
 from pipeline.data.cache_folder import flock
+from pipeline.settings import ConfigError
 from pipeline.train.world import World
 from pipeline.train.writing import tell
 

@@ -8,14 +8,14 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.config import Data, TrainingRecipe
+from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.decode import chosen
@@ -23,7 +23,9 @@ from pipeline.data.errors import DataError
 from pipeline.data.gpu_decoding import Choice
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request, training_request
+from pipeline.data.settings import Data
 from pipeline.data.stream import StreamData
+from pipeline.train.setup import part_of
 from pipeline.train.world import World
 from shards.manifest import Manifest
 
@@ -127,7 +129,7 @@ def gpu_decoding(data: Data, world: World) -> Choice | str | None:
 
 def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
     """Read and decode what `data.mode=stream` gives. Raises DataError where that is nothing."""
-    data = StreamData(recipe, BATCH, world.device, rank=world.rank, world_size=world.size)
+    data = StreamData(recipe.data, replace(part_of(recipe, world), micro_batch=BATCH))
     return _rate(data.batches(0, batches), world.device)
 
 

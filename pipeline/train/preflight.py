@@ -21,8 +21,9 @@ import timm
 import torch
 from nvidia import dali
 
-from pipeline.config import ConfigError, TrainingRecipe
+from pipeline.config import TrainingRecipe
 from pipeline.data.libraries import driver_version
+from pipeline.settings import ConfigError
 from pipeline.train.findings import Finding, Verdict, conclude
 from pipeline.train.world import World
 

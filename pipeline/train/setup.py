@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from pipeline.build import compile_forward
-from pipeline.config import AnyRecipe, ConfigError, TrainingRecipe
+from pipeline.config import AnyRecipe, TrainingRecipe
 from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
-from pipeline.data.training_data import TrainingData
+from pipeline.data.training_data import Part, TrainingData
+from pipeline.settings import ConfigError
 from pipeline.train import preflight
 from pipeline.train.bad_samples import BadSamples
 from pipeline.train.checkpoint import Checkpoint
@@ -115,12 +116,16 @@ def open_data(recipe: TrainingRecipe, world: World) -> TrainingData:
     Raises:
         ShardError, DataError: there are none, or the node's cache is too small.
     """
-    micro_batch = recipe.micro_batch(world.size)
-    if recipe.data.mode == "stream":
-        return StreamData(recipe, micro_batch, world.device, rank=world.rank, world_size=world.size)
-    return ExactData(
-        recipe,
-        micro_batch,
+    part = part_of(recipe, world)
+    return StreamData(recipe.data, part) if recipe.data.mode == "stream" else ExactData(recipe.data, part)
+
+
+def part_of(recipe: TrainingRecipe, world: World) -> Part:
+    """Return which part of a run's batches this rank takes. Raises ConfigError where they cannot be shared evenly."""
+    return Part(
+        recipe.optim.batch_size,
+        recipe.micro_batch(world.size),
+        recipe.run.seed,
         world.device,
         rank=world.rank,
         world_size=world.size,

@@ -15,13 +15,13 @@ from benchmarks.figures import Figure
 from benchmarks.hardware import synchronise
 from benchmarks.peers import BATCH, CROP_SCALE, peers
 from benchmarks.racing import ROUNDS, Rates, compare, race
-from pipeline.config import Data
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
 from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder, decoder_for
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Reader
 from pipeline.data.request import training_requests
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
 LOADED = 40  # batches a round

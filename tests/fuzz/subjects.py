@@ -24,8 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline.build import build_model
-from pipeline.config import ConfigError, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
+from pipeline.settings import ConfigError
 from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.train.errors import TrainingError
 from shards.files import ShardError, sha256_of

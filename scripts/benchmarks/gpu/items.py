@@ -12,7 +12,7 @@ from benchmarks.gpu.pixels import bad_image, by_kind, decodes_itself
 from benchmarks.gpu.results import Part
 from benchmarks.gpu.training import base, from_shards, large, modes, recomputing, stages
 from benchmarks.gpu.waiting import waiting
-from pipeline.config import ConfigError
+from pipeline.settings import ConfigError
 
 
 @dataclass(frozen=True)

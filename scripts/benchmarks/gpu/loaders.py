@@ -15,10 +15,10 @@ from benchmarks.hardware import synchronise
 from benchmarks.peers import CROP_SCALE, webdataset_on_tensors
 from benchmarks.racing import compare
 from benchmarks.targets import masks
-from pipeline.config import Data
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.request import training_requests
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
 Start = Callable[[], Iterator[torch.Tensor]]  # uint8 batches on the device, for ever

@@ -12,7 +12,7 @@ import pytest
 from fsspec.registry import known_implementations
 from making_images import make_tree
 
-from pipeline.config import Data
+from pipeline.data.settings import Data
 from shards.build import build
 from shards.cli import main
 from shards.files import ShardError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.masks import blocks
 from pipeline.masks.blocks_triton import block_masks
-from pipeline.targets import masking
 
 GPU = torch.cuda.is_available()
 
@@ -37,7 +37,7 @@ def fused(keys: torch.Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
 )
 def test_masks_are_those_of_the_reference(grid: tuple[int, int], ratio: float, count: int) -> None:
     keys = torch.randint(-(2**63), 2**63 - 1, (count,), generator=torch.Generator().manual_seed(count))
-    assert torch.equal(fused(keys, grid, ratio), masking.block_masks(keys, grid, ratio))
+    assert torch.equal(fused(keys, grid, ratio), blocks.block_masks(keys, grid, ratio))
 
 
 def test_masks_stay_what_they_were() -> None:
@@ -94,9 +94,9 @@ def test_compiles_for_gpus_without_spills_and_in_full_precision(tmp_path: Path) 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 def test_a_gpu_makes_them_in_one_launch() -> None:
     keys = torch.arange(256).cuda()
-    masking.block_masks(keys, compile=True)  # compiles
+    blocks.block_masks(keys, compile=True)  # compiles
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        masking.block_masks(keys, compile=True)
+        blocks.block_masks(keys, compile=True)
         torch.cuda.synchronize()
     kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     assert len(kernels) == 1, [event.name for event in kernels]

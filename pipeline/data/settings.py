@@ -1,0 +1,56 @@
+"""Settings of the data: what is read, in which order, and how it is cropped."""
+
+from typing import Literal, Self
+
+from pydantic import ByteSize, Field, model_validator
+
+from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
+from pipeline.settings import Count, Free, LocalPath, Place, Range, Seconds, Section, Threads
+from shards.secrets import MASK, PIPE
+from shards.storage import has_query, shows_credentials
+
+
+class Data(Section):
+    """What is read, in which order, and how it is cropped."""
+
+    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
+    shards: Free[Place]  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
+    validation: Free[Place | None] = None  # another such folder or URL
+    validation_samples: Free[Count | None] = 4096  # of these, the first so many; null: all
+    stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
+    stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, images that a rank shuffles among themselves
+    cache: Free[LocalPath | None] = None  # folder in which a node keeps remote shards; None: only range requests
+    cache_size: Free[ByteSize | None] = None  # "500GB" for instance; None: what the disk has, but for 5%
+    deadline: Free[Seconds] = 300  # seconds until a request of remote storage is given up, with all its retries
+    bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
+    bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
+    image_size: int = Field(224, gt=0, le=8192)
+    crop_scale: Range = (0.5, 1.0)  # of the image's area
+    crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
+    flip: bool = True
+    lanes: int = Field(LANES, ge=1, le=MOST_LANES)
+    block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
+    read_threads: Free[Threads] = 4
+    requests: Free[int] = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
+    decode_threads: Free[Threads] = 4
+    hw_decoder_load: int = Field(0, ge=0, le=1)  # share of the GPU's JPEG hardware: leave it at 0, see docs/data.md
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        for key in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
+        if (self.mode != "stream" and self.shards.startswith(PIPE)) or (self.validation or "").startswith(PIPE):
+            raise ValueError(f"only data.shards of data.mode=stream may be a command ({PIPE}): give a folder or a URL")
+        for key in ("shards", "validation"):
+            urls = [text for text in (getattr(self, key) or "").split("::") if MASK not in text and PIPE not in text]
+            if any(shows_credentials(url) or has_query(url) for url in urls):
+                raise ValueError(
+                    f"data.{key} holds credentials or a query: leave them out, credentials come from the environment"
+                )
+        if self.mode == "stream" and self.stream_samples is None:
+            raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
+        return self
