@@ -17,8 +17,8 @@ from model.export import export_timm
 from model.maskfeat import build_encoder
 from pipeline.data.augment import centre_crops
 from pipeline.data.labels import held_out, labels_of
+from pipeline.metrics import hits
 from pipeline.pixels import MEAN, STD, normalise
-from pipeline.probe.accuracy import hits
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pipeline.data.labels import Int64s
 from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.metrics import TOP, hits
 from pipeline.pixels import normalise
-from pipeline.probe.accuracy import TOP, hits
 from pipeline.train.engine import Engine
 from pipeline.train.phases import Phases
 from pipeline.train.report import Metrics

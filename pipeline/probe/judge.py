@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.labels import Int64s, held_out
-from pipeline.probe.accuracy import hits
+from pipeline.metrics import hits
 from pipeline.probe.features import load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes

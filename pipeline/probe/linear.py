@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.probe.accuracy import TOP, hits
+from pipeline.metrics import TOP, hits
 from pipeline.random import derive
 from pipeline.train.world import World
 
