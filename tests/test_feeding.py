@@ -36,10 +36,6 @@ def crops(seed: int, images: int = 2) -> Crops:
     return Crops([*encoded], boxes, np.full(images, seed % 2, np.int32))
 
 
-def threads() -> set[str]:
-    return {thread.name.rpartition("_")[0] for thread in threading.enumerate()} & {"feed", "decode", "resize"}
-
-
 @contextmanager
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Let no graph be fed until the event is set."""
@@ -109,19 +105,19 @@ def test_an_error_of_the_thread_is_raised_where_the_batch_is_taken(kind: str, mo
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_close_ends_the_threads_and_drops_what_was_not_taken(kind: str) -> None:
-    before = threads()
+    before = set(threading.enumerate())
     decoder = DECODERS[kind](2)
     for seed in range(20):
         decoder.feed(crops(seed))
-    assert threads() > before
+    decoder.take()
+    started = set(threading.enumerate()) - before
+    assert started
     begin = time.monotonic()
     decoder.close()
     assert time.monotonic() - begin < decode._ENDING / 2
-    for _ in range(100):
-        if threads() == before:
-            break
-        time.sleep(0.1)
-    assert threads() == before
+    for thread in started:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", DECODERS)
