@@ -25,8 +25,6 @@ from pipeline.targets.objective import normalise
 from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
