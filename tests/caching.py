@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +49,23 @@ def shards_in(folder: Path, manifest: Manifest) -> set[int]:
 
 
 def bytes_in(folder: Path) -> int:
-    """What a cache takes by the real sizes of its files, of all data sets."""
-    total = 0
+    """Return the bytes of a cache's files that are there together, of all data sets.
+
+    The cache may work meanwhile, so only files that a second look finds as well are counted: what gave way to others
+    between the first file and the last would make the sum larger than it ever was.
+    """
+    seen, still = _sizes(folder), _sizes(folder)
+    return sum(size for file, size in seen.items() if file in still)
+
+
+def _sizes(folder: Path) -> dict[tuple[str, int], int]:
+    """Return the bytes of every file of a cache, by name and inode."""
+    sizes = {}
     for file in folder.glob("*/*-*"):
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            sizes[str(file), status.st_ino] = status.st_size
+    return sizes
 
 
 def assert_right(folder: Path, manifest: Manifest, source: Path) -> None:

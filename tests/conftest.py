@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from disks import disk_of
 from PIL import Image, ImageFilter
+from processes import starts_processes
 from servers import S3, s3_server
 
 if not Path("/dev/nvidiactl").exists():
@@ -16,6 +18,27 @@ if not Path("/dev/nvidiactl").exists():
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def pytest_runtest_setup() -> None:
+    """Keep what is alive from the garbage collector, which goes through all of it whenever DeepSpeed calls it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries look for leaks as the process ends
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow the tests that start processes, by themselves or by a fixture."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            found = item._fixtureinfo.name2fixturedefs
+            fixtures = [fixture.func for name in item.fixturenames for fixture in found.get(name, ())]
+            if starts_processes(item.function, *fixtures):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

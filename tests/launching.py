@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ports import free_port
 from ranks import Ranks
 
 from pipeline.config import Recipe, load, load_recipe
@@ -116,12 +116,6 @@ def command(shards: Path | str, run: Path, *overrides: str, ranks: int = 2) -> d
     launcher = [str(binaries / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(free_port())]
     settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", *overrides]
     return {"args": [*launcher, "scripts/pretrain.py", "demo", *settings], "cwd": CHECKOUT, "env": environment}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the fork server of `ranks` imports before it forks; nothing here starts a thread."""
 
+import gc
 import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -10,3 +11,5 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (most of the se
 
 import pipeline.pretrain.task
 import pipeline.train.command  # noqa: F401
+
+gc.freeze()  # so that no rank goes through all of this, or copies it, when its garbage is collected

@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from unittest import mock
 import fsspec
 import pytest
 from aiohttp import web
+from ports import free_ports
 
 _START = 60.0  # seconds that a server may take to answer
 _PIECE = 2**16  # bytes written at once
@@ -215,9 +215,10 @@ def s3_server(folder: Path) -> Iterator[S3]:
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     options = [f"-{name}={port}" for name, port in ports.items()]
     options += ["-ip=127.0.0.1", f"-dir={folder}", "-s3", f"-s3.config={folder}/s3.json", "-volume.max=20"]
+    options += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # 8181 and 9101 else, which another server may have
     options += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
     endpoint = f"http://127.0.0.1:{ports['s3.port']}"
     environment = {
@@ -256,11 +257,3 @@ def _wait_until_it_stores(endpoint: str, process: "subprocess.Popen[bytes]", log
         except Exception:
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.2)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

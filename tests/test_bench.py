@@ -1,14 +1,14 @@
 """Benchmarks: what they compare does the same, and what they count is right."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import CHECKOUT, command
+from launching import CHECKOUT, free_port
+from ranks import Ranks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.build import build_model
@@ -47,12 +47,9 @@ def test_a_figure_has_its_ratios_and_comes_back_from_json(scripts: None) -> None
 def test_a_step_on_two_ranks_beside_plain_pytorch(tmp_path: Path) -> None:
     """Both train the same; what a rank sends is counted, and is what estimate.py reckons with; TFLOP/s are torch's."""
     out = tmp_path / "step.json"
-    launched = command("", tmp_path)
-    launcher = launched["args"][: launched["args"].index("scripts/pretrain.py")]
     options = ["--images", "4", "--steps", "1", "--json", str(out)]
-    launched["args"] = [*launcher, str(BENCH), "step", "demo", *SMALL, *options]
-    done = subprocess.run(**launched, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    ranks = Ranks(2, ["step", "demo", *SMALL, *options], tmp_path / "said", free_port(), "scripts/bench.py")
+    assert ranks.wait(300) == [0, 0], ranks.said()[-4000:]
     found = figures(out)
 
     model = build_model(load_recipe("demo", ["data.shards=none", *SMALL]))

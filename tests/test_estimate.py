@@ -3,21 +3,19 @@
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripting import run_script
 
 from model.flops import forward_macs, training_flops
 from pipeline.build import build_model
 from pipeline.config import Recipe, load_recipe
 from pipeline.settings import ConfigError
 from scripts.estimate import Cluster, Size, estimate, main, measured_rate, wire_bytes, wire_rounds
-
-ESTIMATE = Path(__file__).resolve().parents[1] / "scripts" / "estimate.py"
 
 
 def recipe(name: str = "vit_base_300e", *overrides: str) -> Recipe:
@@ -171,7 +169,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
 
 
-def test_a_mistake_is_one_line() -> None:
-    refused = subprocess.run([sys.executable, ESTIMATE, "no_such"], capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: no recipe 'no_such'")
+def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(monkeypatch, "estimate.py", "no_such") == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith("error: no recipe 'no_such'") and refused.count("\n") == 1

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,11 @@ import pytest
 import timm
 import torch
 from labelled import CLASSES, labelled_shards
-from launching import CHECKOUT, FINETUNE, SMALL, finetune, finetune_recipe, free_port, last_checkpoint, pretrain
+from launching import FINETUNE, SMALL, finetune, finetune_recipe, free_port, last_checkpoint, pretrain
 from PIL import Image
 from ranks import Ranks
 from safetensors.torch import save_file
+from scripting import run_script
 
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_requests
@@ -206,12 +205,11 @@ def test_a_bad_image_and_the_one_it_was_mixed_with_do_not_count(
 
 @pytest.mark.parametrize("average", [False, True])
 def test_the_exported_classifier_is_plain_timms(
-    labelled: dict[str, Path], undisturbed: Path, tmp_path: Path, average: bool
+    labelled: dict[str, Path], undisturbed: Path, tmp_path: Path, average: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its accuracy, by timm's own preprocessing of the image files, is the one that the run logged."""
     options = ["--average"] if average else []
-    command = [sys.executable, "scripts/export.py", undisturbed, tmp_path / "out", *options]
-    subprocess.run(list(map(str, command)), cwd=CHECKOUT, check=True)
+    assert run_script(monkeypatch, "export.py", undisturbed, tmp_path / "out", *options) == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     names = model.pretrained_cfg["label_names"]
@@ -227,18 +225,20 @@ def test_the_exported_classifier_is_plain_timms(
     assert f"| {hits / 13:.2%} |" in card and ("moving average" in card) == average
 
 
-def test_compare_reads_what_probes_and_runs_wrote(undisturbed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/compare.py", str(tmp_path)]
-    empty = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-    assert empty.returncode == 1 and "is not complete" in empty.stderr and empty.stderr.count("\n") == 1
+def test_compare_reads_what_probes_and_runs_wrote(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script(monkeypatch, "compare.py", tmp_path) == 1
+    empty = capsys.readouterr().err
+    assert "is not complete" in empty and empty.count("\n") == 1
     for index, kind in enumerate(("scratch", "hog", "pixels")):
         layer = {"linear": {"top1": 0.25 + index / 10}, "neighbours": [{"k": 20, "top1": 0.125}]}
         (tmp_path / "probe" / kind).mkdir(parents=True)
         (tmp_path / "probe" / kind / "step.json").write_text(json.dumps({"layers": {"1": layer}}))
         (tmp_path / "finetune").mkdir(exist_ok=True)
         (tmp_path / "finetune" / f"{kind}-0").symlink_to(undisturbed)
-    full = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    rows = [line.split() for line in full.stdout.splitlines() if "%" in line]
+    assert run_script(monkeypatch, "compare.py", tmp_path) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows[1] == ["HOG", "35.0%", "12.5%", "100.0%", "100.0%"]
     assert Image.open(tmp_path / "results.png").size == (1200, 480)
 

@@ -24,7 +24,7 @@ sys.path.append(str(CHECKOUT / "scripts" / "launch"))
 from stop import ranks
 from supervise import reached
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 BINARIES = Path(sys.executable).parent
 LONG = "optim.epochs=2000"  # no life reaches the end of it before it is stopped

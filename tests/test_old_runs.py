@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import CHECKOUT, last_checkpoint, metrics
+from launching import last_checkpoint, metrics
+from scripting import run_script
 
 from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
@@ -140,9 +139,10 @@ def test_a_data_set_of_an_earlier_version_is_whole() -> None:
 
 
 @pytest.mark.parametrize(("run", "classes"), [("pretrain", 0), ("finetune", 2)])
-def test_a_run_of_an_earlier_version_is_exported(run: str, classes: int, tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/export.py", str(OLD / run), str(tmp_path / "out")]
-    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+def test_a_run_of_an_earlier_version_is_exported(
+    run: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_script(monkeypatch, "export.py", OLD / run, tmp_path / "out") == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_classes"] == classes
     assert config["pretrained_cfg"].get("label_names", []) == ["one", "two"][:classes]

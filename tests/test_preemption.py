@@ -6,7 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
 import torch
 from launching import command, launch, trace
 
@@ -26,7 +25,6 @@ def ranks_of(run: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
     options = ["run.max_steps=40", "run.trace_samples=true"]
     run = tmp_path / "run"

@@ -85,7 +85,6 @@ def test_other_samples_and_their_gradients_are_untouched(shards: Path, damaged: 
     assert met == len(expected(damaged, 6)) >= len(BAD)
 
 
-@pytest.mark.slow
 def test_the_log_is_exact_over_two_ranks_and_a_kill(damaged: Path, tmp_path: Path) -> None:
     options = [
         "run.max_steps=18",
@@ -147,7 +146,6 @@ def test_validation_images_that_are_all_bad_end_the_run(shards: Path, tmp_path: 
         pretrain(shards, tmp_path / "run", "run.max_steps=1", f"data.validation={copy}", "data.bad_in_a_row=1000")
 
 
-@pytest.mark.slow
 def test_a_missing_data_set_ends_the_run_with_one_line(shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)

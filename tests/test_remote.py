@@ -129,7 +129,6 @@ def test_a_cache_too_small_is_refused_with_the_number_needed(shards: Path, tmp_p
         assert_same(list(enough.batches(0, 8)), list(data(shards).batches(0, 8)))
 
 
-@pytest.mark.slow
 def test_a_killed_run_over_http_goes_on_like_an_undisturbed_one_from_disk(shards: Path, tmp_path: Path) -> None:
     """Two ranks that share a cache, faults on the way, SIGKILL of all; then one rank."""
     options = ["run.max_steps=18", "run.save_every=6", "run.trace_samples=true"]

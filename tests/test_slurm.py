@@ -25,7 +25,7 @@ def _missing() -> str:
     return "" if os.geteuid() == 0 else "slurmd needs root"
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(_missing()), reason=_missing())]
+pytestmark = pytest.mark.skipif(bool(_missing()), reason=_missing())
 
 
 @pytest.fixture

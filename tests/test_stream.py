@@ -189,7 +189,6 @@ def test_the_length_of_an_epoch_has_to_be_given() -> None:
         small_recipe(Path("x"), Path("y"), "data.mode=stream")
 
 
-@pytest.mark.slow
 def test_a_launched_run_says_what_it_does_not_promise(tars: Path, tmp_path: Path) -> None:
     """One tar for two ranks: neither ends early, neither waits for ever."""
     options = ["data.mode=stream", "data.stream_samples=48", "data.stream_buffer=8", "run.max_steps=8"]

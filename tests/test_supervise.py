@@ -240,7 +240,6 @@ def test_odd_logs_and_folders_are_no_progress(lines: bytes, expected: int, tmp_p
     assert reached(tmp_path) == expected
 
 
-@pytest.mark.slow
 def test_a_killed_rank_and_a_signal_cost_nothing(shards: Path, tmp_path: Path) -> None:
     """Under the supervisor: a rank is killed, and the run goes on; then the supervisor is asked to stop."""
     run = tmp_path / "run"
@@ -266,7 +265,6 @@ def test_a_killed_rank_and_a_signal_cost_nothing(shards: Path, tmp_path: Path) -
     assert list(losses(run).values()) == pytest.approx(list(losses(tmp_path / "undisturbed").values()), abs=1e-5)
 
 
-@pytest.mark.slow
 def test_ranks_end_with_their_launcher(shards: Path, tmp_path: Path) -> None:
     """SIGTERM to a plain `deepspeed`, which passes it on to nobody: the ranks save and exit, and their parent too."""
     run = tmp_path / "run"

@@ -61,14 +61,14 @@ def test_the_images_are_those_that_index_takes(
 def test_hostile_tars_end_with_an_error_behind_what_is_good() -> None:
     for name, (content, _) in hostile(A).items():
         images: list[bytes | None] = []
-        begun = time.monotonic()
+        begun = time.process_time()
         if name == "two-tars":  # a stream ends with the first, as for webdataset
             assert found(content) == [A]
             continue
         with pytest.raises(tarfile.TarError) as caught:
             for image in images_in(io.BytesIO(content)):
                 images.append(image)
-        assert time.monotonic() - begun < 1, name
+        assert time.process_time() - begun < 1, name
         assert "\n" not in str(caught.value)
         assert [image for image in images if image] == ([] if name in ("empty-file", "text", "noise") else [A]), name
 

@@ -69,7 +69,7 @@ def test_plain_jpeg_and_png_bytes_are_kept(data: bytes, suffix: str) -> None:
         (RGB, "PNG", {"transparency": (1, 255, 0)}),
         (RGB.quantize(16), "PNG", {"transparency": 200}),
     ],
-    ids=str,
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
 )
 def test_other_formats_become_png_without_loss(image: Image.Image, file_format: str, options: dict[str, Any]) -> None:
     data = encoded(image, file_format, **options)

@@ -158,9 +158,9 @@ def test_sparse_files_are_told_whoever_wrote_them(tmp_path: Path) -> None:
 
 def test_many_members_take_little_time(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"".join(header(b"a.%d" % n, 0) for n in range(10_000)) + END)
-    begun = time.monotonic()
+    begun = time.process_time()
     (sample,) = samples_of(tmp_path / "a.tar")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     assert (sample.key, len(sample.members), sample.members["9999"][0]) == ("a", 10_000, 10_000 * 512)
 
 
@@ -223,7 +223,7 @@ def test_random_damage_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
         content = damaged(b"".join(random.sample(parts, len(parts))) + END, random)
         tar.write_bytes(content)
         outer.write_bytes(member(b"cat.tar", member(b"1.jpg", IMAGE) + END) + member(b"dog.tar", content) + END)
-        begun = time.monotonic()
+        begun = time.process_time()
         for read in (samples_of, list_source):
             path = tar if read is samples_of else outer
             try:
@@ -238,7 +238,7 @@ def test_random_damage_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
             assert all(0 <= at <= at + size <= path.stat().st_size for at, size in places)
         with suppress(tarfile.TarError):
             list(images_in(io.BytesIO(content)))
-        assert time.monotonic() - begun < 2
+        assert time.process_time() - begun < 2
     assert ROUNDS / 2 < refused < 2 * ROUNDS  # some were harmless
 
 
