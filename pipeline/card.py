@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from model.maskfeat import MaskFeat
+from pipeline.checkpoints.checkpoint import Facts
 from pipeline.config import Recipe
+from pipeline.files import entries
 from pipeline.pretrain.baselines import read_baselines
 from pipeline.targets.registry import TARGETS
-from pipeline.train.checkpoint import Facts
-from pipeline.train.writing import entries
 from shards.secrets import masked_values
 
 # No license: it is for those to choose who publish the weights

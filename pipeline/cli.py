@@ -9,8 +9,8 @@ import numpy as np
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from pipeline.data.cache.simulate import Fleet, Forecast, forecast
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, Plan
-from pipeline.data.simulate import Fleet, Forecast, forecast
 from shards import cli
 from shards.files import ShardError
 from shards.manifest import Dataset

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.data.batch import Batch
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
 from pipeline.data.settings import Data
-from pipeline.train.phases import Phases
-from pipeline.train.world import World
 from shards.manifest import Manifest
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.layout import mask_of_all
 from pipeline.build import build_model, predictions_of
+from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
@@ -23,7 +24,6 @@ from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
 from pipeline.targets.tokens.words import is_words, nearest, write_words
 from pipeline.train.engine import DTYPES
 from pipeline.train.setup import part_of
-from pipeline.train.world import World
 
 Describe = Callable[[Batch], Tensor]
 

@@ -139,7 +139,7 @@ def step(
 ) -> None:
     """The training step on resident data, beside plain PyTorch. Several ranks: deepspeed --num_gpus 2 THIS step ..."""
     from benchmarks.step import both_loops, step, step_recipe
-    from pipeline.train.world import join
+    from pipeline.cluster.world import join
 
     world = join()
     loops = both_loops(step_recipe(settings or [], images, world), world)
@@ -152,7 +152,7 @@ def step(
 def host(shards: Shards, settings: Overrides = None, steps: Steps = 40, json: Json = None) -> None:
     """Processor time of the training thread in each part of a step, of a tiny model, on a CPU."""
     from benchmarks.host import host
-    from pipeline.train.world import join
+    from pipeline.cluster.world import join
 
     publish(host(shards, settings or [], join(), steps or 40), json)
 
@@ -168,7 +168,7 @@ def end_to_end(
     """The training step fed from shards, beside resident data."""
     from benchmarks.end_to_end import end_to_end
     from benchmarks.step import Loop, step_recipe
-    from pipeline.train.world import join
+    from pipeline.cluster.world import join
 
     world = join()
     recipe = step_recipe([*(settings or []), f"data.shards={shards}"], images, world)
@@ -185,7 +185,7 @@ def growth(
 ) -> None:
     """How a step grows with model, image and batch, or with ranks, on a CPU. Minutes."""
     from benchmarks.growth import growth, growth_of_ranks
-    from pipeline.train.world import join
+    from pipeline.cluster.world import join
 
     world = join()
     publish((growth_of_ranks if ranks else growth)(world, _steps(steps)), json)

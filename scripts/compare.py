@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.train.writing import entries
+from pipeline.files import entries
 from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say
 

@@ -43,26 +43,26 @@ from rich.text import Text
 from torch import nn
 
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import PARTS
+from pipeline.checkpoints.saver import snapshot_bytes
+from pipeline.cluster.findings import Finding, Verdict
+from pipeline.cluster.launchers import place
+from pipeline.cluster.preflight import agreement, exchange
+from pipeline.cluster.world import World, join, lost_a_rank
 from pipeline.config import Recipe, TrainingRecipe, load
+from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
-from pipeline.data.gpu_decoding import LIMIT
 from pipeline.data.labels import labels_of
+from pipeline.doctor import diagnosis, measure
+from pipeline.doctor.diagnosis import Vitals
+from pipeline.doctor.measure import BATCH, Rate
+from pipeline.doctor.network import all_reduce, clocks
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
-from pipeline.train import diagnosis, measure
-from pipeline.train.checkpoint import PARTS
-from pipeline.train.diagnosis import Vitals
 from pipeline.train.engine import DTYPES
-from pipeline.train.findings import Finding, Verdict
-from pipeline.train.launchers import place
-from pipeline.train.measure import BATCH, Rate
-from pipeline.train.network import all_reduce, clocks
-from pipeline.train.preflight import agreement, exchange
-from pipeline.train.saver import snapshot_bytes
-from pipeline.train.world import World, join, lost_a_rank
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.secrets import masked

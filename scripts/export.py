@@ -33,6 +33,8 @@ from model.maskfeat import MaskFeat
 from model.onnx import OnnxError, export_onnx
 from pipeline.build import build_model
 from pipeline.card import model_card
+from pipeline.checkpoints import checkpoint
+from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from pipeline.config import Recipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
@@ -40,8 +42,6 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import MEAN, STD
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from shards.terminal import Parser, note, prepare, say
 from shards.text import one_line
 

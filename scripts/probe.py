@@ -31,20 +31,20 @@ from rich.console import Console
 from rich.table import Table
 
 from model.weights import WeightsError
+from pipeline.checkpoints import checkpoint
+from pipeline.checkpoints.checkpoint import CheckpointError
+from pipeline.cluster.world import World, join, lost_a_rank
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
+from pipeline.files import Writing
 from pipeline.probe.features import View, compute
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
 from pipeline.probe.source import Source, of_run, of_weights
+from pipeline.report.tensorboard import TensorBoard
 from pipeline.settings import ConfigError
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.command import leave
-from pipeline.train.tensorboard import TensorBoard
-from pipeline.train.world import World, join, lost_a_rank
-from pipeline.train.writing import Writing
 from shards.files import ShardError
 from shards.manifest import Manifest
 from shards.secrets import masked

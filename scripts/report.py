@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.card import number
+from pipeline.files import entries
 from pipeline.pretrain.baselines import read_baselines
-from pipeline.train.writing import entries
 from shards.terminal import Parser, note, prepare, say
 
 

@@ -24,12 +24,12 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.cluster.world import join, lost_a_rank
 from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
 from pipeline.targets.settings import TargetSettings
 from pipeline.train.command import leave
-from pipeline.train.world import join, lost_a_rank
 from pipeline.words import Found, find_words
 from shards.files import ShardError
 from shards.terminal import Parser, note, say

@@ -6,9 +6,9 @@ It starts to read at the first line of stdin and ends with it.
 import sys
 from pathlib import Path
 
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
+from pipeline.data.cache.schedule import Schedule
 from pipeline.data.plan import Plan
-from pipeline.data.schedule import Schedule
 from shards.manifest import Manifest
 
 BATCH = 16

@@ -75,7 +75,7 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with 8 MB more than a save leaves free."""
-    from pipeline.train.saver import RESERVE
+    from pipeline.checkpoints.saver import RESERVE
 
     with disk_of(RESERVE + 2**23, tmp_path / "disk") as disk:
         yield disk

@@ -10,8 +10,8 @@ import torch
 from ports import free_port
 from ranks import Ranks
 
+from pipeline.checkpoints.checkpoint import Checkpoint, newest
 from pipeline.config import Recipe, load, load_recipe
-from pipeline.train.checkpoint import Checkpoint, newest
 
 if TYPE_CHECKING:
     from pipeline.finetune.config import FinetuneRecipe
@@ -53,12 +53,12 @@ def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
 
 def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
+    from pipeline.cluster.phases import Phases
+    from pipeline.cluster.preemption import Preemption
+    from pipeline.cluster.world import join
     from pipeline.pretrain.task import Pretraining
     from pipeline.train.loop import Outcome
-    from pipeline.train.phases import Phases
-    from pipeline.train.preemption import Preemption
     from pipeline.train.setup import set_up
-    from pipeline.train.world import join
 
     recipe, world = small_recipe(shards, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
@@ -76,11 +76,11 @@ def finetune_recipe(training: Path | str, validation: Path | str, run: Path, *ov
 
 def finetune(training: Path, validation: Path, run: Path, *overrides: str) -> None:
     """Fine-tune in this process, a world of one."""
+    from pipeline.cluster.phases import Phases
+    from pipeline.cluster.preemption import Preemption
+    from pipeline.cluster.world import join
     from pipeline.finetune.task import Finetuning
-    from pipeline.train.phases import Phases
-    from pipeline.train.preemption import Preemption
     from pipeline.train.setup import set_up
-    from pipeline.train.world import join
 
     recipe, world = finetune_recipe(training, validation, run, *overrides), join()
     with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from pipeline.train import saver as saver_module
-from pipeline.train.checkpoint import Facts, newest
-from pipeline.train.saver import Saver
-from pipeline.train.world import World, join
+from pipeline.checkpoints import saver as saver_module
+from pipeline.checkpoints.checkpoint import Facts, newest
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.world import World, join
 
 MEGABYTE = 2**18  # of float32
 

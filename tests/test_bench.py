@@ -73,7 +73,7 @@ def test_a_step_on_two_ranks_beside_plain_pytorch(tmp_path: Path) -> None:
 
 def test_the_host_time_of_a_step_is_told_by_part(scripts: None, shards: Path) -> None:
     from benchmarks.host import host
-    from pipeline.train.world import join
+    from pipeline.cluster.world import join
 
     found = {figure.name: figure.achieved for figure in host(shards, ["engine.micro_batch=8", *SMALL], join(), 3)}
     assert found.keys() == {"data wait", "target", "forward", "backward", "optimizer", "agreement", "logging"}

@@ -25,9 +25,9 @@ from benchmarks.gpu.results import Bench, Failure, LeftOut, Line, Part, read_lin
 from benchmarks.gpu.scale import DRY
 from benchmarks.plain import PlainEngine
 from benchmarks.step import Loop
+from pipeline.cluster.world import join
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
-from pipeline.train.world import join
 
 CPU = torch.device("cpu")
 

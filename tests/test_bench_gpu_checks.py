@@ -22,7 +22,7 @@ from benchmarks.gpu.traces import Trace, traced
 from benchmarks.gpu.training import from_shards
 from benchmarks.gpu.waiting import waiting
 from benchmarks.step import Loop
-from pipeline.data.decode import Crops, Decoded, decoder_for
+from pipeline.data.decode.decoder import Crops, Decoded, decoder_for
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from cache_process import BATCH, schedule
 from caching import ALL, PLENTY, SHARDS, assert_right, fetches, foreseen, make_set, shards_in, until, watching
 from servers import S3, http_server
 
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
 from pipeline.data.errors import DataError
 from shards.manifest import Manifest
 

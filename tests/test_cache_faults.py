@@ -17,9 +17,9 @@ from caching import ALL, PLENTY, SHARDS, assert_right, fetches, foreseen, make_s
 from disks import disk_of
 from servers import http_server
 
-from pipeline.data import cache as cache_module
-from pipeline.data import cache_folder
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
+from pipeline.data.cache.node import folder as cache_folder
+from pipeline.data.cache.node import node as cache_module
 from shards.manifest import Manifest
 
 TESTS = Path(__file__).resolve().parent
@@ -133,7 +133,7 @@ def test_a_failing_server_costs_only_the_shards_that_it_does_not_give(
             assert cache.counters()["cache_errors"] >= 2
             (tmp_path / "5.tar").rename(remote_set / "5.tar")  # it is tried again
             until(lambda: shards_in(node_folder, manifest) == ALL - {6})
-        (message,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.data.cache"]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.data.cache.node"]
         assert f"{node_folder}/{manifest.identity[:16]}: reading continues without" in message
         assert f"{server.url}/" in message
     assert_right(node_folder, manifest, remote_set)
@@ -229,7 +229,7 @@ def test_a_full_disk_stops_the_cache_until_there_is_room(
             subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
             until(lambda: shards_in(node_folder, manifest) == ALL)
             assert cache.counters()["cache_evictions"] == 0
-        (message,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.data.cache"]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "pipeline.data.cache.node"]
         assert "No space left on device" in message
     assert_right(node_folder, manifest, paged_source)
 

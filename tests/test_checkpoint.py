@@ -10,8 +10,8 @@ from launching import losses, pretrain
 from safetensors import SafetensorError
 from scripting import Hostile
 
-from pipeline.train.checkpoint import CheckpointError, newest, read
-from pipeline.train.sealing import seal
+from pipeline.checkpoints.checkpoint import CheckpointError, newest, read
+from pipeline.checkpoints.sealing import seal
 
 
 @pytest.fixture(scope="module")

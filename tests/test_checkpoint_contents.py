@@ -13,9 +13,9 @@ from launching import assert_same_weights, launch, pretrain, small_recipe
 from safetensors.torch import load_file, save_file
 from scripting import run_script
 
-from pipeline.train.checkpoint import PARTS, Checkpoint, CheckpointError, Facts, chosen, newest, read
+from pipeline.checkpoints.checkpoint import PARTS, Checkpoint, CheckpointError, Facts, chosen, newest, read
+from pipeline.checkpoints.sealing import seal
 from pipeline.train.resume import changed_engine, check_contents
-from pipeline.train.sealing import seal
 from pipeline.train.state import check_counters
 
 Tensors = dict[str, torch.Tensor]

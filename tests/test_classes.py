@@ -24,6 +24,7 @@ from model.dvae import DvaeEncoder, load_dvae
 from model.layout import Layout, mask_of_all
 from model.weights_file import WeightsError
 from pipeline.build import build_examples, build_model
+from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import load_recipe
 from pipeline.settings import ConfigError
 from pipeline.targets import classes
@@ -36,7 +37,6 @@ from pipeline.targets.teacher import TeacherError, classes_of, load_teacher
 from pipeline.targets.tokens.kmeans import IDLE, KMeans
 from pipeline.targets.tokens.target import Tokens
 from pipeline.targets.tokens.words import nearest, read_words, write_words
-from pipeline.train.checkpoint import CheckpointError
 
 COMPUTING = Computing(torch.float32, torch.device("cpu"))
 GRID = Predictions(Layout(1, 4, 4), (1, 16, 16))

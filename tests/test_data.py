@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline.data.augment import centre_crops
 from pipeline.data.batch import Batch
-from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder
-from pipeline.data.graphs import Decoding
+from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
+from pipeline.data.decode.graphs import Decoding
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.quarantine import BadRowLimit, BadSample, TooManyBad, too_many

@@ -19,11 +19,11 @@ from launching import CHECKOUT, free_port, metrics
 from PIL import Image
 
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import newest
 from pipeline.config import load_recipe
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
 from pipeline.pixels import normalise
-from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.gpu_decoding import Choice
-from pipeline.data.graphs import Decoding
-from pipeline.train import diagnosis, measure
-from pipeline.train.diagnosis import Vitals
-from pipeline.train.findings import Finding, Verdict
-from pipeline.train.measure import Gpu, Machine, Rate
-from pipeline.train.network import AllReduce, Clock, clock_of
-from pipeline.train.saver import snapshot_bytes
+from pipeline.checkpoints.saver import snapshot_bytes
+from pipeline.cluster.findings import Finding, Verdict
+from pipeline.data.decode.gpu import Choice
+from pipeline.data.decode.graphs import Decoding
+from pipeline.doctor import diagnosis, measure
+from pipeline.doctor.diagnosis import Vitals
+from pipeline.doctor.measure import Gpu, Machine, Rate
+from pipeline.doctor.network import AllReduce, Clock, clock_of
 
 OK, WARNING, PROBLEM = Verdict
 GIB = 2**30

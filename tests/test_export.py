@@ -24,10 +24,10 @@ from model.classifier import Classifier
 from model.maskfeat import MaskFeat, build_encoder
 from model.onnx import export_onnx
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import read
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
 from pipeline.pixels import normalise
-from pipeline.train.checkpoint import read
 from shards.build import build
 from shards.manifest import Manifest
 

@@ -14,11 +14,11 @@ import torch
 from launching import CHECKOUT
 from test_data import by_sample, training_batches
 
-from pipeline.data import decode
-from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder
+from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
+from pipeline.data.decode.decoder import decoder as decode
+from pipeline.data.decode.graphs import Decoding, Graph
+from pipeline.data.decode.selftest import image
 from pipeline.data.errors import DataError
-from pipeline.data.graphs import Decoding, Graph
-from pipeline.data.selftest import image
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")

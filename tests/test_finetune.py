@@ -15,6 +15,8 @@ from ranks import Ranks
 from safetensors.torch import save_file
 from scripting import run_script
 
+from pipeline.checkpoints.checkpoint import AVERAGE, CheckpointError
+from pipeline.cluster.world import World, join
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_requests
 from pipeline.finetune.build import build_classifier
@@ -22,10 +24,8 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pixels import normalise
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import AVERAGE, CheckpointError
 from pipeline.train.engine import Engine
 from pipeline.train.state import averaged, capture, set_weights
-from pipeline.train.world import World, join
 from shards.manifest import Manifest
 
 
@@ -179,9 +179,9 @@ def test_two_ranks_count_each_validation_image_once(labelled: dict[str, Path], t
 def test_a_bad_image_and_the_one_it_was_mixed_with_do_not_count(
     labelled: dict[str, Path], tmp_path: Path, world: World
 ) -> None:
+    from pipeline.cluster.phases import Phases
     from pipeline.data.exact import ExactData
     from pipeline.data.training_data import Part
-    from pipeline.train.phases import Phases
 
     recipe = small(labelled, tmp_path)
     data = ExactData(recipe.data, Part(recipe.optim.batch_size, 16, 0, world.device))

@@ -26,8 +26,8 @@ from launching import (
 from ranks import Ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.train.monitor import open_monitor
-from pipeline.train.writing import AppendedFile, Writing, keep_lines, replace
+from pipeline.files import AppendedFile, Writing, keep_lines, replace
+from pipeline.report.monitor import open_monitor
 
 NUMBERS = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0, "data_wait": 0.5}
 NUMBERS |= {f"data/{number}": 0.0 for number in range(20)}  # some lines fill the page that a file had left

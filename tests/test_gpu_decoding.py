@@ -15,13 +15,13 @@ import torch
 from launching import CHECKOUT
 from numpy.typing import NDArray
 
-from pipeline.data import gpu_decoding
-from pipeline.data.decode import chosen
+from pipeline.data.decode.decoder import chosen
+from pipeline.data.decode.decoder import gpu as gpu_decoding
+from pipeline.data.decode.gpu import Choice, Ending, Outcome, choose, examine, remembered, selftest
+from pipeline.data.decode.graphs import Crops, Decoding, Graph
+from pipeline.data.decode.libraries import driver_version, library_versions, upsamples
+from pipeline.data.decode.selftest import CLOSE, KINDS, crops, furthest, image
 from pipeline.data.errors import DataError
-from pipeline.data.gpu_decoding import Choice, Ending, Outcome, choose, examine, remembered, selftest
-from pipeline.data.graphs import Crops, Decoding, Graph
-from pipeline.data.libraries import driver_version, library_versions, upsamples
-from pipeline.data.selftest import CLOSE, KINDS, crops, furthest, image
 
 SIZE = 64
 VERSIONS = {"DALI": "2.4.0", "nvImageCodec": "0.9.0.20", "nvJPEG": "13.3.2.43"}
@@ -238,8 +238,8 @@ def test_a_cache_that_cannot_be_written_costs_a_test_a_start(where: str, monkeyp
 def test_the_ranks_of_a_node_test_once(tmp_path: Path) -> None:
     program = f"""
 import time
-from pipeline.data.gpu_decoding import Choice, remembered
-from pipeline.data.graphs import Decoding
+from pipeline.data.decode.gpu import Choice, remembered
+from pipeline.data.decode.graphs import Decoding
 def choose():
     print("tested", file=open({str(tmp_path / "tests")!r}, "a"))
     time.sleep(0.5)
@@ -322,7 +322,7 @@ def test_versions_are_those_of_the_packages_for_any_cuda(packages: Path) -> None
 
 def test_nothing_is_loaded_to_tell_versions() -> None:
     code = (
-        "import sys, pipeline.data.libraries as libraries; libraries.library_versions(); "
+        "import sys, pipeline.data.decode.libraries as libraries; libraries.library_versions(); "
         "sys.exit(not {'torch', 'nvidia'}.isdisjoint(sys.modules) or 'libcuda' in open('/proc/self/maps').read())"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

@@ -13,14 +13,16 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # Within the pipeline, from the ground up; a folder stands for all that is in it. Modules on one line do not import each
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
-    ["device", "metrics", "pixels", "plain_yaml", "random", "settings", "timm_options"],
+    ["device", "files", "metrics", "pixels", "plain_yaml", "random", "settings", "timm_options"],
     ["data", "masks", "targets"],
     ["examples", "record"],
     ["recipes"],
     ["config"],
     ["build"],
+    ["cluster"],
+    ["checkpoints", "report"],
     ["train"],
-    ["validation", "words"],
+    ["doctor", "validation", "words"],
     ["pretrain"],
     ["card"],
     ["finetune", "probe"],
@@ -67,5 +69,5 @@ def test_shards_need_no_torch() -> None:
 
 
 def test_reading_a_checkpoint_needs_no_deepspeed() -> None:
-    code = "import sys, pipeline.train.checkpoint, pipeline.build; sys.exit('deepspeed' in sys.modules)"
+    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.build; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

@@ -21,13 +21,13 @@ from model.convert import classifier, fill, load_mmpretrain, load_slowfast
 from model.maskfeat import MaskFeat
 from model.weights import WeightsError, read
 from pipeline.build import build_model, init_identity, start_from_init
+from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.exact import ExactData
 from pipeline.data.training_data import Part
 from pipeline.pixels import normalise
 from pipeline.settings import ConfigError
 from pipeline.targets.target import squared_errors
-from pipeline.train.checkpoint import CheckpointError
 
 LOAD = {"slowfast": load_slowfast, "mmpretrain": load_mmpretrain}
 SMALL = {"embed_dim": 128, "depth": 2, "num_heads": 2}

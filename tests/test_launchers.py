@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
+from pipeline.cluster.launchers import place, slurm_place
 from pipeline.config import Recipe
 from pipeline.pretrain.task import Pretraining
 from pipeline.train.command import main
-from pipeline.train.launchers import place, slurm_place
 
 STEP = {
     "SLURM_JOB_ID": "1234",

@@ -15,11 +15,11 @@ import pytest
 from launching import SMALL, free_port, start
 from ranks import Ranks
 
-from pipeline.data import cache_folder
+from pipeline.checkpoints.checkpoint import newest
+from pipeline.cluster.lock import _take, hold
+from pipeline.cluster.world import World, join
+from pipeline.data.cache.node import folder as cache_folder
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import newest
-from pipeline.train.lock import _take, hold
-from pipeline.train.world import World, join
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from launching import losses, metrics, pretrain, small_recipe, trace
 from PIL import Image
 from torch import Tensor
 
+from pipeline.checkpoints.checkpoint import CheckpointError
+from pipeline.cluster.phases import Phases
 from pipeline.data.plan import Plan
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import MEAN_BATCHES
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import CheckpointError
-from pipeline.train.phases import Phases
 from shards.manifest import Manifest
 
 

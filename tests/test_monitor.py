@@ -9,7 +9,7 @@ import pytest
 from launching import small_recipe
 from rich.console import Console
 
-from pipeline.train.monitor import open_monitor
+from pipeline.report.monitor import open_monitor
 
 NAME = "d[/x] [red]b[/red] :smile: {task}.tar"
 
@@ -19,7 +19,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What goes to a terminal."""
     file = io.StringIO()
     console = Console(force_terminal=True, file=file, width=60)
-    monkeypatch.setattr("pipeline.train.monitor.Console", lambda **_: console)
+    monkeypatch.setattr("pipeline.report.monitor.Console", lambda **_: console)
     return file
 
 

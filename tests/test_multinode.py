@@ -18,7 +18,7 @@ import torch
 from launching import CHECKOUT, SMALL, free_port, launch, losses, pretrain
 from nodes import Node, missing, two_nodes
 
-from pipeline.train.checkpoint import newest
+from pipeline.checkpoints.checkpoint import newest
 
 sys.path.append(str(CHECKOUT / "scripts" / "launch"))
 from stop import ranks

@@ -13,11 +13,11 @@ from launching import metrics, pretrain
 from servers import http_server
 from torch import Tensor
 
+from pipeline.checkpoints.checkpoint import newest
+from pipeline.cluster.phases import Phases
 from pipeline.examples import Example, ExampleMaker
-from pipeline.train.checkpoint import newest
 from pipeline.train.errors import TrainingError
 from pipeline.train.nonfinite import NonFinite, TooManyNonFinite, leave_out, left_out
-from pipeline.train.phases import Phases
 
 Spoil = Callable[[Container[int]], None]
 

@@ -13,15 +13,15 @@ import torch
 from launching import last_checkpoint, metrics, pretrain
 from scripting import run_script
 
+from pipeline.checkpoints.checkpoint import CheckpointError, Facts, read
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.lock import _take
+from pipeline.cluster.world import World
 from pipeline.data.reader import Reader
+from pipeline.files import entries, keep_lines, replace
 from pipeline.pretrain.baselines import read_baselines
-from pipeline.train.checkpoint import CheckpointError, Facts, read
 from pipeline.train.errors import TrainingError
-from pipeline.train.lock import _take
 from pipeline.train.nonfinite import left_out
-from pipeline.train.saver import Saver
-from pipeline.train.world import World
-from pipeline.train.writing import entries, keep_lines, replace
 from shards.manifest import Manifest
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

@@ -9,19 +9,19 @@ import pytest
 from launching import last_checkpoint, metrics
 from scripting import run_script
 
+from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import Preemption
+from pipeline.cluster.world import join
 from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pretrain.task import Pretraining
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
-from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.train.loop import Outcome
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import Preemption
 from pipeline.train.resume import defaults, identity, may_change
 from pipeline.train.setup import set_up
-from pipeline.train.world import join
 from shards.verify import verify
 
 OLD = Path(__file__).parent / "old_runs"

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from pipeline.train.pace import Clock, Stragglers
+from pipeline.report.pace import Clock, Stragglers
 
 
 def test_own_time_is_waiting_for_data_and_work_but_not_the_rest() -> None:

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from model.convert import classifier, load_mmpretrain, load_slowfast
 from model.maskfeat import MaskFeat
 from model.weights import SLOWFAST, read
+from pipeline.cluster.world import join
 from pipeline.config import load_recipe
 from pipeline.pixels import normalise
 from pipeline.targets.hog import hog_target
 from pipeline.targets.target import squared_errors
 from pipeline.train.engine import Engine, decay_groups
 from pipeline.train.state import capture
-from pipeline.train.world import join
 
 IMAGES, MASKS = formula.pictures(), formula.masks()
 LOAD = {"slowfast": load_slowfast, "mmpretrain": load_mmpretrain}

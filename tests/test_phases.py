@@ -8,7 +8,7 @@ from pathlib import Path
 STUCK = """
 import sys, threading
 from pathlib import Path
-from pipeline.train import phases
+from pipeline.cluster import phases
 phases._LAST_WORDS = 2
 with phases.Phases(Path(sys.argv[1]), 3, 1) as stuck, stuck("backward"):
     stuck.step = 7

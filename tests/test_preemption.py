@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from launching import command, launch, trace
 
-from pipeline.train.checkpoint import newest
+from pipeline.checkpoints.checkpoint import newest
 
 
 def ranks_of(run: Path) -> list[int]:

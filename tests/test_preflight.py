@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from launching import CHECKOUT, SMALL, free_port, small_recipe
 
+from pipeline.cluster.findings import Finding, Verdict
+from pipeline.cluster.preflight import Claims, agreement, check
+from pipeline.cluster.world import join
 from pipeline.settings import ConfigError
-from pipeline.train.findings import Finding, Verdict
-from pipeline.train.preflight import Claims, agreement, check
-from pipeline.train.world import join
 from shards.build import build
 
 OK, WARNING, PROBLEM = Verdict
@@ -98,8 +98,8 @@ CHECK_AND_EXAMINE = """
 import runpy, sys
 from pipeline.config import load_recipe
 from pipeline.settings import ConfigError
-from pipeline.train.preflight import check
-from pipeline.train.world import join
+from pipeline.cluster.preflight import check
+from pipeline.cluster.world import join
 from shards.manifest import Manifest
 recipe = load_recipe("demo", [argument for argument in sys.argv[2:] if not argument.startswith("--")])
 try:

@@ -15,6 +15,8 @@ from sklearn.linear_model import LogisticRegression
 
 from model.export import export_timm
 from model.maskfeat import build_encoder
+from pipeline.checkpoints.checkpoint import read
+from pipeline.cluster.world import World, join
 from pipeline.data.augment import centre_crops
 from pipeline.data.labels import held_out, labels_of
 from pipeline.metrics import hits
@@ -24,8 +26,6 @@ from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.probe.source import of_run, of_weights
-from pipeline.train.checkpoint import read
-from pipeline.train.world import World, join
 from scripts.probe import default_folder
 from shards.manifest import Manifest
 

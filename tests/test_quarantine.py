@@ -13,6 +13,7 @@ from launching import launch, launch_and_kill, losses, metrics, pretrain, small_
 from making import hog_examples
 
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import newest
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from pipeline.data.loader import Loader
@@ -20,7 +21,6 @@ from pipeline.data.plan import Plan
 from pipeline.data.request import validation_requests
 from pipeline.data.training_data import Part
 from pipeline.targets.target import squared_errors
-from pipeline.train.checkpoint import newest
 from shards.manifest import Manifest
 
 BAD = {5, 17, 40, 41, 77}

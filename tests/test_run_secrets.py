@@ -11,9 +11,9 @@ from scripting import run_script
 from test_stream import grey, write_tar
 
 from pipeline.card import quoted
-from pipeline.train.checkpoint import FILES, STATE, newest, seal
-from pipeline.train.preflight import agreement, exchange
-from pipeline.train.world import join
+from pipeline.checkpoints.checkpoint import FILES, STATE, newest, seal
+from pipeline.cluster.preflight import agreement, exchange
+from pipeline.cluster.world import join
 
 STREAM = ("data.mode=stream", "data.stream_samples=16", "data.stream_buffer=4", "run.save_every=1")
 

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.checkpoints import saver as saver_module
+from pipeline.checkpoints.checkpoint import CheckpointError, Facts, newest, read
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.world import World
 from pipeline.train import loop
-from pipeline.train import saver as saver_module
-from pipeline.train.checkpoint import CheckpointError, Facts, newest, read
 from pipeline.train.engine import Engine
-from pipeline.train.saver import Saver
 from pipeline.train.state import capture
-from pipeline.train.world import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 MEGABYTE = 2**18  # of float32

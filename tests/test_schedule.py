@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.cache.schedule import Schedule, Uses
 from pipeline.data.plan import Plan
-from pipeline.data.schedule import Schedule, Uses
 
 ragged = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.cache.schedule import Schedule
+from pipeline.data.cache.simulate import Fleet, forecast
 from pipeline.data.plan import Plan
-from pipeline.data.schedule import Schedule
-from pipeline.data.simulate import Fleet, forecast
 from shards.manifest import Dataset, Shard
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -17,13 +17,13 @@ from timm.models import save_for_hf
 from torch import nn
 
 from pipeline.build import build_examples, build_model
+from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import load_recipe
 from pipeline.pixels import MEAN, STD
 from pipeline.settings import ConfigError
 from pipeline.targets.features import Features
 from pipeline.targets.pixels import Pixels, pixel_target
 from pipeline.targets.teacher import TeacherError, load_teacher
-from pipeline.train.checkpoint import CheckpointError
 
 CPU = torch.device("cpu")
 TINY: dict[str, Any] = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}

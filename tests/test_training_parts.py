@@ -13,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from pipeline.build import build_model
-from pipeline.train.board import Board
+from pipeline.cluster.world import World, join
+from pipeline.files import Writing
+from pipeline.report.board import Board
+from pipeline.report.monitor import Monitor
+from pipeline.report.tensorboard import TensorBoard
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
-from pipeline.train.monitor import Monitor
 from pipeline.train.setup import open_data
-from pipeline.train.tensorboard import TensorBoard
-from pipeline.train.world import World, join
-from pipeline.train.writing import Writing
 
 NUMBERS = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0, "data_wait": 0.5}
 

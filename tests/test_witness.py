@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from launching import metrics, start
 
-from pipeline.train.witness import explain, killed_for_memory
+from pipeline.cluster.witness import explain, killed_for_memory
 
 RANK = """
 import ctypes, os, signal, sys, threading
 from pathlib import Path
-from pipeline.train import phases
-from pipeline.train.witness import witnessed
+from pipeline.cluster import phases
+from pipeline.cluster.witness import witnessed
 
 libc, run = ctypes.CDLL(None), Path(sys.argv[1])
 

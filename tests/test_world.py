@@ -12,7 +12,7 @@ from launching import SMALL
 from ranks import Ranks
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
-from pipeline.train.world import lost_a_rank, record_collectives
+from pipeline.cluster.world import lost_a_rank, record_collectives
 
 
 @pytest.mark.parametrize("kind", [DistBackendError, DistNetworkError, DistStoreError])
@@ -26,7 +26,7 @@ def test_every_error_of_a_collective_is_a_lost_rank(kind: type[Exception]) -> No
 TIMEOUTS = """
 import torch
 from deepspeed.utils import groups
-from pipeline.train.world import join
+from pipeline.cluster.world import join
 from torch import distributed
 join(patience=1234)
 for group in (distributed.group.WORLD, groups._get_data_parallel_group(), distributed.new_group(backend="gloo")):
@@ -52,7 +52,7 @@ def test_the_flight_recorder_is_on_unless_the_environment_says_otherwise(
 RECORDED = """
 import sys, torch
 from pathlib import Path
-from pipeline.train.world import join, record_collectives
+from pipeline.cluster.world import join, record_collectives
 from torch._C._distributed_c10d import _dump_fr_trace_file
 run = Path(sys.argv[1])
 record_collectives(run, 0)

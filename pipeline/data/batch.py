@@ -8,7 +8,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from pipeline.data.decode import Crops, chosen, decoder_for
+from pipeline.data.decode.decoder import Crops, chosen, decoder_for
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request

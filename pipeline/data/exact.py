@@ -6,11 +6,11 @@ from itertools import islice
 from typing import Any
 
 from pipeline.data.batch import Batch
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
+from pipeline.data.cache.schedule import Schedule
 from pipeline.data.loader import Loader
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.data.request import training_requests
-from pipeline.data.schedule import Schedule
 from pipeline.data.settings import Data
 from pipeline.data.training_data import Part
 from shards.files import ShardError

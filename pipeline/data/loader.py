@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 
 from pipeline.data.batch import Batch, Batcher
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
 from pipeline.data.settings import Data

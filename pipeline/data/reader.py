@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.cache import NodeCache
+from pipeline.data.cache.node import NodeCache
 from pipeline.data.errors import DataError
 from shards.files import open_regular, read_at
 from shards.manifest import Manifest

@@ -8,8 +8,8 @@ import yaml
 
 from model.classifier import Classifier
 from pipeline.card import logged, number, quoted, table
+from pipeline.checkpoints.checkpoint import AVERAGE, Facts
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.train.checkpoint import AVERAGE, Facts
 
 # No license: it is for those to choose who publish the weights
 _FRONT = {

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.data.labels import Int64s
 from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.metrics import TOP, hits
 from pipeline.pixels import normalise
+from pipeline.report.report import Metrics
 from pipeline.train.engine import Engine
-from pipeline.train.phases import Phases
-from pipeline.train.report import Metrics
-from pipeline.train.world import World
 from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 from shards.text import excerpt, one_line

@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.build import start_from_init
+from pipeline.checkpoints.checkpoint import AVERAGE
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.data.batch import Batch
 from pipeline.data.labels import labels_of
 from pipeline.data.training_data import ListedData
 from pipeline.device import to_device
+from pipeline.files import Writing, replace
 from pipeline.finetune.build import CLASSES, build_classifier, layer_groups
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
 from pipeline.finetune.randaugment import rand_augment
 from pipeline.pixels import normalise
+from pipeline.report.report import Metrics, Report
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.engine import DTYPES, Engine
-from pipeline.train.phases import Phases
-from pipeline.train.report import Metrics, Report
 from pipeline.train.state import averaged
 from pipeline.train.task import Predictor
-from pipeline.train.world import World
-from pipeline.train.writing import Writing, replace
 from shards.manifest import Manifest
 
 

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.examples import Example, ExampleMaker
+from pipeline.files import Writing, json_lines, replace
 from pipeline.pretrain.baselines import NAME, read_baselines
 from pipeline.pretrain.picture import Picture, draw
+from pipeline.report.report import Metrics
 from pipeline.targets.target import Target
 from pipeline.train.engine import Engine
-from pipeline.train.phases import Phases
-from pipeline.train.report import Metrics
-from pipeline.train.world import World
-from pipeline.train.writing import Writing, json_lines, replace
 from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 

@@ -5,16 +5,16 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.build import build_examples, build_model, start_from_init
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import TrainingData
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import Validation
+from pipeline.report.report import Metrics, Report
 from pipeline.train.engine import DTYPES, Engine, decay_groups
-from pipeline.train.phases import Phases
-from pipeline.train.report import Metrics, Report
 from pipeline.train.task import Predictor
-from pipeline.train.world import World
 
 
 class MaskedPrediction:

@@ -26,6 +26,7 @@ from model.encoders.encoder import Pool
 from model.encoders.registry import encoder_of
 from model.encoders.timm_vit import TimmViT
 from model.weights import share
+from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
@@ -33,7 +34,6 @@ from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
 from pipeline.pixels import normalise
 from pipeline.train.engine import DTYPES
-from pipeline.train.world import World
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
 from shards.terminal import shown

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.cluster.world import World
 from pipeline.data.labels import Int64s, held_out
 from pipeline.metrics import hits
 from pipeline.probe.features import load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.settings import ConfigError
-from pipeline.train.world import World
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.cluster.world import World
 from pipeline.metrics import TOP, hits
 from pipeline.random import derive
-from pipeline.train.world import World
 
 _MOMENTUM = 0.9
 _EPSILON = 1e-6  # of a variance; MAE's

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from model.encoders.encoder import Pool
+from pipeline.cluster.world import World
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.judge import Judgement
 from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours
 from pipeline.probe.source import Source
-from pipeline.train.world import World
 from shards.manifest import Manifest
 
 PICTURED, SHOWN = 8, 6  # validation images in the pictures, and nearest training images of each

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.train.world import World
+from pipeline.cluster.world import World
 
 _ENTRIES = 2**27  # cosines held at once
 

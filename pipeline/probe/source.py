@@ -14,12 +14,12 @@ from model.convert import fill, geometry
 from model.encoders.timm_vit import TimmViT
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Recipe, load_recipe
 from pipeline.pixels import MEAN, STD
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import Checkpoint
 from shards.files import parse_json
 
 _PLAIN = "vit_base_300e"  # the recipe of what is no run: its sections data and model hold defaults only

@@ -5,19 +5,19 @@ import os
 import sys
 from collections.abc import Callable
 
+from pipeline.checkpoints.checkpoint import CheckpointError
+from pipeline.cluster.launchers import place
+from pipeline.cluster.lock import PATIENCE, hold
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import EXIT_STATUS, Preemption
+from pipeline.cluster.witness import witnessed
+from pipeline.cluster.world import join, lost_a_rank, record_collectives
 from pipeline.config import RECIPES, AnyRecipe, load
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import CheckpointError
 from pipeline.train.errors import TrainingError
-from pipeline.train.launchers import place
-from pipeline.train.lock import PATIENCE, hold
 from pipeline.train.loop import Outcome
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import EXIT_STATUS, Preemption
 from pipeline.train.setup import MakeTask, set_up
-from pipeline.train.witness import witnessed
-from pipeline.train.world import join, lost_a_rank, record_collectives
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare
 

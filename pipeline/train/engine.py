@@ -28,10 +28,10 @@ from deepspeed import comm
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from pipeline.checkpoints.checkpoint import AVERAGE
+from pipeline.cluster.world import World
 from pipeline.config import Optim, TrainingRecipe
-from pipeline.train.checkpoint import AVERAGE
 from pipeline.train.errors import TrainingError
-from pipeline.train.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_SCALE = (

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.world import World
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import TrainingData
-from pipeline.train.bad_samples import BadSamples
+from pipeline.report.bad_samples import BadSamples
+from pipeline.report.pace import Stragglers
+from pipeline.report.report import Metrics, Report
+from pipeline.report.sample_trace import SampleTrace
 from pipeline.train.engine import Engine
 from pipeline.train.errors import TrainingError
 from pipeline.train.meter import Meter
 from pipeline.train.nonfinite import NonFinite
-from pipeline.train.pace import Stragglers
-from pipeline.train.report import Metrics, Report
-from pipeline.train.sample_trace import SampleTrace
-from pipeline.train.saver import Saver
-from pipeline.train.world import World
 
 
 class TrainingLog:

@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from pipeline.checkpoints.checkpoint import CheckpointError, Facts
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import Preemption
+from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
 from pipeline.data.batch import Batch
 from pipeline.data.quarantine import TooManyBad
 from pipeline.data.training_data import TrainingData
-from pipeline.train.bad_samples import BadSamples
-from pipeline.train.checkpoint import CheckpointError, Facts
+from pipeline.files import Writing
+from pipeline.report.bad_samples import BadSamples
+from pipeline.report.profile import Profile
+from pipeline.report.report import Report
 from pipeline.train.engine import Engine
 from pipeline.train.errors import TrainingError
 from pipeline.train.log import TrainingLog
 from pipeline.train.nonfinite import TooManyNonFinite, leave_out
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import Preemption
-from pipeline.train.profile import Profile
-from pipeline.train.report import Report
-from pipeline.train.saver import Saver
 from pipeline.train.state import capture, counters
 from pipeline.train.step import Stepper
 from pipeline.train.task import Task
-from pipeline.train.world import World
-from pipeline.train.writing import Writing
 
 
 class Outcome(Enum):

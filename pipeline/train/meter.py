@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.train.pace import Clock
-from pipeline.train.world import World
+from pipeline.cluster.world import World
+from pipeline.report.pace import Clock
 
 
 @dataclass(frozen=True)

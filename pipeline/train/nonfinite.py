@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor, stack
 
+from pipeline.files import json_lines, replace
 from pipeline.train.errors import TrainingError
-from pipeline.train.writing import json_lines, replace
 from shards.files import parse_json
 from shards.text import one_line
 

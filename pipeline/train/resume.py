@@ -6,14 +6,14 @@ from pydantic_core import to_jsonable_python
 from torch import nn
 
 from pipeline.build import init_identity
+from pipeline.checkpoints import checkpoint
+from pipeline.checkpoints.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
+from pipeline.checkpoints.sealing import Shapes
+from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
+from pipeline.files import tell
 from pipeline.settings import FREE, Section
-from pipeline.train import checkpoint
-from pipeline.train.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
-from pipeline.train.sealing import Shapes
 from pipeline.train.state import check_counters
-from pipeline.train.world import World
-from pipeline.train.writing import tell
 from shards.text import one_line
 
 

@@ -8,29 +8,29 @@ from typing import Any
 import torch
 
 from pipeline.build import compile_forward
+from pipeline.checkpoints.checkpoint import Checkpoint
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster import preflight
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.config import AnyRecipe, TrainingRecipe
 from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
 from pipeline.data.training_data import Part, TrainingData
+from pipeline.report.bad_samples import BadSamples
+from pipeline.report.monitor import open_monitor
+from pipeline.report.profile import Profile
+from pipeline.report.report import Report, Silence
+from pipeline.report.sample_trace import open_trace
 from pipeline.settings import ConfigError
-from pipeline.train import preflight
-from pipeline.train.bad_samples import BadSamples
-from pipeline.train.checkpoint import Checkpoint
 from pipeline.train.engine import Engine, total_steps
 from pipeline.train.log import TrainingLog
 from pipeline.train.loop import Training
-from pipeline.train.monitor import open_monitor
 from pipeline.train.nonfinite import NonFinite, left_out
-from pipeline.train.phases import Phases
-from pipeline.train.profile import Profile
-from pipeline.train.report import Report, Silence
 from pipeline.train.resume import changed_engine, find_checkpoint, identity
-from pipeline.train.sample_trace import open_trace
-from pipeline.train.saver import Saver
 from pipeline.train.state import captured_shapes, restore, set_weights
 from pipeline.train.step import Stepper
 from pipeline.train.task import Task
-from pipeline.train.world import World
 
 # Makes the task of a recipe, its training data, the ranks and their phases. The data are a `TrainingData`; a recipe
 # that admits no other than a data set with a manifest may count on a `ListedData`.

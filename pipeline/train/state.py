@@ -18,10 +18,10 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from pipeline.train.checkpoint import AVERAGE, Checkpoint
+from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint
+from pipeline.checkpoints.sealing import Shapes
+from pipeline.cluster.world import World
 from pipeline.train.engine import Engine
-from pipeline.train.sealing import Shapes
-from pipeline.train.world import World
 
 _SCALER_FIELDS = {"cur_scale": (float, int), "cur_iter": (int,), "last_overflow_iter": (int,), "cur_hysteresis": (int,)}
 

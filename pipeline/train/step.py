@@ -6,12 +6,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.data.batch import Batch
 from pipeline.random import mix_int
 from pipeline.train.meter import Meter
-from pipeline.train.phases import Phases
 from pipeline.train.task import Predictor, TaskLoss
-from pipeline.train.world import World
 
 
 class StepEngine(Predictor, Protocol):

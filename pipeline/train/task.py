@@ -5,8 +5,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
+from pipeline.report.report import Metrics, Report
 from pipeline.train.engine import Engine
-from pipeline.train.report import Metrics, Report
 
 
 class Predictor(Protocol):

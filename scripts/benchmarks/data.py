@@ -16,7 +16,7 @@ from benchmarks.hardware import synchronise
 from benchmarks.peers import BATCH, CROP_SCALE, peers
 from benchmarks.racing import ROUNDS, Rates, compare, race
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
-from pipeline.data.decode import CpuDecoder, Crops, GpuDecoder, decoder_for
+from pipeline.data.decode.decoder import Crops, Decoder, decoder_for
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
 from pipeline.data.reader import Reader
@@ -75,7 +75,7 @@ def encoded_batches(shards: Path, batch: int) -> list[Crops]:
     return [Crops(images[part], boxes[part], flips[part]) for part in parts]
 
 
-def _decoding(decoder: GpuDecoder | CpuDecoder, batches: list[Crops], device: torch.device) -> Callable[[], int]:
+def _decoding(decoder: Decoder, batches: list[Crops], device: torch.device) -> Callable[[], int]:
     def run() -> int:
         decoder.feed(batches[0])
         images = 0

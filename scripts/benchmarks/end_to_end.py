@@ -9,7 +9,7 @@ from benchmarks.racing import ROUNDS
 from benchmarks.step import Loop, Pixels, resident, settings_of, title
 from pipeline.data.batch import DEPTH, Batch
 from pipeline.data.loader import AHEAD
-from pipeline.train.pace import Clock
+from pipeline.report.pace import Clock
 from pipeline.train.setup import open_data
 
 

@@ -14,7 +14,7 @@ from benchmarks.racing import race
 from benchmarks.step import Loop, resident, step_recipe
 from estimate import PERSISTENT, Cluster, Size, estimate
 from pipeline.build import build_model
-from pipeline.train.world import World
+from pipeline.cluster.world import World
 
 IMAGES = 16
 # What is changed of the demo's model (width 192, depth 4, 96 px, fp32)

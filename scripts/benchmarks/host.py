@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.figures import Figure
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import Preemption
+from pipeline.cluster.world import World
 from pipeline.config import load_recipe
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import Preemption
 from pipeline.train.setup import set_up
-from pipeline.train.world import World
 
 SETTLING = 5  # steps left out: queues fill, caches warm up
 # As many operations as ViT-B has, each of which computes next to nothing

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.figures import Figure
 from benchmarks.racing import race
+from pipeline.data.cache.schedule import Schedule
 from pipeline.data.plan import Plan
-from pipeline.data.schedule import Schedule
 
 
 def plan() -> list[Figure]:

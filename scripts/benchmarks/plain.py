@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, decay_groups, schedule
-from pipeline.train.world import World
 
 
 class PlainEngine:

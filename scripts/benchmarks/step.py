@@ -17,17 +17,17 @@ from benchmarks.wire import Wire, latency_and_bandwidth
 from estimate import ITEM_BYTES, wire_bytes
 from model.flops import training_flops
 from pipeline.build import build_examples, build_model, compile_forward
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.request import Request
 from pipeline.pretrain.task import MaskedPrediction
 from pipeline.train.engine import DTYPES, Engine
 from pipeline.train.meter import Meter
-from pipeline.train.phases import Phases
 from pipeline.train.setup import micro_batches
 from pipeline.train.state import set_weights
 from pipeline.train.step import Stepper
-from pipeline.train.world import World
 
 STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
 SETTINGS = (  # what a rate depends on

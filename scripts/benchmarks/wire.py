@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.hardware import synchronise
-from pipeline.train.world import World
+from pipeline.cluster.world import World
 
 # Bytes that a rank sends, as multiples of (ranks - 1) / ranks of the larger of its buffers, and rounds of messages,
 # as multiples of log2(ranks); by Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005.

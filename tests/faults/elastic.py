@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from launching import free_port, losses, small_recipe, trace
 from ranks import CHECKOUT, Ranks
 
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import Preemption
+from pipeline.cluster.world import join
 from pipeline.data.plan import Plan
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import Preemption
 from pipeline.train.setup import set_up
-from pipeline.train.world import join
 from shards.manifest import Manifest
 
 SAVED, END, BATCH = 5, 25, 16

@@ -22,8 +22,8 @@ from launching import start, trace
 from PIL import Image
 from ranks import Ranks
 
+from pipeline.checkpoints.checkpoint import newest
 from pipeline.data.plan import Plan
-from pipeline.train.checkpoint import newest
 from shards.build import build
 from shards.manifest import Manifest
 

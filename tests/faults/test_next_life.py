@@ -15,7 +15,7 @@ import torch
 from launching import launch, start, trace
 from ranks import Ranks
 
-from pipeline.train.checkpoint import newest
+from pipeline.checkpoints.checkpoint import newest
 
 OPTIONS = ["run.max_steps=16", "run.save_every=4", "run.trace_samples=true", "run.deadline=12"]
 

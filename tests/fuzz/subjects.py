@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
-from pipeline.train.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.train.errors import TrainingError
 from shards.files import ShardError, sha256_of
 from shards.index import index_tars
@@ -163,7 +163,7 @@ class Images:
     """JPEG and PNG files whose bytes were spoilt: what is kept is decoded to the size that the manifest will say."""
 
     def __init__(self, shared: Path) -> None:
-        from pipeline.data.decode import CpuDecoder
+        from pipeline.data.decode.decoder import CpuDecoder
 
         self._decoder, self._files = CpuDecoder(1, 16, 1), []
         noise = np.random.default_rng(0)
@@ -179,7 +179,7 @@ class Images:
             self._files.append(file.getvalue())
 
     def attempt(self, rng: random.Random, folder: Path) -> str:
-        from pipeline.data.decode import Crops
+        from pipeline.data.decode.decoder import Crops
 
         try:
             kept = IMAGE.check(

@@ -15,7 +15,7 @@ import pytest
 from making_images import contents, make_tar, make_tree
 
 from pipeline.data.reader import Reader
-from pipeline.train.writing import replace
+from pipeline.files import replace
 from shards import cli
 from shards.build import build
 from shards.files import ShardError, sha256_of

@@ -10,12 +10,12 @@ from typing import Any
 from benchmarks.gpu.kernel import ROUNDING
 from benchmarks.gpu.results import Bench, Check, Result
 from benchmarks.step import Loop, resident
+from pipeline.checkpoints.checkpoint import folder_of
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.preemption import Preemption
+from pipeline.cluster.world import join
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.checkpoint import folder_of
-from pipeline.train.phases import Phases
-from pipeline.train.preemption import Preemption
 from pipeline.train.setup import set_up
-from pipeline.train.world import join
 
 SAVED, END = 3, 6  # steps of the run that resumes
 CLOSE = 1e-3  # relative difference of losses: a GPU adds up gradients in another order every time

@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.data import encoded_batches
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
 from benchmarks.gpu.traces import traced
-from pipeline.data.decode import Crops, decoder_for
+from pipeline.data.decode.decoder import Crops, decoder_for
 from pipeline.data.reader import Encoded
 
 # The mean difference of a crop, of 255, from what a CPU makes of the same bytes

@@ -20,13 +20,13 @@ from benchmarks.plain import PlainEngine
 from benchmarks.racing import race
 from benchmarks.step import Loop, resident, title
 from estimate import STATE_BYTES
-from pipeline.train.checkpoint import Facts
+from pipeline.checkpoints.checkpoint import Facts
+from pipeline.checkpoints.saver import Saver
+from pipeline.cluster.world import join
+from pipeline.report.pace import Clock
 from pipeline.train.engine import Engine
-from pipeline.train.pace import Clock
-from pipeline.train.saver import Saver
 from pipeline.train.setup import open_data
 from pipeline.train.state import capture, captured_shapes, counters
-from pipeline.train.world import join
 
 THREADS = 8  # of readers and of decoders
 OURS, PLAIN = "ours, compiled", "plain PyTorch, compiled"

@@ -12,7 +12,7 @@ from deepspeed.accelerator import get_accelerator
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
 from benchmarks.gpu.traces import traced
 from benchmarks.step import Loop, resident
-from pipeline.train.world import join
+from pipeline.cluster.world import join
 
 STAGES = (0, 1, 2)
 _LAUNCHES = ("cudaLaunch", "cuLaunch")

@@ -48,7 +48,7 @@ def outcome(data: bytes, resize: int | None) -> tuple[str, Checked | None]:
 
 def problems_of_the_loader(taken: dict[str, Checked]) -> dict[str, str]:
     """What DALI says when it is to crop the whole of each image, as training does."""
-    from pipeline.data.decode import CpuDecoder, Crops
+    from pipeline.data.decode.decoder import CpuDecoder, Crops
 
     encoded: list[np.ndarray | None] = [np.frombuffer(checked.data, np.uint8) for checked in taken.values()]
     windows = np.array([[0, 0, checked.height, checked.width] for checked in taken.values()], np.int32)

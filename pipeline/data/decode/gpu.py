@@ -19,12 +19,12 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from pipeline.data.cache_folder import flock
+from pipeline.data.decode.graphs import Decoding
+from pipeline.data.decode.libraries import upsamples
+from pipeline.data.decode.selftest import READY, SLOW, SOUND
 from pipeline.data.errors import DataError
-from pipeline.data.graphs import Decoding
-from pipeline.data.libraries import upsamples
 from pipeline.data.pipe import ended
-from pipeline.data.selftest import READY, SLOW, SOUND
+from pipeline.files import flock
 
 LIMIT = 120.0  # seconds that a test may take, of which it needs a few
 
@@ -124,12 +124,12 @@ def _sound(decoding: Decoding, note: str, outcome: Outcome, remedy: str = "") ->
 
 
 def selftest(device: str, decoding: Decoding) -> list[str]:
-    """Return the command that tests a decoder, see `pipeline.data.selftest`."""
-    return [sys.executable, "-P", "-m", "pipeline.data.selftest", device, json.dumps(asdict(decoding))]
+    """Return the command that tests a decoder, see `pipeline.data.decode.selftest`."""
+    return [sys.executable, "-P", "-m", "pipeline.data.decode.selftest", device, json.dumps(asdict(decoding))]
 
 
 def examine(command: list[str], limit: float = LIMIT) -> Outcome:
-    """Run a test that prints the lines of `pipeline.data.selftest`, for `limit` seconds at most."""
+    """Run a test that prints the lines of `pipeline.data.decode.selftest`, for `limit` seconds at most."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=limit)

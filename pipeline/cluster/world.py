@@ -15,8 +15,8 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.distributed import DistError, DistNetworkError, distributed_c10d
 
+from pipeline.cluster.launchers import slurm_place, stop_with_launcher
 from pipeline.settings import ConfigError
-from pipeline.train.launchers import slurm_place, stop_with_launcher
 
 Value = TypeVar("Value")
 

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed
 
 from model.weights import share
-from pipeline.train.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
-from pipeline.train.sealing import Shapes, seal
-from pipeline.train.world import World
+from pipeline.checkpoints.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
+from pipeline.checkpoints.sealing import Shapes, seal
+from pipeline.cluster.world import World
 from shards.files import fsync
 
 DEADLINE = 600  # seconds that ranks wait for each other's disks, and a save for the one before

@@ -10,8 +10,8 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from pipeline.data.cache.schedule import Schedule, Uses
 from pipeline.data.plan import Int64s, Plan
-from pipeline.data.schedule import Schedule, Uses
 
 _USES = 2_000_000  # followed at most, which takes seconds: of a larger run evenly spaced nodes stand for all
 _NEVER = np.iinfo(np.int64).max

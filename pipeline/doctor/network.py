@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from pipeline.train.world import World
+from pipeline.cluster.world import World
 
 _ROUNDS = 5  # all-reduces timed, after the first
 _PINGS = 8  # of which the fastest tells a clock's offset best

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.train.world import World
-from pipeline.train.writing import AppendedFile, Writing, json_lines, keep_lines
+from pipeline.cluster.world import World
+from pipeline.files import AppendedFile, Writing, json_lines, keep_lines
 
 
 class SampleTrace:

@@ -21,11 +21,11 @@ import timm
 import torch
 from nvidia import dali
 
+from pipeline.cluster.findings import Finding, Verdict, conclude
+from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
-from pipeline.data.libraries import driver_version
+from pipeline.data.decode.libraries import driver_version
 from pipeline.settings import ConfigError
-from pipeline.train.findings import Finding, Verdict, conclude
-from pipeline.train.world import World
 
 _MAY_DIFFER = {"timm", "DALI", "python", "CUDA", "driver"}  # in version, at the operator's risk
 _PACKAGES = ("pipeline", "model", "shards")

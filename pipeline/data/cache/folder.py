@@ -10,7 +10,6 @@ tell what is taken of the limit. Locks are flocks, which the kernel drops with t
 stays that blocks another process or the next run. Files of other names are never touched.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.plan import Int64s
+from pipeline.files import flock
 
 _NAME = re.compile(r"(\d+)-(\d+)\.(?:tar|\w+\.partial)")
 _OWNER = "owner.lock"
@@ -141,17 +141,3 @@ def _held(lock: Path) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def flock(lock: Path) -> int | None:
-    """A descriptor that holds the lock until it is closed; None if another does. Raises OSError, for a link too."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor

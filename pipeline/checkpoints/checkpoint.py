@@ -6,8 +6,8 @@
       state.json               step, counters, what the run is (identity) and its recipe
       files.json               size and SHA-256 of each file above; written last
 
-`pipeline.train.saver` writes them. On start the newest valid one wins; an invalid one is reported and passed over;
-where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
+`pipeline.checkpoints.saver` writes them. On start the newest valid one wins; an invalid one is reported and skipped.
+Where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
 """
 
 import os
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, Self
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.train.sealing import Shapes, plain, seal, shapes_in
+from pipeline.checkpoints.sealing import Shapes, plain, seal, shapes_in
 from shards.files import parse_json
 from shards.secrets import masked_values
 from shards.terminal import note
 from shards.text import one_line
 
 if TYPE_CHECKING:
-    from pipeline.train.world import World  # loads DeepSpeed, which reading a checkpoint does not need
+    from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
 PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.cache_folder import CacheFolder
+from pipeline.data.cache.folder import CacheFolder
+from pipeline.data.cache.foresight import Foresight
+from pipeline.data.cache.schedule import Schedule
 from pipeline.data.errors import DataError
-from pipeline.data.foresight import Foresight
-from pipeline.data.schedule import Schedule
 from shards.manifest import Manifest
 from shards.remote.urls import is_url
 from shards.storage import Traffic, download

@@ -1,6 +1,7 @@
-"""What a run writes beside its checkpoints. A disk that is full, or fails, does not end the training."""
+"""Files that a run writes beside its checkpoints, and locks. A disk that is full, or fails, does not end the training."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -147,3 +148,21 @@ def tell(text: str) -> None:
     """A line for the operator."""
     with suppress(OSError):  # where what is said goes may be the same disk
         say(text)
+
+
+def flock(lock: Path) -> int | None:
+    """Return a descriptor that holds a lock until it is closed; None if another process holds it.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

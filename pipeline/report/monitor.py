@@ -13,10 +13,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.train.board import Board
-from pipeline.train.report import Metrics
-from pipeline.train.tensorboard import TensorBoard
-from pipeline.train.writing import AppendedFile, Writing, json_lines, keep_lines, replace
+from pipeline.files import AppendedFile, Writing, json_lines, keep_lines, replace
+from pipeline.report.board import Board
+from pipeline.report.report import Metrics
+from pipeline.report.tensorboard import TensorBoard
 from shards.secrets import masked_values
 from shards.terminal import say, shown
 

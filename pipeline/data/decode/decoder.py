@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.dlpack import from_dlpack
 
+from pipeline.data.decode.gpu import Choice, Outcome, choose, examine, remembered, selftest
+from pipeline.data.decode.graphs import Crops as Crops
+from pipeline.data.decode.graphs import Decoding, Graph, cause
+from pipeline.data.decode.libraries import driver_version, library_versions
 from pipeline.data.errors import DataError
-from pipeline.data.gpu_decoding import Choice, Outcome, choose, examine, remembered, selftest
-from pipeline.data.graphs import Crops as Crops
-from pipeline.data.graphs import Decoding, Graph, cause
-from pipeline.data.libraries import driver_version, library_versions
 
 _OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
 _ENDING = 10.0  # seconds that the work under way may take when a decoder is closed
@@ -45,6 +45,22 @@ class Decoded:
 
     images: Tensor
     problems: dict[int, str]
+
+
+class Decoder(Protocol):
+    """A queue of batches: `feed` a few of them, then take one and feed the next."""
+
+    def feed(self, crops: Crops) -> None:
+        """Queue a batch."""
+        ...
+
+    def take(self) -> Decoded:
+        """Return the oldest batch. Raises DataError where decoding fails for more than single samples."""
+        ...
+
+    def close(self) -> None:
+        """End the threads; batches that were not taken are lost."""
+        ...
 
 
 class GpuDecoder:
@@ -176,9 +192,7 @@ class CpuDecoder:
         return [from_dlpack(images[place]) for place in range(len(crops.encoded))]
 
 
-def decoder_for(
-    device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int
-) -> GpuDecoder | CpuDecoder:
+def decoder_for(device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int) -> Decoder:
     """Return the decoder of a device. Raises DataError for a GPU that cannot decode."""
     if device.type == "cuda":
         return GpuDecoder(batch_size, size, device, threads, chosen(device, hw_decoder_load).decoding)

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.gpu_decoding import INSTALL, Choice
-from pipeline.train.findings import Finding, Verdict, conclude
-from pipeline.train.measure import Gpu, Machine, Rate
-from pipeline.train.network import AllReduce, Clock
+from pipeline.cluster.findings import Finding, Verdict, conclude
+from pipeline.data.decode.gpu import INSTALL, Choice
+from pipeline.doctor.measure import Gpu, Machine, Rate
+from pipeline.doctor.network import AllReduce, Clock
 
 _SLOW = 0.5  # of what was expected, or of the median node, deserves a warning
 _FILES = 512  # shards that a reader keeps open, and what Python, torch and DALI have

@@ -1,6 +1,6 @@
 """Decode made-up images as a run would, in a process of its own: a decoder may kill the process that it is in.
 
-    python -m pipeline.data.selftest DEVICE DECODING
+    python -m pipeline.data.decode.selftest DEVICE DECODING
 
 DEVICE is a CUDA device or, for tests, `cpu`; DECODING is a `Decoding` in JSON. Lines on the standard output tell how
 far it came: READY once libraries and device are there, SOUND if all crops are those of the CPU, and SLOW if DALI has
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.graphs import Crops, Decoding, Graph, cause
+from pipeline.data.decode.graphs import Crops, Decoding, Graph, cause
 
 READY, SOUND, SLOW = "ready", "sound", "no libnvjpeg"
 

@@ -15,7 +15,7 @@ from typing import Self
 
 from torch.profiler import record_function
 
-from pipeline.train.witness import dismiss
+from pipeline.cluster.witness import dismiss
 from shards.terminal import note
 
 NAMES = ("data wait", "target", "forward", "backward", "optimizer", "agreement", "logging", "validation", "save")

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from pipeline.train.writing import AppendedFile, Writing
+from pipeline.files import AppendedFile, Writing
 
 
 class TensorBoard:

@@ -8,9 +8,9 @@ import torch
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.train.phases import NAMES
-from pipeline.train.world import World
-from pipeline.train.writing import Writing
+from pipeline.cluster.phases import NAMES
+from pipeline.cluster.world import World
+from pipeline.files import Writing
 
 SETTLING = 3  # steps before the first that is profiled: compiling, filling queues
 

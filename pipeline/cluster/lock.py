@@ -6,10 +6,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.data.cache_folder import flock
+from pipeline.cluster.world import World
+from pipeline.files import flock, tell
 from pipeline.settings import ConfigError
-from pipeline.train.world import World
-from pipeline.train.writing import tell
 
 _LONGEST = 300  # bytes that the holder of a lock says of itself
 PATIENCE = 60  # seconds: ranks that were asked to stop may still be saving

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import distributed
 
-from pipeline.train.world import World
+from pipeline.cluster.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again

@@ -5,11 +5,11 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
+from pipeline.cluster.world import World
 from pipeline.data.quarantine import BadSample, too_many
 from pipeline.data.settings import Data
-from pipeline.train.report import Report
-from pipeline.train.world import World
-from pipeline.train.writing import Writing, json_lines, replace
+from pipeline.files import Writing, json_lines, replace
+from pipeline.report.report import Report
 
 
 class BadSamples:

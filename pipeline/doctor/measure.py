@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
-from pipeline.data.decode import chosen
+from pipeline.data.decode.decoder import chosen
+from pipeline.data.decode.gpu import Choice
 from pipeline.data.errors import DataError
-from pipeline.data.gpu_decoding import Choice
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request, training_request
 from pipeline.data.settings import Data
 from pipeline.data.stream import StreamData
 from pipeline.train.setup import part_of
-from pipeline.train.world import World
 from shards.manifest import Manifest
 
 BATCH = 64  # images decoded at once

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, their seals, and how they are written."""

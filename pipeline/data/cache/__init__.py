@@ -1,0 +1,1 @@
+"""The cache of remote shards that the ranks of a node share."""

@@ -1,0 +1,1 @@
+"""Measurements of machines, and what they mean."""
