@@ -1,4 +1,4 @@
-"""Files that a run writes beside its checkpoints, and locks. A disk that is full, or fails, does not end the training."""
+"""Files that a run writes beside its checkpoints, and locks. A disk that fills or fails does not end the training."""
 
 import errno
 import fcntl
