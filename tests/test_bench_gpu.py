@@ -112,9 +112,10 @@ def test_what_takes_longer_than_is_left_is_left_out(shards: Path) -> None:
 CHILD = """
 import json, os, signal, sys, time
 names = sys.argv[2:sys.argv.index("--shards")]
-with open(sys.argv[sys.argv.index("--lines") + 1], "a", buffering=1) as lines:
+with open(sys.argv[sys.argv.index("--lines") + 1], "a") as lines:
     def write(part, kind, content):
-        lines.write(json.dumps({"item": 1, "part": part, "kind": kind, "content": content}) + chr(10))
+        lines.write(chr(10) + json.dumps({"item": 1, "part": part, "kind": kind, "content": content}))
+        lines.flush()
     for name in names:
         write(name, "check", {"name": name, "passed": True, "numbers": {}})
         if name == "dies":
@@ -188,6 +189,8 @@ def test_figures_of_two_machines_are_not_right(tmp_path: Path) -> None:
     lines.write_text("\n".join(machines) + '\n{"item": 3, "part": "a line that was cut')
     found = report(lines, tmp_path / "gpu.json")
     assert not found.right and "different machines: GPU 0, GPU 1" in found.text
+    runner._add(lines, Part(3, "part", lambda bench: iter([])), LeftOut("after the cut", ""))
+    assert [line.kind for line in read_lines(lines)] == ["machine", "machine", "left out"]
 
 
 def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:

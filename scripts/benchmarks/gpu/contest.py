@@ -83,7 +83,7 @@ def _enter(bench: Bench, contestant: Contestant) -> Generator[Result, None, tupl
             most = torch.cuda.max_memory_allocated() - before
         return loop, most / 2**30, rate
     except Exception as error:  # the compilers have classes of their own
-        yield Failure(contestant.name, f"{error!r}"[-500:])
+        yield Failure(contestant.name, repr(error))
         return None
 
 

@@ -50,7 +50,7 @@ def loaders(bench: Bench) -> Iterator[Result]:
                 starts[name] = starts.get(name) or make()
                 rates.setdefault(name, []).append(_rate(starts[name], bench))
             except Exception as error:  # a peer that is not installed, too
-                yield Failure(f"loader: {name}", f"{error!r}"[-500:])
+                yield Failure(f"loader: {name}", repr(error))
                 starts.pop(name, None)
             if "ours" in rates:
                 sizes = f"{scale.check_size[0]} px from shards, batches of {scale.images}"

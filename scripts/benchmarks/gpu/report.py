@@ -68,10 +68,15 @@ def _rows(line: Line) -> list[tuple[str, str, str, str]]:
     if line.kind == "check":
         return [(item, content["name"], "right" if content["passed"] else "WRONG", _numbers(content["numbers"]))]
     if line.kind == "failure":
-        return [(item, content["name"], "FAILED", content["why"][-200:])]
+        return [(item, content["name"], "FAILED", _shortened(content["why"]))]
     if line.kind == "left out":
         return [(item, content["name"], "not run", content["why"])]
     return []
+
+
+def _shortened(text: str) -> str:
+    """Keep the beginning, with the error, and the end, with the last output."""
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
 
 
 def _numbers(numbers: dict[str, Any]) -> str:

@@ -67,7 +67,10 @@ def _keep_others(lines: Path, items: Collection[int], dry: bool) -> None:
     found = read_lines(lines)
     if any(line.content["dry"] != dry for line in found if line.kind == "machine"):
         raise DataError(f"{lines} is of a {'run on a GPU' if dry else 'trial'}: name another file")
-    lines.write_text("".join(line.to_json() + "\n" for line in found if line.item not in items))
+    lines.write_text("")
+    for line in found:
+        if line.item not in items:
+            _append(lines, line)
 
 
 def _run(
@@ -95,7 +98,7 @@ def _run(
 
 
 def run_parts(names: list[str], shards: Path, lines: Path, until: float, dry: bool) -> None:
-    """Run parts one after the other in this process, and write a line for each result and each part's end."""
+    """Run parts one after the other, write a line for each result and each part's end, and end the process."""
     if not dry:
         torch._dynamo.config.recompile_limit = 64  # beyond it, models of a class that has many would go uncompiled
     gc.freeze()  # DeepSpeed collects garbage several times for every engine: let it not go through all modules
@@ -113,6 +116,7 @@ def run_parts(names: list[str], shards: Path, lines: Path, until: float, dry: bo
         if not dry:
             torch.cuda.empty_cache()
         _append(lines, Line(part.item, part.name, "seconds", time.perf_counter() - begin))
+    os._exit(0)  # nothing that libraries do at the end is worth the time, and some hang there
 
 
 def _place(error: Exception) -> str:
@@ -126,4 +130,4 @@ def _add(lines: Path, part: Part, result: Result) -> None:
 
 def _append(lines: Path, line: Line) -> None:
     with lines.open("a") as file:
-        file.write(line.to_json() + "\n")
+        file.write("\n" + line.to_json())  # the line before may lack its end, where a process was killed
