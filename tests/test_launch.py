@@ -1,11 +1,10 @@
 """Runs of two real processes on a CPU: stages agree, killed equals undisturbed, mistakes are one line."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import command, launch, launch_and_kill, losses, metrics, pretrain, trace
+from launching import launch, launch_and_kill, losses, metrics, pretrain, trace
 
 from pipeline.data.plan import Plan
 from shards.manifest import Manifest
@@ -73,11 +72,3 @@ def test_mistakes_end_every_process_with_one_line(shards: Path, tmp_path: Path) 
     assert f"error: {tmp_path / 'nowhere'}: no such folder" in said
     assert said.count("error: ") == 1
     assert "Traceback" not in said
-
-
-def test_the_deepspeed_launcher_starts_the_same_run(undisturbed: dict[int, Path], shards: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        **command(shards, tmp_path / "run", "run.max_steps=10"), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert losses(tmp_path / "run") == losses(undisturbed[1])

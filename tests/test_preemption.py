@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from launching import command, launch, trace
+from launching import command, launch, losses, trace
 
 from pipeline.checkpoints.checkpoint import newest
 
@@ -26,6 +26,7 @@ def ranks_of(run: Path) -> list[int]:
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    """Under the real launcher, which starts the same run as the ranks of `launch` are."""
     options = ["run.max_steps=40", "run.trace_samples=true"]
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -48,6 +49,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_pa
     assert stopped and 5 <= stopped.facts.step < 40
     launch(shards, run, *options)
     launch(shards, tmp_path / "whole", *options)
+    assert losses(run) == losses(tmp_path / "whole")
     for rank in (0, 1):
         assert trace(run, rank) == trace(tmp_path / "whole", rank)
     ended, undisturbed = (newest(folder / "checkpoints", report=print) for folder in (run, tmp_path / "whole"))
