@@ -230,13 +230,13 @@ class Checkpoints:
     """A run whose checkpoint, left-out.json or logs were spoilt, under right checksums, and which is then resumed."""
 
     def __init__(self, shared: Path) -> None:
-        from test_old_runs import OLD
+        from resuming import OLD
 
         self._run, self._set = OLD / "pretrain", OLD / "set"
         self._losses = [json.loads(line)["loss"] for line in (OLD / "pretrain.jsonl").read_text().splitlines()]
 
     def attempt(self, rng: random.Random, folder: Path) -> str:
-        from test_old_runs import resume
+        from resuming import resume
 
         run = Path(shutil.copytree(self._run, folder / "pretrain"))
         (checkpoint,) = (run / "checkpoints").iterdir()

@@ -15,7 +15,7 @@ from pipeline.data.cache.simulate import Fleet, forecast
 from pipeline.data.plan import Plan
 from shards.manifest import Dataset, Shard
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

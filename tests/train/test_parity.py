@@ -29,7 +29,7 @@ LOAD = {"slowfast": load_slowfast, "mmpretrain": load_mmpretrain}
 
 
 def golden(code: str) -> dict[str, Tensor]:
-    with np.load(Path(__file__).parent / "golden" / f"{code}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "golden" / f"{code}.npz") as file:
         return {key: torch.from_numpy(file[key]) for key in file}
 
 

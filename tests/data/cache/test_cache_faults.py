@@ -17,12 +17,12 @@ from caching import ALL, PLENTY, SHARDS, assert_right, fetches, foreseen, make_s
 from disks import disk_of
 from servers import http_server
 
+from pipeline.data.cache import folder as cache_folder
+from pipeline.data.cache import node as cache_module
 from pipeline.data.cache.node import NodeCache
-from pipeline.data.cache.node import folder as cache_folder
-from pipeline.data.cache.node import node as cache_module
 from shards.manifest import Manifest
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[2]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launching import losses
 
-sys.path.insert(0, str(Path(__file__).parent / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 import elastic
 from elastic import TOLERANCE, Case, Layout
 

@@ -15,8 +15,8 @@ import torch
 from launching import CHECKOUT
 from numpy.typing import NDArray
 
+from pipeline.data.decode import gpu as gpu_decoding
 from pipeline.data.decode.decoder import chosen
-from pipeline.data.decode.decoder import gpu as gpu_decoding
 from pipeline.data.decode.gpu import Choice, Ending, Outcome, choose, examine, remembered, selftest
 from pipeline.data.decode.graphs import Crops, Decoding, Graph
 from pipeline.data.decode.libraries import driver_version, library_versions, upsamples

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import pretrain, small_recipe
+from making_streams import grey, write_tar
 from scripting import run_script
-from test_stream import grey, write_tar
 
 from pipeline.card import quoted
 from pipeline.checkpoints.checkpoint import FILES, STATE, newest, seal

@@ -16,7 +16,7 @@ from pipeline.settings import ConfigError
 from pipeline.targets.registry import TARGETS
 from pipeline.targets.target import Target
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

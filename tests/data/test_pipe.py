@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import small_recipe
+from making_streams import grey, numbers, stream, write_tar
 from servers import http_server
-from test_stream import grey, numbers, stream, write_tar
 
 from pipeline.config import load_recipe
 from pipeline.data.errors import DataError

@@ -4,42 +4,23 @@ import errno
 import io
 import itertools
 import shutil
-import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from launching import launch, losses, small_recipe
+from making_streams import grey, numbers, stream, write_tar
 from PIL import Image
 from servers import http_server
 
 from pipeline.data import stream as stream_module
-from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
-from pipeline.data.stream import StreamData, _size
-from pipeline.data.training_data import Part
+from pipeline.data.stream import _size
 from pipeline.settings import ConfigError
 
 PER_TAR = 6
-
-
-def grey(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (48, 40), (value, value, value)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, images: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in images.items():
-            for suffix, content in ((".png", data), (".cls", b"0")):
-                member = tarfile.TarInfo(name + suffix)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +31,6 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
         numbers = range(tar * PER_TAR, (tar + 1) * PER_TAR)
         write_tar(folder / f"{tar}.tar", {f"image{number:03d}": grey(2 * number) for number in numbers})
     return folder
-
-
-def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data: object) -> StreamData:
-    overrides = [
-        f"run.seed={seed}",
-        "data.mode=stream",
-        "data.stream_samples=48",
-        "data.read_threads=2",
-        "data.stream_buffer=8",
-    ]
-    overrides += [f"data.{key}={value}" for key, value in data.items()]
-    recipe = small_recipe(Path("unused"), Path("unused"), *overrides)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": urls})})
-    return StreamData(recipe.data, Part(16, 8, seed, torch.device("cpu"), rank, world_size))
-
-
-def numbers(batches: Iterator[Batch]) -> list[int]:
-    """Which images these are, from their grey."""
-    return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.inputs]
 
 
 def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:

@@ -18,7 +18,7 @@ from ranks import Ranks
 from pipeline.checkpoints.checkpoint import newest
 from pipeline.cluster.lock import _take, hold
 from pipeline.cluster.world import World, join
-from pipeline.data.cache.node import folder as cache_folder
+from pipeline.data.cache import folder as cache_folder
 from pipeline.settings import ConfigError
 
 

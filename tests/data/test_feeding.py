@@ -14,8 +14,8 @@ import torch
 from launching import CHECKOUT
 from test_data import by_sample, training_batches
 
+from pipeline.data.decode import decoder as decode
 from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
-from pipeline.data.decode.decoder import decoder as decode
 from pipeline.data.decode.graphs import Decoding, Graph
 from pipeline.data.decode.selftest import image
 from pipeline.data.errors import DataError
@@ -154,7 +154,7 @@ def test_close_does_not_wait_for_what_hangs(kind: str, monkeypatch: pytest.Monke
 
 def test_a_process_ends_with_batches_under_way() -> None:
     program = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path[:0] = ["tests", "tests/data"]
 from test_feeding import DECODERS, crops
 for make in DECODERS.values():
     decoder = make(2)

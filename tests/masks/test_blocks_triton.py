@@ -72,7 +72,7 @@ for capability in (80, 90, 100):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton brings its assembler for Linux only")
 def test_compiles_for_gpus_without_spills_and_in_full_precision(tmp_path: Path) -> None:
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],

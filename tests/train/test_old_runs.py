@@ -7,41 +7,20 @@ from typing import Any
 
 import pytest
 from launching import last_checkpoint, metrics
+from resuming import OLD, RUNS, resume
 from scripting import run_script
 
 from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
-from pipeline.cluster.phases import Phases
-from pipeline.cluster.preemption import Preemption
-from pipeline.cluster.world import join
-from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
+from pipeline.config import Recipe, TrainingRecipe, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.finetune.task import Finetuning
-from pipeline.pretrain.task import Pretraining
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
-from pipeline.train.loop import Outcome
 from pipeline.train.resume import defaults, identity, may_change
-from pipeline.train.setup import set_up
 from shards.verify import verify
-
-OLD = Path(__file__).parent / "old_runs"
-RUNS: dict[str, tuple[type[TrainingRecipe], Any, list[str]]] = {
-    "pretrain": (Recipe, Pretraining, []),
-    "finetune": (FinetuneRecipe, Finetuning, [f"data.validation={OLD / 'set'}"]),
-}
 
 
 def copy_of(run: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD / run, tmp_path / run))
-
-
-def resume(run: Path, *overrides: str) -> None:
-    """As the command line does, with the recipe that the run's own config.yaml holds."""
-    kind, task, sets = RUNS[run.name]
-    settings = [f"data.shards={OLD / 'set'}", *sets, f"run.dir={run}", "run.max_steps=8", *overrides]
-    recipe, world = load(kind, str(run / "config.yaml"), settings), join()
-    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
-        assert set_up(recipe, world, phases, task).run(preemption) is Outcome.COMPLETE
 
 
 def forget(run: Path, *keys: str) -> None:
