@@ -97,6 +97,20 @@ def hog(size: Size = 224, json: Json = None) -> None:
 
 
 @app.command()
+def targets(
+    teacher: str = "vit_base_patch16_224",
+    classifier: str = "convnext_tiny",
+    size: Size = 224,
+    json: Json = None,
+) -> None:
+    """The five kinds of target, their networks with random weights."""
+    from benchmarks.kinds import kinds
+
+    device = _device()
+    publish(kinds(size, device, 256 if device.type == "cuda" else 8, teacher, classifier), json)
+
+
+@app.command()
 def masks(json: Json = None) -> None:
     """Block masks."""
     from benchmarks.targets import masks

@@ -24,6 +24,7 @@ def pytest_runtest_setup() -> None:
     """Keep what is alive from the garbage collector, which goes through all of it whenever DeepSpeed calls it."""
     gc.collect()
     gc.freeze()
+    os.environ.pop("RANK", None)  # of a world that a test before has joined: no process that is started is a rank of it
 
 
 def pytest_unconfigure() -> None:

@@ -268,9 +268,13 @@ def test_recipes_and_what_runs_wrote_are_read_as_by_yaml_itself(kind: type[Train
         plain = yaml.safe_load(file.read_text())
         given = {"shards": "x", "validation": "y"}
         plain["data"] = given | plain["data"]
+        tokenizer = ["target.tokenizer=w"] if plain.get("target", {}).get("kind") == "tokens" else []
+        if tokenizer:
+            plain["target"]["tokenizer"] = "w"
         want = kind.model_validate(plain | {"run": {"dir": "z"} | plain.get("run", {})})
-        assert load(kind, str(file), ["run.dir=z", *(f"data.{key}={value}" for key, value in given.items())]) == want
-        recipe = load(kind, file.stem, odd)
+        overrides = ["run.dir=z", *(f"data.{key}={value}" for key, value in given.items()), *tokenizer]
+        assert load(kind, str(file), overrides) == want
+        recipe = load(kind, file.stem, [*odd, *tokenizer])
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         assert load(kind, str(tmp_path / "config.yaml")) == recipe
 

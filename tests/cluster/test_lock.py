@@ -15,10 +15,10 @@ import pytest
 from launching import SMALL, free_port, start
 from ranks import Ranks
 
+from pipeline import files
 from pipeline.checkpoints.checkpoint import newest
 from pipeline.cluster.lock import _take, hold
 from pipeline.cluster.world import World, join
-from pipeline.data.cache import folder as cache_folder
 from pipeline.settings import ConfigError
 
 
@@ -84,7 +84,7 @@ def test_a_file_system_without_locks(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert cache_folder.fcntl is fcntl
+    assert files.fcntl is fcntl
     hold(tmp_path, world, 0)
     assert "cannot be locked (Function not implemented)" in capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from launching import CHECKOUT
+from setuptools import find_packages
 
 LAUNCH = CHECKOUT / "scripts" / "launch"
 
@@ -54,8 +55,9 @@ def test_the_program_goes_in() -> None:
 
 
 def setuptools_packages() -> list[str]:
-    loaded: list[str] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    return loaded
+    find = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert find.pop("namespaces") is False
+    return find_packages(str(CHECKOUT), **find)
 
 
 def test_nothing_else_goes_in() -> None:

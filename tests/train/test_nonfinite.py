@@ -37,7 +37,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
         def spoiled(maker: ExampleMaker, images: Tensor, mask_keys: Tensor) -> Example:
             made = example(maker, images, mask_keys)
             if begun[0].step in steps:
-                made.images[0, 0, 0, 0] = torch.inf
+                made.inputs[0, 0, 0, 0] = torch.inf
             return made
 
         monkeypatch.setattr(Phases, "__enter__", remember)

@@ -28,7 +28,7 @@ from pipeline.files import flock
 
 LIMIT = 120.0  # seconds that a test may take, of which it needs a few
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 INSTALL = "install versions that docs/data.md names as good"
 _MISSING = "libnvjpeg is missing, without which DALI decodes on the CPU"
 _INSTALL_NVJPEG = "pip install nvidia-nvjpeg (for CUDA 12 nvidia-nvjpeg-cu12)"
