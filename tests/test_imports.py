@@ -19,14 +19,14 @@ LAYERS = [
     ["recipes"],
     ["config"],
     ["build"],
-    ["cluster"],
+    ["cluster", "estimate"],
     ["checkpoints", "report"],
     ["train"],
-    ["doctor", "validation", "words"],
+    ["validation", "words"],
     ["pretrain"],
     ["card"],
     ["finetune", "probe"],
-    ["cli"],
+    ["cli", "doctor"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs

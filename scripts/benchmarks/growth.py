@@ -12,9 +12,9 @@ from benchmarks.children import run
 from benchmarks.figures import Figure
 from benchmarks.racing import race
 from benchmarks.step import Loop, resident, step_recipe
-from estimate import PERSISTENT, Cluster, Size, estimate
 from pipeline.build import build_model
 from pipeline.cluster.world import World
+from pipeline.estimate import PERSISTENT, Cluster, Size, estimate
 
 IMAGES = 16
 # What is changed of the demo's model (width 192, depth 4, 96 px, fp32)

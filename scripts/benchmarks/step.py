@@ -14,7 +14,6 @@ from benchmarks.hardware import matrix_product, peak, synchronise
 from benchmarks.plain import PlainEngine
 from benchmarks.racing import ROUNDS, compare, race
 from benchmarks.wire import Wire, latency_and_bandwidth
-from estimate import ITEM_BYTES, wire_bytes
 from model.flops import training_flops
 from pipeline.build import build_examples, build_model, compile_forward
 from pipeline.cluster.phases import Phases
@@ -22,6 +21,7 @@ from pipeline.cluster.world import World
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.request import Request
+from pipeline.estimate import ITEM_BYTES, wire_bytes
 from pipeline.pretrain.task import MaskedPrediction
 from pipeline.train.engine import DTYPES, Engine
 from pipeline.train.meter import Meter

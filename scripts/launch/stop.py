@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # These take run.dir=RUN too
-DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "bench.py")
+DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "words.py", "bench.py")
 
 
 def ranks(run: Path) -> list[int]:

@@ -25,8 +25,8 @@ from pipeline.probe.attention import attended_tokens, attention_weights, looked_
 from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
+from pipeline.probe.probe import default_folder
 from pipeline.probe.source import of_run, of_weights
-from scripts.probe import default_folder
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from scripting import run_script
 from model.flops import forward_macs, training_flops
 from pipeline.build import build_model
 from pipeline.config import Recipe, load_recipe
+from pipeline.estimate import Cluster, Size, estimate, measured_rate, wire_bytes, wire_rounds
 from pipeline.settings import ConfigError
-from scripts.estimate import Cluster, Size, estimate, main, measured_rate, wire_bytes, wire_rounds
+from scripts.estimate import main
 
 
 def recipe(name: str = "vit_base_300e", *overrides: str) -> Recipe:

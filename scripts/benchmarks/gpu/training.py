@@ -19,10 +19,10 @@ from benchmarks.hardware import synchronise
 from benchmarks.plain import PlainEngine
 from benchmarks.racing import race
 from benchmarks.step import Loop, resident, title
-from estimate import STATE_BYTES
 from pipeline.checkpoints.checkpoint import Facts
 from pipeline.checkpoints.saver import Saver
 from pipeline.cluster.world import join
+from pipeline.estimate import STATE_BYTES
 from pipeline.report.pace import Clock
 from pipeline.train.engine import Engine
 from pipeline.train.setup import open_data

@@ -1,0 +1,176 @@
+"""What a run of pre-training takes on many GPUs, by a model of its step. `scripts/estimate.py` prints it.
+
+Modelled, a step of W ranks:
+- Compute: images a rank / images per second of one GPU. That rate is taken from the --rates that `scripts/bench.py step
+  --json` or `gpu` wrote, or given by --images-per-second, as measured from pixels to the optimizer step, or else
+  assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of its forward pass, and two for every
+  one of a teacher's.
+- Wire: what each rank sends, (W - 1) / W times a multiple of the weights in the training precision, as counted with
+  DeepSpeed 0.19, for m micro-batches: 2 at ZeRO 0 (all-reduce of the gradient), 3 at ZeRO 1 (the same, and all-gather
+  of the weights), 2 m + 1 at ZeRO 2 (an all-reduce for each micro-batch), 2 m at ZeRO 3 (all-gather and reduce-scatter
+  for each; models of over 10^9 weights gather twice). At the speed of --link within a node, and across nodes at that
+  of all the network cards of one (--network), since rings run in parallel through all of them.
+- Latency: log2(W) messages one after the other in every all-gather and reduce-scatter, twice in an all-reduce, each of
+  --latency; after Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005.
+- The step is the sum of the three, as if nothing of the wire were hidden behind the compute: an upper bound.
+
+Not modelled: that small shares of a batch compute less efficiently; waiting for data or for the slowest rank;
+optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/scaling.md compares this
+with what CPU ranks did.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.flops import training_flops
+from pipeline.build import build_masker, build_model, predictions_of
+from pipeline.config import Recipe
+from pipeline.recipes import reason
+from pipeline.settings import ConfigError
+from pipeline.targets.registry import TARGETS
+from shards.files import parse_json
+
+ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as checkpoints hold them
+
+# Defaults of DeepSpeed, in numbers of a tensor
+BUCKET = 500_000_000  # reduced at once
+GATHERED = 50_000_000  # ZeRO 3 gathers so many at once ahead of their use
+PERSISTENT = 100_000  # it keeps smaller tensors whole, and gathers each after a step
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model: all its parameters, and how many tensors of at most `PERSISTENT` numbers there are."""
+
+    parameters: int
+    small_tensors: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Ranks and what lies between them.
+
+    Attributes:
+        gpus: ranks.
+        per_node: at most so many share a node.
+        link: bytes a second that a GPU sends within a node.
+        network: bytes a second that a node sends.
+        latency: seconds from a rank to another.
+    """
+
+    gpus: int
+    per_node: int
+    link: float
+    network: float
+    latency: float
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second of a rank in a collective of all."""
+        return self.link if self.gpus <= self.per_node else min(self.link, self.network)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one number of GPUs: bytes that a rank sends in a step, seconds of its parts, images a second."""
+
+    sent: float
+    compute: float
+    wire: float
+    latency: float
+    images_per_second: float
+
+
+def wire_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int, micro_batches: int) -> float:
+    """What each rank sends in a step.
+
+    Rajbhandari et al., "ZeRO", SC 2020, section 7, has less for stages 1 and 2, which could reduce-scatter.
+    """
+    times = {0: 2, 1: 3, 2: 2 * micro_batches + 1, 3: 2 * micro_batches}[zero_stage]
+    return times * parameters * item_bytes * (ranks - 1) / ranks
+
+
+def wire_rounds(size: Size, zero_stage: int, micro_batches: int) -> int:
+    """Rounds of messages in a step, as multiples of log2(ranks)."""
+    buckets = math.ceil(size.parameters / BUCKET)
+    norm, groups = 2, 2  # an all-reduce of one number; all-gathers of what is decayed and what is not
+    if zero_stage == 3:
+        gathers = math.ceil(size.parameters / GATHERED)
+        return micro_batches * (gathers + buckets) + size.small_tensors + 2 * norm
+    return {0: 2 * buckets, 1: 2 * buckets + groups + norm, 2: 2 * buckets * micro_batches + groups + norm}[zero_stage]
+
+
+def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estimate:
+    """Model a step, see above; `rate` is images a second of one GPU.
+
+    Raises:
+        ConfigError: the batch cannot be shared out evenly.
+    """
+    batch, stage, gpus = recipe.optim.batch_size, recipe.engine.zero_stage, cluster.gpus
+    if gpus < 1 or batch % gpus:
+        raise ConfigError(
+            f"optim.batch_size={batch} cannot be shared out evenly to {gpus} GPUs; give --gpus that divide it"
+        )
+    share = batch // gpus
+    micro_batches = share // recipe.micro_batch(gpus)
+    sent = wire_bytes(size.parameters, ITEM_BYTES[recipe.engine.precision], stage, gpus, micro_batches)
+    compute, wire = share / rate, sent / cluster.bandwidth
+    latency = wire_rounds(size, stage, micro_batches) * math.log2(gpus) * cluster.latency
+    return Estimate(sent, compute, wire, latency, batch / (compute + wire + latency))
+
+
+def measured_rate(file: Path, recipe: Recipe) -> float:
+    """Images a second of one GPU, from what `scripts/bench.py` wrote of the recipe's model.
+
+    Raises:
+        ConfigError: there is none; the message names the command that measures it.
+    """
+    values = recipe.model_dump(mode="json")
+    wanted = {
+        "model.name": recipe.model.name,
+        "model.options": values["model"]["options"],
+        "data.image_size": recipe.data.image_size,
+        "engine.precision": recipe.engine.precision,
+        "engine.activation_checkpointing": recipe.engine.activation_checkpointing,
+        "target.kind": recipe.target.kind,
+        "target.teacher": recipe.target.teacher,
+        "ranks": 1,
+    }
+    try:
+        figures = parse_json(file.read_bytes())["figures"]
+        found = [f for f in figures if f["unit"] == "images/s" and wanted.items() <= f["settings"].items()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
+    if not found:
+        raise ConfigError(
+            f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px in "
+            f"{recipe.engine.precision} with this target: measure it with `scripts/bench.py step RECIPE --json {file}`"
+        )
+    same_stage = [f for f in found if f["settings"]["engine.zero_stage"] == recipe.engine.zero_stage]
+    return float(max(f["achieved"] for f in same_stage or found))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one image costs, and how large the model is."""
+
+    size: Size
+    flops: int
+
+
+def costs(recipe: Recipe) -> Costs:
+    """Count the parameters of a recipe's model and the FLOP to train on one image, those of a teacher included.
+
+    Raises:
+        ConfigError: the model or its target cannot be.
+    """
+    with torch.device("meta"):
+        model = build_model(recipe)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
+    flops = training_flops(model, build_masker(recipe, model).masked)
+    return Costs(size, flops + 2 * TARGETS[recipe.target.kind].macs(recipe.target, predictions_of(model.view)))
