@@ -4,7 +4,7 @@
 
 DEVICE is a CUDA device or, for tests, `cpu`; DECODING is a `Decoding` in JSON. Lines on the standard output tell how
 far it came: READY once libraries and device are there, SOUND if all crops are those of the CPU, and SLOW if DALI has
-not found libnvjpeg, without which it decodes on the CPU. `gpu_decoding` starts this and judges how it ended.
+not found libnvjpeg, without which it decodes on the CPU. `gpu.py` starts this and judges how it ended.
 """
 
 import io
