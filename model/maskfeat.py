@@ -28,12 +28,15 @@ class MaskFeat(nn.Module):
     Attributes:
         encoder: the network, whose weights are exported.
         view: its `Encoder`, which has the grids of masks, tokens and predictions.
+        grid: shape of one sample's mask, such as (rows, columns).
+        patch: side in pixels of what one prediction is about.
     """
 
     def __init__(self, encoder: Any, target_width: int = 108, position_init: PositionInit = "random") -> None:
         super().__init__()
         self.encoder = encoder
         self.view = encoder_of(encoder)
+        self.grid, self.patch = self.view.mask_layout.shape, self.view.prediction_patch[1]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.view.embedding_width))
         self.head = nn.Linear(self.view.width, target_width)
         initialise_layers(self)

@@ -15,7 +15,8 @@ from pipeline.masks.settings import MaskSettings
 from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
 from pipeline.recipes import load as load
-from pipeline.settings import ConfigError, Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
+from pipeline.settings import ConfigError as ConfigError
+from pipeline.settings import Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from pipeline.timm_options import INSTEAD, Options
