@@ -1,8 +1,13 @@
 """Encoded images to pixels on the device."""
 
-from pipeline.data.decode.decoder import CpuDecoder as CpuDecoder
-from pipeline.data.decode.decoder import Crops as Crops
-from pipeline.data.decode.decoder import Decoded as Decoded
-from pipeline.data.decode.decoder import Decoder as Decoder
-from pipeline.data.decode.decoder import GpuDecoder as GpuDecoder
-from pipeline.data.decode.decoder import decoder_for as decoder_for
+import importlib
+from typing import Any
+
+_DECODERS = ("CpuDecoder", "Crops", "Decoded", "Decoder", "GpuDecoder", "decoder_for")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a decoder when it is first asked for: `libraries` tells versions without loading DALI or torch."""
+    if name not in _DECODERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.decoder"), name)
