@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
+from pipeline.pixels import MEAN, STD, Channels
 from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
 from pipeline.recipes import load as load
@@ -46,6 +47,8 @@ class Model(Section):
 
     name: Text = "vit_base_patch16_224"
     position_init: Literal["random", "sincos"] = "random"
+    mean: Channels = MEAN  # of the pixels that it takes, in [0, 1], by channel ...
+    std: Channels = STD  # ... and their standard deviation
     init: LocalPath | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
     options: Options = Field(
         default_factory=Options
@@ -121,6 +124,8 @@ class TrainingRecipe(Section):
     def micro_batch(self, world_size: int) -> int:
         """Images a rank computes at once: `engine.micro_batch` or, where that does not divide its share, fewer.
 
+        They are a multiple of `data.repeats`, so that a sample is read for one micro-batch.
+
         Raises:
             ConfigError: the batch cannot be shared out evenly.
         """
@@ -129,8 +134,14 @@ class TrainingRecipe(Section):
             raise ConfigError(
                 f"optim.batch_size={self.optim.batch_size} cannot be shared out evenly to {world_size} ranks"
             )
-        most = min(share, self.engine.micro_batch or share)
-        return next(images for images in range(most, 0, -1) if share % images == 0)
+        repeats = self.data.repeats
+        if share % repeats:
+            raise ConfigError(
+                f"optim.batch_size={self.optim.batch_size} on {world_size} ranks is not a multiple of "
+                f"data.repeats={repeats} on each"
+            )
+        most = max(repeats, min(share, self.engine.micro_batch or share) // repeats * repeats)
+        return next(inputs for inputs in range(most, 0, -repeats) if share % inputs == 0)
 
 
 class Recipe(TrainingRecipe):

@@ -10,6 +10,23 @@ from shards.secrets import MASK, PIPE
 from shards.storage import has_query, shows_credentials
 
 
+class Clip(Section):
+    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic."""
+
+    frames: int = Field(16, ge=1, le=1024)  # of a clip; of an image data set 1: each image is a clip of one frame
+    sampling: Literal["nominal", "stride", "fps", "segments"] = "nominal"
+    stride: float = Field(4, gt=0, le=1000)  # for nominal, in frames of 30 a second; for stride, in frames of the video
+    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames a second
+
+    @model_validator(mode="after")
+    def _has_a_rate(self) -> Self:
+        if (self.sampling == "fps") != (self.fps is not None):
+            raise ValueError("data.clip.fps belongs to data.clip.sampling=fps: set both, or neither")
+        if self.sampling == "stride" and self.stride != int(self.stride):
+            raise ValueError(f"data.clip.stride={self.stride:g} has to be a whole number for data.clip.sampling=stride")
+        return self
+
+
 class Data(Section):
     """What is read, in which order, and how it is cropped."""
 
@@ -24,6 +41,8 @@ class Data(Section):
     deadline: Free[Seconds] = 300  # seconds until a request of remote storage is given up, with all its retries
     bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
     bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
+    clip: Clip | None = None  # null: the model sees images
+    repeats: int = Field(1, ge=1, le=64)  # clips, or crops of an image, that are made of each sample read
     image_size: int = Field(224, gt=0, le=8192)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
@@ -53,4 +72,6 @@ class Data(Section):
                 )
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
+        if self.mode == "stream" and (self.clip or self.repeats > 1):
+            raise ValueError("data.mode=stream reads images, each once: index the tars, and leave data.mode out")
         return self

@@ -65,7 +65,8 @@ def test_jobs_run_on_every_node_and_errors_come_back_as_they_are(cluster: Cluste
     assert len(nodes) == 2
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_on_ray(fail_as_a_full_disk, range(5)))
-    assert (caught.value.errno, caught.value.filename) == (28, "/file-0")
+    assert caught.value.errno == 28
+    assert caught.value.filename in {f"/file-{number}" for number in range(5)}  # of the job that ended first
 
 
 def test_a_build_on_ray_has_the_bytes_of_a_local_one(cluster: Cluster, tmp_path: Path) -> None:
