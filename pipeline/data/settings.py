@@ -1,5 +1,6 @@
 """Settings of the data: what is read, in which order, and how it is cropped."""
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import ByteSize, Field, model_validator
@@ -10,21 +11,17 @@ from shards.secrets import MASK, PIPE
 from shards.storage import has_query, shows_credentials
 
 
-class Clip(Section):
-    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic."""
+Sampling = Literal["nominal", "stride", "fps", "segments"]
 
-    frames: int = Field(16, ge=1, le=1024)  # of a clip; of an image data set 1: each image is a clip of one frame
-    sampling: Literal["nominal", "stride", "fps", "segments"] = "nominal"
-    stride: float = Field(4, gt=0, le=1000)  # for nominal, in frames of 30 a second; for stride, in frames of the video
-    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames a second
 
-    @model_validator(mode="after")
-    def _has_a_rate(self) -> Self:
-        if (self.sampling == "fps") != (self.fps is not None):
-            raise ValueError("data.clip.fps belongs to data.clip.sampling=fps: set both, or neither")
-        if self.sampling == "stride" and self.stride != int(self.stride):
-            raise ValueError(f"data.clip.stride={self.stride:g} has to be a whole number for data.clip.sampling=stride")
-        return self
+@dataclass(frozen=True)
+class Clip:
+    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic, and `Data` what these are."""
+
+    frames: int
+    sampling: Sampling
+    stride: float
+    fps: float | None
 
 
 class Data(Section):
@@ -41,7 +38,10 @@ class Data(Section):
     deadline: Free[Seconds] = 300  # seconds until a request of remote storage is given up, with all its retries
     bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
     bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
-    clip: Clip | None = None  # null: the model sees images
+    frames: int | None = Field(None, ge=1, le=1024)  # of a clip; None: the model sees images, which 1 makes clips of
+    sampling: Sampling = "nominal"  # of the frames of a clip
+    stride: float = Field(4, gt=0, le=1000)  # for nominal, in frames of 30 a second; for stride, in frames of the video
+    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames a second
     repeats: int = Field(1, ge=1, le=64)  # clips, or crops of an image, that are made of each sample read
     image_size: int = Field(224, gt=0, le=8192)
     crop_scale: Range = (0.5, 1.0)  # of the image's area
@@ -72,6 +72,15 @@ class Data(Section):
                 )
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
+        if (self.sampling == "fps") != (self.fps is not None):
+            raise ValueError("data.fps belongs to data.sampling=fps: set both, or neither")
+        if self.sampling == "stride" and self.stride != int(self.stride):
+            raise ValueError(f"data.stride={self.stride:g} has to be a whole number for data.sampling=stride")
         if self.mode == "stream" and (self.clip or self.repeats > 1):
             raise ValueError("data.mode=stream reads images, each once: index the tars, and leave data.mode out")
         return self
+
+    @property
+    def clip(self) -> Clip | None:
+        """How clips are taken of videos; None: the model sees images."""
+        return None if self.frames is None else Clip(self.frames, self.sampling, self.stride, self.fps)
