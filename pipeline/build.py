@@ -19,7 +19,6 @@ from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.examples import ExampleMaker
 from pipeline.masks.masker import BlockMasker, Masker
-from pipeline.pixels import MEAN, STD
 from pipeline.recipes import reason, shown
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import checked
@@ -117,13 +116,14 @@ def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: 
         ConfigError: a file that the target needs cannot be used.
     """
     compiled = recipe.engine.compile
-    computing = Computing(dtype, device, compile=compiled != "none", compile_teacher=compiled == "all")
+    statistics = recipe.model.statistics
+    computing = Computing(dtype, device, compiled != "none", compiled == "all", statistics)
     try:
         target = checked(recipe.target).build(recipe.target, predictions_of(model.view), computing)
     except TargetError as error:
         raise ConfigError(str(error)) from error
     masker = build_masker(recipe, model)
-    return ExampleMaker(model.view.prediction_layout, masker, target, dtype, fuse=compiled != "none")
+    return ExampleMaker(model.view.prediction_layout, masker, target, statistics, dtype, fuse=compiled != "none")
 
 
 def build_masker(recipe: Recipe, model: MaskFeat) -> Masker:
@@ -156,7 +156,7 @@ def start_from_init(model: MaskFeat | Classifier, recipe: TrainingRecipe) -> str
         return None
     try:
         weights = read(recipe.model.init)
-        notes = fill(model, weights, Normalisation(MEAN, STD))
+        notes = fill(model, weights, Normalisation(*recipe.model.statistics))
     except WeightsError as error:
         raise ConfigError(f"model.init: {error} (model.name and model.options must be those of the weights)") from error
     return f"of {weights.file}: {'; '.join(notes)}" if notes else None

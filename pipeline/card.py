@@ -81,8 +81,6 @@ def model_card(
     run: Path,
     facts: Facts,
     model: MaskFeat,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
 ) -> str:
     """Markdown with the YAML front matter of the Hugging Face hub.
 
@@ -90,7 +88,6 @@ def model_card(
         run: the run's folder, of whose metrics.jsonl and baselines.json losses are quoted as far as they are there.
         facts: of the checkpoint.
         model: as in the checkpoint.
-        mean, std: of the images' normalisation, per channel, of values in [0, 1].
     """
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
     grid, target = model.view.prediction_layout, TARGETS[recipe.target.kind]
@@ -103,8 +100,8 @@ def model_card(
         patches=grid.cells,
         width=model.view.width,
         prefix=model.view.prefix,
-        mean=mean,
-        std=std,
+        mean=recipe.model.mean,
+        std=recipe.model.std,
         targets=target.described,
         loss=target.loss_name(recipe.target),
         training=table(_training(run, facts, recipe)),

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
-from pipeline.pixels import MEAN, STD, Channels
+from pipeline.pixels import IMAGENET, Channels, Statistics
 from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
 from pipeline.recipes import load as load
@@ -47,8 +47,8 @@ class Model(Section):
 
     name: Text = "vit_base_patch16_224"
     position_init: Literal["random", "sincos"] = "random"
-    mean: Channels = MEAN  # of the pixels that it takes, in [0, 1], by channel ...
-    std: Channels = STD  # ... and their standard deviation
+    mean: Channels = IMAGENET.mean  # of the pixels that it takes, in [0, 1], by channel ...
+    std: Channels = IMAGENET.std  # ... and their standard deviation
     init: LocalPath | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
     options: Options = Field(
         default_factory=Options
@@ -62,6 +62,17 @@ class Model(Section):
             if isinstance(options, dict) and option in options:
                 raise ValueError(f"model.options.{option} has a setting of its own: set {setting} instead")
         return values
+
+    @model_validator(mode="after")
+    def _divides_by_something(self) -> Self:
+        if min(self.std) <= 0:
+            raise ValueError(f"model.std={list(self.std)} has to be above 0: pixels are divided by it")
+        return self
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the pixels that it takes."""
+        return Statistics(self.mean, self.std)
 
 
 class Optim(Section):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.layout import Layout, Mask, mask_of_all
 from pipeline.masks.masker import Masker
-from pipeline.pixels import normalise
+from pipeline.pixels import Statistics, normalise
 from pipeline.targets.target import Fused, Target
 
 
@@ -33,13 +33,22 @@ class ExampleMaker:
         predictions: grid of the model's predictions.
         masker: draws the masks.
         target: what is predicted.
-        dtype: of the inputs that the model takes.
+        statistics: of the pixels that the model takes.
+        dtype: of these inputs.
         fuse: on a GPU, let a target that can do so read each pixel once.
     """
 
-    def __init__(self, predictions: Layout, masker: Masker, target: Target, dtype: torch.dtype, fuse: bool) -> None:
+    def __init__(
+        self,
+        predictions: Layout,
+        masker: Masker,
+        target: Target,
+        statistics: Statistics,
+        dtype: torch.dtype,
+        fuse: bool,
+    ) -> None:
         self.masker, self.target = masker, target
-        self._predictions, self._dtype = predictions, dtype
+        self._predictions, self._statistics, self._dtype = predictions, statistics, dtype
         self._fused = target if fuse and isinstance(target, Fused) else None
 
     def example(self, inputs: Tensor, keys: Tensor) -> Example:
@@ -56,4 +65,4 @@ class ExampleMaker:
     def _described(self, inputs: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
         if self._fused and inputs.is_cuda:
             return self._fused.inputs_and_targets(inputs, mask, self._dtype)
-        return normalise(inputs, self._dtype), self.target.describe(inputs, mask)
+        return normalise(inputs, self._dtype, self._statistics), self.target.describe(inputs, mask)

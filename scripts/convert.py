@@ -19,7 +19,7 @@ from pathlib import Path
 from model.convert import classifier, geometry, maskfeat
 from model.export import export_timm
 from model.weights import WeightsError, read
-from pipeline.pixels import MEAN, STD
+from pipeline.pixels import IMAGENET
 from shards.terminal import Parser, note, prepare, say
 
 
@@ -34,7 +34,7 @@ def main() -> int:
         weights = read(arguments.checkpoint)
         _, size, options = geometry(weights)
         encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
-        export_timm(encoder, arguments.out, image_size=size, options=options, mean=MEAN, std=STD)
+        export_timm(encoder, arguments.out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
     except (WeightsError, OSError) as error:
         note(f"error: {error}")
         return 1

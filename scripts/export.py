@@ -39,7 +39,6 @@ from pipeline.config import Recipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.pixels import MEAN, STD
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
@@ -92,9 +91,10 @@ def write_timm(
         card = classifier_card(run, found.facts, model, average)
         crop, classes = recipe.data.validation_crop, class_names(run, model.encoder.num_classes)
     else:
-        card = model_card(run, found.facts, model, MEAN, STD)
+        card = model_card(run, found.facts, model)
     (out / "README.md").write_text(card, "utf-8")
-    export_timm(model.encoder, out, image_size=size, options=options, mean=MEAN, std=STD, crop=crop, classes=classes)
+    mean, std = recipe.model.statistics
+    export_timm(model.encoder, out, image_size=size, options=options, mean=mean, std=std, crop=crop, classes=classes)
 
 
 def main() -> int:

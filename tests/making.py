@@ -5,13 +5,16 @@ import torch
 from model.layout import Layout, Mask, make_mask
 from pipeline.examples import ExampleMaker
 from pipeline.masks.masker import BlockMasker
+from pipeline.pixels import IMAGENET
 from pipeline.targets.hog.target import Hog
 
 
 def hog_examples(rows: int, columns: int, ratio: float = 0.4, compile: bool = False) -> ExampleMaker:
     """Make HOG examples in fp32 of images of rows x columns patches of 16 pixels."""
     grid = Layout(1, rows, columns)
-    return ExampleMaker(grid, BlockMasker(grid, grid, ratio, compile), Hog(16, compile), torch.float32, fuse=compile)
+    return ExampleMaker(
+        grid, BlockMasker(grid, grid, ratio, compile), Hog(16, compile), IMAGENET, torch.float32, fuse=compile
+    )
 
 
 def mask_of(cells: torch.Tensor) -> Mask:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from making import hog_examples
 
+from pipeline.build import build_examples, build_model
+from pipeline.config import load_recipe
 from pipeline.masks.blocks import block_masks
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, Statistics, normalise
 from pipeline.targets.hog import hog_target
+from pipeline.targets.pixels import pixel_target
 from pipeline.targets.target import squared_errors
 
 
@@ -26,9 +29,23 @@ def test_compiled_target_equals_the_reference() -> None:
 
 def test_normalisation_is_that_of_the_pretrained_transformers() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    expected = (images.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+    expected = (images.double() / 255 - mean) / std
     torch.testing.assert_close(normalise(images, torch.float32).double(), expected, atol=1e-6, rtol=1e-6)
     assert normalise(images, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["hog", "pixels"])
+def test_inputs_and_targets_are_normalised_as_the_recipe_says(kind: str) -> None:
+    own = Statistics((0.45, 0.4, 0.3), (0.225, 0.2, 0.5))
+    told = [f"model.mean={list(own.mean)}", f"model.std={list(own.std)}", f"target.kind={kind}"]
+    recipe = load_recipe("small", ["data.shards=unused", "data.image_size=32", *told])
+    images, keys = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.arange(2)
+    example = build_examples(recipe, build_model(recipe), torch.float32, keys.device).example(images, keys)
+    assert torch.equal(example.inputs, normalise(images, torch.float32, own))
+    if kind == "pixels":
+        torch.testing.assert_close(example.targets, pixel_target(images, 16, example.mask.indices, own))
+        assert not torch.allclose(example.targets, pixel_target(images, 16, example.mask.indices))
 
 
 def test_loss_of_predicting_zero_is_a_ninth_where_every_cell_has_an_edge() -> None:

@@ -10,7 +10,6 @@ from pipeline.settings import Count, Free, LocalPath, Place, Range, Seconds, Sec
 from shards.secrets import MASK, PIPE
 from shards.storage import has_query, shows_credentials
 
-
 Sampling = Literal["nominal", "stride", "fps", "segments"]
 
 

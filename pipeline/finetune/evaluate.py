@@ -47,6 +47,7 @@ class Validation:
     ) -> None:
         micro_batch, crop = recipe.micro_batch(world.size), recipe.data.validation_crop
         self._images = ValidationImages(manifest, recipe.data, micro_batch, recipe.run.seed, world, phases, crop)
+        self._statistics = recipe.model.statistics
         self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:
@@ -69,7 +70,7 @@ class Validation:
         with engine.evaluating():
             for batch in self._images.batches():
                 labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], device)
-                logits = engine.predict(normalise(batch.inputs, engine.dtype)).float()
+                logits = engine.predict(normalise(batch.inputs, engine.dtype, self._statistics)).float()
                 good, weights = batch.weights > 0, batch.weights.double()
                 losses = F.cross_entropy(logits, labels, reduction="none").double()
                 counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit

@@ -94,7 +94,7 @@ class Finetuning:
         images, weights = batch.inputs, batch.weights
         if augment.randaugment is not None:
             images = rand_augment(images, keys, augment.randaugment)
-        pixels = normalise(images, DTYPES[self._recipe.engine.precision])
+        pixels = normalise(images, DTYPES[self._recipe.engine.precision], self._recipe.model.statistics)
         if augment.erasing:
             pixels = random_erasing(pixels, keys, augment.erasing)
         labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], self._world.device)

@@ -5,14 +5,15 @@ from torch import Tensor, nn
 
 from model.encoders.encoder import Pool
 from model.encoders.timm_vit import TimmViT
-from pipeline.pixels import normalise
+from pipeline.pixels import IMAGENET, Statistics, normalise
 
 
-def attention_weights(encoder: TimmViT, images: Tensor) -> list[Tensor]:
+def attention_weights(encoder: TimmViT, images: Tensor, statistics: Statistics = IMAGENET) -> list[Tensor]:
     """Of every block, float32 (B, heads, tokens, tokens): of each query, the shares of the keys.
 
     Args:
         images: uint8 (B, 3, H, W).
+        statistics: of the pixels that the encoder takes.
     """
     layers = [block.attn for block in encoder.blocks]
     fused, seen = [layer.fused_attn for layer in layers], []
@@ -25,7 +26,7 @@ def attention_weights(encoder: TimmViT, images: Tensor) -> list[Tensor]:
         for layer in layers:
             layer.fused_attn = False  # fused, its weights are never there to be seen
         with torch.no_grad():
-            encoder.forward_features(normalise(images, torch.float32))
+            encoder.forward_features(normalise(images, torch.float32, statistics))
     finally:
         for layer, hook, was in zip(layers, hooks, fused, strict=True):
             hook.remove()

@@ -32,7 +32,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
-from pipeline.pixels import normalise
+from pipeline.pixels import IMAGENET, Statistics, normalise
 from pipeline.train.engine import DTYPES
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
@@ -51,6 +51,7 @@ class View:
         crop: of the short side that is seen, the centre square of it.
         precision: that the encoder computes in; features are kept in float32.
         pool: the mean of the patch tokens, or the class token.
+        statistics: of the pixels that the encoder takes.
     """
 
     weights: str
@@ -58,6 +59,7 @@ class View:
     crop: float
     precision: str
     pool: Pool
+    statistics: Statistics = IMAGENET
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +70,24 @@ class Features:
     values: Tensor
 
 
-def encode(encoder: TimmViT, images: Tensor, layers: Sequence[int], pool: Pool, dtype: torch.dtype) -> list[Tensor]:
+def encode(
+    encoder: TimmViT,
+    images: Tensor,
+    layers: Sequence[int],
+    pool: Pool,
+    dtype: torch.dtype,
+    statistics: Statistics = IMAGENET,
+) -> list[Tensor]:
     """Pooled output of some blocks, each after the encoder's final norm, as in DINO's probes: float32 (B, width) each.
 
     Args:
         images: uint8 (B, 3, H, W).
         layers: blocks counted from 0, ascending.
         dtype: computed in under autocast; float32: without.
+        statistics: of the pixels that the encoder takes.
     """
     with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        return encoder_of(encoder).pooled_blocks(normalise(images, torch.float32), layers, pool)
+        return encoder_of(encoder).pooled_blocks(normalise(images, torch.float32, statistics), layers, pool)
 
 
 def compute(
@@ -151,9 +161,9 @@ def _computed(
     for batch in track(batches, what, total, disable=world.rank > 0, transient=True):
         good = batch.weights > 0
         ids.append(torch.from_numpy(batch.request.ids)[good.cpu()])
-        for rows, more in zip(
-            values, encode(encoder, batch.inputs, layers, view.pool, DTYPES[view.precision]), strict=True
-        ):
+        dtype = DTYPES[view.precision]
+        features = encode(encoder, batch.inputs, layers, view.pool, dtype, view.statistics)
+        for rows, more in zip(values, features, strict=True):
             rows.append(more[good].cpu())
     return torch.cat([torch.empty(0, dtype=torch.int64), *ids]), [torch.cat(rows) for rows in values]
 

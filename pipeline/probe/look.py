@@ -47,7 +47,7 @@ def look(
     neighbours = neighbours.view(*near.shape, *neighbours.shape[1:])
     names = [validation.classes[label] for label in validation.label[ids]]
     near_names = [[training.classes[label] for label in training.label[row]] for row in near]
-    weights = attention_weights(source.encoder, pictured)
+    weights = attention_weights(source.encoder, pictured, source.recipe.model.statistics)
     pictures = {
         "neighbours": draw_neighbours(pictured, names, neighbours, near_names, judgement.cosines[chosen, :SHOWN]),
         "attention": draw_attention(pictured, looked_at(weights[-1], source.encoder, pool)),

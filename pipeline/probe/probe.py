@@ -84,7 +84,9 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     out = asked.out or default_folder(asked.source)
     weights = source.identity()
     encoder.to(world.device)
-    view = View(weights, recipe.data.image_size, asked.crop, recipe.engine.precision, asked.pool)
+    view = View(
+        weights, recipe.data.image_size, asked.crop, recipe.engine.precision, asked.pool, recipe.model.statistics
+    )
     places = [compute(out / "features", encoder, layers, view, of, recipe, world) for of in (training, validation)]
     computed = time.perf_counter()
 

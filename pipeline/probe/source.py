@@ -16,7 +16,6 @@ from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Recipe, load_recipe
-from pipeline.pixels import MEAN, STD
 from pipeline.recipes import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
@@ -101,7 +100,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
-    notes = [] if untrained else fill(model, loaded, Normalisation(MEAN, STD))
+    notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics))
     return Source(recipe, model.encoder.eval(), notes)
 
 

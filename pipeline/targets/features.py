@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.encoders.timm_vit import transformer_macs
 from model.layout import Mask
-from pipeline.pixels import Channels, normalise
+from pipeline.pixels import Statistics, normalise
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, Regression
 from pipeline.targets.teacher import TeacherError, build_teacher, digest, load_teacher, one_line, teacher_width
@@ -59,8 +59,7 @@ class Features(Regression):
             "target.loss": loss,
             "target.teacher": digest(teacher),
         }
-        self._mean: Channels = teacher.pretrained_cfg["mean"]
-        self._std: Channels = teacher.pretrained_cfg["std"]
+        self._statistics = Statistics(teacher.pretrained_cfg["mean"], teacher.pretrained_cfg["std"])
         self._loss, self._dtype = loss, dtype
         try:
             high, wide = teacher.patch_embed.patch_size
@@ -132,7 +131,7 @@ class Features(Regression):
     @torch.no_grad()
     def _tokens(self, images: Tensor) -> Tensor:
         """The last layer's tokens of all patches of uint8 (B, 3, H, W): (B, patches, width)."""
-        pixels = normalise(images, torch.float32, self._mean, self._std)
+        pixels = normalise(images, torch.float32, self._statistics)
         if images.shape[2:] != self._size:
             pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True)
         return cast(Tensor, self._encode(pixels.to(self._dtype)))[:, self._prefix :]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.layout import Mask
-from pipeline.pixels import Channels, normalise
+from pipeline.pixels import Statistics, normalise
 from pipeline.targets.classes import Classes
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions
@@ -51,8 +51,7 @@ class Labels(Classes):
             "target.top": self._top,
             "target.teacher": digest(teacher),
         }
-        self._mean: Channels = teacher.pretrained_cfg["mean"]
-        self._std: Channels = teacher.pretrained_cfg["std"]
+        self._statistics = Statistics(teacher.pretrained_cfg["mean"], teacher.pretrained_cfg["std"])
         self._grid, self._dtype = grid, computing.dtype
         teacher.to(computing.device, computing.dtype)
         self._teacher = teacher
@@ -101,7 +100,7 @@ class Labels(Classes):
     @torch.no_grad()
     def _map(self, inputs: Tensor) -> Tensor:
         """Logits of uint8 (B, 3, H, W) on the model's grid: float32 (B, classes, rows, columns)."""
-        pixels = normalise(inputs, torch.float32, self._mean, self._std)
+        pixels = normalise(inputs, torch.float32, self._statistics)
         if inputs.shape[2:] != self._size:
             pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True)
         logits = self._logits(pixels.to(self._dtype)).float()

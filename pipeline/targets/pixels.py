@@ -2,7 +2,7 @@
 
 Algorithm: as in the published code of MaskFeat (github.com/facebookresearch/SlowFast), which is that of He et al.,
 "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (`norm_pix_loss`): of the images that the model sees,
-whose channels are normalised with ImageNet's statistics, one mean and one unbiased variance over all three channels
+whose channels are normalised, by ImageNet's statistics, one mean and one unbiased variance over all three channels
 of a patch; a target is (x - mean) / sqrt(variance + 1e-6).
 
 In a patch of one colour the channels still differ, so its variance is that of three numbers. The 1e-6 bounds what
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.layout import Mask
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, Channels, Statistics, normalise
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, Regression
 
@@ -28,19 +28,20 @@ def pixel_width(patch: int) -> int:
     return CHANNELS * patch**2
 
 
-def pixel_target(images: Tensor, patch: int, index: Tensor) -> Tensor:
+def pixel_target(images: Tensor, patch: int, index: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
     """Normalised pixels of some patches.
 
     Args:
         images: uint8 (B, 3, H, W); H and W multiples of `patch`.
         patch: pixels a side.
         index: int64 (n,), of patches in the flattened (B * patches).
+        statistics: of the pixels that the model takes.
 
     Returns:
         float32 (n, 3 * patch * patch), ordered (channel, row, column).
     """
     chosen = _in_patches(images, patch).flatten(0, 2)[index]  # of bytes: a fourth of the memory of floats
-    mean, deviation, pixels = _statistics(chosen)
+    mean, deviation, pixels = _moments(chosen, statistics)
     return (pixels - mean) / deviation
 
 
@@ -49,6 +50,7 @@ class Pixels(Regression):
 
     Args:
         patch: side of a patch in pixels.
+        statistics: of the pixels that the model takes.
     """
 
     label: ClassVar[str] = "pixels"
@@ -56,10 +58,10 @@ class Pixels(Regression):
     requires: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, patch: int) -> None:
+    def __init__(self, patch: int, statistics: Statistics = IMAGENET) -> None:
         self.width = pixel_width(patch)
         self.identity: dict[str, Any] = {"target.kind": "pixels"}
-        self._patch = patch
+        self._patch, self._statistics = patch, statistics
 
     @staticmethod
     def output_width(settings: TargetSettings, predictions: Predictions) -> int:
@@ -69,19 +71,20 @@ class Pixels(Regression):
     @classmethod
     def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
         """See `Target`."""
-        return cls(predictions.side)
+        return cls(predictions.side, computing.statistics)
 
     def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
         """See `Target`; targets are float32 (masked, width)."""
-        return pixel_target(inputs, self._patch, mask.indices)
+        return pixel_target(inputs, self._patch, mask.indices, self._statistics)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: colours, the values times the deviation of the true patch, plus its mean."""
         values = targets if outputs is None else outputs
-        mean, deviation, _ = _statistics(_in_patches(inputs, self._patch).flatten(0, 2))
+        mean, deviation, _ = _moments(_in_patches(inputs, self._patch).flatten(0, 2), self._statistics)
         pixels = (values.flatten(0, 2) * deviation + mean).view(*values.shape[:3], CHANNELS, self._patch, self._patch)
         colours = pixels.permute(0, 3, 1, 4, 2, 5).reshape(inputs.shape)
-        return (colours * _channels(STD, colours) + _channels(MEAN, colours)).clamp(0, 1)
+        shift, scale = (_channels(values, colours) for values in self._statistics)
+        return (colours * scale + shift).clamp(0, 1)
 
 
 def _in_patches(images: Tensor, patch: int) -> Tensor:
@@ -90,12 +93,12 @@ def _in_patches(images: Tensor, patch: int) -> Tensor:
     return images.view(batch, CHANNELS, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
 
 
-def _statistics(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(patches: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
     """Of uint8 (n, 3, patch, patch): mean (n, 1), deviation (n, 1), and pixels (n, 3 * patch * patch), normalised."""
-    pixels = normalise(patches, torch.float32).flatten(1)
+    pixels = normalise(patches, torch.float32, statistics).flatten(1)
     variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
     return mean, (variance + _EPS).sqrt(), pixels
 
 
-def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+def _channels(values: Channels, like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device).view(CHANNELS, 1, 1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.layout import Layout, Mask
+from pipeline.pixels import IMAGENET, Statistics
 from pipeline.targets.settings import TargetSettings
 
 
@@ -46,12 +47,14 @@ class Computing:
         device: of the inputs, and of a teacher.
         compile: let torch compile the target ...
         compile_teacher: ... and a teacher.
+        statistics: of the pixels that the model takes.
     """
 
     dtype: torch.dtype
     device: torch.device
     compile: bool = False
     compile_teacher: bool = False
+    statistics: Statistics = IMAGENET
 
 
 class Target(Protocol):

@@ -12,7 +12,7 @@ from benchmarks.figures import Figure
 from benchmarks.hardware import peak, synchronise
 from benchmarks.racing import compare, race
 from pipeline.masks.blocks import block_masks, masked_patches
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target
 
 Device = torch.device
@@ -55,7 +55,7 @@ def _hog_on_gpu(images: Tensor) -> list[Figure]:
     masks = block_masks(torch.arange(len(images), device=images.device), grid)
 
     def fused(images: Tensor, mask: Tensor, masked: int) -> tuple[Tensor, Tensor]:
-        return normalised_and_hog(images, mask, masked, 16, MEAN, STD, torch.bfloat16)
+        return normalised_and_hog(images, mask, masked, 16, *IMAGENET, torch.bfloat16)
 
     def unfused(images: Tensor) -> tuple[Tensor, Tensor]:
         return normalise(images, torch.bfloat16), official_hog(images)

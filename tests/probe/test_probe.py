@@ -20,7 +20,7 @@ from pipeline.cluster.world import World, join
 from pipeline.data.augment import centre_crops
 from pipeline.data.labels import held_out, labels_of
 from pipeline.metrics import hits
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, normalise
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, encode, load
 from pipeline.probe.linear import fit
@@ -233,7 +233,9 @@ def test_exported_weights_are_those_of_the_run(run: Path, tmp_path: Path) -> Non
     assert trained.identity() != untrained.identity()
     for source in (trained, untrained):
         model = source.recipe.model
-        export_timm(source.encoder, tmp_path, image_size=32, options=model.options, mean=MEAN, std=STD)
+        export_timm(
+            source.encoder, tmp_path, image_size=32, options=model.options, mean=IMAGENET.mean, std=IMAGENET.std
+        )
         again = of_weights(str(tmp_path), False, ["data.shards=unused"])
         assert again.identity() == source.identity() and again.recipe.data.image_size == 32
     larger = of_weights(str(tmp_path), False, ["data.shards=unused", "data.image_size=64"])

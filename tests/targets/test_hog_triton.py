@@ -11,7 +11,7 @@ import pytest
 import torch
 from making import hog_examples
 
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog import hog_target
 from pipeline.targets.hog.triton import normalised_and_hog
 
@@ -45,7 +45,7 @@ def fused(
     target_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     pixels, targets = normalised_and_hog(
-        images.to(DEVICE), mask.to(DEVICE), int(mask.sum()), patch, MEAN, STD, dtype, target_dtype
+        images.to(DEVICE), mask.to(DEVICE), int(mask.sum()), patch, *IMAGENET, dtype, target_dtype
     )
     return pixels.cpu(), targets.cpu()
 
@@ -105,7 +105,7 @@ def test_masked_patches_in_row_major_order_and_every_pixel() -> None:
 def test_writes_no_more_targets_than_asked_for() -> None:
     images = draw(TINY, "noise").to(DEVICE)
     mask = every_patch(images).to(DEVICE)
-    targets = normalised_and_hog(images, mask, 5, 16, MEAN, STD, torch.float32)[1]
+    targets = normalised_and_hog(images, mask, 5, 16, *IMAGENET, torch.float32)[1]
     torch.testing.assert_close(targets.cpu(), hog_target(images.cpu()).flatten(0, 1)[:5], atol=2e-6, rtol=0)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.build import build_examples, build_model
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import load_recipe
-from pipeline.pixels import MEAN, STD
+from pipeline.pixels import IMAGENET
 from pipeline.settings import ConfigError
 from pipeline.targets.features import Features
 from pipeline.targets.pixels import Pixels, pixel_target
@@ -53,7 +53,7 @@ def random_images(*shape: int) -> torch.Tensor:
 
 def by_numpy(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Of (3, side, side)."""
-    pixels = (patch / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    pixels = (patch / 255 - np.reshape(IMAGENET.mean, (3, 1, 1))) / np.reshape(IMAGENET.std, (3, 1, 1))
     normalised: NDArray[np.float64] = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
     return normalised.ravel()
 
@@ -72,7 +72,7 @@ def test_pixel_target_equals_numpy(memory_format: torch.memory_format) -> None:
 def test_pixel_target_of_one_colour_is_that_colour_and_no_rounding_noise() -> None:
     """Whichever: black, white, ImageNet's mean, and the colours whose normalised channels agree best."""
     values = np.arange(256)
-    red, green, blue = ((values / 255 - mean) / std for mean, std in zip(MEAN, STD, strict=True))
+    red, green, blue = ((values / 255 - mean) / std for mean, std in zip(*IMAGENET, strict=True))
     nearest = [np.abs(channel[None] - red[:, None]) for channel in (green, blue)]
     order = np.argsort(nearest[0].min(1) + nearest[1].min(1))[:5]
     colours = [(0, 0, 0), (255, 255, 255), (124, 116, 104)]
@@ -92,7 +92,7 @@ def test_painted_pixels_are_the_image() -> None:
     truth = target.describe(images, mask_of(torch.ones(2, 2, 3).bool())).view(2, 2, 3, -1)
     np.testing.assert_allclose(target.paint(images, truth) * 255, images, atol=0.01)
     mean = target.paint(images, truth, torch.zeros_like(truth))[1, :, :16, :16]  # of a patch, in normalised units
-    normalised = [(mean[channel] - MEAN[channel]) / STD[channel] for channel in range(3)]
+    normalised = [(mean[channel] - IMAGENET.mean[channel]) / IMAGENET.std[channel] for channel in range(3)]
     assert torch.stack(normalised).std() < 1e-5
 
 

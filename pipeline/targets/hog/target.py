@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.layout import Mask
-from pipeline.pixels import MEAN, STD
+from pipeline.pixels import IMAGENET, Statistics
 from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target, target_width
 from pipeline.targets.hog.glyphs import strokes
 from pipeline.targets.settings import TargetSettings
@@ -19,6 +19,7 @@ class Hog(Regression):
     Args:
         patch: side of a patch in pixels, a multiple of 8.
         compile: let torch compile the histograms.
+        statistics: of the pixels that the model takes.
     """
 
     label: ClassVar[str] = "HOG"
@@ -26,10 +27,10 @@ class Hog(Regression):
     requires: ClassVar[tuple[str, ...]] = ()
     accepts: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, patch: int, compile: bool) -> None:
+    def __init__(self, patch: int, compile: bool, statistics: Statistics = IMAGENET) -> None:
         self.width = target_width(patch)
         self.identity: dict[str, Any] = {"target.kind": "hog"}
-        self._patch = patch
+        self._patch, self._statistics = patch, statistics
         self._target = compiled_hog_target() if compile else hog_target
 
     @staticmethod
@@ -40,7 +41,7 @@ class Hog(Regression):
     @classmethod
     def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
         """See `Target`."""
-        return cls(predictions.side, computing.compile)
+        return cls(predictions.side, computing.compile, computing.statistics)
 
     def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
         """See `Target`; targets are float32 (masked, width)."""
@@ -50,7 +51,7 @@ class Hog(Regression):
         """See `Fused`."""
         from pipeline.targets.hog.triton import normalised_and_hog  # torch has Triton only where there are GPUs
 
-        return normalised_and_hog(inputs, mask.cells, len(mask.indices), self._patch, MEAN, STD, dtype)
+        return normalised_and_hog(inputs, mask.cells, len(mask.indices), self._patch, *self._statistics, dtype)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges."""

@@ -13,7 +13,7 @@ from benchmarks.targets import hog
 from pipeline.data.augment import sample_keys
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
-from pipeline.pixels import MEAN, STD, normalise
+from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog import hog_target
 
 ROUNDING = 2**-8  # of bf16
@@ -32,7 +32,7 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
             normalised, target = (
                 out.cpu().float()
                 for out in normalised_and_hog(
-                    there, mask.to(scale.device), mask.numel(), 16, MEAN, STD, dtype, target_dtype=dtype
+                    there, mask.to(scale.device), mask.numel(), 16, *IMAGENET, dtype, target_dtype=dtype
                 )
             )
             # One rounding of values up to 1, and up to 3; Triton's interpreter cuts off instead
