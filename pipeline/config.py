@@ -1,7 +1,7 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/engine.py). How files and overrides become settings, recipes.py says.
+configuration is made from it (train/deepspeed_config.py). How files and overrides become settings, recipes.py says.
 """
 
 from collections.abc import Sequence

@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 from pipeline.checkpoints.checkpoint import AVERAGE
 from pipeline.cluster.world import World
-from pipeline.config import Optim, TrainingRecipe
+from pipeline.config import Engine as EngineSettings
+from pipeline.config import Optim
+from pipeline.train.deepspeed_config import clips_here, deepspeed_config, under_bf16_optimizer
 from pipeline.train.errors import TrainingError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,32 +44,6 @@ _LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; ZeRO 2 allocates
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-
-
-def deepspeed_config(recipe: TrainingRecipe, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a recipe."""
-    micro = recipe.micro_batch(world_size)
-    stage, precision = recipe.engine.zero_stage, recipe.engine.precision
-    config: dict[str, Any] = {
-        "train_batch_size": recipe.optim.batch_size,
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": recipe.optim.batch_size // (micro * world_size),
-        "zero_optimization": {"stage": stage},
-        "gradient_clipping": 0.0 if _clips_here(recipe) else recipe.optim.clip or 0.0,
-        "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice a micro-batch
-    }
-    if _clips_here(recipe) and stage and not _under_bf16_optimizer(recipe):
-        config["zero_optimization"]["compute_grad_norm"] = False
-    if precision != "fp32":
-        config[precision] = {"enabled": True}
-        if precision == "bf16" and _clips_here(recipe):
-            config[precision]["check_grad_overflow"] = False
-        if _under_bf16_optimizer(recipe):
-            config[precision]["immediate_grad_update"] = True  # frees each 16-bit gradient as soon as it is added up
-        if stage:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -105,7 +81,9 @@ class Engine:
 
     Args:
         model: on any device, in fp32.
-        recipe: decides stage, precision, optimizer and schedule; whether TF32 is allowed, for the whole process.
+        settings: decide stage and precision; whether TF32 is allowed, for the whole process.
+        optim: decides optimizer and schedule.
+        micro_batch: inputs that a rank computes at once.
         world: the processes.
         steps_per_epoch: not necessarily whole.
         groups: parameter groups of the model; None: `decay_groups`.
@@ -118,39 +96,41 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        recipe: TrainingRecipe,
+        settings: EngineSettings,
+        optim: Optim,
+        micro_batch: int,
         world: World,
         steps_per_epoch: float,
         groups: list[dict[str, Any]] | None = None,
         average: float | None = None,
     ) -> None:
-        torch.set_float32_matmul_precision("high" if recipe.engine.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = recipe.engine.tf32  # for convolutions torch allows it unless told otherwise
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32  # for convolutions torch allows it unless told otherwise
         # An average is kept beside the moments, so that ZeRO divides it among the ranks like these
         self.states = MOMENTS if average is None else (*MOMENTS, AVERAGE)
         self._average = average
-        self.dtype = DTYPES[recipe.engine.precision]
-        self.stage = recipe.engine.zero_stage
-        self._clip = (recipe.optim.clip or math.inf) if _clips_here(recipe) else None
+        self.dtype = DTYPES[settings.precision]
+        self.stage = settings.zero_stage
+        self._clip = (optim.clip or math.inf) if clips_here(settings) else None
         self._grad_norm: Tensor | None = None
         self.optimizer: Any = torch.optim.AdamW(
-            groups or decay_groups(model, recipe.optim.weight_decay),
+            groups or decay_groups(model, optim.weight_decay),
             lr=0.0,
-            betas=recipe.optim.betas,
+            betas=optim.betas,
             fused=True,
         )
-        config = deepspeed_config(recipe, world.size)
+        config = deepspeed_config(settings, optim, micro_batch, world.size)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         config["zero_optimization"]["reduce_bucket_size"] = min(_LARGEST_BUCKET, parameters)
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
         unscaled = self.stage == 0 and self.dtype == torch.float16
         self._scaler = self.deepspeed.optimizer.loss_scale_config if unscaled else None
         self._loss_scale = 1.0
-        self._bf16 = _under_bf16_optimizer(recipe)
+        self._bf16 = under_bf16_optimizer(settings)
         if self._bf16:
             self.deepspeed.optimizer.step = self._step_under_bf16
         self._create_moments()
-        self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
+        self.schedule = schedule(self.optimizer, optim, steps_per_epoch)
 
     def predict(self, *inputs: Any) -> Tensor:
         """The model's `forward`; every rank has to call it together."""
@@ -265,14 +245,3 @@ class Engine:
             self.optimizer.state[tensor] = {"step": step} | {key: torch.zeros_like(tensor) for key in self.states}
         if self.stage in (1, 2):
             inner._lazy_init_hp_params_optimizer_state()
-
-
-def _clips_here(recipe: TrainingRecipe) -> bool:
-    """Where DeepSpeed would clip without telling the norm, or wait for the device to do so."""
-    stage, precision = recipe.engine.zero_stage, recipe.engine.precision
-    return (stage == 0 and precision == "fp32") or (stage in (1, 2) and precision != "fp16")
-
-
-def _under_bf16_optimizer(recipe: TrainingRecipe) -> bool:
-    """Whether DeepSpeed takes an optimizer of its own for this: gradients accumulate in fp32 on every rank."""
-    return recipe.engine.zero_stage == 1 and recipe.engine.precision == "bf16"

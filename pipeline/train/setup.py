@@ -165,7 +165,8 @@ def _start_engine(
     """Return an engine of the model, in the state of the checkpoint if there is one."""
     model = task.model
     exact = {} if found else {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    engine = Engine(model, recipe, world, steps_per_epoch, task.groups(), task.average)
+    settings, micro_batch = (recipe.engine, recipe.optim), recipe.micro_batch(world.size)
+    engine = Engine(model, *settings, micro_batch, world, steps_per_epoch, task.groups(), task.average)
     if found:
         restore(engine, found)
     else:

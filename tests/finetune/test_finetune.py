@@ -57,7 +57,7 @@ def test_the_average_follows_the_weights_and_stays_where_they_do(
     torch.manual_seed(0)
     model = build_classifier(recipe, 3)
     exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    engine = Engine(model, recipe, world, 3.0, average=0.9)
+    engine = Engine(model, recipe.engine, recipe.optim, recipe.micro_batch(world.size), world, 3.0, average=0.9)
     set_weights(engine, exact)
 
     def states(part: str) -> dict[str, torch.Tensor]:

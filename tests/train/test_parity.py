@@ -116,7 +116,8 @@ def test_twenty_steps(stage: int, micro_batch: int, tmp_path: Path) -> None:
         ],
     )
     world = join()
-    engine = Engine(model, recipe, world, formula.STEPS_PER_EPOCH)
+    micro_batch = recipe.micro_batch(world.size)
+    engine = Engine(model, recipe.engine, recipe.optim, micro_batch, world, formula.STEPS_PER_EPOCH)
     inputs, targets = formula.exact_input(IMAGES), hog_target(IMAGES)
     for step, expected in enumerate(want["steps"]):
         engine.schedule.step_update(step)

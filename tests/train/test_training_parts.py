@@ -70,7 +70,7 @@ def test_numbers_of_ranks_meet_under_their_names_in_whatever_order_they_came() -
 
 def test_a_model_trains_on_after_an_evaluation_that_failed(tmp_path: Path) -> None:
     recipe = small_recipe("none", tmp_path)
-    engine = Engine(build_model(recipe), recipe, join(), 3.0)
+    engine = Engine(build_model(recipe), recipe.engine, recipe.optim, recipe.micro_batch(1), join(), 3.0)
     with pytest.raises(ZeroDivisionError), engine.evaluating():
         assert not engine.deepspeed.module.training and not torch.is_grad_enabled()
         raise ZeroDivisionError
