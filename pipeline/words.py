@@ -90,7 +90,7 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
 
 def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
     """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
-    batches = data.samples // recipe.optim.batch_size
+    batches = data.samples * recipe.data.repeats // recipe.optim.batch_size
     if not batches:
         raise ConfigError(f"{data.samples:,} images are not a whole batch: set optim.batch_size to at most that many")
     means: KMeans | None = None

@@ -40,7 +40,7 @@ def random_clips(keys: Int64s, frames: Frames, rates: Rates, clip: Clip) -> Fram
     if clip.sampling == "segments":
         begin, end = _segments(frames, clip.frames)
         draws = uniform(derive(keys[:, None], np.arange(clip.frames, dtype=np.int64)))
-        return (begin + draws * (end - begin + 1)).astype(np.int32)
+        return np.asarray(begin + draws * (end - begin + 1), np.int32)
     span = _span(rates, clip)
     room, draws = _room(frames, span), uniform(keys)
     # SlowFast's clips may begin between two frames; all others begin with a frame, of which each is equally likely
