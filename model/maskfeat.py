@@ -67,7 +67,7 @@ class MaskFeat(nn.Module):
 def initialise_layers(model: nn.Module) -> None:
     """Draw all layers anew: truncated normals of 0.02 for weights, as in the published code; zeros for biases."""
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -12,4 +12,4 @@ fi
 ruff format --check .
 ruff check .
 mypy
-pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile "${tests[@]}"
+pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "${tests[@]}"

@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,13 +34,18 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the tests that start processes, by themselves or by a fixture."""
+    """Mark as slow the tests that start processes, by themselves or by a fixture, and begin with files of many such.
+
+    Workers take whole files: one with long tests that is taken last keeps all other workers waiting.
+    """
     for item in items:
         if isinstance(item, pytest.Function):
             found = item._fixtureinfo.name2fixturedefs
             fixtures = [fixture.func for name in item.fixturenames for fixture in found.get(name, ())]
             if starts_processes(item.function, *fixtures):
                 item.add_marker(pytest.mark.slow)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.cluster.world import World
-from pipeline.config import Recipe
+from pipeline.config import Engine as EngineSettings
+from pipeline.config import Optim
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, decay_groups, schedule
 
@@ -19,29 +20,39 @@ class PlainEngine:
 
     Args:
         model: on the device, in fp32.
-        recipe: decides precision, optimizer and schedule.
+        settings: decide the precision.
+        optim: decides optimizer and schedule.
+        micro_batch: inputs that a rank computes at once.
         world: the processes.
         steps_per_epoch: not necessarily whole.
 
     Raises:
-        ConfigError: the recipe asks for fp16 or accumulates gradients, which this does not.
+        ConfigError: the settings ask for fp16 or gradients are to be accumulated, which this does not.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, world: World, steps_per_epoch: float) -> None:
-        if recipe.engine.precision == "fp16":
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: EngineSettings,
+        optim: Optim,
+        micro_batch: int,
+        world: World,
+        steps_per_epoch: float,
+    ) -> None:
+        if settings.precision == "fp16":
             raise ConfigError("the plain loop has no loss scaling: set engine.precision to bf16 or fp32")
-        if recipe.optim.batch_size != recipe.micro_batch(world.size) * world.size:
+        if optim.batch_size != micro_batch * world.size:
             raise ConfigError("the plain loop does not accumulate gradients: leave engine.micro_batch at null")
-        dtype = DTYPES[recipe.engine.precision]
+        dtype = DTYPES[settings.precision]
         masters = model if dtype == torch.float32 else deepcopy(model)
         model.to(dtype)
-        self._clip = recipe.optim.clip or math.inf
+        self._clip = optim.clip or math.inf
         self._masters: list[Tensor] = list(masters.parameters())
         self._weights: list[Tensor] = list(model.parameters())
         self.optimizer = torch.optim.AdamW(
-            decay_groups(masters, recipe.optim.weight_decay), lr=0.0, betas=recipe.optim.betas, fused=True
+            decay_groups(masters, optim.weight_decay), lr=0.0, betas=optim.betas, fused=True
         )
-        self.schedule = schedule(self.optimizer, recipe.optim, steps_per_epoch)
+        self.schedule = schedule(self.optimizer, optim, steps_per_epoch)
         self._model = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
 
     def predict(self, *inputs: Any) -> Tensor:

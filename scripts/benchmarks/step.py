@@ -102,7 +102,8 @@ class Loop:
         self.loss = torch.zeros((), device=world.device)
         self.micro_batches = micro_batches(recipe, world)
         exact = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        self.engine = engine(model, recipe, world, STEPS_PER_EPOCH)
+        micro_batch = recipe.micro_batch(world.size)
+        self.engine = engine(model, recipe.engine, recipe.optim, micro_batch, world, STEPS_PER_EPOCH)
         if isinstance(self.engine, Engine):
             set_weights(self.engine, exact)
         phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names them for profiles, watches nothing

@@ -15,8 +15,8 @@ from pipeline.build import build_model
 from pipeline.config import load, load_recipe
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.model_options import Options
 from pipeline.settings import ConfigError
-from pipeline.timm_options import Options
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 BEIT = ["model.name=beit_base_patch16_224", "model.position_init=random"]
