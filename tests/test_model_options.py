@@ -10,6 +10,7 @@ from scripting import Hostile
 from timm.models import Beit, VisionTransformer
 
 from model.classifier import Classifier
+from model.encoders import mvit
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model
 from pipeline.config import load, load_recipe
@@ -177,6 +178,7 @@ def test_trying_a_model_changes_no_random_number() -> None:
         assert torch.equal(got.state_dict()[name], value), name
 
 
-def test_every_option_is_timms() -> None:
-    known = VisionTransformer.__init__.__annotations__ | Beit.__init__.__annotations__
+def test_every_option_is_one_of_a_family() -> None:
+    known = VisionTransformer.__init__.__annotations__ | Beit.__init__.__annotations__ | mvit.Options.__annotations__
     assert Options.__annotations__.keys() < known.keys()
+    assert mvit.Options.__annotations__.keys() < Options.__annotations__.keys()
