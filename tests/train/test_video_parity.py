@@ -13,15 +13,8 @@ from golden import checkpoints, clips, formula
 from torch import Tensor
 
 from model.convert import classifier, load_slowfast
-from model.layout import make_mask
 from model.maskfeat import MaskFeat
-from model.weights import SLOWFAST, read
-from pipeline.cluster.world import join
-from pipeline.config import load_recipe
-from pipeline.targets.hog import hog_target
-from pipeline.targets.target import squared_errors
-from pipeline.train.engine import Engine, decay_groups
-from pipeline.train.state import capture
+from model.weights import read
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = json.loads((GOLDEN / "video_keys.json").read_text())
