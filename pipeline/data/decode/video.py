@@ -6,7 +6,7 @@ at the sizes that are trained on, and each frame once, whatever the number of cl
 
 import ctypes
 from collections import deque
-from collections.abc import Set
+from collections.abc import Collection, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.data.decode.queues import Decoded, Decoder, GraphDecoder, end, han
 from pipeline.data.errors import DataError
 
 NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})  # what DALI asks of it
+_NVDEC_PIXELS = frozenset({"yuv420p", "yuvj420p", "nv12"})  # 8-bit 4:2:0
 _LIBRARY = "libnvcuvid.so.1"
 
 
@@ -100,9 +101,19 @@ class GpuClipDecoder(GraphDecoder):
 
 
 def clip_decoder_for(
-    device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Set[str]
+    device: torch.device,
+    batch_size: int,
+    frames: int,
+    size: int,
+    threads: int,
+    repeats: int,
+    codecs: Collection[tuple[str, str]],
 ) -> Decoder:
-    """Return the decoder of clips of a device. Raises DataError where it cannot decode one of the codecs."""
+    """Return the decoder of clips of a device. Raises DataError where it cannot decode one of the codecs.
+
+    Args:
+        codecs: the pairs of codec and pixel format that occur, as FFmpeg names them.
+    """
     if device.type == "cuda":
         _refuse_gpu_without(codecs)
         return GpuClipDecoder(batch_size, frames, size, device, threads, repeats)
@@ -110,7 +121,7 @@ def clip_decoder_for(
     return CpuClipDecoder(size, threads)
 
 
-def _refuse_gpu_without(codecs: Set[str]) -> None:
+def _refuse_gpu_without(codecs: Collection[tuple[str, str]]) -> None:
     try:
         ctypes.CDLL(_LIBRARY)
     except OSError:
@@ -118,15 +129,16 @@ def _refuse_gpu_without(codecs: Set[str]) -> None:
             f"videos cannot be decoded on this GPU: {_LIBRARY} of the driver is missing; start the container with "
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
         ) from None
-    _refuse(codecs - NVDEC, "a GPU")
+    _refuse({codec for codec, _ in codecs} - NVDEC, "a GPU")
+    _refuse({pixels for _, pixels in codecs} - _NVDEC_PIXELS, "a GPU")
 
 
-def _refuse_cpu_without(codecs: Set[str]) -> None:
+def _refuse_cpu_without(codecs: Collection[tuple[str, str]]) -> None:
     try:
         import av
     except ImportError:
         raise DataError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
-    _refuse(codecs - av.codecs_available, "PyAV")
+    _refuse({codec for codec, _ in codecs} - av.codecs_available, "PyAV")
 
 
 def _refuse(codecs: Set[str], by: str) -> None:
