@@ -57,6 +57,8 @@ class MaskFeat(nn.Module):
         """
         view = self.view
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
+        if len(hidden.cells) != len(inputs):
+            raise ValueError(f"{len(hidden.cells)} masks for {len(inputs)} inputs")
         x = view.embed(inputs)  # (B, token cells, embedding width)
         x = torch.where(spread(hidden.cells, view.token_layout)[..., None], self.mask_token.to(x.dtype), x)
         x = view.encode(x).flatten(0, 1)

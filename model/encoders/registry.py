@@ -11,7 +11,8 @@ from torch import nn
 from torchvision.models.video import MViT
 
 from model.encoders.encoder import Encoder
-from model.encoders.mvit import SIZES, MViTEncoder, build_mvit
+from model.encoders.mvit import SIZES, build_mvit
+from model.encoders.mvit_encoder import MViTEncoder
 from model.encoders.timm_vit import TimmEncoder, build_encoder
 from model.encoders.tubelet import TubeletEncoder, TubeletViT, build_tubelet_vit
 
@@ -39,13 +40,16 @@ def build_network(
     Raises:
         ValueError: there is no such network, or its options do not fit each other.
     """
+    network: nn.Module
     if name in SIZES:
         if frames is None:
             raise ValueError(f"{name} takes clips: set the number of frames, to 1 for images")
-        return build_mvit(name, image_size, frames, classes, **options)
-    if frames is None:
-        return build_encoder(name, image_size, classes, **options)
-    return build_tubelet_vit(name, image_size, frames, classes, **options)
+        network = build_mvit(name, image_size, frames, classes, **options)
+    elif frames is None:
+        network = build_encoder(name, image_size, classes, **options)
+    else:
+        network = build_tubelet_vit(name, image_size, frames, classes, **options)
+    return network
 
 
 def encoder_of(network: nn.Module) -> Encoder:

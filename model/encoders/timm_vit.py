@@ -64,8 +64,8 @@ class TimmEncoder:
         network: as `build_encoder` or timm itself built it.
     """
 
-    decayed_vectors = ()
-    classifier_parts = ("fc_norm.", "head.")
+    decayed_vectors: tuple[str, ...] = ()
+    classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
 
     def __init__(self, network: TimmViT) -> None:
         self.network: Any = network

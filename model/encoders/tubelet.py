@@ -121,8 +121,8 @@ class TubeletEncoder:
         network: as `build_tubelet_vit` built it.
     """
 
-    decayed_vectors = ()
-    classifier_parts = ("fc_norm.", "head.")
+    decayed_vectors: tuple[str, ...] = ()
+    classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
 
     def __init__(self, network: TubeletViT) -> None:
         self.network: Any = network
