@@ -30,7 +30,7 @@ from pipeline.build import build_masker, build_model, predictions_of
 from pipeline.config import Recipe
 from pipeline.recipes import reason
 from pipeline.settings import ConfigError
-from pipeline.targets.registry import TARGETS
+from pipeline.targets.registry import macs
 from shards.files import parse_json
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -173,4 +173,4 @@ def costs(recipe: Recipe) -> Costs:
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
     flops = training_flops(model, build_masker(recipe, model).masked)
-    return Costs(size, flops + 2 * TARGETS[recipe.target.kind].macs(recipe.target, predictions_of(model.view)))
+    return Costs(size, flops + 2 * macs(recipe.target, predictions_of(model.view)))

@@ -17,7 +17,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from pipeline.settings import ConfigError
-from pipeline.targets.registry import checked
+from pipeline.targets.frames import described_frames
+from pipeline.targets.registry import build_target
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, TargetError
 from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
@@ -65,7 +66,7 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
         predictions = predictions_of(build_model(recipe, 1).view)
     try:
         computing = Computing(DTYPES[recipe.engine.precision], world.device)
-        target = checked(source).build(source, predictions, computing)
+        target = build_target(source, predictions, computing)
     except (TargetError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
@@ -74,7 +75,8 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
         good = batch.inputs[batch.weights > 0]
         if not len(good):
             raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
-        return target.describe(good, mask_of_all(len(good), predictions.layout, good.device)).float()
+        frames = described_frames(good, predictions)
+        return target.describe(frames, mask_of_all(len(frames), predictions.of_a_frame.layout, good.device)).float()
 
     data = ExactData(recipe.data, part_of(recipe, world))
     try:
