@@ -72,7 +72,7 @@ def test_a_clip_of_one_frame_is_an_image() -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     predictions = Predictions(Layout(1, 2, 2), (2, 16, 16))
     target = build_target(TargetSettings(), predictions, Computing(torch.float32, images.device))
-    masker = masker_for(MaskSettings(), Layout(1, 1, 2), predictions.layout, compile=False)
+    masker = masker_for(MaskSettings(ratio=0.5), Layout(1, 1, 2), predictions.layout, compile=False)
     maker = ExampleMaker(predictions, masker, target, STATISTICS, torch.float32, fuse=False)
     assert torch.equal(maker.targets(images[:, :, None]), hog_target(images).view(2, 2, 2, 108))
     assert torch.equal(maker.example(images[:, :, None], KEYS[:2]).targets, maker.example(images, KEYS[:2]).targets)
