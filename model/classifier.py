@@ -13,7 +13,7 @@ from model.encoders.encoder import PositionInit
 from model.encoders.registry import encoder_of
 from model.maskfeat import initialise_layers
 
-HEAD_SCALE = 0.001  # of the head's first weights
+HEAD_SCALE = 0.001  # of the head's first weights and biases
 
 
 class Classifier(nn.Module):
@@ -35,7 +35,8 @@ class Classifier(nn.Module):
         initialise_layers(self)
         self.view.initialise(position_init)
         with torch.no_grad():
-            self.encoder.head.weight.mul_(HEAD_SCALE)
+            for parameter in self.view.head.parameters():
+                parameter.mul_(HEAD_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """From normalised floats (B, 3, H, W) to logits (B, classes)."""

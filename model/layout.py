@@ -75,8 +75,10 @@ def spread(cells: Tensor, layout: Layout) -> Tensor:
         (B, layout.cells).
 
     Raises:
-        ValueError: the mask's grid does not divide `layout`.
+        ValueError: `cells` is not bool, or its grid does not divide `layout`.
     """
+    if cells.dtype != torch.bool or cells.ndim not in (3, 4) or 0 in cells.shape:
+        raise ValueError(f"a mask is bool (B, rows, columns) or (B, frames, rows, columns), not {tuple(cells.shape)}")
     whole = cells[:, None] if cells.ndim == 3 else cells
     for dimension, side in enumerate((layout.frames, layout.rows, layout.columns), start=1):
         times, rest = divmod(side, whole.shape[dimension])

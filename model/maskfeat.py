@@ -57,6 +57,8 @@ class MaskFeat(nn.Module):
         """
         view = self.view
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
+        if len(hidden.cells) != len(inputs):
+            raise ValueError(f"{len(hidden.cells)} masks for {len(inputs)} inputs")
         x = view.embed(inputs)  # (B, token cells, embedding width)
         x = torch.where(spread(hidden.cells, view.token_layout)[..., None], self.mask_token.to(x.dtype), x)
         x = view.encode(x).flatten(0, 1)
@@ -67,7 +69,7 @@ class MaskFeat(nn.Module):
 def initialise_layers(model: nn.Module) -> None:
     """Draw all layers anew: truncated normals of 0.02 for weights, as in the published code; zeros for biases."""
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

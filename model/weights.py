@@ -1,11 +1,9 @@
-"""Weights of others: what their codes call the parts of a MaskFeat. Names are those that the published codes write:
-github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before it, open-mmlab/mmselfsup.
-"""
+"""Weights of others: tensors by the names of their codes."""
 
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.names import MMPRETRAIN as MMPRETRAIN
+from model.names import MMPRETRAIN_VIDEO as MMPRETRAIN_VIDEO
+from model.names import SLOWFAST as SLOWFAST
+from model.names import TIMM as TIMM
+from model.names import Layout as Layout
 from model.weights_file import WeightsError as WeightsError
 from model.weights_file import load
 from model.weights_file import weights_file as weights_file
@@ -23,68 +26,17 @@ _REPEATED = 2**26  # bytes of a tensor that may repeat a few, whatever the size 
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a code calls the parts of `MaskFeat`. Of its classifiers, our encoder.fc_norm and encoder.head.
-
-    Attributes:
-        code: whose names these are.
-        renamed: beginnings of our name and of theirs, as regular expressions; the first that matches counts.
-        ignored: beginnings of their keys that hold nothing of ours.
-    """
-
-    code: str
-    renamed: tuple[tuple[str, str], ...]
-    ignored: tuple[str, ...]
-
-    def key(self, name: str) -> str:
-        """Their name of our `name`."""
-        for ours, theirs in self.renamed:
-            if re.match(ours, name):
-                return re.sub(ours, theirs, name, count=1)
-        return name
-
-
-SLOWFAST = Layout(
-    "SlowFast",
-    (
-        (r"encoder\.norm\.", "pred_head.transforms.0.0."),
-        (r"encoder\.fc_norm\.", "norm."),
-        (r"encoder\.head\.", "head.projection."),
-        (r"encoder\.", ""),
-        (r"head\.", "pred_head.projections.0."),
-    ),
-    ignored=("hogs.",),
-)
-MMPRETRAIN = Layout(
-    "mmpretrain",
-    (
-        (r"encoder\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
-        (r"encoder\.blocks\.(\d+)\.norm", r"backbone.layers.\1.ln"),
-        (r"encoder\.blocks\.(\d+)\.mlp\.fc1\.", r"backbone.layers.\1.ffn.layers.0.0."),
-        (r"encoder\.blocks\.(\d+)\.mlp\.fc2\.", r"backbone.layers.\1.ffn.layers.1."),
-        (r"encoder\.blocks\.", "backbone.layers."),
-        (r"encoder\.norm\.", "backbone.ln1."),
-        (r"encoder\.fc_norm\.", "backbone.ln2."),
-        (r"encoder\.head\.", "head.fc."),
-        (r"encoder\.", "backbone."),
-        (r"mask_token", "backbone.mask_token"),
-        (r"head\.", "neck.fc."),
-    ),
-    ignored=("target_generator.", "hog_layer.", "data_preprocessor."),
-)
-TIMM = Layout(
-    "timm",
-    ((r"encoder\.", ""),),
-    ignored=("mask_token", "decoder_", "lm_head.", "cls_pt_"),  # of the pre-training of MAE and BEiT
-)
-
-
-@dataclass(frozen=True)
 class Normalisation:
     """What is subtracted from the channels of images, of values in [0, 1], and what they are divided by then."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+IMAGENET = Normalisation(
+    (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+)  # of all published MaskFeat weights of images ...
+KINETICS = Normalisation((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))  # ... and of clips
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +47,7 @@ class Weights:
         file: for messages.
         layout: whose names the tensors have.
         tensors: by those names, on the CPU.
-        normalisation: of the images that the weights were trained on, where the file's folder tells it.
+        normalisation: of the inputs that the weights were trained on, where the code or the file's folder tells it.
     """
 
     file: Path
@@ -110,7 +62,13 @@ class Weights:
     @property
     def fine_tuned(self) -> bool:
         """Whether there is a classifier."""
-        return self.has("encoder.head.weight")
+        return self.has("encoder.head.weight") or self.has("encoder.head.1.weight")
+
+    @property
+    def of_clips(self) -> bool:
+        """Whether they embed clips."""
+        names = ("encoder.patch_embed.proj.weight", "encoder.conv_proj.weight")
+        return any(self.has(name) and self.tensors[self.layout.key(name)].ndim == 5 for name in names)
 
     def get(self, name: str, dimensions: int) -> Tensor:
         """The tensor that we call `name`.
@@ -152,11 +110,18 @@ def read(path: Path | str) -> Weights:
     if all(map(_WRAPPERS.match, tensors)):
         tensors = {_WRAPPERS.sub("", key, count=1): tensor for key, tensor in tensors.items()}
     if "model_state" in entries:
-        return Weights(file, SLOWFAST, tensors)
+        return _published(Weights(file, SLOWFAST, tensors))
+    if "backbone.blocks.0.attn.qkv.weight" in tensors:
+        return _published(Weights(file, MMPRETRAIN_VIDEO, tensors))
     if any(key.startswith("backbone.") for key in tensors):
-        return Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors))
+        return _published(Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors)))
     plain = {key: tensor for key, tensor in tensors.items() if not key.endswith(".relative_position_index")}
     return Weights(file, TIMM, plain, _normalisation(file.parent / "config.json"))
+
+
+def _published(weights: Weights) -> Weights:
+    """Tell the normalisation of one of the published codes' checkpoints."""
+    return replace(weights, normalisation=KINETICS if weights.of_clips else IMAGENET)
 
 
 def _is_plain(key: Any, value: Any) -> bool:

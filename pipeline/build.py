@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from model.classifier import Classifier
 from model.convert import fill
 from model.encoders.encoder import Encoder
-from model.encoders.registry import encoder_of
-from model.encoders.timm_vit import build_encoder
+from model.encoders.registry import build_network, encoder_of
 from model.layout import make_mask
 from model.maskfeat import MaskFeat
 from model.weights import Normalisation, WeightsError, read, weights_file
@@ -36,18 +35,25 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
     """
 
     def make() -> MaskFeat:
-        encoder = build_encoder(recipe.model.name, recipe.data.image_size, **recipe.model.options)
+        encoder = network_of(recipe)
         numbers = width or output_width(recipe.target, predictions_of(encoder_of(encoder)))
         return MaskFeat(encoder, numbers, recipe.model.position_init)
 
-    def predicts(model: MaskFeat, images: Tensor) -> bool:
-        layout = model.view.mask_layout
-        mask = make_mask(torch.zeros(len(images), *layout.shape, dtype=torch.bool), layout, layout.cells)
-        return tuple(model(images, mask).shape) == (layout.cells, model.head.out_features)
+    def predicts(model: MaskFeat, inputs: Tensor) -> bool:
+        layout = model.view.prediction_layout
+        cells = torch.zeros(len(inputs), *model.view.mask_layout.shape, dtype=torch.bool)
+        predictions = model(inputs, make_mask(cells, layout, layout.cells))
+        return tuple(predictions.shape) == (layout.cells, model.head.out_features)
 
     model = tried(recipe, make, predicts)
     build_masker(recipe, model)
     return model
+
+
+def network_of(recipe: TrainingRecipe, classes: int = 0) -> nn.Module:
+    """Build the network of a recipe, with a head for so many classes. Raises ValueError for one that cannot be."""
+    data = recipe.data
+    return build_network(recipe.model.name, data.image_size, data.frames, classes, **recipe.model.options)
 
 
 def predictions_of(encoder: Encoder) -> Predictions:
@@ -60,20 +66,21 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
 
     Args:
         make: the model.
-        works: whether it makes of images (B, 3, H, W), on torch's meta device, what it should.
+        works: whether it makes of inputs, on torch's meta device, what it should.
 
     Raises:
         ConfigError: it cannot be made, takes more memory than there is, or does not work.
     """
-    size = recipe.data.image_size
+    data = recipe.data
     options: list[str] = [f"model.options.{key}={json.dumps(value)}" for key, value in recipe.model.options.items()]
-    what = ", ".join((f"model.name={shown(recipe.model.name)}", *options, f"data.image_size={size}"))
+    what = ", ".join((f"model.name={shown(recipe.model.name)}", *options, f"data.image_size={data.image_size}"))
+    what += "" if data.frames is None else f", data.frames={data.frames}"
     try:
         with torch.device("meta"), torch.no_grad():
             trial: Network = make()
             adapt(trial.view, recipe)
-            trial.encoder.set_grad_checkpointing(False)
-            sound = works(trial.train(), torch.zeros(2, 3, size, size))
+            trial.view.checkpoint_blocks(False)
+            sound = works(trial.train(), torch.zeros(2, *trial.view.input_shape))
     except (ConfigError, TargetError) as error:
         raise ConfigError(str(error)) from error
     except Exception as error:  # whatever timm and torch say of options that do not fit each other
@@ -97,7 +104,7 @@ def _memory() -> int:
 
 def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
     """Let an encoder compute as a recipe says. Raises ConfigError where its patches do not fill the recipe's images."""
-    encoder.network.set_grad_checkpointing(recipe.engine.activation_checkpointing)
+    encoder.checkpoint_blocks(recipe.engine.activation_checkpointing)
     if encoder.input_shape[-2:] != (recipe.data.image_size,) * 2:
         raise ConfigError(
             f"data.image_size={recipe.data.image_size} is not a multiple of the {encoder.prediction_patch[1]}-pixel "

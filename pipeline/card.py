@@ -29,8 +29,8 @@ _CARD = """\
 
 # {name} pre-trained with MaskFeat
 
-A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained without labels: it
-learned to predict {targets} of masked patches
+A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained by
+predicting {targets} of masked patches
 ([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of an image is the mean of its
 {grid} patch tokens, {width} numbers; no loss reached the output of its class token.
 
@@ -124,7 +124,7 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
     if validated:
         rows[f"validation loss at step {validated[-1]['step']:,}"] = number(validated[-1]["val_loss"], ".4f")
     if validated and (baselines := read_baselines(run)):
-        named = {"zero": "predicting zero", "mean": "predicting the mean target", "untrained": "the untrained model"}
+        named = {"zero": "predicting zero", "mean": "the best constant prediction", "untrained": "the untrained model"}
         rows |= {f"validation loss of {named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
     return rows
 

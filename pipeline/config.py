@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
+from pipeline.model_options import INSTEAD, Options
 from pipeline.pixels import IMAGENET, Channels, Statistics
 from pipeline.recipes import RECIPES as RECIPES
 from pipeline.recipes import AnyRecipe as AnyRecipe
@@ -20,7 +21,6 @@ from pipeline.settings import ConfigError as ConfigError
 from pipeline.settings import Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
-from pipeline.timm_options import INSTEAD, Options
 from shards.secrets import masked_values
 
 

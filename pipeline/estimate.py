@@ -31,6 +31,7 @@ from pipeline.config import Recipe
 from pipeline.recipes import reason
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import macs
+from pipeline.targets.target import TargetError
 from shards.files import parse_json
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -173,4 +174,8 @@ def costs(recipe: Recipe) -> Costs:
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
     flops = training_flops(model, build_masker(recipe, model).masked)
-    return Costs(size, flops + 2 * macs(recipe.target, predictions_of(model.view)))
+    try:
+        teacher = macs(recipe.target, predictions_of(model.view))
+    except TargetError as error:
+        raise ConfigError(str(error)) from error
+    return Costs(size, flops + 2 * teacher)

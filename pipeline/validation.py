@@ -41,7 +41,7 @@ class ValidationImages:
         crop: float = 1.0,
     ) -> None:
         self._manifest, self._world, self._phases = manifest, world, phases
-        self._micro_batch, self._seed, self._crop = micro_batch, seed, crop
+        self._micro_batch, self._seed, self._crop, self._clip = micro_batch, seed, crop, data.clip
         self._loader = Loader(manifest, data, micro_batch, world.device)
         self.samples = min(data.validation_samples or len(manifest), len(manifest))
 
@@ -55,6 +55,7 @@ class ValidationImages:
             world_size=self._world.size,
             seed=self._seed,
             share=self._crop,
+            clip=self._clip,
         )
         return self.watched(self._loader.batches(requests))
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from rich.progress import track
@@ -19,12 +20,11 @@ from pipeline.data.exact import ExactData
 from pipeline.settings import ConfigError
 from pipeline.targets.frames import described_frames
 from pipeline.targets.registry import build_target
-from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, TargetError
 from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
 from pipeline.targets.tokens.words import is_words, nearest, write_words
 from pipeline.train.engine import DTYPES
-from pipeline.train.setup import part_of
+from pipeline.train.setup import micro_batches, part_of
 
 Describe = Callable[[Batch], Tensor]
 
@@ -49,24 +49,30 @@ class Found:
     restarts: int
 
 
-def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, world: World) -> Found:
+def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
     """Find words and write them to `out`. All ranks together.
 
     Args:
-        recipe: its data, its seed, its model's patches, its batch size, and its precision for a teacher.
-        source: what they are words of.
+        recipe: its target, which they are words of; its data, its seed, its model's patches, its batch size, and its
+            precision for a teacher.
+        words: how many.
+        out: a folder.
 
     Raises:
-        ConfigError: the source or the words cannot be had.
+        ConfigError: the source or the words cannot be had, or `out` cannot be written.
         ShardError, DataError: the data set cannot be used.
     """
     if is_words(out):
         raise ConfigError(f"{out} has words already: choose another folder, or remove it")
+    if recipe.data.mode == "stream":
+        raise ConfigError("words are found in a data set with a manifest: index the tars, and leave data.mode out")
+    if problem := world.from_first(_not_writable(out) if world.rank == 0 else ""):
+        raise ConfigError(problem)
     with torch.device("meta"):
         predictions = predictions_of(build_model(recipe, 1).view)
     try:
         computing = Computing(DTYPES[recipe.engine.precision], world.device)
-        target = build_target(source, predictions, computing)
+        target = build_target(recipe.target, predictions, computing)
     except (TargetError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
@@ -85,14 +91,25 @@ def find_words(recipe: Recipe, source: TargetSettings, words: int, out: Path, wo
         data.close()
     if world.rank == 0:
         how = {"words": words, "found in": data.manifest.identity, "seed": recipe.run.seed, **vars(found)}
-        write_words(out, centroids, source, target.identity, how)
+        write_words(out, centroids, recipe.target, target.identity, how)
     world.barrier()
     return found
 
 
+def _not_writable(out: Path) -> str:
+    """Make a folder, and say what keeps it from being written, before hours are spent; empty: nothing does."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            return ""
+    except OSError as error:
+        return f"{out} cannot be written ({error.strerror}): choose another folder"
+
+
 def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
     """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
-    batches = data.samples // recipe.optim.batch_size
+    steps = data.samples * recipe.data.repeats // recipe.optim.batch_size
+    batches = steps * micro_batches(recipe, world)
     if not batches:
         raise ConfigError(f"{data.samples:,} images are not a whole batch: set optim.batch_size to at most that many")
     means: KMeans | None = None
@@ -105,7 +122,7 @@ def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, w
     assert means is not None
     total = torch.zeros(words, means.centroids.shape[1] + 1, dtype=torch.float64, device=world.device)
     squares = torch.zeros(2, dtype=torch.float64, device=world.device)
-    for batch in data.batches(0, min(batches, JUDGED)):
+    for batch in data.batches(0, min(batches, JUDGED * micro_batches(recipe, world))):
         vectors = describe(batch)
         ids, distances = nearest(vectors, means.centroids)
         total += sums_by_word(vectors, ids, words)

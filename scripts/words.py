@@ -28,7 +28,6 @@ from pipeline.cluster.world import join, lost_a_rank
 from pipeline.config import load_recipe
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
-from pipeline.targets.settings import TargetSettings
 from pipeline.train.command import leave
 from pipeline.words import Found, find_words
 from shards.files import ShardError
@@ -55,12 +54,19 @@ def main() -> int:
     if not 2 <= arguments.words <= 65_536:
         parser.error("--words lies between 2 and 65,536")
     kind = arguments.of if arguments.of in ("hog", "pixels") else "features"
-    source = TargetSettings(kind=kind, teacher=None if kind == arguments.of else arguments.of)
+    teacher = None if kind == arguments.of else arguments.of
+    if teacher and Path(teacher).is_dir():
+        teacher = str(Path(teacher).resolve())  # training may start in another folder
+    for override in arguments.overrides:
+        if override.startswith("target.") and not (teacher and override.startswith("target.teacher_weights=")):
+            parser.error(f"{override} means nothing here: --of says what describes a patch")
+    described = [f"target.kind={kind}", *([f"target.teacher={teacher}"] if teacher else [])]
     try:
-        recipe = load_recipe(PLAIN[0], [*PLAIN[1:], f"data.shards={arguments.shards}", *arguments.overrides])
+        shards = f"data.shards={arguments.shards}"
+        recipe = load_recipe(PLAIN[0], [*PLAIN[1:], shards, *described, *arguments.overrides])
         world = join()
         begin = time.perf_counter()
-        found = find_words(recipe, source, arguments.words, arguments.out, world)
+        found = find_words(recipe, arguments.words, arguments.out, world)
     except EXPECTED as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             note(f"error: {error}")

@@ -16,6 +16,8 @@ from shards.remote.urls import is_url
 from shards.storage import DEADLINE, join, opened, printable_url
 from shards.tables.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
 from shards.tables.reading import local_copy, read_columns, readable, unusable
+from shards.tables.videos import COLUMNS as VIDEO_COLUMNS
+from shards.tables.videos import Videos
 from shards.text import excerpt, one_line
 
 __all__ = ["DATASET", "MANIFEST", "Dataset", "Manifest", "Options", "Shard"]
@@ -30,7 +32,8 @@ class Manifest:
     Rows follow the shards and, within a shard, the tar. Columns are arrays of shape (samples,): `shard`
     indexes `shard_names`, each relative to `root`, an absolute path or a URL; `offset` and `size`, in bytes,
     frame the sample's file in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
-    rotation; `crc32c` is that of the file. `media` are the kinds of samples that there are. `counts` and
+    rotation; `crc32c` is that of the file. `media` are the kinds of samples that there are, and `video` tells of the
+    videos, None where there are none. `counts` and
     `shard_bytes`, of shape (shards,), are the samples and the bytes of each shard's tar. `identity`, the SHA-256 of
     manifest.parquet, names the data set. All other columns stay on disk, where `rows` reads them.
     """
@@ -47,6 +50,7 @@ class Manifest:
     width: npt.NDArray[np.int32]
     crc32c: npt.NDArray[np.uint32]
     media: frozenset[str]
+    video: Videos | None
     classes: list[str]
     identity: str
 
@@ -65,6 +69,10 @@ class Manifest:
                 )
             table = read_columns(path, MANIFEST_SCHEMA, _IN_MEMORY, ["label"], SINCE_VERSION_2)
             media = media_in(path)
+            video = None
+            if "video" in media:
+                columns = read_columns(path, MANIFEST_SCHEMA, VIDEO_COLUMNS, NULLABLE)
+                video = Videos.of(columns)
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
         if len(shard) != sum(counts.tolist()) or not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(
@@ -91,6 +99,7 @@ class Manifest:
             width=table["width"].to_numpy(),
             crc32c=table["crc32c"].to_numpy(),
             media=media,
+            video=video,
             classes=dataset.classes,
             identity=dataset.manifest_sha256,
         )

@@ -61,7 +61,7 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "optim.lr"], "is not an override"),
         ([SHARDS, "optim.lr=[1"], "optim.lr=[1: input should be a valid number"),
         ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
-        ([SHARDS, "target.kind=features"], "target.kind=features has no teacher"),
+        ([SHARDS, "target.kind=features"], "target.kind=features needs target.teacher: set it"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
         ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "upside down; optim.warmup_epochs=12 leaves"),
     ],
@@ -74,7 +74,7 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
 
 
 def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe 'vit_huge'.*demo, small, vit_base_1600e"):
+    with pytest.raises(ConfigError, match=r"no recipe 'vit_huge'.*demo, .*small, .*vit_base_1600e"):
         load_recipe("vit_huge")
 
 

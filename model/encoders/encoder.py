@@ -1,6 +1,7 @@
 """The interface between MaskFeat and a vision transformer, implemented by one adapter for each family."""
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from model.layout import Layout
 
 PositionInit = Literal["random", "sincos"]
 Pool = Literal["mean", "class"]  # the mean of the patch tokens, or the class token
+
+_VIDEO_BIAS = 0.02  # with which biases start
+_MASK_CELL = 32  # rows and columns of pixels that a cell of a clip's mask covers
 
 
 class Encoder(Protocol):
@@ -28,6 +32,9 @@ class Encoder(Protocol):
         width: numbers of an encoded patch.
         prefix: tokens before the patches, such as the class token.
         depth: blocks.
+        classes: outputs of the network's head; 0: it has none.
+        classifier_parts: beginnings of the names of what only a classifier has, or has trained otherwise than MaskFeat.
+        decayed_vectors: names of the one-dimensional parameters that weight decay shrinks: tokens, not biases.
     """
 
     network: Any
@@ -40,6 +47,14 @@ class Encoder(Protocol):
     width: int
     prefix: int
     depth: int
+    classes: int
+    classifier_parts: tuple[str, ...]
+    decayed_vectors: tuple[str, ...]
+
+    @property
+    def head(self) -> nn.Module:
+        """A classifier's linear layer; without classes an `nn.Identity`."""
+        ...
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Embed the patches of normalised inputs: (B, token cells, embedding width)."""
@@ -54,11 +69,19 @@ class Encoder(Protocol):
         ...
 
     def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
-        """Return the pooled output of some blocks, counted from 0, after the final norm: (B, width) each."""
+        """Return the pooled output of some blocks, counted from 0, after the final norm: (B, its width) each."""
         ...
 
     def initialise(self, position_init: PositionInit) -> None:
         """Draw the learned tokens and positions anew. Raises ValueError where there are no such positions."""
+        ...
+
+    def checkpoint_blocks(self, enabled: bool) -> None:
+        """Let training compute each block twice instead of keeping what it computed."""
+        ...
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter of the network: 0 before the blocks, i + 1 in block i, depth + 1 behind."""
         ...
 
     def macs(self) -> int:
@@ -70,3 +93,22 @@ def draw(parameter: nn.Parameter | None) -> None:
     """Draw a token or positions from the truncated normal of 0.02 of the published code."""
     if parameter is not None:
         nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def draw_video_biases(network: nn.Module) -> None:
+    """Let biases start as in the published code of videos: at 0.02, of convolutions at torch's own random values."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            nn.init.constant_(module.bias, _VIDEO_BIAS)
+        elif isinstance(module, nn.Conv3d) and module.bias is not None:
+            bound = 1 / sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.bias, -bound, bound)
+
+
+def mask_layout(predictions: Layout, input_shape: tuple[int, ...]) -> Layout:
+    """Return the grid of clips' masks: cells of 32 pixels where predictions fill them, else the predictions' own."""
+    rows, columns = (side // _MASK_CELL for side in input_shape[-2:])
+    fits = not any(side % _MASK_CELL for side in input_shape[-2:])
+    if fits and not (predictions.rows % rows or predictions.columns % columns):
+        return Layout(predictions.frames, rows, columns)
+    return predictions

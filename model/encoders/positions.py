@@ -21,3 +21,16 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = torch.stack([x.flatten(), y.flatten()])[..., None] * frequency  # (2, patches, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(1, 0, 2).flatten(1)
+
+
+def sincos_frames(frames: int, width: int) -> Tensor:
+    """1-D sine-cosine embedding of the frame, float32 (frames, width): sines, then cosines, of 10000^(-i / (width/2)).
+
+    Raises:
+        ValueError: the width is odd.
+    """
+    if width % 2:
+        raise ValueError(f"sine-cosine positions of frames need an even width, not {width}")
+    frequency = torch.exp(torch.arange(width // 2) * (-math.log(10_000) / (width // 2)))
+    angles = torch.arange(frames)[:, None] * frequency
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

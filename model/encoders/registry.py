@@ -1,15 +1,55 @@
-"""Which adapter a network has. A new family of encoders is one module beside this one and one line here."""
+"""Which networks there are, by name, and which adapter each has.
+
+A new family of encoders is one module beside this one, a line in `ENCODERS`, and its choice in `build_network`.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 from timm.models import Beit, VisionTransformer
 from torch import nn
+from torchvision.models.video import MViT
 
 from model.encoders.encoder import Encoder
-from model.encoders.timm_vit import TimmEncoder
+from model.encoders.mvit import SIZES, build_mvit
+from model.encoders.mvit_encoder import MViTEncoder
+from model.encoders.timm_vit import TimmEncoder, build_encoder
+from model.encoders.tubelet import TubeletEncoder, TubeletViT, build_tubelet_vit
 
-ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {VisionTransformer: TimmEncoder, Beit: TimmEncoder}
+ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {
+    VisionTransformer: TimmEncoder,
+    Beit: TimmEncoder,
+    MViT: MViTEncoder,
+    TubeletViT: TubeletEncoder,
+}
+
+
+def build_network(
+    name: str, image_size: int, frames: int | None = None, classes: int = 0, /, **options: Any
+) -> nn.Module:
+    """Build a network that `encoder_of` knows.
+
+    Args:
+        name: of images that of a timm vision transformer; of clips that, too, whose blocks then make a tubelet ViT, or
+            one of `SIZES`: mvit_v2_s, mvit_v2_l, or mvit_v2 with options.
+        image_size: side in pixels.
+        frames: of a clip; 1: single frames as inputs (B, 3, 1, H, W); None: images (B, 3, H, W).
+        classes: outputs of its head; 0: it has no head.
+        options: see `build_encoder` and `model.encoders.mvit.Options`.
+
+    Raises:
+        ValueError: there is no such network, or its options do not fit each other.
+    """
+    network: nn.Module
+    if name in SIZES:
+        if frames is None:
+            raise ValueError(f"{name} takes clips: set the number of frames, to 1 for images")
+        network = build_mvit(name, image_size, frames, classes, **options)
+    elif frames is None:
+        network = build_encoder(name, image_size, classes, **options)
+    else:
+        network = build_tubelet_vit(name, image_size, frames, classes, **options)
+    return network
 
 
 def encoder_of(network: nn.Module) -> Encoder:

@@ -64,6 +64,9 @@ class TimmEncoder:
         network: as `build_encoder` or timm itself built it.
     """
 
+    decayed_vectors: tuple[str, ...] = ()
+    classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
+
     def __init__(self, network: TimmViT) -> None:
         self.network: Any = network
         rows, columns = network.patch_embed.grid_size
@@ -75,6 +78,13 @@ class TimmEncoder:
         self.width: int = network.embed_dim
         self.prefix: int = network.num_prefix_tokens
         self.depth = len(network.blocks)
+        self.classes: int = network.num_classes
+
+    @property
+    def head(self) -> nn.Module:
+        """See `Encoder`."""
+        head: nn.Module = self.network.head
+        return head
 
     def embed(self, inputs: Tensor) -> Tensor:
         """See `Encoder`; inputs are (B, 3, H, W)."""
@@ -114,6 +124,16 @@ class TimmEncoder:
             with torch.no_grad():
                 network.pos_embed[0, -len(table) :] = table
 
+    def checkpoint_blocks(self, enabled: bool) -> None:
+        """See `Encoder`."""
+        self.network.set_grad_checkpointing(enabled)
+
+    def layer_of(self, name: str) -> int:
+        """See `Encoder`."""
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1 if name.startswith(("norm.", "fc_norm.", "head.")) else 0
+
     def macs(self) -> int:
         """See `Encoder`."""
         return transformer_macs(self.network, self.token_layout.cells)
@@ -142,8 +162,12 @@ class TimmEncoder:
 
 def transformer_macs(network: Any, patches: int) -> int:
     """Count the multiply-adds of the matrix products of a timm transformer that looks at this many patches."""
-    tokens: int = patches + network.num_prefix_tokens
     embedding: int = patches * network.patch_embed.proj.weight.numel()
-    linear: int = sum(m.weight.numel() for m in network.blocks.modules() if isinstance(m, nn.Linear))
-    attention: int = len(network.blocks) * 2 * tokens**2 * network.embed_dim  # queries by keys, weights by values
-    return embedding + tokens * linear + attention
+    return embedding + blocks_macs(network.blocks, patches + network.num_prefix_tokens, network.embed_dim)
+
+
+def blocks_macs(blocks: Any, tokens: int, width: int) -> int:
+    """Count the multiply-adds of the matrix products of a timm transformer's blocks for this many tokens."""
+    linear: int = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
+    attention: int = len(blocks) * 2 * tokens**2 * width  # queries by keys, weights by values
+    return tokens * linear + attention

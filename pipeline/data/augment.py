@@ -15,7 +15,7 @@ Int64s = NDArray[np.int64]
 Boxes = NDArray[np.int32]
 
 _TRIES = 10
-_CROP, _FLIP, _MASK = 1, 2, 3  # the streams of randomness drawn from one sample's key
+_CROP, _FLIP, _MASK, _CLIP = 1, 2, 3, 4  # the streams of randomness drawn from one sample's key
 
 
 def sample_keys(seed: int, epochs: Int64s, ids: Int64s) -> Int64s:
@@ -26,6 +26,18 @@ def sample_keys(seed: int, epochs: Int64s, ids: Int64s) -> Int64s:
 def mask_keys(keys: Int64s) -> Int64s:
     """The keys that `pipeline.masks.blocks.block_masks` takes, from the samples' keys; int64 (n,)."""
     return derive(keys, _MASK)
+
+
+def clip_keys(keys: Int64s) -> Int64s:
+    """The keys of the choice of frames, from the samples' keys; int64 (n,)."""
+    return derive(keys, _CLIP)
+
+
+def repeat_keys(keys: Int64s, repeats: int) -> Int64s:
+    """The keys of `repeats` inputs of each of m samples, those of a sample in a row; int64 (m * repeats,)."""
+    if repeats == 1:
+        return keys
+    return derive(keys[:, None], np.arange(repeats, dtype=np.int64)).reshape(-1)
 
 
 def random_flips(keys: Int64s) -> NDArray[np.int32]:

@@ -5,27 +5,40 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.decode.decoder import Crops, chosen, decoder_for
+from pipeline.data.decode.decoder import Crops, Decoder, chosen, decoder_for
+from pipeline.data.decode.graphs import Clips
+from pipeline.data.decode.video import clip_decoder_for
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
 from pipeline.data.settings import Data
 from pipeline.device import to_device
+from shards.tables.videos import Videos
 
 DEPTH = 2  # batches being decoded
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of one rank on its device."""
+    """A micro-batch of one rank on its device.
+
+    Attributes:
+        request: what was asked for.
+        inputs: uint8 (n, 3, size, size), of clips (n, 3, T, size, size), black where the sample is bad; see `Decoded`
+            for its memory.
+        keys: int64 (n,), seeds of what is drawn for each input from here on, such as its mask.
+        weights: float32 (n,), 0 for what must not count, padding and bad samples.
+        bad: the samples that are, each once.
+    """
 
     request: Request
-    inputs: Tensor  # uint8 (n, 3, size, size), black where the sample is bad; see `Decoded` for its memory
-    keys: Tensor  # int64 (n,): seeds of what is drawn for each sample from here on, such as its mask
-    weights: Tensor  # float32 (n,): 0 for what must not count, padding and bad samples
+    inputs: Tensor
+    keys: Tensor
+    weights: Tensor
     bad: list[BadSample]
 
 
@@ -34,23 +47,34 @@ class Batcher:
 
     Args:
         data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: images in a batch.
+        micro_batch: inputs in a batch.
         device: where batches go.
         remedy: what to do about bad samples.
+        repeats: inputs that are made of each sample.
+        videos: what is known of the samples; None: they are images.
 
     Attributes:
         notes: what an operator should know, a line each.
 
     Raises:
-        DataError: the GPU cannot decode.
+        DataError: the GPU cannot decode, or nothing here decodes such videos.
     """
 
-    def __init__(self, data: Data, micro_batch: int, device: torch.device, remedy: str) -> None:
-        self._device = device
-        self._decoder = decoder_for(device, micro_batch, data.image_size, data.decode_threads, data.hw_decoder_load)
+    def __init__(
+        self,
+        data: Data,
+        micro_batch: int,
+        device: torch.device,
+        remedy: str,
+        repeats: int = 1,
+        videos: Videos | None = None,
+    ) -> None:
+        self._device, self._videos = device, videos
+        self._single_frames = videos is None and data.clip is not None
+        self._decoder = _decoder_for(data, micro_batch // repeats, device, repeats, videos)
         self._bad_row = BadRowLimit(data.bad_in_a_row, remedy)
         self.notes: list[str] = []
-        if device.type == "cuda":
+        if device.type == "cuda" and videos is None:
             self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
 
     def close(self) -> None:
@@ -68,8 +92,7 @@ class Batcher:
         while True:
             for request, samples in islice(read, DEPTH - len(decoding)):
                 unread = {place: why for place, why in enumerate(samples) if isinstance(why, str)}
-                encoded = [None if isinstance(sample, str) else sample for sample in samples]
-                self._decoder.feed(Crops(encoded, request.boxes, request.flips))
+                self._decoder.feed(self._crops(request, samples))
                 decoding.append((request, unread))
             if not decoding:
                 return
@@ -82,11 +105,26 @@ class Batcher:
             ]
             self._bad_row.check(bad)
             weights = request.weights.copy()
-            weights[list(problems)] = 0
+            weights.reshape(len(request.ids), -1)[list(problems)] = 0
             yield Batch(
                 request,
-                decoded.images,
+                decoded.images.unsqueeze(2) if self._single_frames else decoded.images,
                 to_device(torch.from_numpy(request.keys), self._device),
                 to_device(torch.from_numpy(weights), self._device),
                 [sample for sample in bad if sample],
             )
+
+    def _crops(self, request: Request, samples: list[Sample]) -> Crops:
+        encoded = [None if isinstance(sample, str) else sample for sample in samples]
+        if self._videos is None or request.frames is None:
+            return Crops(encoded, request.boxes, request.flips)
+        clips = zip(request.input_ids.tolist(), request.frames, strict=True)
+        stamps = np.stack([self._videos.time_stamps(sample)[frames] for sample, frames in clips])
+        return Clips(encoded, request.boxes, request.flips, request.frames, stamps)
+
+
+def _decoder_for(data: Data, samples: int, device: torch.device, repeats: int, videos: Videos | None) -> Decoder:
+    size, threads = data.image_size, data.decode_threads
+    if videos is None or data.clip is None:
+        return decoder_for(device, samples, size, threads, data.hw_decoder_load, repeats)
+    return clip_decoder_for(device, samples, data.clip.frames, size, threads, repeats, videos.codecs)

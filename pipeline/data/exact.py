@@ -51,12 +51,13 @@ class ExactData:
         if data.cache and remote:
             plan = self._new_plan()  # the cache has threads of its own, and plans remember epochs
             first_of_node = part.rank - part.local_rank
-            schedule = Schedule(plan, part.batch_size, first_of_node, part.local_size, part.world_size)
+            samples = part.batch_size // data.repeats
+            schedule = Schedule(plan, samples, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
         no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
         self.notes = [no_cache] if remote and not cache else []
         self._names = lru_cache(maxsize=4)(self._read_names)
-        self._loader = Loader(self.manifest, data, part.micro_batch, part.device, cache, traffic)
+        self._loader = Loader(self.manifest, data, part.micro_batch, part.device, cache, traffic, data.repeats)
         self.notes += self._loader.notes
 
     def _new_plan(self) -> Plan:

@@ -1,6 +1,6 @@
 """Requests -> batches of a data set with a manifest: reading runs ahead of decoding, decoding ahead of training.
 
-plan -> request (ids, crops, flips) -> reader (bytes) -> decoder (pixels on the device) -> batch
+plan -> request (ids, crops, flips, frames) -> reader (bytes) -> decoder (pixels on the device) -> batch
 """
 
 from collections import deque
@@ -11,11 +11,12 @@ import torch
 
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.cache.node import NodeCache
+from pipeline.data.errors import DataError
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
 from pipeline.data.settings import Data
 from shards.manifest import Manifest
-from shards.storage import Traffic
+from shards.storage import Traffic, printable_url
 
 AHEAD = 4  # batches being read beyond those being decoded
 
@@ -26,13 +27,17 @@ class Loader:
     Args:
         manifest: the data set.
         data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: images in a batch.
+        micro_batch: inputs in a batch.
         device: where batches go.
         cache: where this node keeps remote shards.
         traffic: counts the requests of remote storage.
+        repeats: inputs that the requests make of each sample.
 
     Attributes:
         notes: see `Batcher`.
+
+    Raises:
+        DataError: the samples are not of the kind that `data` asks for, or cannot be decoded or read here.
     """
 
     def __init__(
@@ -43,11 +48,13 @@ class Loader:
         device: torch.device,
         cache: NodeCache | None = None,
         traffic: Traffic | None = None,
+        repeats: int = 1,
     ) -> None:
+        _check_kind(manifest, data)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
         remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
-        self._batcher = Batcher(data, micro_batch, device, remedy)
+        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video)
         self.notes = self._batcher.notes
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
@@ -76,3 +83,18 @@ class Loader:
                 self._cache.advance(request.step)
             reading.extend((request, self._reader.submit(request.ids)) for request in islice(requests, 1))
             yield request, samples.result()
+
+
+def _check_kind(manifest: Manifest, data: Data) -> None:
+    """Raise DataError where inputs of the kind that the settings ask for cannot be made of the samples."""
+    root, clip = printable_url(manifest.root), data.clip
+    if len(manifest.media) > 1:
+        kinds = " and ".join(f"{kind}s" for kind in sorted(manifest.media))
+        raise DataError(f"{root}: has {kinds}, and a model is trained on one of them: build a data set of each")
+    if manifest.video is not None and clip is None:
+        raise DataError(f"{root}: has videos: set data.frames to the number of frames that the model sees of each")
+    if manifest.video is None and clip is not None and clip.frames > 1:
+        raise DataError(
+            f"{root}: has images, and data.frames={clip.frames} asks for clips of videos: give videos, or set "
+            "data.frames=1 to train a video model on images"
+        )

@@ -1,4 +1,4 @@
-"""What a rank asks for: the samples of its micro-batches, with their crops and flips drawn."""
+"""What a rank asks for: the samples of its micro-batches, with the crops, flips and frames to make of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,22 +7,89 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.augment import Boxes, centre_crops, mask_keys, random_flips, random_resized_crops, sample_keys
+from pipeline.data.augment import (
+    Boxes,
+    centre_crops,
+    mask_keys,
+    random_flips,
+    random_resized_crops,
+    repeat_keys,
+    sample_keys,
+)
+from pipeline.data.clips import Frames, Rates, placed_clips, random_clips
 from pipeline.data.plan import Plan
-from pipeline.data.settings import Data
+from pipeline.data.settings import Clip, Data
 from shards.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Request:
-    """A micro-batch of one rank before it is read. All arrays are (n,), boxes (n, 4)."""
+    """A micro-batch of one rank before it is read: m samples, and n inputs of the model to make of them.
+
+    A sample is read and decoded once. Those of its n / m inputs are in a row, in the order of the samples.
+
+    Attributes:
+        step: that it belongs to.
+        ids: of the samples, (m,).
+        boxes: (n, 4), see `augment`.
+        flips: (n,), 1 for those to be mirrored.
+        keys: (n,), seeds of what is drawn for each input later, such as its mask.
+        weights: (n,), 0 for the padding of a last validation batch.
+        frames: (n, T), which frames of a video make the clip; None: the samples are images.
+    """
 
     step: int
     ids: NDArray[np.int64]
     boxes: Boxes
     flips: NDArray[np.int32]
-    keys: NDArray[np.int64]  # seeds of what is drawn for each sample later, such as its mask
-    weights: NDArray[np.float32]  # 0 for the padding of a last validation batch
+    keys: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    frames: Frames | None = None
+
+    @property
+    def repeats(self) -> int:
+        """How many inputs are made of a sample."""
+        return len(self.keys) // len(self.ids)
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]:
+        """The sample of each input, (n,)."""
+        return np.repeat(self.ids, self.repeats)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What n crops and clips have to fit in. All arrays are (n,).
+
+    Attributes:
+        heights, widths: in pixels.
+        frames, rates: of videos, and frames a second; None: the samples are images.
+    """
+
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
+    frames: Frames | None = None
+    rates: Rates | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, ids: NDArray[np.int64]) -> "Shapes":
+        """Return those of samples of a data set."""
+        heights, widths, videos = manifest.height[ids], manifest.width[ids], manifest.video
+        if videos is None:
+            return cls(heights, widths)
+        return cls(heights, widths, videos.frames[ids], videos.rate[ids])
+
+    def random_frames(self, keys: NDArray[np.int64], clip: Clip | None) -> Frames | None:
+        """Draw the frames of a clip of each video; see `random_clips`. None for images."""
+        if clip is None or self.frames is None or self.rates is None:
+            return None
+        return random_clips(keys, self.frames, self.rates, clip)
+
+    def placed_frames(self, clip: Clip | None, place: int = 0, places: int = 1) -> Frames | None:
+        """Return the frames of one clip of each video, of the middle one by default; see `placed_clips`."""
+        if clip is None or self.frames is None or self.rates is None:
+            return None
+        return placed_clips(self.frames, self.rates, clip, place, places)
 
 
 def training_requests(
@@ -36,59 +103,79 @@ def training_requests(
     rank: int,
     world_size: int,
 ) -> Iterator[Request]:
-    """This rank's micro-batches from `first_step` on, without an end: its contiguous part of every global batch."""
-    part = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+    """This rank's micro-batches from `first_step` on, without an end: its contiguous part of every global batch.
+
+    `batch_size` and `micro_batch` count inputs, so that a step reads `batch_size` / `data.repeats` samples.
+    """
+    samples, at_once = batch_size // data.repeats, micro_batch // data.repeats
+    part = slice(rank * samples // world_size, (rank + 1) * samples // world_size)
     for step in count(first_step):
-        mine = plan.positions(step, batch_size)[part]
+        mine = plan.positions(step, samples)[part]
         all_ids, epochs = plan.ids(mine), plan.epochs(mine)
-        for start in range(0, len(mine), micro_batch):
-            here = slice(start, start + micro_batch)
+        for start in range(0, len(mine), at_once):
+            here = slice(start, start + at_once)
             ids = all_ids[here]
             keys = sample_keys(plan.seed, epochs[here], ids)
-            yield training_request(step, ids, keys, manifest.height[ids], manifest.width[ids], data)
+            yield training_request(step, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data)
 
 
-def training_request(
-    step: int,
-    ids: NDArray[np.int64],
-    keys: NDArray[np.int64],
-    heights: NDArray[np.int32],
-    widths: NDArray[np.int32],
-    data: Data,
-) -> Request:
-    """Random crops, flips and masks for n samples of given keys and sizes, (n,) each."""
-    boxes = random_resized_crops(keys, heights, widths, data.crop_scale, data.crop_ratio)
-    flips = random_flips(keys) if data.flip else np.zeros(len(ids), dtype=np.int32)
-    return Request(step, ids, boxes, flips, mask_keys(keys), np.ones(len(ids), dtype=np.float32))
+def training_request(step: int, ids: NDArray[np.int64], keys: NDArray[np.int64], shapes: Shapes, data: Data) -> Request:
+    """Random crops, flips, frames and masks for m samples of given keys, (m,), and n inputs of given shapes."""
+    keys = repeat_keys(keys, data.repeats)
+    boxes = random_resized_crops(keys, shapes.heights, shapes.widths, data.crop_scale, data.crop_ratio)
+    flips = random_flips(keys) if data.flip else np.zeros(len(keys), dtype=np.int32)
+    weights = np.ones(len(keys), dtype=np.float32)
+    return Request(step, ids, boxes, flips, mask_keys(keys), weights, shapes.random_frames(keys, data.clip))
 
 
 def validation_requests(
-    manifest: Manifest, *, samples: int, micro_batch: int, rank: int, world_size: int, seed: int, share: float = 1.0
+    manifest: Manifest,
+    *,
+    samples: int,
+    micro_batch: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    share: float = 1.0,
+    clip: Clip | None = None,
 ) -> Iterator[Request]:
     """The first `samples` samples once over all ranks, always under the same masks: centres of `share` of their sides.
 
-    Every rank gets the same number of equal micro-batches, since ranks have to enter collectives together; what
-    that takes beyond `samples` is repeated with weight 0.
+    Of a video, it is the clip in its middle. Every rank gets the same number of equal micro-batches, since ranks have
+    to enter collectives together; what that takes beyond `samples` is repeated with weight 0.
     """
+    for step, ids, weights in samples_once(manifest, samples, micro_batch, rank, world_size):
+        keys, shapes = sample_keys(seed, np.zeros_like(ids), ids), Shapes.of(manifest, ids)
+        boxes = centre_crops(shapes.heights, shapes.widths, share=share)
+        flips = np.zeros(micro_batch, dtype=np.int32)
+        yield Request(step, ids, boxes, flips, mask_keys(keys), weights, shapes.placed_frames(clip))
+
+
+def samples_once(
+    manifest: Manifest, samples: int, micro_batch: int, rank: int, world_size: int
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
+    """Number, ids and weights of this rank's micro-batches: the first `samples` once, and padding of weight 0."""
     samples = min(samples, len(manifest))
     for step, first in enumerate(range(0, samples, micro_batch * world_size)):
         index = first + rank * micro_batch + np.arange(micro_batch, dtype=np.int64)
-        ids = index % samples
-        keys = sample_keys(seed, np.zeros_like(ids), ids)
-        boxes = centre_crops(manifest.height[ids], manifest.width[ids], share=share)
-        weights = (index < samples).astype(np.float32)
-        yield Request(step, ids, boxes, np.zeros(micro_batch, dtype=np.int32), mask_keys(keys), weights)
+        yield step, index % samples, (index < samples).astype(np.float32)
 
 
-def centre_requests(manifest: Manifest, first: int, last: int, micro_batch: int, share: float) -> Iterator[Request]:
+def centre_requests(
+    manifest: Manifest, first: int, last: int, micro_batch: int, share: float, clip: Clip | None = None
+) -> Iterator[Request]:
     """The samples `first` to `last` - 1 in order, each once: centre squares of `share` of the short side."""
     for step, start in enumerate(range(first, last, micro_batch)):
         ids = np.arange(start, min(start + micro_batch, last), dtype=np.int64)
-        yield centre_request(manifest, ids, share, step)
+        yield centre_request(manifest, ids, share, step, clip)
 
 
-def centre_request(manifest: Manifest, ids: NDArray[np.int64], share: float, step: int = 0) -> Request:
-    """Any samples, (n,), so cropped; nothing is masked."""
-    boxes = centre_crops(manifest.height[ids], manifest.width[ids], share=share)
+def centre_request(
+    manifest: Manifest, ids: NDArray[np.int64], share: float, step: int = 0, clip: Clip | None = None
+) -> Request:
+    """Any samples, (m,), so cropped, and of a video the clip in its middle; nothing is masked."""
+    shapes = Shapes.of(manifest, ids)
+    boxes = centre_crops(shapes.heights, shapes.widths, share=share)
     nothing = np.zeros(len(ids), dtype=np.int64)
-    return Request(step, ids, boxes, nothing.astype(np.int32), nothing, np.ones(len(ids), dtype=np.float32))
+    weights = np.ones(len(ids), dtype=np.float32)
+    return Request(step, ids, boxes, nothing.astype(np.int32), nothing, weights, shapes.placed_frames(clip))

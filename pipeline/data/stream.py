@@ -29,7 +29,7 @@ from pipeline.data.batch import Batch, Batcher
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
-from pipeline.data.request import Request, training_request
+from pipeline.data.request import Request, Shapes, training_request
 from pipeline.data.settings import Data
 from pipeline.data.tarstream import images_in
 from pipeline.data.training_data import Part
@@ -116,7 +116,7 @@ class StreamData:
                 encoded, heights, widths = zip(*islice(images, self._micro_batch), strict=True)
                 keys = sample_keys(self._seed, np.zeros_like(ids), ids)
                 sizes = np.array([heights, widths], dtype=np.int32)
-                request = training_request(step, ids, keys, sizes[0], sizes[1], self._data)
+                request = training_request(step, ids, keys, Shapes(sizes[0], sizes[1]), self._data)
                 yield request, [np.frombuffer(image, np.uint8) for image in encoded]
 
     def _images(self, generator: random.Random) -> Iterator[Sized]:

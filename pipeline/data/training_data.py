@@ -15,8 +15,8 @@ class Part:
     """Which part of which batches a rank takes.
 
     Attributes:
-        batch_size: samples of a step, over all ranks.
-        micro_batch: samples of a rank in a batch that is computed at once.
+        batch_size: inputs of a step, over all ranks.
+        micro_batch: inputs of a rank in a batch that is computed at once.
         seed: of the order, the crops and the masks.
         device: where batches go.
         rank, world_size: this rank and how many there are.

@@ -23,7 +23,7 @@ from pipeline.data.decode.decoder import chosen
 from pipeline.data.decode.gpu import Choice
 from pipeline.data.errors import DataError
 from pipeline.data.reader import Reader, Sample
-from pipeline.data.request import Request, training_request
+from pipeline.data.request import Request, Shapes, training_request
 from pipeline.data.settings import Data
 from pipeline.data.stream import StreamData
 from pipeline.train.setup import part_of
@@ -100,7 +100,7 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
     requests = []
     for ids in np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH)):
         keys = sample_keys(rank, np.zeros_like(ids), ids)
-        requests.append(training_request(0, ids, keys, manifest.height[ids], manifest.width[ids], data))
+        requests.append(training_request(0, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data))
     begin = time.perf_counter()
     reading = [reader.submit(request.ids) for request in requests]
     read = [(request, samples.result()) for request, samples in zip(requests, reading, strict=True)]
@@ -114,7 +114,9 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
 def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data: Data, device: torch.device) -> Rate:
     """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
-    return _rate(Batcher(data, BATCH, device, remedy).batches(read), device)
+    return _rate(
+        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video).batches(read), device
+    )
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
 from model.classifier import Classifier
-from model.encoders.timm_vit import build_encoder
-from pipeline.build import tried
+from pipeline.build import network_of, tried
 from pipeline.finetune.config import FinetuneOptim, FinetuneRecipe
 from pipeline.settings import ConfigError
 from shards.files import parse_json
@@ -23,11 +21,10 @@ def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
     """The untrained model of a recipe. Raises ConfigError for one that cannot be."""
 
     def make() -> Classifier:
-        encoder = build_encoder(recipe.model.name, recipe.data.image_size, classes, **recipe.model.options)
-        return Classifier(encoder, recipe.model.position_init)
+        return Classifier(network_of(recipe, classes), recipe.model.position_init)
 
-    def classifies(model: Classifier, images: Tensor) -> bool:
-        return tuple(model(images).shape) == (len(images), classes or model.encoder.num_features)
+    def classifies(model: Classifier, inputs: Tensor) -> bool:
+        return tuple(model(inputs).shape) == (len(inputs), classes or model.view.width)
 
     return tried(recipe, make, classifies)
 
@@ -54,7 +51,12 @@ def class_names(run: Path, outputs: int) -> list[str]:
 
 def layer_groups(model: Classifier, optim: FinetuneOptim) -> list[dict[str, Any]]:
     """Rates fall from layer to layer; vectors and biases are not decayed, all else is, tokens included."""
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
-        model.encoder, optim.weight_decay, layer_decay=optim.layer_decay
-    )
-    return groups
+    view, groups = model.view, dict[tuple[int, bool], dict[str, Any]]()
+    for name, parameter in model.encoder.named_parameters():
+        if parameter.requires_grad:
+            layer, decayed = view.layer_of(name), parameter.ndim > 1 or name in view.decayed_vectors
+            scale = optim.layer_decay ** (view.depth + 1 - layer)
+            decay = optim.weight_decay if decayed else 0.0
+            group = groups.setdefault((layer, decayed), {"params": [], "lr_scale": scale, "weight_decay": decay})
+            group["params"].append(parameter)
+    return list(groups.values())

@@ -97,7 +97,7 @@ class Finetuning:
         pixels = normalise(images, DTYPES[self._recipe.engine.precision], self._recipe.model.statistics)
         if augment.erasing:
             pixels = random_erasing(pixels, keys, augment.erasing)
-        labels = to_device(self._labels[torch.from_numpy(batch.request.ids)], self._world.device)
+        labels = to_device(self._labels[torch.from_numpy(batch.request.input_ids)], self._world.device)
         if self._mixup is None:
             return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's

@@ -71,7 +71,8 @@ class Pretraining(MaskedPrediction):
 
     def groups(self) -> list[dict[str, Any]]:
         """See `Task`."""
-        return decay_groups(self.model, self._recipe.optim.weight_decay)
+        vectors = [f"encoder.{name}" for name in self.model.view.decayed_vectors]
+        return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
         """Measure what predictors that learn nothing lose, beside which the validation loss has to be read."""

@@ -153,7 +153,7 @@ def _computed(
     """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
     loader = Loader(manifest, recipe.data, BATCH, world.device)
-    batches = loader.batches(centre_requests(manifest, begin, end, BATCH, view.crop))
+    batches = loader.batches(centre_requests(manifest, begin, end, BATCH, view.crop, recipe.data.clip))
     ids: list[Tensor] = []
     values: list[list[Tensor]] = [[torch.empty(0, encoder.embed_dim)] for _ in layers]
     total = -(-(end - begin) // BATCH)

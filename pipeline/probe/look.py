@@ -39,7 +39,7 @@ def look(
 
     def images(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
         loader = Loader(manifest, source.recipe.data, len(ids), world.device)
-        (batch,) = loader.batches([centre_request(manifest, ids, crop)])
+        (batch,) = loader.batches([centre_request(manifest, ids, crop, clip=source.recipe.data.clip)])
         return batch.inputs
 
     pictured = images(validation, ids)

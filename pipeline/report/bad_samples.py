@@ -41,7 +41,7 @@ class BadSamples:
 
         Args:
             bad: how many all ranks met since the last log.
-            seen: images since then, good and bad.
+            seen: samples since then, good and bad.
 
         Returns:
             What to tell the operator if there are too many, else None.

@@ -124,7 +124,8 @@ class Features(Regression):
         flat = targets.flatten(0, 2)
         mean = flat.mean(0)
         components = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:3].T
-        reach = (2 * ((flat - mean) @ components).std(0)).clamp(min=1e-6)
+        components = F.pad(components, (0, 3 - components.shape[1]))  # fewer than three patches have fewer
+        reach = (2 * ((flat - mean) @ components).std(0, correction=0)).clamp(min=1e-6)
         colours: Tensor = ((values - mean) @ components / reach + 1) / 2
         return colours.clamp(0, 1).permute(0, 3, 1, 2)
 

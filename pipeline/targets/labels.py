@@ -17,7 +17,7 @@ from pipeline.pixels import Statistics, normalise
 from pipeline.targets.classes import Classes
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions
-from pipeline.targets.teacher import TeacherError, classes_of, digest, forward_macs, load_teacher, one_line
+from pipeline.targets.teacher import TeacherError, classes_of, digest, fit, forward_macs, load_teacher, one_line
 
 
 class Labels(Classes):
@@ -58,11 +58,7 @@ class Labels(Classes):
         self._size = size
         self._logits = torch.compile(self._class_map, dynamic=False) if computing.compile_teacher else self._class_map
         try:
-            if hasattr(teacher, "num_prefix_tokens"):  # one token a patch: let there be one for each of the grid
-                high, wide = teacher.patch_embed.patch_size
-                self._size = grid[0] * high, grid[1] * wide
-            if hasattr(teacher, "set_input_size"):
-                teacher.set_input_size(img_size=self._size)
+            self._size = fit(teacher, size, grid)
             shape = self._map(torch.zeros(1, 3, *size, dtype=torch.uint8, device=computing.device)).shape
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
             raise TeacherError(
@@ -81,7 +77,8 @@ class Labels(Classes):
     def macs(settings: TargetSettings, predictions: Predictions) -> int:
         """See `Target`: those of the teacher, as torch counts them."""
         assert settings.teacher is not None  # required
-        return forward_macs(settings.teacher, predictions.size)
+        layout = predictions.layout
+        return forward_macs(settings.teacher, predictions.size, (layout.rows, layout.columns))
 
     @classmethod
     def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:

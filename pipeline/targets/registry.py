@@ -33,11 +33,12 @@ def checked(settings: TargetSettings) -> type[Target]:
     for name, field in TargetSettings.model_fields.items():
         given = field.default is None and getattr(settings, name) is not None
         if name in target.requires and not given:
-            raise ValueError(f"target.kind={settings.kind} has no {name}: set target.{name}")
+            raise ValueError(f"target.kind={settings.kind} needs target.{name}: set it")
         if given and name not in (*target.requires, *target.accepts):
             kinds = [kind for kind, other in TARGETS.items() if name in (*other.requires, *other.accepts)]
             raise ValueError(
-                f"target.kind={settings.kind} has no {name}: leave it out, or set kind to {' or '.join(kinds)}"
+                f"target.kind={settings.kind} does not use target.{name}: "
+                f"leave it out, or set target.kind to {' or '.join(kinds)}"
             )
     return target
 

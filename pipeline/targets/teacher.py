@@ -42,12 +42,38 @@ def classes_of(teacher: str, weights: Path | None) -> int:
     return int(number)
 
 
-def forward_macs(teacher: str, size: tuple[int, int]) -> int:
-    """Count the multiply-adds of a teacher that looks at an image of size pixels, as torch counts them."""
-    network = build_teacher(teacher, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, *size, device="meta"))
+def forward_macs(teacher: str, size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Count the multiply-adds of a classifier that labels an image, as torch counts them.
+
+    Args:
+        teacher: see `load_teacher`.
+        size: height and width of the image in pixels.
+        grid: rows and columns of patches, for each of which a plain transformer has a token.
+
+    Raises:
+        TeacherError: there is no such model, or it takes no such images.
+    """
+    network = build_teacher(teacher, device="meta").eval()
+    try:
+        size = fit(network, size, grid)
+        with FlopCounterMode(display=False) as counter:
+            network.forward_features(torch.zeros(1, 3, *size, device="meta"))
+    except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
+        raise TeacherError(
+            f"target.teacher={teacher[:100]!r} has no class map: choose another classifier of timm's "
+            f"({one_line(error)})"
+        ) from error
     return int(counter.get_total_flops() // 2)
+
+
+def fit(classifier: Any, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
+    """Let a classifier take images of `size`, or of a token for each patch of `grid`; return the size it takes."""
+    if hasattr(classifier, "num_prefix_tokens"):
+        high, wide = classifier.patch_embed.patch_size
+        size = grid[0] * high, grid[1] * wide
+    if hasattr(classifier, "set_input_size"):
+        classifier.set_input_size(img_size=size)
+    return size
 
 
 def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False) -> nn.Module:

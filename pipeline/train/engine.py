@@ -17,7 +17,7 @@ Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, cast
@@ -46,13 +46,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups as in the paper's code: vectors and biases are not decayed, all else is, tokens included."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def decay_groups(model: nn.Module, weight_decay: float, vectors: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return parameter groups as in the paper's code: vectors and biases are not decayed, all else is, tokens included.
+
+    Args:
+        model: whose parameters are trained.
+        weight_decay: of those that are decayed.
+        vectors: names of one-dimensional parameters that are decayed nevertheless.
+    """
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter.ndim <= 1 and name not in vectors]["params"].append(parameter)
+    return groups
 
 
 def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: float) -> CosineLRScheduler:

@@ -27,7 +27,8 @@ class TrainingLog:
         world, data, engine, saver, report: of the run.
         bad: told which samples are.
         not_finite: told which steps had no finite gradient.
-        batch_size: images of a step.
+        batch_size: inputs of a step.
+        repeats: of them that are made of each sample.
         trace: of the samples that the run takes; None: it keeps none.
 
     Attributes:
@@ -45,11 +46,12 @@ class TrainingLog:
         bad: BadSamples,
         not_finite: NonFinite,
         batch_size: int,
+        repeats: int,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
-        self._batch_size = batch_size
+        self._batch_size, self._repeats = batch_size, repeats
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
 
@@ -86,7 +88,7 @@ class TrainingLog:
         gathered = self.meter.gather(self._world, own | counters)
         total, seconds = gathered.total, gathered.by_rank["seconds"]
         seen = clock.steps * self._batch_size
-        if problem := self._bad.log(int(total["bad"]), seen, self._report):
+        if problem := self._bad.log(int(total["bad"]), seen // self._repeats, self._report):
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")

@@ -61,7 +61,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     notes += _load_weights(recipe, task, found)
     size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
     batch_size = recipe.optim.batch_size
-    steps_per_epoch = data.samples / batch_size
+    steps_per_epoch = data.samples * recipe.data.repeats / batch_size
     engine = _start_engine(recipe, world, task, steps_per_epoch, found)
 
     # What the run writes
@@ -88,7 +88,16 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     not_finite = NonFinite(run.nonfinite_in_a_row)
     bad = BadSamples(run.dir, recipe.data, world, data.names)
     log = TrainingLog(
-        world, data, engine, saver, report, bad=bad, not_finite=not_finite, batch_size=batch_size, trace=trace
+        world,
+        data,
+        engine,
+        saver,
+        report,
+        bad=bad,
+        not_finite=not_finite,
+        batch_size=batch_size,
+        repeats=recipe.data.repeats,
+        trace=trace,
     )
     return Training(
         recipe=recipe,

@@ -10,13 +10,17 @@ from math import isfinite, prod
 from typing import Any
 
 import torch
+from deepspeed import comm
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint
 from pipeline.checkpoints.sealing import Shapes
@@ -96,10 +100,23 @@ def _set(
             master = masters[parameter]
             with torch.no_grad():
                 (master if key == "weight" else engine.optimizer.state[master][key]).copy_(value)
+        elif engine.stage == 3:  # whose safe_set_full_* fail unless the ranks divide the numbers of a tensor
+            piece = _piece(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
+            if key == "weight":
+                safe_set_local_fp32_param(parameter, piece)
+            else:
+                safe_set_local_optimizer_state(parameter, piece, key)
         elif key == "weight":
             safe_set_full_fp32_param(parameter, value)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _piece(value: Tensor, numbers: int) -> Tensor:
+    """Return this rank's piece of a tensor under ZeRO 3: so many numbers, with zeros behind the end of the last."""
+    flat, first = value.flatten(), comm.get_rank() * numbers
+    own = flat[first : first + numbers]
+    return F.pad(own, (0, numbers - len(own)))
 
 
 def _share(engine: Engine, world: World) -> Shapes:

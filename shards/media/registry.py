@@ -2,8 +2,9 @@
 
 from shards.media.image import IMAGE
 from shards.media.media import Media
+from shards.media.video import VIDEO
 
-MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE,)}  # by the name in the manifest
+MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE, VIDEO)}  # by the name in the manifest
 
 
 def media_of(name: str) -> Media:

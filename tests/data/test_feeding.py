@@ -14,7 +14,7 @@ import torch
 from launching import CHECKOUT
 from test_data import by_sample, training_batches
 
-from pipeline.data.decode import decoder as decode
+from pipeline.data.decode import queues
 from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
 from pipeline.data.decode.graphs import Decoding, Graph
 from pipeline.data.decode.selftest import image
@@ -114,7 +114,7 @@ def test_close_ends_the_threads_and_drops_what_was_not_taken(kind: str) -> None:
     assert started
     begin = time.monotonic()
     decoder.close()
-    assert time.monotonic() - begin < decode._ENDING / 2
+    assert time.monotonic() - begin < queues._ENDING / 2
     for thread in started:
         thread.join(60)
         assert not thread.is_alive()
@@ -143,7 +143,7 @@ def test_close_lets_a_batch_end_and_begins_no_other(kind: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_close_does_not_wait_for_what_hangs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_ENDING", 0.5)
+    monkeypatch.setattr(queues, "_ENDING", 0.5)
     decoder = DECODERS[kind](2)
     with held(monkeypatch):
         decoder.feed(crops(0))

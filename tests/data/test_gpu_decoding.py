@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.decode import gpu as gpu_decoding
 from pipeline.data.decode.decoder import chosen
 from pipeline.data.decode.gpu import Choice, Ending, Outcome, choose, examine, remembered, selftest
-from pipeline.data.decode.graphs import Crops, Decoding, Graph
+from pipeline.data.decode.graphs import Crops, Decoding, Graph, image_nodes
 from pipeline.data.decode.libraries import driver_version, library_versions, upsamples
 from pipeline.data.decode.selftest import CLOSE, KINDS, crops, furthest, image
 from pipeline.data.errors import DataError
@@ -39,9 +39,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def decoded(batch: Crops, decoding: Decoding, size: int | None) -> list[NDArray[np.uint8]]:
-    graph = Graph(len(batch.encoded), 1, None, decoding, size)
+    graph = Graph(len(batch.encoded), 1, None, image_nodes(decoding, size))
     graph.feed(batch)
-    images = graph.take()
+    (images,) = graph.take()
     return [np.array(images.at(place)) for place in range(len(batch.encoded))]
 
 

@@ -56,6 +56,7 @@ def test_8_or_2_or_12_ranks_see_the_same_global_batches(plan: Plan, first_step: 
         shard_bytes=np.zeros(0, np.int64),
         counts=plan.counts,
         classes=[],
+        video=None,
         media=frozenset({"image"}),
         identity="",
         **columns,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo  # looks through all imported modules, so before the empty ones are there
-from formula import CLASSES, SIZE, STEPS_PER_EPOCH, batch, exact_input, masks, pictures, weights
+from golden.formula import CLASSES, SIZE, STEPS_PER_EPOCH, batch, exact_input, masks, pictures, weights
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent

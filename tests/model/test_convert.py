@@ -79,7 +79,7 @@ def test_published_geometries(name: str, width: int, depth: int, size: int, code
     with torch.device("meta"):
         tensors = {key: torch.empty(shape) for key, shape in shapes(code, width, depth, size, 16).items()}
         encoder = build_encoder(name, size)
-    assert geometry(Weights(Path("file"), layout, tensors)) == (name, size, {})
+    assert geometry(Weights(Path("file"), layout, tensors)) == (name, size, None, {})
     model = {f"encoder.{key}": value.shape for key, value in encoder.state_dict().items()}
     assert model == {key: tensors[layout.key(key)].shape for key in model}
     assert encoder.blocks[0].attn.head_dim == 64

@@ -46,6 +46,21 @@ def test_a_teacher_looks_at_each_image_once(
     assert gflop["kind=features"] - gflop["kind=pixels"] - heads == pytest.approx(2 * 4.6, rel=0.01)
 
 
+@pytest.mark.parametrize("teacher", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_classifiers_are_counted_at_the_images_of_the_recipe(
+    teacher: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gflop = []
+    for target in (["kind=pixels"], ["kind=labels", f"teacher={teacher}"]):
+        settings = [f"target.{setting}" for setting in target]
+        arguments = ["small", "optim.batch_size=64", *settings, "--gpus", "1"]  # 96 pixels, not the teacher's 224
+        monkeypatch.setattr(sys, "argv", ["estimate.py", *arguments])
+        status, said = main(), capsys.readouterr()
+        assert status == 0, said.err
+        gflop.append(float(re.search(r"([\d.]+) GFLOP an image", said.out)[1]))
+    assert gflop[1] > gflop[0]
+
+
 def test_flops_are_those_that_torch_counts() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -111,7 +111,7 @@ def test_the_card_says_what_the_run_was(run: Path, tmp_path: Path, monkeypatch: 
     last = ModelCard.load(export(monkeypatch, run, tmp_path / "last") / "README.md").text
     baselines = json.loads((run / "baselines.json").read_text())
     assert f"| validation loss at step 3 | {metrics(run)[-1]['val_loss']:.4f} |" in last
-    assert f"| validation loss of predicting the mean target | {baselines['mean']:.4f} |" in last
+    assert f"| validation loss of the best constant prediction | {baselines['mean']:.4f} |" in last
     assert str(run) not in last  # cards are published, paths are not
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,19 @@ from scripting import run_script
 from timm.models import save_for_hf
 from torch import Tensor
 
+import pipeline.words as words_package
 import scripts.words as words_script
 from model.dvae import DvaeEncoder, load_dvae
 from model.layout import Layout, mask_of_all
 from model.weights_file import WeightsError
 from pipeline.build import build_examples, build_model
 from pipeline.checkpoints.checkpoint import CheckpointError
+from pipeline.cluster.world import join
 from pipeline.config import load_recipe
 from pipeline.settings import ConfigError
 from pipeline.targets import classes
 from pipeline.targets.classes import Classes, as_targets
+from pipeline.targets.features import Features
 from pipeline.targets.hog import hog_target
 from pipeline.targets.labels import Labels
 from pipeline.targets.settings import TargetSettings
@@ -456,10 +460,68 @@ def test_words_are_found_in_shards_always_the_same_and_bad_sources_are_one_line(
         ((tmp_path / "x", "--of", "nothing"), "neither a folder nor a model of timm's"),
         ((tmp_path / "x", "--words", "40000"), "are too few for 40000 words: ask for fewer words"),
         ((tmp_path / "x", "optim.batch_size=4096"), "are not a whole batch"),
+        ((shards / "manifest.parquet",), "manifest.parquet cannot be written"),
+        ((tmp_path / "x", "data.mode=stream", "data.stream_samples=9"), "a manifest: index the tars"),
     ):
         assert find(wrong[0], *settings, *wrong[1:]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.strip().splitlines()) == 1
+
+
+class Counted:
+    """Makes a `KMeans` that counts what it sees."""
+
+    patches = 0
+
+    def __call__(self, *arguments: Any) -> KMeans:
+        means = KMeans(*arguments)
+        update = means.update
+
+        def count(vectors: Tensor) -> None:
+            self.patches += len(vectors)
+            update(vectors)
+
+        means.update = count  # type: ignore[method-assign]
+        return means
+
+
+def test_words_see_every_image_whatever_the_micro_batch(shards: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("small", [f"data.shards={shards}", "data.image_size=32", "optim.batch_size=16"])
+    seen = []
+    for micro_batch in (16, 4):
+        one = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"micro_batch": micro_batch})})
+        with pytest.MonkeyPatch.context() as patch:
+            counted = Counted()
+            patch.setattr(words_package, "KMeans", counted)
+            words_package.find_words(one, 8, tmp_path / str(micro_batch), join())
+        seen.append(counted.patches)
+    assert seen == [80 * 4, 80 * 4]  # of 90 images, five whole batches of 2 x 2 patches
+
+
+def test_words_of_a_teacher_that_moved_are_used_where_it_is_now(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    predictions = Predictions(Layout(1, 2, 2), (1, 16, 16))
+    for place in ("here", "there"):
+        torch.manual_seed(0)
+        teacher = timm.create_model("vit_tiny_patch16_224", **sizes)
+        save_for_hf(teacher, tmp_path / place, model_args=sizes)
+    of = TargetSettings(kind="features", teacher=str(tmp_path / "here"))
+    identity = Features.build(of, predictions, COMPUTING).identity
+    write_words(tmp_path / "words", torch.randn(5, 24), of, identity, {})
+    shutil.rmtree(tmp_path / "here")
+    settings = TargetSettings(kind="tokens", tokenizer=tmp_path / "words")
+    with pytest.raises(TargetError, match=r"the words of target\.tokenizer are words of a teacher: .*here"):
+        Tokens.build(settings, predictions, COMPUTING)
+    moved = settings.model_copy(update={"teacher": str(tmp_path / "there")})
+    images, mask = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8), mask_of(torch.ones(3, 2, 2).bool())
+    target = Tokens.build(moved, predictions, COMPUTING)
+    ids = target.describe(images, mask).view(3, 2, 2, 1, 2)
+
+    # The colours of three images do not depend on what is predicted for the fourth
+    painted = target.paint(images, ids)
+    other = torch.cat([ids[:1].roll(1, 1), ids[1:]])
+    other[0, ..., 0] = (other[0, ..., 0] + 1) % 5
+    assert torch.equal(target.paint(images, other)[1:], painted[1:])
 
 
 def test_two_ranks_find_words_that_are_as_good(shards: Path, tmp_path: Path) -> None:

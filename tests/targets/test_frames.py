@@ -1,14 +1,19 @@
 """Targets of clips: those of the frames that predictions are about, in the order of the model's predictions."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from golden import clips as golden_clips
 
-from model.layout import Layout
+from model.layout import Layout, make_mask
 from pipeline.examples import ExampleMaker
 from pipeline.masks.cubes import cube_masks
 from pipeline.masks.masker import masker_for
 from pipeline.masks.settings import MaskSettings
 from pipeline.pixels import Statistics, normalise
+from pipeline.targets.frames import described_frames, mask_of_frames
 from pipeline.targets.hog import hog_target
 from pipeline.targets.pixels import pixel_target
 from pipeline.targets.registry import build_target, macs, output_width
@@ -18,6 +23,7 @@ from pipeline.targets.target import Computing, Predictions
 CELLS, PREDICTIONS = Layout(4, 2, 3), Predictions(Layout(4, 4, 6), (2, 16, 16))
 STATISTICS = Statistics((0.45, 0.4, 0.3), (0.225, 0.2, 0.5))
 KEYS = torch.arange(3)
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def examples(kind: str) -> ExampleMaker:
@@ -83,3 +89,14 @@ def test_a_teacher_sees_every_described_frame() -> None:
     one = macs(settings, Predictions(Layout(1, 4, 6), (1, 16, 16)))
     assert macs(settings, PREDICTIONS) == 4 * one > 0
     assert output_width(settings, PREDICTIONS) == 192
+
+
+def test_hog_of_clips_is_that_of_the_published_code() -> None:
+    """The labels that SlowFast's MaskMViT made of the golden clips, at the masked patches of its mask."""
+    with np.load(GOLDEN / "video.npz") as file:
+        published = torch.from_numpy(file["targets"])
+    predictions = Predictions(Layout(4, 6, 6), (2, 16, 16))
+    target = build_target(TargetSettings(), predictions, Computing(torch.float32, published.device))
+    mask = make_mask(golden_clips.masks()[0], predictions.layout)
+    described = target.describe(described_frames(golden_clips.clips(), predictions), mask_of_frames(mask, predictions))
+    torch.testing.assert_close(described, published, atol=1e-6, rtol=0)

@@ -193,8 +193,11 @@ def test_weights_from_a_file_are_those_of_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["target.kind=features"], "no teacher: set target.teacher"),
-        (["target.kind=pixels", "target.teacher=vit_tiny_patch16_224"], "set kind to features"),
+        (["target.kind=features"], "needs target.teacher: set it"),
+        (
+            ["target.kind=pixels", "target.teacher=vit_tiny_patch16_224"],
+            "does not use target.teacher: leave it out, or set target.kind to features",
+        ),
         (["target.kind=features", "target.teacher=nothing"], "neither a folder nor a model of timm's"),
         (["target.kind=features", "target.teacher=vit_tiny_patch16_224.nothing"], "nothing"),
     ],

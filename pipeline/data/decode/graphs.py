@@ -1,36 +1,87 @@
-"""DALI graphs that make crops of encoded images; without torch, so that the process of `selftest` starts fast."""
+"""DALI graphs that make crops of encoded images, or of frames of encoded videos.
 
-import io
+Without torch, so that the process of `selftest` starts fast.
+"""
+
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
-from nvidia.dali.pipeline import pipeline_def
-from PIL import Image
+from nvidia.dali.pipeline import Pipeline
 
 from pipeline.data.augment import Boxes
+from pipeline.data.clips import Frames
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Encoded images, n of uint8 (bytes,), and the crops to make of them; None is an image that could not be read.
+    """Encoded images, m of uint8 (bytes,), and the n crops to make of them, those of an image in a row.
 
-    `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`, int32 (n,), are 1 to mirror.
+    None is an image that could not be read. `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`,
+    int32 (n,), are 1 to mirror.
     """
 
     encoded: list[NDArray[np.uint8] | None]
     boxes: Boxes
     flips: NDArray[np.int32]
 
-    def one_by_one(self) -> Iterator["Crops"]:
+    @property
+    def repeats(self) -> int:
+        """How many crops are made of an image."""
+        return len(self.boxes) // len(self.encoded)
+
+    @property
+    def readable(self) -> list[int]:
+        """The places of the images that could be read."""
+        return [place for place, encoded in enumerate(self.encoded) if encoded is not None]
+
+    def of(self, places: Sequence[int]) -> Self:
+        """Return those of some images, which are one or more."""
+        images = len(self.encoded)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "encoded"}
+        parts = {name: array.reshape(images, -1, *array.shape[1:])[places] for name, array in arrays.items()}
+        flat = {name: part.reshape(-1, *part.shape[2:]) for name, part in parts.items()}
+        return replace(self, encoded=[self.encoded[place] for place in places], **flat)
+
+    def one_by_one(self) -> Iterator[Self]:
         """Yield each image alone, in order."""
         for place in range(len(self.encoded)):
-            here = slice(place, place + 1)
-            yield Crops(self.encoded[here], self.boxes[here], self.flips[here])
+            yield self.of([place])
+
+    def inputs(self) -> dict[str, Any]:
+        """Return what a graph is fed, by name, in batches of one entry an image."""
+        inputs: dict[str, Any] = {"encoded": self.encoded}
+        for repeat in range(self.repeats):
+            boxes = self.boxes[repeat :: self.repeats]
+            inputs[f"anchor{repeat}"] = np.ascontiguousarray(boxes[:, :2])
+            inputs[f"shape{repeat}"] = np.ascontiguousarray(boxes[:, 2:])
+            inputs[f"flip{repeat}"] = np.ascontiguousarray(self.flips[repeat :: self.repeats])
+        return inputs
+
+
+@dataclass(frozen=True)
+class Clips(Crops):
+    """The same of encoded videos: n clips of T frames, of which all have the same crop.
+
+    `frames`, int32 (n, T), are numbers of frames from 0, `stamps`, int64 (n, T), their time stamps; both ascend.
+    """
+
+    frames: Frames
+    stamps: NDArray[np.int64]
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Crops`. Each frame is decoded once, whatever the number of clips that it is in."""
+        clips = self.frames.reshape(len(self.encoded), self.repeats, -1)
+        wanted = [np.unique(frames) for frames in clips]
+        inputs = super().inputs() | {"frames": wanted}
+        for repeat in range(self.repeats):
+            of_repeat = zip(wanted, clips[:, repeat], strict=True)
+            inputs[f"order{repeat}"] = [np.searchsorted(frames, clip).astype(np.int32) for frames, clip in of_repeat]
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -48,67 +99,103 @@ class Decoding:
     fancy: bool = False
 
 
-def _black_jpeg(height: int, width: int) -> NDArray[np.uint8]:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height)).save(file, "JPEG")
-    return np.frombuffer(file.getvalue(), dtype=np.uint8)
+Source = Callable[[str, int, Any], Any]  # makes the node of an input of its name, dimensions and type
+Nodes = Callable[[str, Source], list[Any]]  # makes the outputs of a graph of the device of its decoder and its inputs
 
 
-_BLACK_SIZE = (16, 16)
-_BLACK = _black_jpeg(*_BLACK_SIZE)
+def image_nodes(decoding: Decoding = Decoding(), size: int | None = None, repeats: int = 1) -> Nodes:
+    """Return the nodes of a graph that makes crops of images, uint8 (height, width, 3).
+
+    Args:
+        decoding: how it decodes.
+        size: side of the square that crops are resized to, in pixels, before they are flipped; None: they stay as they
+            are cut out.
+        repeats: crops of an image, of which each is an output of its own.
+    """
+
+    def nodes(device: str, source: Source) -> list[Any]:
+        encoded = source("encoded", 1, types.UINT8)
+        options = {
+            "device": device,
+            "output_type": types.RGB,
+            "hw_decoder_load": decoding.hardware,
+            "jpeg_fancy_upsampling": decoding.fancy,
+        }
+        whole = None if decoding.regions else fn.decoders.image(encoded, **options)
+        outputs = []
+        for repeat in range(repeats):
+            anchor, shape = (source(f"{name}{repeat}", 1, types.INT32) for name in ("anchor", "shape"))
+            if whole is None:
+                crop = fn.decoders.image_slice(encoded, anchor, shape, axes=(0, 1), **options)
+            else:
+                crop = fn.slice(whole, anchor, shape, axes=(0, 1))
+            outputs.append(crop if size is None else _resized(crop, size, repeat, source))
+        return outputs
+
+    return nodes
+
+
+def clip_nodes(size: int, repeats: int = 1) -> Nodes:
+    """Return the nodes of a graph that makes clips of videos, uint8 (T, size, size, 3). See `image_nodes`."""
+
+    def nodes(device: str, source: Source) -> list[Any]:
+        # By default, frames beyond the end would be black
+        wanted = source("frames", 1, types.INT32)
+        frames = fn.decoders.video(source("encoded", 1, types.UINT8), device=device, frames=wanted, pad_mode="none")
+        outputs = []
+        for repeat in range(repeats):
+            clip = fn.sequence_rearrange(frames, new_order=source(f"order{repeat}", 1, types.INT32))
+            anchor, shape = (source(f"{name}{repeat}", 1, types.INT32) for name in ("anchor", "shape"))
+            outputs.append(_resized(fn.slice(clip, anchor, shape, axes=(1, 2)), size, repeat, source))
+        return outputs
+
+    return nodes
+
+
+def _resized(crop: Any, size: int, repeat: int, source: Source) -> Any:
+    resized = fn.resize(crop, size=(size, size), interp_type=types.INTERP_CUBIC, antialias=True)
+    return fn.flip(resized, horizontal=source(f"flip{repeat}", 0, types.INT32))
 
 
 class Graph:
     """A queue of batches within DALI. One thread may feed it while another takes from it.
 
     Args:
-        batch_size: the most images in a batch.
+        batch_size: the most images or videos in a batch.
         threads: CPU threads.
         device_id: CUDA device, None for the CPU.
-        decoding: how it decodes.
-        size: side of the square that crops are resized to, in pixels, before they are flipped; None: they stay as they
-            are cut out.
+        nodes: what it computes.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        threads: int,
-        device_id: int | None,
-        decoding: Decoding = Decoding(),
-        size: int | None = None,
-    ) -> None:
-        self._flips = size is not None
-        self._pipeline = _crops(
-            "cpu" if device_id is None else "mixed",
-            decoding,
-            size,
+    def __init__(self, batch_size: int, threads: int, device_id: int | None, nodes: Nodes) -> None:
+        self._inputs: list[str] = []
+        self._pipeline = Pipeline(
             batch_size=batch_size,
             num_threads=threads,
             device_id=device_id,
             prefetch_queue_depth=1,  # so that every `schedule_run` is one run, the first one too
             exec_dynamic=True,  # outputs own their memory: torch may keep them without a copy
         )
+        with self._pipeline:
+            self._pipeline.set_outputs(*nodes("cpu" if device_id is None else "mixed", self._source))
         self._pipeline.build()
-        self._lock = (
-            threading.Lock()
-        )  # DALI takes inputs from any thread; of starting and ending runs it does not say so
+        # DALI takes inputs from any thread; of starting and ending runs it does not say so
+        self._lock = threading.Lock()
+
+    def _source(self, name: str, dimensions: int, dtype: Any) -> Any:
+        self._inputs.append(name)
+        return fn.external_source(name=name, ndim=dimensions, dtype=dtype)
 
     def feed(self, crops: Crops) -> None:
-        """Queue a batch, whose bytes are copied. In the place of an image that could not be read comes a black one."""
-        missing = np.array([encoded is None for encoded in crops.encoded])
-        boxes = np.where(missing[:, None], np.array([0, 0, *_BLACK_SIZE], np.int32), crops.boxes)
-        feed = self._pipeline.feed_input
-        feed("encoded", [_BLACK if encoded is None else encoded for encoded in crops.encoded])
-        feed("anchor", np.ascontiguousarray(boxes[:, :2]))
-        feed("shape", np.ascontiguousarray(boxes[:, 2:]))
-        if self._flips:
-            feed("flip", crops.flips)
+        """Queue a batch, whose bytes are copied; all of it could be read."""
+        inputs = crops.inputs()
+        for name in self._inputs:
+            self._pipeline.feed_input(name, inputs[name])
         with self._lock:
             self._pipeline.schedule_run()
 
-    def take(self, stream: Any = None) -> Any:
-        """Return the crops of the oldest batch, a TensorList of uint8 (height, width, 3).
+    def take(self, stream: Any = None) -> tuple[Any, ...]:
+        """Return the outputs of the oldest batch, a TensorList each.
 
         Args:
             stream: CUDA stream that waits for them; None: the caller does.
@@ -117,8 +204,8 @@ class Graph:
             RuntimeError: one of them cannot be decoded. The batch is lost; those after it are not.
         """
         with self._lock:
-            (images,) = self._pipeline.outputs(cuda_stream=stream)
-        return images
+            outputs: tuple[Any, ...] = self._pipeline.outputs(cuda_stream=stream)
+        return outputs
 
 
 def cause(error: RuntimeError) -> str:
@@ -126,24 +213,3 @@ def cause(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
     return lines[after] if after < len(lines) else str(error)
-
-
-@pipeline_def  # type: ignore[untyped-decorator]
-def _crops(device: str, decoding: Decoding, size: int | None) -> Any:
-    encoded = fn.external_source(name="encoded", ndim=1, dtype=types.UINT8)
-    anchor = fn.external_source(name="anchor", ndim=1, dtype=types.INT32)
-    shape = fn.external_source(name="shape", ndim=1, dtype=types.INT32)
-    options = {
-        "device": device,
-        "output_type": types.RGB,
-        "hw_decoder_load": decoding.hardware,
-        "jpeg_fancy_upsampling": decoding.fancy,
-    }
-    if decoding.regions:
-        images = fn.decoders.image_slice(encoded, anchor, shape, axes=(0, 1), **options)
-    else:
-        images = fn.slice(fn.decoders.image(encoded, **options), anchor, shape, axes=(0, 1))
-    if size is None:
-        return images
-    images = fn.resize(images, size=(size, size), interp_type=types.INTERP_CUBIC, antialias=True)
-    return fn.flip(images, horizontal=fn.external_source(name="flip", ndim=0, dtype=types.INT32))

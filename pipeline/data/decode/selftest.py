@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.decode.graphs import Crops, Decoding, Graph, cause
+from pipeline.data.decode.graphs import Crops, Decoding, Graph, cause, image_nodes
 
 READY, SOUND, SLOW = "ready", "sound", "no libnvjpeg"
 
@@ -82,15 +82,15 @@ def test(device_id: int | None, decoding: Decoding) -> str:
         device_id: CUDA device, None for the CPU.
         decoding: how the device decodes.
     """
-    tested = Graph(_BATCH, _THREADS, device_id, decoding, _SIZE)
-    reference = Graph(_BATCH, _THREADS, None, size=_SIZE)
+    tested = Graph(_BATCH, _THREADS, device_id, image_nodes(decoding, _SIZE))
+    reference = Graph(_BATCH, _THREADS, None, image_nodes(size=_SIZE))
     batches = [crops(batch) for batch in range(_BATCHES)]
     print(READY, flush=True)
     for batch in batches:  # all are under way at once, as in training
         tested.feed(batch)
         reference.feed(batch)
     for _ in batches:
-        found, expected = tested.take(), reference.take()
+        (found,), (expected,) = tested.take(), reference.take()
         off, kind = furthest(np.asarray(found.as_cpu().as_array()), np.asarray(expected.as_array()))
         if off > CLOSE:
             return f"a crop of kind {kind} differs from the CPU's by {off:.1f} of 255"

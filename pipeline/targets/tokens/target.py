@@ -6,6 +6,7 @@ Bao et al., "BEiT", ICLR 2022: cross entropy of the ids of masked patches, witho
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,9 +18,10 @@ from model.weights_file import WeightsError
 from pipeline.targets.classes import Classes, as_targets
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, TargetError
+from pipeline.targets.teacher import TeacherError
 from pipeline.targets.tokens.dvae import Dvae
 from pipeline.targets.tokens.tokenizer import Tokenizer
-from pipeline.targets.tokens.words import Words, is_words, read_words, source_class
+from pipeline.targets.tokens.words import Words, WordsFile, is_words, read_words, source_class
 
 
 class Tokens(Classes):
@@ -32,7 +34,7 @@ class Tokens(Classes):
     label: ClassVar[str] = "tokens"
     described: ClassVar[str] = "the discrete tokens"
     requires: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    accepts: ClassVar[tuple[str, ...]] = ()
+    accepts: ClassVar[tuple[str, ...]] = ("teacher", "teacher_weights")  # of words, where the teacher has moved
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.width = tokenizer.size
@@ -53,7 +55,7 @@ class Tokens(Classes):
         with _told_of_the_tokenizer():
             if not is_words(path):
                 return load_dvae(dvae_file(path)).macs(grid.rows, grid.columns)
-            words = read_words(path)
+            words = _words(path, settings)
             return source_class(words.source).macs(words.source, predictions) + grid.cells * words.centroids.numel()
 
     @classmethod
@@ -62,7 +64,7 @@ class Tokens(Classes):
         path = _tokenizer(settings)
         with _told_of_the_tokenizer():
             if is_words(path):
-                return cls(Words(read_words(path), predictions, computing))
+                return cls(Words(_words(path, settings), predictions, computing))
             return cls(Dvae(dvae_file(path), predictions, computing))
 
     def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
@@ -79,10 +81,19 @@ def _tokenizer(settings: TargetSettings) -> Path:
     return settings.tokenizer
 
 
+def _words(path: Path, settings: TargetSettings) -> WordsFile:
+    """Read words, whose teacher may have moved since they were found to where the settings say."""
+    words = read_words(path)
+    given = {key: value for key in Tokens.accepts if (value := getattr(settings, key)) is not None}
+    return replace(words, source=words.source.model_copy(update=given))
+
+
 @contextmanager
 def _told_of_the_tokenizer() -> Iterator[None]:
     """Turn what is wrong with a tokenizer's files into an error that names the setting."""
     try:
         yield
-    except WeightsError as error:
+    except TeacherError as error:
+        raise TargetError(f"the words of target.tokenizer are words of a teacher: {error}") from error
+    except (WeightsError, OSError) as error:
         raise TargetError(f"target.tokenizer: {error}") from error

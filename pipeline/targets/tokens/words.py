@@ -89,7 +89,9 @@ class Words:
 
     def paint(self, inputs: Tensor, ids: Tensor) -> Tensor:
         """See `Tokenizer`: the typical patches themselves."""
-        return self._source.paint(inputs, self._centroids.to(ids.device)[ids])
+        centroids = self._centroids.to(ids.device)
+        # All words decide the colours, so that those of a prediction can be compared with those of the truth
+        return self._source.paint(inputs, centroids[None, None], centroids[ids])
 
 
 def nearest(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,7 @@ def nearest(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_words(path: Path) -> bool:
     """Whether a folder is one that `write_words` wrote."""
-    return (path / DESCRIPTION).is_file()
+    return (path / DESCRIPTION).is_file()  # OSError for a name that no file can have
 
 
 def source_class(settings: TargetSettings) -> type[Target]:

@@ -10,13 +10,14 @@ from scripting import Hostile
 from timm.models import Beit, VisionTransformer
 
 from model.classifier import Classifier
+from model.encoders import mvit
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model
 from pipeline.config import load, load_recipe
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.model_options import Options
 from pipeline.settings import ConfigError
-from pipeline.timm_options import Options
 
 SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 BEIT = ["model.name=beit_base_patch16_224", "model.position_init=random"]
@@ -177,6 +178,7 @@ def test_trying_a_model_changes_no_random_number() -> None:
         assert torch.equal(got.state_dict()[name], value), name
 
 
-def test_every_option_is_timms() -> None:
-    known = VisionTransformer.__init__.__annotations__ | Beit.__init__.__annotations__
+def test_every_option_is_one_of_a_family() -> None:
+    known = VisionTransformer.__init__.__annotations__ | Beit.__init__.__annotations__ | mvit.Options.__annotations__
     assert Options.__annotations__.keys() < known.keys()
+    assert mvit.Options.__annotations__.keys() < Options.__annotations__.keys()

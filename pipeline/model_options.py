@@ -1,4 +1,4 @@
-"""What of timm's vision transformers a recipe may vary by `model.options`."""
+"""The options of networks that a recipe may set by `model.options`."""
 
 from typing import Annotated
 
@@ -9,7 +9,10 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Options(TypedDict, total=False):
-    """Arguments of timm's `VisionTransformer` and `Beit` with which the model still sees all patches of an image."""
+    """Arguments of timm's `VisionTransformer` and `Beit` with which the model still sees all patches of an image.
+
+    The last three are of `model.encoders.mvit.Options` alone.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
 
@@ -39,6 +42,9 @@ class Options(TypedDict, total=False):
     proj_drop_rate: Rate
     attn_drop_rate: Rate
     drop_path_rate: Rate
+    stages: list[Annotated[int, Field(ge=0, le=128)]]
+    q_stride_blocks: list[Annotated[int, Field(ge=0, le=128)]]
+    kv_stride: Annotated[int, Field(ge=1, le=64)]
 
 
 # Settings for what would be arguments, too

@@ -1,0 +1,134 @@
+"""torchvision's MViT in the geometry of MaskFeat: MViTv2 with a class token, for clips and for single frames.
+
+Algorithm: Li et al., "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection", CVPR 2022, as
+the published code of MaskFeat sets it up (github.com/facebookresearch/SlowFast): the width doubles in the MLP before a
+stage, residual pooling leaves out the class token, and pre-training does not pool in the last stage.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+KERNEL = [3, 3, 3]  # of all poolings within attention
+STRIDE = (2, 4, 4)  # of the patch embedding: frames, rows and columns of pixels
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a MViTv2 is made of.
+
+    Attributes:
+        embed_dim: width of the first block.
+        depth: blocks.
+        num_heads: of the first block.
+        stages: blocks that begin a stage, counted from 0: there width and heads are doubled.
+        q_stride_blocks: blocks that halve rows and columns; None: all `stages` of a classifier, else all but the last.
+        kv_stride: by which keys and values are pooled in rows and columns; halved wherever queries are, down to 1.
+        drop_path_rate: stochastic depth of the last block, to which it grows linearly from 0.
+        drop_rate: dropout of the feature that a classifier's head takes.
+    """
+
+    embed_dim: int = 96
+    depth: int = 16
+    num_heads: int = 1
+    stages: list[int] = field(default_factory=lambda: [1, 3, 14])
+    q_stride_blocks: list[int] | None = None
+    kv_stride: int = 8
+    drop_path_rate: float = 0.0
+    drop_rate: float = 0.0
+
+    def poolings(self, classes: int) -> list[int]:
+        """Return the blocks that halve rows and columns in a network with so many classes, 0 in pre-training."""
+        if self.q_stride_blocks is not None:
+            return self.q_stride_blocks
+        return self.stages if classes else self.stages[:-1]
+
+
+SIZES = {
+    "mvit_v2_s": Options(),
+    "mvit_v2_l": Options(embed_dim=144, depth=48, num_heads=2, stages=[2, 8, 44]),
+    "mvit_v2": Options(),  # of any size, by options
+}
+
+
+def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> MViT:
+    """Build a MViTv2 of torchvision's class.
+
+    Without classes its head is an `nn.Identity`, and its final LayerNorm sits before the pooling, where MaskFeat trains
+    it, else behind it. Beside the parameters the network has `frames` and `grad_checkpointing`.
+
+    Args:
+        name: of `SIZES`.
+        image_size: side in pixels, a multiple of 4.
+        frames: of a clip, an even number; 1: the network takes single frames.
+        classes: outputs of its head; 0: it has no head.
+        options: those of `Options` that differ from the size's.
+
+    Raises:
+        ValueError: an option is unknown, or options, image size and frames do not fit each other.
+    """
+    unknown = [option for option in options if option not in Options.__annotations__]
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]}: leave it out")
+    made = replace(SIZES[name], **options)
+    _check(made, image_size, frames, classes)
+    rows = image_size // STRIDE[1]
+    network = MViT(
+        spatial_size=(image_size, image_size),
+        temporal_size=max(frames, STRIDE[0]),  # torchvision halves it: a single frame, too, is one frame of tokens
+        block_setting=list(_blocks(made, classes)),
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=False,
+        dropout=made.drop_rate,
+        stochastic_depth_prob=made.drop_path_rate,
+        num_classes=max(classes, 1),
+    )
+    assert network.pos_encoding.spatial_size == (rows, rows)
+    if not classes:
+        network.head = nn.Identity()
+    network.frames, network.grad_checkpointing = frames, False
+    return network
+
+
+def _check(options: Options, image_size: int, frames: int, classes: int) -> None:
+    """Raise ValueError for options that do not fit each other."""
+    if options.depth < 2:
+        raise ValueError(f"depth={options.depth} has to be 2 at least")
+    for key, blocks in (("stages", options.stages), ("q_stride_blocks", options.poolings(classes))):
+        first = 1 if key == "stages" else 0
+        if blocks != sorted(set(blocks)) or (blocks and not first <= blocks[0] <= blocks[-1] < options.depth):
+            raise ValueError(
+                f"{key}={blocks} has to be ascending numbers of blocks from {first} to {options.depth - 1}"
+            )
+    if options.embed_dim % options.num_heads:
+        raise ValueError(f"embed_dim={options.embed_dim} is not divisible by num_heads={options.num_heads}")
+    if image_size % STRIDE[1]:
+        raise ValueError(f"an image of {image_size} pixels is not a multiple of {STRIDE[1]}-pixel patches")
+    if frames != 1 and frames % STRIDE[0]:
+        raise ValueError(f"a clip has an even number of frames, or 1, but not {frames}")
+
+
+def _blocks(options: Options, classes: int) -> Iterator[MSBlockConfig]:
+    """Yield the settings of every block."""
+    width, heads, kv_stride = options.embed_dim, options.num_heads, options.kv_stride
+    poolings = options.poolings(classes)
+    for block in range(options.depth):
+        heads *= 2 if block in options.stages else 1
+        q_stride = 2 if block in poolings else 1
+        kv_stride = max(kv_stride // q_stride, 1)
+        wider = width * (2 if block + 1 in options.stages else 1)
+        yield MSBlockConfig(
+            num_heads=heads,
+            input_channels=width,
+            output_channels=wider,
+            kernel_q=KERNEL,
+            kernel_kv=KERNEL,
+            stride_q=[1, q_stride, q_stride],
+            stride_kv=[1, kv_stride, kv_stride],
+        )
+        width = wider

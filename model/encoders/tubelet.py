@@ -1,0 +1,201 @@
+"""A plain vision transformer on clips: timm's blocks behind an embedding of tubelets, patches of two frames.
+
+It is the plain transformer of the published code of MaskFeat (github.com/facebookresearch/SlowFast, there MViT without
+pooling), with the names that it has there: separable positions, of the place in a frame and of the frame.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.models import VisionTransformer, checkpoint
+from torch import Tensor, nn
+
+from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, mask_layout
+from model.encoders.positions import sincos_frames, sincos_positions
+from model.encoders.timm_vit import blocks_macs, build_encoder
+from model.layout import Layout
+
+TUBELET = 2  # frames of a tubelet
+
+
+class TubeletEmbedding(nn.Module):
+    """Embeds tubelets of 2 x patch x patch pixels.
+
+    Args:
+        width: numbers of an embedded tubelet.
+        patch: rows and columns of pixels.
+    """
+
+    def __init__(self, width: int, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, width, (TUBELET, *patch), (TUBELET, *patch))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """From normalised clips (B, 3, frames, H, W) to (B, tubelets, width), frame by frame, row-major."""
+        tokens: Tensor = self.proj(clips).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class TubeletViT(nn.Module):
+    """A vision transformer on clips.
+
+    Args:
+        vit: as `build_encoder` built it: its blocks, norms and head become this network's.
+        frames: of a clip, an even number; 1: the network takes single frames, each shown twice.
+
+    Raises:
+        ValueError: the number of frames is odd, or `vit` is not a plain transformer with one class token.
+    """
+
+    def __init__(self, vit: Any, frames: int) -> None:
+        super().__init__()
+        if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.no_embed_class:
+            raise ValueError("a tubelet ViT is a plain transformer with one class token, which has a position, too")
+        if frames != 1 and frames % TUBELET:
+            raise ValueError(f"a clip has an even number of frames, or 1, but not {frames}")
+        width, grid = vit.embed_dim, vit.patch_embed.grid_size
+        self.frames = frames
+        self.num_classes: int = vit.num_classes
+        self.grid = (max(frames // TUBELET, 1), *grid)
+        self.grad_checkpointing = False
+        self.patch_embed = TubeletEmbedding(width, vit.patch_embed.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed_class = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed_spatial = nn.Parameter(torch.zeros(1, grid[0] * grid[1], width))
+        self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.grid[0], width))
+        self.pos_drop, self.norm_pre, self.blocks, self.norm = vit.pos_drop, vit.norm_pre, vit.blocks, vit.norm
+        self.fc_norm, self.head_drop, self.head = vit.fc_norm, vit.head_drop, vit.head
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """From normalised clips (B, 3, frames, H, W) to embedded tubelets (B, cells, width), without positions."""
+        if self.frames == 1:
+            clips = clips.expand(-1, -1, TUBELET, -1, -1)
+        tokens: Tensor = self.patch_embed(clips)
+        return tokens
+
+    def with_positions(self, tokens: Tensor) -> Tensor:
+        """From embedded tubelets to what the first block takes, (B, 1 + cells, width), the class token first."""
+        width = tokens.shape[-1]
+        positions = (self.pos_embed_temporal[0, :, None] + self.pos_embed_spatial).reshape(1, -1, width)
+        first = (self.cls_token + self.pos_embed_class).expand(len(tokens), -1, -1)
+        x: Tensor = self.norm_pre(self.pos_drop(torch.cat([first, tokens + positions], dim=1)))
+        return x
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """From embedded tubelets to the output of the final norm, (B, 1 + cells, width), the class token first."""
+        x = self.with_positions(tokens)
+        for block in self.blocks:
+            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+        encoded: Tensor = self.norm(x)
+        return encoded
+
+    def pooled(self, clips: Tensor) -> Tensor:
+        """Return what the head takes of normalised clips, (B, width)."""
+        feature: Tensor = self.head_drop(self.fc_norm(self.encode(self.embed(clips))[:, 1:].mean(1)))
+        return feature
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """From normalised clips to logits (B, classes), without classes to features (B, width)."""
+        logits: Tensor = self.head(self.pooled(clips))
+        return logits
+
+
+def build_tubelet_vit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> TubeletViT:
+    """Build a tubelet ViT of the blocks of a timm vision transformer.
+
+    Args:
+        name, image_size, classes, options: see `build_encoder`.
+        frames: see `TubeletViT`.
+
+    Raises:
+        ValueError: see `build_encoder` and `TubeletViT`.
+    """
+    return TubeletViT(build_encoder(name, image_size, classes, **options), frames)
+
+
+class TubeletEncoder:
+    """The `Encoder` of a tubelet ViT: one grid of tokens and predictions, and masks of cells of 32 pixels.
+
+    Args:
+        network: as `build_tubelet_vit` built it.
+    """
+
+    decayed_vectors: tuple[str, ...] = ()
+    classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
+
+    def __init__(self, network: TubeletViT) -> None:
+        self.network: Any = network
+        frames, rows, columns = network.grid
+        _, height, width = network.patch_embed.proj.kernel_size
+        self.input_shape: tuple[int, ...] = (3, network.frames, rows * height, columns * width)
+        self.token_layout = self.prediction_layout = Layout(frames, rows, columns)
+        self.prediction_patch = (TUBELET, height, width)
+        self.mask_layout = mask_layout(self.prediction_layout, self.input_shape)
+        self.embedding_width: int = network.patch_embed.proj.out_channels
+        self.width = self.embedding_width
+        self.prefix = 1
+        self.depth = len(network.blocks)
+        self.classes = network.num_classes
+
+    @property
+    def head(self) -> nn.Module:
+        """See `Encoder`."""
+        head: nn.Module = self.network.head
+        return head
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """See `Encoder`; inputs are (B, 3, frames, H, W)."""
+        tokens: Tensor = self.network.embed(inputs)
+        return tokens
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """See `Encoder`."""
+        encoded: Tensor = self.network.encode(tokens)[:, 1:]
+        return encoded
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """See `Encoder`."""
+        feature: Tensor = self.network.pooled(inputs)
+        return feature
+
+    def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
+        """See `Encoder`."""
+        network, features = self.network, []
+        x = network.with_positions(network.embed(inputs))
+        for index in range(max(blocks) + 1):
+            x = network.blocks[index](x)
+            if index in blocks:
+                normed = network.norm(x)
+                features.append(normed[:, 1:].float().mean(1) if pool == "mean" else normed[:, 0].float())
+        return features
+
+    def initialise(self, position_init: PositionInit) -> None:
+        """See `Encoder`. Biases start as in the published code of videos."""
+        network = self.network
+        positions = (network.pos_embed_class, network.pos_embed_spatial, network.pos_embed_temporal)
+        for parameter in (network.cls_token, *positions):
+            draw(parameter)
+        draw_video_biases(network)
+        if not self.classes:  # the published code counts this norm among the prediction head
+            nn.init.zeros_(network.norm.bias)
+        if position_init == "sincos":
+            with torch.no_grad():
+                network.pos_embed_spatial[0] = sincos_positions(network.grid[1:], self.width)
+                network.pos_embed_temporal[0] = sincos_frames(network.grid[0], self.width)
+
+    def checkpoint_blocks(self, enabled: bool) -> None:
+        """See `Encoder`."""
+        self.network.grad_checkpointing = enabled
+
+    def layer_of(self, name: str) -> int:
+        """See `Encoder`."""
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed.", "norm_pre.")) else self.depth + 1
+
+    def macs(self) -> int:
+        """See `Encoder`."""
+        cells = self.token_layout.cells
+        embedding: int = cells * self.network.patch_embed.proj.weight.numel()
+        return embedding + blocks_macs(self.network.blocks, cells + 1, self.width)

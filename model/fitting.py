@@ -1,0 +1,103 @@
+"""Tensors of others' weights made to fit a model: other grids, clips for images, another normalisation."""
+
+from dataclasses import replace
+from math import isqrt
+from typing import cast
+
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.classifier import Classifier
+from model.encoders.tubelet import TUBELET
+from model.maskfeat import MaskFeat
+from model.weights import Normalisation, Weights, WeightsError
+
+_TO_CLASS_TOKEN = 3  # of BEiT's relative position biases, at the end: from it, to it, and its own
+_EMBEDDINGS = ("patch_embed.proj", "conv_proj")  # what embeds patches
+_OF_IMAGES, _OF_CLIPS = "encoder.pos_embed", ("encoder.pos_embed_class", "encoder.pos_embed_spatial")
+
+
+def inflated(weights: Weights, model: MaskFeat | Classifier) -> tuple[Weights, str | None]:
+    """Return a plain transformer's weights of images as those of a tubelet ViT, and what to say of it.
+
+    Each frame of a tubelet is embedded as an image and halved, so that a clip that stands still is embedded as its
+    image. Positions in the frame are those of the image; those of frames are not given.
+    """
+    state, key = model.state_dict(), weights.layout.key
+    embedding = f"encoder.{_EMBEDDINGS[0]}.weight"
+    if _OF_CLIPS[1] not in state or weights.of_clips or not weights.has(embedding):
+        return weights, None
+    positions, patches = weights.get(_OF_IMAGES, 3), weights.get(embedding, 4)
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if name != key(_OF_IMAGES)}
+    tensors[key(embedding)] = patches[:, :, None].expand(-1, -1, TUBELET, -1, -1) / TUBELET
+    for name, part in zip(_OF_CLIPS, (positions[:, :1], positions[:, 1:]), strict=True):
+        tensors[key(name)] = part
+    return replace(weights, tensors=tensors), f"{key(embedding)} and positions made of those of images"
+
+
+def resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | Classifier) -> Tensor | None:
+    """Return the positions that we call `name`, made to fit the model's grid and `shape`; None if they are not others.
+
+    Embeddings of a square grid are resampled bicubically, BEiT's relative biases as in its own code but linearly, and
+    so are tables of relative positions and embeddings of frames.
+    """
+    if not weights.has(name) or weights.tensors[weights.layout.key(name)].shape == shape:
+        return None
+    _, rows, columns = model.view.token_layout.frames, model.view.token_layout.rows, model.view.token_layout.columns
+    if name in (_OF_IMAGES, _OF_CLIPS[1]):
+        embeddings = weights.get(name, 3)
+        with_prefix = name == _OF_IMAGES and not getattr(model.encoder, "no_embed_class", False)
+        prefix = model.view.prefix if with_prefix else 0
+        patches = embeddings.shape[1] - prefix
+        if embeddings.shape[1] != shape[1] and patches > 0 and isqrt(patches) ** 2 == patches:
+            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), [rows, columns], num_prefix_tokens=prefix))
+    elif name.endswith(".relative_position_bias_table"):
+        biases = weights.get(name, 2)
+        side = isqrt(max(0, len(biases) - _TO_CLASS_TOKEN))
+        square = side > 1 and side % 2 == 1 and side**2 == len(biases) - _TO_CLASS_TOKEN
+        if len(biases) != shape[0] and biases.shape[1] == shape[1] and square:
+            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), (rows, columns), shape))
+    elif name == "encoder.pos_embed_temporal":
+        return _linear(weights.get(name, 3)[0], shape[1])[None]
+    elif ".attn.rel_pos_" in name:
+        return _linear(weights.get(name, 2), shape[0])
+    return None
+
+
+def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple[dict[str, Tensor], str | None]:
+    """Return the patch embedding that does with inputs normalised so what `weights` does, and what to say of it.
+
+    Both normalisations are affine in each channel, and so is a patch embedding: (x * std + mean - theirs.mean) /
+    theirs.std is taken into its weight and bias.
+
+    Raises:
+        WeightsError: that cannot be done, as the embedding has no bias or is that of a MViT, which pads its inputs.
+    """
+    theirs = weights.normalisation
+    if normalisation in (None, theirs):
+        return {}, None
+    if theirs is None:
+        return {}, "taken to be trained on images normalised as here, since no config.json beside it says otherwise"
+    if weights.has(f"encoder.{_EMBEDDINGS[1]}.weight"):
+        raise WeightsError(
+            f"{weights.file}: a MViT cannot be made to take inputs normalised as here: set model.mean="
+            f"{list(theirs.mean)} and model.std={list(theirs.std)}"
+        )
+    names = [weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.{kind}") for kind in ("weight", "bias")]
+    if names[1] not in weights.tensors:
+        raise WeightsError(f"{weights.file}: without {names[1]} it cannot be made to take images normalised as here")
+    weight, bias = weights.tensors[names[0]].double(), weights.get(f"encoder.{_EMBEDDINGS[0]}.bias", 1).double()
+    mean, std = torch.tensor([[theirs.mean, theirs.std], [normalisation.mean, normalisation.std]]).double().unbind(1)
+    scale, shift = std[1] / std[0], (mean[1] - mean[0]) / std[0]
+    rewritten = {
+        names[0]: (weight * scale.view(-1, *[1] * (weight.ndim - 2))).float(),
+        names[1]: (bias + (weight.flatten(2).sum(2) * shift).sum(1)).float(),
+    }
+    return rewritten, f"patch_embed rewritten from images of mean {theirs.mean} and deviation {theirs.std}"
+
+
+def _linear(table: Tensor, length: int) -> Tensor:
+    """Interpolate (n, width) to (length, width) linearly, as torchvision's MViT does as it runs."""
+    return F.interpolate(table.float().T[None], size=length, mode="linear")[0].T

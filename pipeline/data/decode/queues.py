@@ -1,0 +1,160 @@
+"""What the decoders share: their interface, the queue of a DALI graph, the resize on a CPU, and how they end."""
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import record_function
+from torch.utils.dlpack import from_dlpack
+
+from pipeline.data.decode.graphs import Crops, Graph, Nodes, cause
+from pipeline.data.errors import DataError
+
+TIMEOUT = 600  # seconds that a batch may take on a CPU
+
+_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
+_ENDING = 10.0  # seconds that the work under way may take when a decoder is closed
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Inputs of a batch, and what was wrong with what could not be decoded, by the place of the image or video in it.
+
+    `images` is uint8 (n, 3, size, size), of clips (n, 3, T, size, size), on the device, black where there is no image;
+    channels come last in memory on a GPU, first on a CPU: as they leave the resize, without another copy.
+    """
+
+    images: Tensor
+    problems: dict[int, str]
+
+
+class Decoder(Protocol):
+    """A queue of batches: `feed` a few of them, then take one and feed the next."""
+
+    def feed(self, crops: Crops) -> None:
+        """Queue a batch."""
+        ...
+
+    def take(self) -> Decoded:
+        """Return the oldest batch. Raises DataError where decoding fails for more than single samples."""
+        ...
+
+    def close(self) -> None:
+        """End the threads; batches that were not taken are lost."""
+        ...
+
+
+class GraphDecoder:
+    """A queue of batches on a CUDA device: `feed` a few of them, then take one and feed the next.
+
+    A thread of its own feeds DALI, which copies every encoded image or video.
+
+    Args:
+        batch_size: the most images or videos in a batch.
+        shape: of what is made of them, without the batch; channels come last.
+        device: CUDA device; on a CPU, for tests, the same graph does the same.
+        threads: CPU threads, which parse what is encoded and feed the device.
+        nodes: what the graph computes.
+    """
+
+    def __init__(
+        self, batch_size: int, shape: tuple[int, ...], device: torch.device, threads: int, nodes: Nodes
+    ) -> None:
+        self._device, self._shape, self._threads, self._nodes = device, shape, threads, nodes
+        self._graph = self._build(batch_size)
+        self._alone: Graph | None = None  # for one image or video, built when the first bad one shows up
+        self._feeding = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._fed: deque[tuple[Crops, Future[None]]] = deque()
+
+    def feed(self, crops: Crops) -> None:
+        """Queue a batch."""
+        self._fed.append((crops, self._feeding.submit(self._feed, crops)))
+
+    def take(self) -> Decoded:
+        """Return the oldest batch; the CUDA stream waits for it, the caller for the CPU's part alone.
+
+        It is copied only where some of it is missing, or several inputs were made of each image or video.
+        """
+        crops, fed = self._fed.popleft()
+        fed.result()
+        readable = crops.readable
+        if not readable:
+            return Decoded(_inputs(self._black(crops)), {})
+        try:
+            images = self._taken(self._graph)
+        except RuntimeError:  # DALI drops the whole batch and goes on with the next
+            return self._rescued(crops)
+        if len(readable) < len(crops.encoded):
+            images, taken = self._black(crops), images
+            images[readable] = taken
+        return Decoded(_inputs(images), {})
+
+    def close(self) -> None:
+        """End the thread; batches that were not taken are lost."""
+        end(self._feeding, [fed for _, fed in self._fed])
+
+    @record_function("feed")
+    def _feed(self, crops: Crops) -> None:
+        if readable := crops.readable:
+            self._graph.feed(crops.of(readable))
+
+    def _taken(self, graph: Graph) -> Tensor:
+        """Return the oldest batch of a graph, (images, repeats, *shape)."""
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        repeats = [from_dlpack(output.as_tensor()) for output in graph.take(stream)]
+        return repeats[0][:, None] if len(repeats) == 1 else torch.stack(repeats, 1)
+
+    def _rescued(self, crops: Crops) -> Decoded:
+        self._alone = self._alone or self._build(1)
+        images, problems = self._black(crops), dict[int, str]()
+        for place in crops.readable:
+            self._alone.feed(crops.of([place]))
+            try:
+                images[place] = self._taken(self._alone)[0]
+            except RuntimeError as error:
+                problems[place] = problem(error)
+        return Decoded(_inputs(images), problems)
+
+    def _black(self, crops: Crops) -> Tensor:
+        shape = (len(crops.encoded), crops.repeats, *self._shape)
+        return torch.zeros(shape, dtype=torch.uint8, device=self._device)
+
+    def _build(self, batch_size: int) -> Graph:
+        return Graph(batch_size, self._threads, self._device.index, self._nodes)
+
+
+def resize_into(image: NDArray[np.uint8], crop: Tensor, flip: bool) -> None:
+    """Resize a crop, uint8 (height, width, 3), without aliasing to the shape of `image`, uint8 (3, size, size)."""
+    size = image.shape[1:]
+    resized = F.interpolate(crop.permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)[0].numpy()
+    image[:] = resized[..., ::-1] if flip else resized
+
+
+def hanging() -> DataError:
+    """Return the error of a batch that took too long."""
+    return DataError(f"decoding a batch took more than {TIMEOUT} s; start again")
+
+
+def end(threads: ThreadPoolExecutor, work: Iterable[Future[Any]]) -> None:
+    """End threads without starting what is left of their work; wait for what is under way, unless it hangs."""
+    threads.shutdown(wait=False, cancel_futures=True)
+    wait_for([future for future in work if not future.cancelled()], _ENDING)
+
+
+def _inputs(images: Tensor) -> Tensor:
+    """Return inputs of the model, (n, 3, ...), of (images, repeats, ..., 3), without copying them."""
+    return images.flatten(0, 1).movedim(-1, 1)
+
+
+def problem(error: RuntimeError) -> str:
+    """Say what happened, where a DALI error says more of it than a number or a place in the batch."""
+    line = cause(error)
+    return "cannot be decoded" if line.startswith(_OPAQUE) else line

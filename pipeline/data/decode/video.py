@@ -1,0 +1,137 @@
+"""Encoded videos -> clips of one size on the device: by PyAV on a CPU, by NVIDIA DALI on a GPU.
+
+What `decoder` says of crops of images holds for clips. A CPU decodes a video a thread, since more threads gain nothing
+at the sizes that are trained on, and each frame once, whatever the number of clips that it is in.
+"""
+
+import ctypes
+from collections import deque
+from collections.abc import Set
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import record_function
+
+from pipeline.data.decode import queues
+from pipeline.data.decode.frames import FramesError, frames_at
+from pipeline.data.decode.graphs import Clips, Crops, clip_nodes
+from pipeline.data.decode.queues import Decoded, Decoder, GraphDecoder, end, hanging, resize_into
+from pipeline.data.errors import DataError
+
+NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})  # what DALI asks of it
+_LIBRARY = "libnvcuvid.so.1"
+
+
+class CpuClipDecoder:
+    """Decodes clips on a CPU: several threads, each a video at a time.
+
+    Args:
+        size: side of the square crops, in pixels.
+        threads: that decode and resize.
+    """
+
+    def __init__(self, size: int, threads: int) -> None:
+        self._size = size
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._fed: deque[tuple[Tensor, list[Future[str | None]]]] = deque()
+
+    def feed(self, crops: Crops) -> None:
+        """Queue a batch."""
+        assert isinstance(crops, Clips)
+        # The memory is NumPy's: torch would start a team of threads of its own in every one of ours
+        clips = np.zeros((*crops.frames.shape, 3, self._size, self._size), dtype=np.uint8)
+        videos = [self._threads.submit(self._decode, clips, crops, place) for place in range(len(crops.encoded))]
+        self._fed.append((torch.from_numpy(clips), videos))
+
+    def take(self) -> Decoded:
+        """Return the oldest batch. Raises DataError when decoding hangs."""
+        clips, videos = self._fed.popleft()
+        try:
+            problems = {place: video.result(queues.TIMEOUT) for place, video in enumerate(videos)}
+        except TimeoutError:
+            raise hanging() from None
+        return Decoded(clips.movedim(2, 1), {place: why for place, why in problems.items() if why})
+
+    def close(self) -> None:
+        """End the threads; batches that were not taken are lost."""
+        end(self._threads, [video for _, videos in self._fed for video in videos])
+
+    @record_function("decode")
+    def _decode(self, out: NDArray[np.uint8], crops: Clips, place: int) -> str | None:
+        """Write all clips of a video to their places in (n, T, 3, size, size). Return what is wrong with it."""
+        encoded, repeats = crops.encoded[place], crops.repeats
+        if encoded is None:
+            return None
+        here = slice(place * repeats, (place + 1) * repeats)
+        stamps, boxes, flips, clips = crops.stamps[here], crops.boxes[here], crops.flips[here], out[here]
+        try:
+            for stamp, pixels in frames_at(encoded, np.unique(stamps).tolist()):
+                whole = torch.from_numpy(pixels)
+                for repeat, frame in np.argwhere(stamps == stamp):
+                    top, left, height, width = boxes[repeat].tolist()
+                    if top + height > whole.shape[0] or left + width > whole.shape[1]:
+                        raise FramesError(f"a frame is {whole.shape[1]} x {whole.shape[0]} pixels, not as when indexed")
+                    crop = whole[top : top + height, left : left + width].contiguous()
+                    resize_into(clips[repeat, frame], crop, bool(flips[repeat]))
+        except FramesError as error:
+            clips[:] = 0
+            return str(error)
+        return None
+
+
+class GpuClipDecoder(GraphDecoder):
+    """Decodes clips on a CUDA device. See `GraphDecoder`.
+
+    Args:
+        batch_size: the most videos in a batch.
+        frames: of a clip.
+        size: side of the square crops, in pixels.
+        device, threads: see `GraphDecoder`.
+        repeats: clips of a video.
+    """
+
+    def __init__(
+        self, batch_size: int, frames: int, size: int, device: torch.device, threads: int, repeats: int = 1
+    ) -> None:
+        super().__init__(batch_size, (frames, size, size, 3), device, threads, clip_nodes(size, repeats))
+
+
+def clip_decoder_for(
+    device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Set[str]
+) -> Decoder:
+    """Return the decoder of clips of a device. Raises DataError where it cannot decode one of the codecs."""
+    if device.type == "cuda":
+        _refuse_gpu_without(codecs)
+        return GpuClipDecoder(batch_size, frames, size, device, threads, repeats)
+    _refuse_cpu_without(codecs)
+    return CpuClipDecoder(size, threads)
+
+
+def _refuse_gpu_without(codecs: Set[str]) -> None:
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError:
+        raise DataError(
+            f"videos cannot be decoded on this GPU: {_LIBRARY} of the driver is missing; start the container with "
+            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+        ) from None
+    _refuse(codecs - NVDEC, "a GPU")
+
+
+def _refuse_cpu_without(codecs: Set[str]) -> None:
+    try:
+        import av
+    except ImportError:
+        raise DataError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
+    _refuse(codecs - av.codecs_available, "PyAV")
+
+
+def _refuse(codecs: Set[str], by: str) -> None:
+    if codecs:
+        raise DataError(
+            f"{by} does not decode {', '.join(sorted(codecs))}: build the data set anew with "
+            "`maskfeat-shards build --resize`, which makes H.264 of all videos"
+        )
