@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 
-from model.convert import fill, geometry
+from model.convert import fill
 from model.encoders.timm_vit import TimmViT
+from model.geometry import Architecture, geometry
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -107,7 +107,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
 def _settings(weights: Weights) -> list[str]:
     """Overrides that describe the architecture, as far as the weights or the config.json beside them tell it."""
     if weights.layout is not TIMM:
-        return _overrides(*geometry(weights))
+        return _overrides(geometry(weights))
     config = weights.file.parent / "config.json"
     if not config.is_file():
         return []
@@ -115,13 +115,14 @@ def _settings(weights: Weights) -> list[str]:
         stated = parse_json(config.read_bytes())
         size = stated.get("pretrained_cfg", stated)["input_size"][1]
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
-        return _overrides(stated["architecture"], size, options)
+        return _overrides(Architecture(stated["architecture"], size, None, options))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{config} is not a timm configuration ({error!r})") from error
 
 
-def _overrides(name: str, image_size: int, options: dict[str, Any]) -> list[str]:
-    return [f"model.name={name}", f"data.image_size={image_size}", f"model.options={json.dumps(options)}"]
+def _overrides(found: Architecture) -> list[str]:
+    size, options = f"data.image_size={found.image_size}", f"model.options={json.dumps(found.options)}"
+    return [f"model.name={found.name}", size, options, *([f"data.frames={found.frames}"] if found.frames else [])]
 
 
 def _pretrained(name: str) -> Weights:

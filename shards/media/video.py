@@ -130,7 +130,7 @@ def suffix_of(container: "InputContainer") -> str:
 
 
 def _is_webm(container: "InputContainer") -> bool:
-    return {stream.codec_context.name for stream in container.streams.video} <= _HIDDEN_PACKETS
+    return {stream.codec_context.codec.canonical_name for stream in container.streams.video} <= _HIDDEN_PACKETS
 
 
 def _small(frame: "VideoFrame", side: int) -> Image.Image:
@@ -164,7 +164,7 @@ def _examine(container: "InputContainer", stream: "Stream", max_pixels: int) -> 
             rotations.add(int(frame.rotation))
     if not stamps:
         raise Rejected("no frames", "none of its frames can be decoded")
-    if len(stamps) < packets and stream.codec_context.name not in _HIDDEN_PACKETS:
+    if len(stamps) < packets and stream.codec_context.codec.canonical_name not in _HIDDEN_PACKETS:
         raise Rejected("missing frames", f"{packets} frames are in the file, but {len(stamps)} can be decoded")
     ((height, width),) = sizes
     return _Examined(height, width, rotations.pop(), _described(stream, stamps, keys))
@@ -185,7 +185,7 @@ def _described(stream: "Stream", stamps: list[int], keys: list[int]) -> VideoStr
         fps_num=rate.numerator,
         fps_den=rate.denominator,
         duration=float(duration),
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         pix_fmt=pixels.name,
         time_base_num=base.numerator,
         time_base_den=base.denominator,

@@ -54,7 +54,7 @@ def test_it_trains_resumes_draws_and_exports(
     sheet = np.asarray(Image.open(tmp_path / "whole" / "pictures" / "step-00000004.png"))
     assert sheet.ndim == 3 and sheet[26:, 204:300].std() > 0
     assert run_script(monkeypatch, "export.py", tmp_path / "whole", tmp_path / "weights") == 0
-    assert "learned to predict the mean colour of masked" in (tmp_path / "weights" / "README.md").read_text()
+    assert "by\npredicting the mean colour of masked" in (tmp_path / "weights" / "README.md").read_text()
 
 
 def test_no_other_kind_is_known() -> None:

@@ -6,7 +6,7 @@ at the sizes that are trained on, and each frame once, whatever the number of cl
 
 import ctypes
 from collections import deque
-from collections.abc import Set
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +21,11 @@ from pipeline.data.decode.graphs import Clips, Crops, clip_nodes
 from pipeline.data.decode.queues import Decoded, Decoder, GraphDecoder, end, hanging, resize_into
 from pipeline.data.errors import DataError
 
-NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})  # what DALI asks of it
+Codecs = Collection[tuple[str, str]]  # of codecs and pixel formats, by FFmpeg's names
+
+# What DALI decodes by NVDEC: 8 bits and 4:2:0
+_NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
+_NVDEC_PIXELS = frozenset({"nv12", "yuv420p", "yuvj420p"})
 _LIBRARY = "libnvcuvid.so.1"
 
 
@@ -100,38 +104,39 @@ class GpuClipDecoder(GraphDecoder):
 
 
 def clip_decoder_for(
-    device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Set[str]
+    device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Codecs
 ) -> Decoder:
     """Return the decoder of clips of a device. Raises DataError where it cannot decode one of the codecs."""
     if device.type == "cuda":
-        _refuse_gpu_without(codecs)
+        _refuse_on_gpu(codecs)
         return GpuClipDecoder(batch_size, frames, size, device, threads, repeats)
-    _refuse_cpu_without(codecs)
+    _refuse_on_cpu(codecs)
     return CpuClipDecoder(size, threads)
 
 
-def _refuse_gpu_without(codecs: Set[str]) -> None:
+def _refuse_on_gpu(codecs: Codecs) -> None:
     try:
         ctypes.CDLL(_LIBRARY)
     except OSError:
         raise DataError(
-            f"videos cannot be decoded on this GPU: {_LIBRARY} of the driver is missing; start the container with "
+            f"videos cannot be decoded on this GPU: {_LIBRARY} of its driver is missing; start the container with "
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
         ) from None
-    _refuse(codecs - NVDEC, "a GPU")
+    _refuse([pair for pair in codecs if pair[0] not in _NVDEC or pair[1] not in _NVDEC_PIXELS], "a GPU")
 
 
-def _refuse_cpu_without(codecs: Set[str]) -> None:
+def _refuse_on_cpu(codecs: Codecs) -> None:
     try:
         import av
     except ImportError:
         raise DataError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
-    _refuse(codecs - av.codecs_available, "PyAV")
+    _refuse([pair for pair in codecs if pair[0] not in av.codecs_available], "PyAV")
 
 
-def _refuse(codecs: Set[str], by: str) -> None:
+def _refuse(codecs: Codecs, by: str) -> None:
     if codecs:
+        names = ", ".join(sorted(f"{codec} of {pixels} pixels" for codec, pixels in codecs))
         raise DataError(
-            f"{by} does not decode {', '.join(sorted(codecs))}: build the data set anew with "
-            "`maskfeat-shards build --resize`, which makes H.264 of all videos"
+            f"{by} does not decode {names}, which the data set has: build it anew with `maskfeat-shards build "
+            "--resize`, which makes H.264 of all videos"
         )
