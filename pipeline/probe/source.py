@@ -10,8 +10,9 @@ from typing import Any
 import timm
 import torch
 
-from model.convert import fill, geometry
+from model.convert import fill
 from model.encoders.timm_vit import TimmViT
+from model.geometry import geometry
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -107,7 +108,8 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
 def _settings(weights: Weights) -> list[str]:
     """Overrides that describe the architecture, as far as the weights or the config.json beside them tell it."""
     if weights.layout is not TIMM:
-        return _overrides(*geometry(weights))
+        name, size, frames, options = geometry(weights)
+        return [*_overrides(name, size, options), *([] if frames is None else [f"data.frames={frames}"])]
     config = weights.file.parent / "config.json"
     if not config.is_file():
         return []
