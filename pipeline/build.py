@@ -17,10 +17,10 @@ from model.maskfeat import MaskFeat
 from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.examples import ExampleMaker
-from pipeline.masks.masker import BlockMasker, Masker
+from pipeline.masks.masker import Masker, masker_for
 from pipeline.recipes import reason, shown
 from pipeline.settings import ConfigError
-from pipeline.targets.registry import checked
+from pipeline.targets.registry import build_target, output_width
 from pipeline.targets.target import Computing, Predictions, TargetError
 from shards.files import sha256_of
 
@@ -36,7 +36,7 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
 
     def make() -> MaskFeat:
         encoder = network_of(recipe)
-        numbers = width or checked(recipe.target).output_width(recipe.target, predictions_of(encoder_of(encoder)))
+        numbers = width or output_width(recipe.target, predictions_of(encoder_of(encoder)))
         return MaskFeat(encoder, numbers, recipe.model.position_init)
 
     def predicts(model: MaskFeat, inputs: Tensor) -> bool:
@@ -126,18 +126,19 @@ def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: 
     statistics = recipe.model.statistics
     computing = Computing(dtype, device, compiled != "none", compiled == "all", statistics)
     try:
-        target = checked(recipe.target).build(recipe.target, predictions_of(model.view), computing)
+        target = build_target(recipe.target, predictions_of(model.view), computing)
     except TargetError as error:
         raise ConfigError(str(error)) from error
     masker = build_masker(recipe, model)
-    return ExampleMaker(model.view.prediction_layout, masker, target, statistics, dtype, fuse=compiled != "none")
+    predictions = predictions_of(model.view)
+    return ExampleMaker(predictions, masker, target, statistics, dtype, fuse=compiled != "none")
 
 
 def build_masker(recipe: Recipe, model: MaskFeat) -> Masker:
-    """Build what draws a recipe's masks. Raises ConfigError for a ratio that leaves nothing to predict or to see."""
-    layouts, compiled = (model.view.mask_layout, model.view.prediction_layout), recipe.engine.compile != "none"
+    """Build what draws a recipe's masks. Raises ConfigError for a kind or a ratio that does not fit the model."""
+    cells, predictions = model.view.mask_layout, model.view.prediction_layout
     try:
-        return BlockMasker(*layouts, recipe.mask.ratio, compiled)
+        return masker_for(recipe.mask, cells, predictions, recipe.engine.compile != "none")
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -124,7 +124,12 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
     if validated:
         rows[f"validation loss at step {validated[-1]['step']:,}"] = number(validated[-1]["val_loss"], ".4f")
     if validated and (baselines := read_baselines(run)):
-        named = {"zero": "predicting zero", "mean": "the best constant prediction", "untrained": "the untrained model"}
+        named = {
+            "zero": "predicting zero",
+            "mean": "the best constant prediction",
+            "copy": "copying the nearest visible frame",
+            "untrained": "the untrained model",
+        }
         rows |= {f"validation loss of {named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
     return rows
 

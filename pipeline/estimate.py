@@ -30,7 +30,7 @@ from pipeline.build import build_masker, build_model, predictions_of
 from pipeline.config import Recipe
 from pipeline.recipes import reason
 from pipeline.settings import ConfigError
-from pipeline.targets.registry import TARGETS
+from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError
 from shards.files import parse_json
 
@@ -175,7 +175,7 @@ def costs(recipe: Recipe) -> Costs:
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
     flops = training_flops(model, build_masker(recipe, model).masked)
     try:
-        macs = TARGETS[recipe.target.kind].macs(recipe.target, predictions_of(model.view))
+        teacher = macs(recipe.target, predictions_of(model.view))
     except TargetError as error:
         raise ConfigError(str(error)) from error
-    return Costs(size, flops + 2 * macs)
+    return Costs(size, flops + 2 * teacher)

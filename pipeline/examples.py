@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.layout import Layout, Mask, mask_of_all
+from model.layout import Mask, mask_of_all
 from pipeline.masks.masker import Masker
 from pipeline.pixels import Statistics, normalise
-from pipeline.targets.target import Fused, Target
+from pipeline.targets.frames import described_frames, mask_of_frames
+from pipeline.targets.target import Fused, Predictions, Target
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Example:
     """A micro-batch as the model takes it, and what it has to predict.
 
     Attributes:
-        inputs: normalised, (B, 3, H, W) in the model's dtype.
+        inputs: normalised images (B, 3, H, W) or clips (B, 3, frames, H, W), in the model's dtype.
         mask: equally many patches of each input.
         targets: (masked, ...), in the order of `MaskFeat.forward`.
     """
@@ -30,7 +31,7 @@ class ExampleMaker:
     """Makes examples, always the same from the same pixels and keys.
 
     Args:
-        predictions: grid of the model's predictions.
+        predictions: of the model.
         masker: draws the masks.
         target: what is predicted.
         statistics: of the pixels that the model takes.
@@ -40,29 +41,37 @@ class ExampleMaker:
 
     def __init__(
         self,
-        predictions: Layout,
+        predictions: Predictions,
         masker: Masker,
         target: Target,
         statistics: Statistics,
         dtype: torch.dtype,
         fuse: bool,
     ) -> None:
-        self.masker, self.target = masker, target
-        self._predictions, self._statistics, self._dtype = predictions, statistics, dtype
+        self.masker, self.target, self.predictions = masker, target, predictions
+        self._statistics, self._dtype = statistics, dtype
         self._fused = target if fuse and isinstance(target, Fused) else None
 
     def example(self, inputs: Tensor, keys: Tensor) -> Example:
-        """From uint8 (B, 3, H, W) and int64 (B,) keys, on their device, without waiting for it."""
+        """Make an example of uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), without waiting for the device.
+
+        Args:
+            inputs: as the decoder returns them.
+            keys: of the masks, int64 (B,).
+        """
         mask = self.masker(keys)
         normalised, targets = self._described(inputs, mask)
         return Example(normalised, mask, targets)
 
     def targets(self, inputs: Tensor) -> Tensor:
-        """Describe all patches of uint8 (B, 3, H, W): (B, rows, columns, ...)."""
-        _, targets = self._described(inputs, mask_of_all(len(inputs), self._predictions, inputs.device))
-        return targets.view(len(inputs), *self._predictions.shape, *targets.shape[1:])
+        """Describe all patches of such inputs: (B, rows, columns, ...), of clips (B, frames, rows, columns, ...)."""
+        layout = self.predictions.layout
+        _, targets = self._described(inputs, mask_of_all(len(inputs), layout, inputs.device))
+        return targets.view(len(inputs), *layout.shape, *targets.shape[1:])
 
     def _described(self, inputs: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
+        of_frames = mask_of_frames(mask, self.predictions)
         if self._fused and inputs.is_cuda:
-            return self._fused.inputs_and_targets(inputs, mask, self._dtype)
-        return normalise(inputs, self._dtype, self._statistics), self.target.describe(inputs, mask)
+            return self._fused.inputs_and_targets(inputs, of_frames, self._dtype, self.predictions.patch[0])
+        targets = self.target.describe(described_frames(inputs, self.predictions), of_frames)
+        return normalise(inputs, self._dtype, self._statistics), targets

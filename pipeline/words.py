@@ -18,7 +18,8 @@ from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from pipeline.settings import ConfigError
-from pipeline.targets.registry import checked
+from pipeline.targets.frames import described_frames
+from pipeline.targets.registry import build_target
 from pipeline.targets.target import Computing, TargetError
 from pipeline.targets.tokens.kmeans import KMeans, sums_by_word
 from pipeline.targets.tokens.words import is_words, nearest, write_words
@@ -71,7 +72,7 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
         predictions = predictions_of(build_model(recipe, 1).view)
     try:
         computing = Computing(DTYPES[recipe.engine.precision], world.device)
-        target = checked(recipe.target).build(recipe.target, predictions, computing)
+        target = build_target(recipe.target, predictions, computing)
     except (TargetError, ValueError) as error:
         raise ConfigError(str(error)) from None
 
@@ -80,7 +81,8 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
         good = batch.inputs[batch.weights > 0]
         if not len(good):
             raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
-        return target.describe(good, mask_of_all(len(good), predictions.layout, good.device)).float()
+        frames = described_frames(good, predictions)
+        return target.describe(frames, mask_of_all(len(frames), predictions.of_a_frame.layout, good.device)).float()
 
     data = ExactData(recipe.data, part_of(recipe, world))
     try:

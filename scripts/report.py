@@ -41,6 +41,7 @@ def main() -> int:
         for name, value in (
             ("predicting zero", baselines["zero"]),
             ("predicting the training set's mean target", baselines["mean"]),
+            *([("copying the nearest visible frame", baselines["copy"])] if "copy" in baselines else []),
             *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
             (f"model, after {validated[-1]['step']} steps", loss),
         ):
@@ -50,6 +51,8 @@ def main() -> int:
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:
         say(f"picture        {pictures[-1]}")
+    if animations := sorted((run / "pictures").glob("*.gif")):
+        say(f"animation      {animations[-1]}")
     say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
     return 0
 

@@ -11,8 +11,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from pipeline.masks.filling import fill
 from pipeline.random import derive, uniform
 
 MIN_ASPECT = 0.3
@@ -63,7 +63,7 @@ def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
     draws = uniform(derive(keys[:, None], torch.arange(TRIES * 4, device=keys.device))).double()
     for draw in draws.reshape(-1, TRIES, 4).permute(1, 2, 0):
         mask, missing, refused = _place(mask, missing, refused, draw)
-    return _fill(mask, missing, keys)
+    return fill(mask, missing, derive(keys, FILL))
 
 
 def _place(mask: Tensor, missing: Tensor, refused: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,14 +96,3 @@ def _place(mask: Tensor, missing: Tensor, refused: Tensor, draw: Tensor) -> tupl
     new = (block & ~mask).sum((1, 2))
     accepted = (height < rows) & (width < columns) & (new > 0) & (new <= missing) & (refused < PATIENCE)
     return mask | (block & accepted[:, None, None]), missing - new * accepted, torch.where(accepted, 0, refused + 1)
-
-
-def _fill(mask: Tensor, missing: Tensor, keys: Tensor) -> Tensor:
-    """Add `missing` (B,) patches to each mask (B, rows, columns): those with most masked neighbours, ties at random."""
-    beside = F.pad(mask.float(), (1, 1, 1, 1))
-    neighbours = beside[:, 2:, 1:-1] + beside[:, :-2, 1:-1] + beside[:, 1:-1, 2:] + beside[:, 1:-1, :-2]
-    places = torch.arange(neighbours[0].numel(), device=keys.device)
-    tie = uniform(derive(derive(keys, FILL)[:, None], places))
-    score = (neighbours.flatten(1) + tie).masked_fill(mask.flatten(1), -1.0)
-    rank = score.argsort(dim=1, descending=True).argsort(dim=1)
-    return mask | (rank < missing[:, None]).reshape(mask.shape)

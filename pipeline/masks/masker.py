@@ -1,4 +1,4 @@
-"""The interface of what draws masks, and the blocks of the paper."""
+"""The interface of what draws masks, and the kinds there are."""
 
 from typing import Protocol
 
@@ -6,6 +6,8 @@ from torch import Tensor
 
 from model.layout import Layout, Mask, make_mask
 from pipeline.masks.blocks import block_masks, masked_patches
+from pipeline.masks.cubes import cube_masks, frame_masks, masked_cells, masked_frames, tube_masks
+from pipeline.masks.settings import MaskSettings
 
 
 class Masker(Protocol):
@@ -22,28 +24,103 @@ class Masker(Protocol):
         ...
 
 
-class BlockMasker:
-    """Masks made of rectangular blocks, see `block_masks`.
+class _GridMasker:
+    """What the maskers have in common: the grids, and how many of their cells are hidden.
 
     Args:
         cells: grid that masks are drawn on.
         predictions: grid of the model's predictions, which `cells` divides.
-        ratio: share of masked patches.
-        compile: let torch compile the placement of a block, on a GPU.
+        ratio: share of masked cells.
+        compile: on a GPU, draw the masks by one kernel, where there is one.
 
     Raises:
         ValueError: the ratio leaves nothing to predict or nothing to see.
     """
 
     def __init__(self, cells: Layout, predictions: Layout, ratio: float, compile: bool) -> None:
-        self._grid, self._ratio, self._compile = (cells.rows, cells.columns), ratio, compile
+        self._cells, self._ratio, self._compile = cells, ratio, compile
         self._predictions = predictions
-        masked = masked_patches(self._grid, ratio)
-        if not 0 < masked < cells.cells:
-            raise ValueError(f"mask.ratio={ratio:g} leaves nothing to predict of a {cells} grid")
-        self.masked = masked * (predictions.cells // cells.cells)
+        hidden = self._hidden()
+        if not 0 < hidden < cells.cells:
+            what = "see" if hidden else "predict"
+            raise ValueError(f"mask.ratio={ratio:g} leaves nothing to {what} of a {cells} grid")
+        self.masked = hidden * (predictions.cells // cells.cells)
 
     def __call__(self, keys: Tensor) -> Mask:
         """See `Masker`."""
-        cells = block_masks(keys, self._grid, self._ratio, compile=self._compile and keys.is_cuda)
-        return make_mask(cells, self._predictions, self.masked * len(keys))
+        return make_mask(self._draw(keys), self._predictions, self.masked * len(keys))
+
+    @property
+    def _grid(self) -> tuple[int, int, int]:
+        return self._cells.frames, self._cells.rows, self._cells.columns
+
+    def _hidden(self) -> int:
+        """Count the cells that each mask hides."""
+        raise NotImplementedError
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        """Draw the cells of masks: bool (B, *cells.shape)."""
+        raise NotImplementedError
+
+
+class BlockMasker(_GridMasker):
+    """Masks of images made of rectangular blocks, see `block_masks` and `_GridMasker`."""
+
+    def _hidden(self) -> int:
+        return masked_patches(self._grid[1:], self._ratio)
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        return block_masks(keys, self._grid[1:], self._ratio, self._compile)
+
+
+class CubeMasker(_GridMasker):
+    """Masks of clips made of blocks of space and time, see `cube_masks` and `_GridMasker`."""
+
+    def _hidden(self) -> int:
+        return masked_cells(self._grid, self._ratio)
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        return cube_masks(keys, self._grid, self._ratio)
+
+
+class TubeMasker(_GridMasker):
+    """Masks of clips made of blocks of all frames, see `tube_masks` and `_GridMasker`."""
+
+    def _hidden(self) -> int:
+        return masked_patches(self._grid[1:], self._ratio) * self._cells.frames
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        return tube_masks(keys, self._grid, self._ratio, self._compile)
+
+
+class FrameMasker(_GridMasker):
+    """Masks of clips made of whole frames, see `frame_masks` and `_GridMasker`."""
+
+    def _hidden(self) -> int:
+        return masked_frames(self._cells.frames, self._ratio) * (self._cells.rows * self._cells.columns)
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        return frame_masks(keys, self._grid, self._ratio)
+
+
+_OF_CLIPS: dict[str, type[_GridMasker]] = {"cube": CubeMasker, "tube": TubeMasker, "frame": FrameMasker}
+
+
+def masker_for(settings: MaskSettings, cells: Layout, predictions: Layout, compile: bool) -> Masker:
+    """Build the masker that settings ask for: by default blocks of images and cubes of clips.
+
+    Args:
+        settings: kind and ratio.
+        cells, predictions, compile: see `_GridMasker`.
+
+    Raises:
+        ValueError: the kind does not fit the grid, or the ratio leaves nothing to predict or nothing to see.
+    """
+    of_clips = cells.frames > 1
+    kind = settings.kind or ("cube" if of_clips else "block")
+    if (kind in _OF_CLIPS) != of_clips:
+        wanted = "clips" if kind in _OF_CLIPS else "images"
+        raise ValueError(
+            f"mask.kind={kind} masks {wanted}, and the masks of this model are {cells} cells: leave out mask.kind"
+        )
+    return _OF_CLIPS.get(kind, BlockMasker)(cells, predictions, settings.ratio, compile)

@@ -7,7 +7,8 @@ from typing import Any
 from shards.files import parse_json
 
 NAME = "baselines.json"
-LOSSES = ("zero", "mean", "untrained")  # of predicting zero and the mean target; of the untrained model, if it is known
+# Of predicting zero, the mean target and, of clips, the nearest visible frame; of the untrained model, if it is known
+LOSSES = ("zero", "mean", "copy", "untrained")
 
 
 def read_baselines(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Validation of pre-training: the model's loss, the losses of two predictors that learn nothing, and the picture."""
+"""Validation of pre-training: the model's loss, the losses of predictors that learn nothing, and the pictures."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,14 +12,16 @@ from pipeline.data.batch import Batch
 from pipeline.examples import Example, ExampleMaker
 from pipeline.files import Writing, json_lines, replace
 from pipeline.pretrain.baselines import NAME, read_baselines
-from pipeline.pretrain.picture import Picture, draw
+from pipeline.pretrain.copying import copied
+from pipeline.pretrain.picture import Pictures, draw
 from pipeline.report.report import Metrics
-from pipeline.targets.target import Target
+from pipeline.targets.target import Regression, Target
 from pipeline.train.engine import Engine
 from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 
-PICTURED = 4  # validation images in the picture
+PICTURED = 4  # validation images in the picture ...
+PICTURED_CLIPS = 2  # ... or clips
 MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
 
 
@@ -38,8 +40,8 @@ class Validation:
         self._images = ValidationImages(self._manifest, recipe.data, micro_batch, recipe.run.seed, world, phases)
         self._recipe, self._world, self._examples = recipe, world, examples
 
-    def measure(self, engine: Engine) -> tuple[Metrics, Picture | None]:
-        """Return the model's mean loss and scores with the number of bad images, and on rank 0 a picture of the first.
+    def measure(self, engine: Engine) -> tuple[Metrics, Pictures | None]:
+        """Return the model's mean loss and scores with the number of bad images, and on rank 0 pictures of the first.
 
         Raises:
             DataError: no image can be used.
@@ -54,26 +56,28 @@ class Validation:
                 first = first or (batch, example, predictions)
         means, bad = sums.means(self._images)
         assert first
-        picture = self._draw(*first) if self._world.rank == 0 else None
-        return {f"val_{name}": mean for name, mean in means.items()} | {"val_bad_samples": bad}, picture
+        pictures = self._draw(*first) if self._world.rank == 0 else None
+        return {f"val_{name}": mean for name, mean in means.items()} | {"val_bad_samples": bad}, pictures
 
-    def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Picture:
-        """Show what the model made of the first images of a batch."""
-        shown = min(PICTURED, len(batch.inputs))
+    def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Pictures:
+        """Show what the model made of the first images, or clips, of a batch."""
+        shown = min(PICTURED if batch.inputs.ndim == 4 else PICTURED_CLIPS, len(batch.inputs))
         return draw(
             self._examples.target,
             batch.inputs[:shown],
             example.mask.cells[:shown],
             self._examples.targets(batch.inputs)[:shown],  # of all images: compiled for so many
             predictions[: shown * self._examples.masker.masked],
+            self._examples.predictions,
         )
 
     def baselines(
         self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
     ) -> dict[str, float]:
-        """Return losses of predicting zero, of the best constant and, where it can be had, of the untrained model.
+        """Return losses of predictors that learn nothing and, where it can be had, of the untrained model.
 
-        The best constant is the mean target, or for classes their frequencies; its scores are `mean_NAME`.
+        The predictors are those of `constants`. The best constant is the mean target, or for classes their frequencies;
+        its scores are `mean_NAME`.
 
         They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are.
 
@@ -97,18 +101,25 @@ class Validation:
     def constants(self, best: Tensor) -> dict[str, float]:
         """Return the loss of predicting zero, and loss and scores of predicting `best` (width,), everywhere.
 
+        Of clips whose targets are numbers it is also the loss of copying the nearest visible frame, see `copied`.
+
         Raises:
             DataError: no image can be used.
         """
-        target = self._examples.target
-        zero, mean = _Sums(target, self._world.device), _Sums(target, self._world.device)
+        target, layout = self._examples.target, self._examples.predictions.layout
+        names = ["zero", "mean"] + (["copy"] if layout.frames > 1 and isinstance(target, Regression) else [])
+        sums = {name: _Sums(target, self._world.device) for name in names}
         for batch in self._images.batches():
-            targets = self._examples.example(batch.inputs, batch.keys).targets
-            zero.add(torch.zeros_like(best).expand(len(targets), -1), targets, batch.weights)
-            mean.add(best.expand(len(targets), -1), targets, batch.weights)
-        of_zero, of_mean = zero.means(self._images)[0], mean.means(self._images)[0]
-        scores = {f"mean_{name}": value for name, value in of_mean.items() if name != "loss"}
-        return {"zero": of_zero["loss"], "mean": of_mean["loss"]} | scores
+            example = self._examples.example(batch.inputs, batch.keys)
+            masked = len(example.targets)
+            sums["zero"].add(torch.zeros_like(best).expand(masked, -1), example.targets, batch.weights)
+            sums["mean"].add(best.expand(masked, -1), example.targets, batch.weights)
+            if "copy" in sums:
+                copies = copied(self._examples.targets(batch.inputs), example.mask, layout, best)
+                sums["copy"].add(copies, example.targets, batch.weights)
+        means = {name: of.means(self._images)[0] for name, of in sums.items()}
+        scores = {f"mean_{name}": value for name, value in means["mean"].items() if name != "loss"}
+        return {name: of["loss"] for name, of in means.items()} | scores
 
 
 class _Sums:

@@ -1,4 +1,10 @@
-"""What the model has learned, as a person can see it: image, masked image, target, prediction."""
+"""What the model has learned, as a person can see it: input, masked input, target, prediction.
+
+Of images it is a sheet with one row an image. Of clips it is a sheet with four rows of frames a clip, and an animation
+whose frames are sheets of images.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -7,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.layout import spread
+from pipeline.targets.frames import described_frames
 from pipeline.targets.hog.glyphs import ENLARGED
-from pipeline.targets.target import Target
+from pipeline.targets.target import Predictions, Target
 
 Picture = NDArray[np.uint8]
 
@@ -17,41 +25,96 @@ _TITLE = 26
 _HIDDEN = 110 / 255
 _TINT = (1.0, 0.8, 0.35)  # of what was predicted, where the target has no colours of its own
 _VISIBLE = 0.3  # brightness of what was not predicted
+_ROW = 1800  # pixels that a row of frames may be wide before its pixels are no longer enlarged
 
 
-def draw(target: Target, images: Tensor, mask: Tensor, targets: Tensor, predictions: Tensor) -> Picture:
-    """A sheet with one row an image.
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a few inputs, uint8 (height, width, 3) each.
+
+    Attributes:
+        sheet: everything at a glance.
+        animation: of clips, a frame for each frame that is described; of images, nothing.
+    """
+
+    sheet: Picture
+    animation: list[Picture]
+
+
+def draw(
+    target: Target, inputs: Tensor, mask: Tensor, targets: Tensor, outputs: Tensor, predictions: Predictions
+) -> Pictures:
+    """Draw a few inputs.
+
+    Args:
+        target: what is predicted.
+        inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
+        mask: cells of their masks, see `Mask`.
+        targets: (B, rows, columns, ...), of clips (B, frames, rows, columns, ...), of all patches.
+        outputs: of the model, float (masked, width), in the order of `MaskFeat.forward`.
+        predictions: of the model.
+    """
+    layout = predictions.layout
+    frames = described_frames(inputs, predictions).cpu()
+    hidden = spread(mask, layout).view(len(frames), layout.rows, layout.columns).cpu()
+    truth = targets.reshape(len(frames), layout.rows, layout.columns, *targets.shape[len(layout.shape) + 1 :]).cpu()
+    guess = torch.zeros(*hidden.shape, outputs.shape[1])
+    guess[hidden] = outputs.float().cpu()
+    if layout.frames == 1:
+        titles = (
+            "image",
+            "what the model sees",
+            f"{target.label} of the image",
+            f"{target.label} predicted where masked",
+        )
+        return Pictures(_across(titles, _panels(target, frames, hidden, truth, guess, ENLARGED)), [])
+    scale = min(max(_ROW // (layout.frames * frames.shape[3]), 1), ENLARGED)
+    titles = ("clip", "what the model sees", f"{target.label} of its frames", f"{target.label} predicted where masked")
+    panels = [panel.unflatten(0, (-1, layout.frames)) for panel in _panels(target, frames, hidden, truth, guess, scale)]
+    rows = [
+        _across((title,), list(panel[clip, :, None]))
+        for clip in range(len(inputs))
+        for title, panel in zip(titles, panels, strict=True)
+    ]
+    return Pictures(
+        np.concatenate(rows),
+        [_across(titles, [panel[:, time] for panel in panels]) for time in range(layout.frames)],
+    )
+
+
+def _panels(target: Target, images: Tensor, hidden: Tensor, targets: Tensor, guess: Tensor, scale: int) -> list[Tensor]:
+    """Draw the four panels of each image: float64 (B, 3, H * scale, W * scale) in [0, 1] each.
 
     Args:
         target: what is predicted.
         images: uint8 (B, 3, H, W).
-        mask: bool (B, rows, columns).
-        targets: (B, rows, columns, ...), of all patches.
-        predictions: float (masked, width), in the order of `MaskFeat.forward`.
-
-    Returns:
-        uint8 (height, width, 3).
+        hidden: bool (B, rows, columns).
+        targets: (B, rows, columns, ...).
+        guess: float32 (B, rows, columns, width), of the hidden patches.
+        scale: pixels that a pixel is drawn with.
     """
-    images, mask, targets, predictions = images.cpu(), mask.cpu(), targets.cpu(), predictions.float().cpu()
-    guess = torch.zeros(*mask.shape, predictions.shape[1])
-    guess[mask] = predictions
+    size = [side * scale for side in images.shape[2:]]
     truth, shown = target.paint(images, targets), target.paint(images, targets, guess)
-    pixels, truth, shown, hidden = (
-        F.interpolate(panel.double(), [side * ENLARGED for side in images.shape[2:]])
-        for panel in (images / 255, truth, shown, mask[:, None])
+    pixels, truth, shown, covered = (
+        # The strokes of HOG become finer by averaging
+        F.interpolate(panel.double(), size, mode="area" if panel.shape[-1] > size[-1] else "nearest")
+        for panel in (images / 255, truth, shown, hidden[:, None])
     )
     tint = torch.tensor(_TINT).view(3, 1, 1) if shown.shape[1] == 1 else 1.0
-    covered = hidden > 0
-    panels = [
+    return [
         pixels,
-        pixels.where(~covered, _HIDDEN),
+        pixels.where(covered == 0, _HIDDEN),
         truth.expand_as(pixels),
-        (shown * tint).where(covered, truth * _VISIBLE),
+        (shown * tint).where(covered > 0, truth * _VISIBLE),
     ]
+
+
+def _across(titles: tuple[str, ...], panels: list[Tensor]) -> Picture:
+    """Put panels (B, 3, height, width) side by side, a row for each image, under a title for each panel or for all."""
     across = torch.cat([F.pad(panel, (0, _GAP, 0, _GAP), value=1.0) for panel in panels], dim=3)
     sheet = (across.transpose(0, 1).flatten(1, 2)[:, :-_GAP, :-_GAP] * 255).permute(1, 2, 0)
-    titles = ("image", "what the model sees", f"{target.label} of the image", f"{target.label} predicted where masked")
-    return np.concatenate([_titles(titles, pixels.shape[3]), sheet.round().byte().numpy()])
+    width = panels[0].shape[3] if len(titles) > 1 else sheet.shape[1]
+    return np.concatenate([_titles(titles, width), sheet.round().byte().numpy()])
 
 
 def _titles(titles: tuple[str, ...], panel: int) -> Picture:

@@ -90,9 +90,11 @@ class Pretraining(MaskedPrediction):
         """Measure the loss on the validation images, if there are any, and show the picture."""
         if self._validation is None:
             return {}
-        metrics, picture = self._validation.measure(engine)
-        if picture is not None:
-            report.picture(done, "reconstruction", picture)
+        metrics, pictures = self._validation.measure(engine)
+        if pictures is not None:
+            report.picture(done, "reconstruction", pictures.sheet)
+            if pictures.animation:
+                report.animation(done, "animation", pictures.animation)
         if done:
             report.baselines(done, self._constants)
         return metrics

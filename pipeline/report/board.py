@@ -18,6 +18,10 @@ class Board(Protocol):
         """Show an image, (height, width, 3)."""
         ...
 
+    def animation(self, step: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        """Show a GIF file of this height and width in pixels."""
+        ...
+
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
         """Show the settings of a run by section and key, without secrets."""
         ...

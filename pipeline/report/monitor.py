@@ -21,6 +21,7 @@ from shards.secrets import masked_values
 from shards.terminal import say, shown
 
 _CONSOLE = Path("/dev/stdout")
+_FRAME_MS = 250  # that a frame of an animation is shown for: of 8 frames from 2 seconds, about as fast as it was
 
 
 def open_monitor(folder: Path, name: str, recipe: dict[str, Any], step: int, total: int) -> "Monitor":
@@ -109,13 +110,27 @@ class Monitor:
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
         """Keep a picture in pictures/, and show it on the boards under this name."""
-        path, file = self._folder / "pictures" / f"step-{step:08d}.png", io.BytesIO()
+        file = io.BytesIO()
         Image.fromarray(picture).save(file, "png")
-        with self._writing(path.parent):
-            path.parent.mkdir(exist_ok=True)
-            replace(path, file.getvalue())
+        with self._writing(self._folder / "pictures"):
+            self._keep(f"step-{step:08d}.png", file.getvalue())
             for board in self._boards:
                 board.image(step, name, picture)
+
+    def animation(self, step: int, name: str, frames: Sequence[NDArray[np.uint8]]) -> None:
+        """Keep an animation in pictures/ as a GIF, and show it on the boards under this name."""
+        file = io.BytesIO()
+        first, *others = (Image.fromarray(frame) for frame in frames)
+        first.save(file, "gif", save_all=True, append_images=others, duration=_FRAME_MS, loop=0)
+        with self._writing(self._folder / "pictures"):
+            self._keep(f"step-{step:08d}.gif", file.getvalue())
+            for board in self._boards:
+                board.animation(step, name, file.getvalue(), (first.height, first.width))
+
+    def _keep(self, name: str, content: bytes) -> None:
+        folder = self._folder / "pictures"
+        folder.mkdir(exist_ok=True)
+        replace(folder / name, content)
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
         """See `Report`."""

@@ -1,6 +1,6 @@
 """What a run tells the people who watch it. Rank 0 has a `Monitor`; the others say nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,10 @@ class Report(Protocol):
         """Keep a picture, (height, width, 3), of this name."""
         ...
 
+    def animation(self, step: int, name: str, frames: Sequence[NDArray[np.uint8]]) -> None:
+        """Keep an animation, of frames (height, width, 3), of this name."""
+        ...
+
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
         """Show the losses of constant predictors, beside which the validation loss has to be read."""
         ...
@@ -61,6 +65,9 @@ class Silence:
         """Do nothing."""
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
+        """Do nothing."""
+
+    def animation(self, step: int, name: str, frames: Sequence[NDArray[np.uint8]]) -> None:
         """Do nothing."""
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:

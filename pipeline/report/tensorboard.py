@@ -44,6 +44,12 @@ class TensorBoard:
         """See `Board`."""
         self._add(step, summary.image(name, pixels, dataformats="HWC"))  # type: ignore[no-untyped-call]
 
+    def animation(self, step: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        """See `Board`. Browsers play an image that is a GIF."""
+        height, width = size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
+
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
         """Show them as text and as hyper-parameters."""
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())

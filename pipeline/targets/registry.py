@@ -7,7 +7,7 @@ from pipeline.targets.hog.target import Hog
 from pipeline.targets.labels import Labels
 from pipeline.targets.pixels import Pixels
 from pipeline.targets.settings import TargetSettings
-from pipeline.targets.target import Target
+from pipeline.targets.target import Computing, Predictions, Target
 from pipeline.targets.tokens.target import Tokens
 
 TARGETS: dict[str, type[Target]] = {
@@ -41,3 +41,23 @@ def checked(settings: TargetSettings) -> type[Target]:
                 f"leave it out, or set target.kind to {' or '.join(kinds)}"
             )
     return target
+
+
+def build_target(settings: TargetSettings, predictions: Predictions, computing: Computing) -> Target:
+    """Build the target that settings ask for, which describes images, or the frames of clips one by one.
+
+    Raises:
+        TargetError: a file that it needs cannot be used.
+        ValueError: see `checked`.
+    """
+    return checked(settings).build(settings, predictions.of_a_frame, computing)
+
+
+def output_width(settings: TargetSettings, predictions: Predictions) -> int:
+    """Return the numbers that the model predicts for a patch. Raises ValueError, see `checked` and `Target`."""
+    return checked(settings).output_width(settings, predictions.of_a_frame)
+
+
+def macs(settings: TargetSettings, predictions: Predictions) -> int:
+    """Count the multiply-adds of the networks that describe one input, of a clip all described frames."""
+    return checked(settings).macs(settings, predictions.of_a_frame) * predictions.layout.frames

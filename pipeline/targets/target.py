@@ -37,6 +37,11 @@ class Predictions:
         """Height and width of the input in pixels."""
         return self.layout.rows * self.patch[1], self.layout.columns * self.patch[2]
 
+    @property
+    def of_a_frame(self) -> "Predictions":
+        """The predictions about one frame of a clip, as if it were an image."""
+        return Predictions(Layout(1, self.layout.rows, self.layout.columns), (1, *self.patch[1:]))
+
 
 @dataclass(frozen=True)
 class Computing:
@@ -101,8 +106,8 @@ class Target(Protocol):
         """Describe the masked patches, without waiting for the device.
 
         Args:
-            inputs: uint8 (B, 3, H, W), or of clips (B, 3, frames, H, W).
-            mask: equally many patches of each input.
+            inputs: uint8 (B, 3, H, W): images, or the frames of clips that `described_frames` returns.
+            mask: equally many patches of each image, or of each clip.
 
         Returns:
             (masked, ...), in the order of `mask.indices`.
@@ -143,8 +148,17 @@ class Target(Protocol):
 class Fused(Protocol):
     """A target that reads each pixel once on a GPU, for itself and for the normalised input."""
 
-    def inputs_and_targets(self, inputs: Tensor, mask: Mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return inputs normalised in `dtype`, and what `describe` returns."""
+    def inputs_and_targets(
+        self, inputs: Tensor, mask: Mask, dtype: torch.dtype, step: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return inputs normalised in `dtype`, and what `describe` returns of their frames.
+
+        Args:
+            inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
+            mask: of the images or of the described frames, see `mask_of_frames`.
+            dtype: of the normalised inputs.
+            step: of clips frames 0, step, 2 * step, ... are described.
+        """
         ...
 
 

@@ -105,6 +105,9 @@ class Noted:
     def image(self, step: int, name: str, pixels: Any) -> None:
         self.shown.append((step, name, pixels.shape))
 
+    def animation(self, step: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        self.shown.append((step, name, gif[:6], size))
+
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
         self.shown.append(recipe)
 
@@ -121,6 +124,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, "a test", recipe, 0, 10, boards, Writing())
     monitor.log(1, {"loss": 0.5} | NUMBERS)
     monitor.picture(1, "reconstruction", np.zeros((4, 6, 3), np.uint8))
+    monitor.animation(1, "animation", [np.zeros((4, 6, 3), np.uint8)])
     monitor.baselines(1, {"zero": 0.25})
     monitor.flush()
     monitor.close()
@@ -130,6 +134,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
             recipe,
             (1, {"loss": 0.5, "failed_writes": 0} | NUMBERS),
             (1, "reconstruction", (4, 6, 3)),
+            (1, "animation", b"GIF87a", (4, 6)),
             (1, {"baseline/zero": 0.25}),
             "flush",
             "close",
