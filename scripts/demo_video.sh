@@ -66,6 +66,6 @@ fi
 
 step "result"
 python scripts/report.py "$demo/run"
-echo "Seconds after those that were trained on, which are harder:"
+echo "on the last fifth of each video, of which nothing was trained on:"
 python scripts/validate.py "$demo/run" data.validation="$demo/shards/later"
 echo "weights        $demo/weights, whose README.md says how to load them"
