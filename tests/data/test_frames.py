@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import frames as decoding
 from pipeline.data.decode.frames import FramesError, frames_at
-from shards.media.media import CheckOptions
+from shards.media.media import CheckOptions, Rejected
 from shards.media.video import VIDEO
 
 FILES = kinds() | real_files()
@@ -97,3 +97,5 @@ def test_a_file_that_names_others_opens_none(tmp_path: Path, monkeypatch: pytest
     stamps, _ = all_frames(listing)  # PyAV itself goes there
     with pytest.raises(FramesError, match="Invalid"):
         dict(frames_at(bytes_of(listing), stamps[:3]))
+    with pytest.raises(Rejected, match="unknown container"):
+        VIDEO.check(listing, CheckOptions())
