@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream as Stream
 
+# Of FFmpeg's containers those that are opened; others, such as playlists, may open further files and addresses
+CONTAINERS = "mov,matroska,avi"
+
 _SHEET = (3, 2)  # frames across and down in a thumbnail
 # Codecs with packets that are decoded but not shown, so that there are more packets than frames
 _HIDDEN_PACKETS = frozenset({"vp8", "vp9", "av1"})
@@ -101,7 +104,8 @@ def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
         raise ShardError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
     av.logging.set_level(None)  # what is wrong is told once, by its reason
     try:
-        with av.open(io.BytesIO(data)) as container:
+        options = {"format_whitelist": CONTAINERS}
+        with av.open(io.BytesIO(data), metadata_errors="replace", container_options=options) as container:
             pictures = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
             if not streams:
@@ -116,6 +120,8 @@ def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
         raise
     except MemoryError:
         raise out_of_memory() from None
+    except av.error.ArgumentError:
+        raise Rejected("unknown container", "convert it to MP4, WebM, AVI or Matroska") from None
     except (av.error.FFmpegError, ValueError) as error:
         raise Rejected("corrupt", getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 

@@ -8,6 +8,7 @@ from launching import assert_same_weights, launch, launch_and_kill, losses, metr
 from servers import S3, http_server
 from test_remote import assert_same, data
 
+from pipeline.data import exact
 from shards.storage import upload
 
 CLIPS = ("data.image_size=64", "data.frames=4", "data.sampling=stride", "data.stride=2", "data.repeats=2")
@@ -60,3 +61,14 @@ def test_real_s3_gives_the_clips_that_the_disk_gives(video_shards: Path, tmp_pat
     assert_same(list(data(f"{s3.bucket}/clips", *CLIPS).batches(0, 4)), expected)
     cached = data(f"{s3.bucket}/clips", *CLIPS, f"data.cache={tmp_path}/cache")
     assert_same(list(cached.batches(0, 4)), expected)
+
+
+def test_the_cache_counts_the_samples_of_a_step(
+    video_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 clips a step, two of each video, 8 videos are read."""
+    schedules, make = [], exact.Schedule
+    monkeypatch.setattr(exact, "Schedule", lambda *arguments: schedules.append(make(*arguments)) or schedules[-1])
+    with http_server(video_shards) as server:
+        data(server.url, *CLIPS, f"data.cache={tmp_path}/cache").close()
+    assert [schedule.batch_size for schedule in schedules] == [8]
