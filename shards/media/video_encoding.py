@@ -11,9 +11,9 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from shards.media.video import opened
+from shards.media.video import KEY_FRAME_EVERY
+from shards.media.video_stream import opened
 
-KEY_FRAME_EVERY = 16
 _QUALITY = "20"  # x264's constant rate factor
 
 
