@@ -6,6 +6,7 @@ anew, upright (`video_encoding`), and so is with `resize` any that is not small 
 """
 
 import io
+import math
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY_FRAME_EVERY = 16  # frames, of what is encoded anew
 _SHEET = (3, 2)  # frames across and down in a thumbnail
+_MOVING = 3  # seconds
 _PIXELS = frozenset({"yuv420p", "yuvj420p", "nv12"})
 
 
@@ -29,6 +31,7 @@ class VideoMedia:
     name = "video"
     kept = frozenset({"mp4", "m4v", "mov", "webm", "avi", "mkv"})
     suffixes = kept
+    changed = "has a rotation, which readers do not apply"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
         """Decode a video strictly and return what to store.
@@ -86,6 +89,14 @@ class VideoMedia:
         file = io.BytesIO()
         sheet.save(file, "JPEG", quality=80)
         return file.getvalue()
+
+    def moving(self, data: bytes, side: int) -> bytes:
+        """Return the first seconds of a stored video, as a small MP4 that browsers play. Raises Rejected likewise."""
+        from shards.media.video_encoding import encode  # needs PyAV
+
+        with opened(data) as (_, stream):
+            rate = Fraction(stream.average_rate or stream.base_rate or 25)
+        return encode(data, side, rate, most=math.ceil(_MOVING * rate))
 
 
 VIDEO = VideoMedia()
