@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.media.video import CONTAINERS
+from shards.media.video_stream import CONTAINERS
 
 
 class FramesError(Exception):
