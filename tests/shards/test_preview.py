@@ -85,7 +85,7 @@ def test_without_classes_the_images_are_shown_by_shard(tmp_path: Path) -> None:
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 30
     page = Page(tmp_path / "page.html")
     assert "shard-000007.tar 2" in page.text
-    assert "None: every file was kept." in page.text and "None: no two images" in page.text
+    assert "None: every file was kept." in page.text and "None: no two samples" in page.text
 
 
 def test_a_histogram_counts_every_value_once() -> None:
