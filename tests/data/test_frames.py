@@ -97,5 +97,5 @@ def test_a_file_that_names_others_opens_none(tmp_path: Path, monkeypatch: pytest
     stamps, _ = all_frames(listing)  # PyAV itself goes there
     with pytest.raises(FramesError, match="Invalid"):
         dict(frames_at(bytes_of(listing), stamps[:3]))
-    with pytest.raises(Rejected, match="unknown container"):
+    with pytest.raises(Rejected, match="not a video"):
         VIDEO.check(listing, CheckOptions())
