@@ -12,13 +12,16 @@ from pipeline.build import build_examples, build_model
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import load_recipe
+from pipeline.config import load, load_recipe
+from pipeline.data.labels import labels_of
+from pipeline.finetune.build import build_classifier
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.views import accuracy_by_views
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
-from pipeline.recipes import read_settings
-from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES
 from pipeline.train.setup import open_data
+from shards.manifest import Manifest
 
 
 class Frozen:
@@ -43,6 +46,28 @@ class Frozen:
             yield
 
 
+def measure_classifier(
+    run: Path, found: Checkpoint, overrides: Sequence[str], clips: Sequence[int], crops: int, world: World
+) -> dict[str, float]:
+    """Return the accuracy of a checkpoint of fine-tuning by views, see `accuracy_by_views`. All ranks together.
+
+    Args:
+        run, found, overrides, world: as for `measure`.
+        clips, crops: of each video.
+
+    Raises:
+        ConfigError, ShardError, DataError: as `measure` does.
+    """
+    recipe = load(FinetuneRecipe, str(run / "config.yaml"), overrides)
+    training, validation = Manifest.load(recipe.data.shards), Manifest.load(recipe.data.validation)
+    labels = labels_of(training, validation)[1]
+    model = build_classifier(recipe, len(training.classes))
+    model.load_state_dict(found.weights())
+    phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
+    frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
+    return accuracy_by_views(frozen, validation, labels, recipe, world, phases, clips, crops)
+
+
 def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World) -> dict[str, float]:
     """Return loss and scores of a checkpoint of pre-training, and of predictors that learn nothing. All ranks together.
 
@@ -50,17 +75,13 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
         run: `run.dir`.
         found: its checkpoint.
         overrides: of its recipe, such as `data.validation`.
+        world: the ranks.
 
     Raises:
-        ConfigError: the run is not of pre-training, an override is wrong, or there is nothing to validate on.
+        ConfigError: an override is wrong, or there is nothing to validate on.
         ShardError, DataError: a data set cannot be used.
     """
-    config = run / "config.yaml"
-    if kind_of(read_settings(config)) == "finetune":
-        raise ConfigError(
-            f"{run} is a run of fine-tuning, whose accuracy is in its metrics.jsonl: name one of pre-training"
-        )
-    recipe = load_recipe(str(config), overrides)
+    recipe = load_recipe(str(run / "config.yaml"), overrides)
     if recipe.data.validation is None:
         raise ConfigError("there is nothing to validate on: set data.validation to a folder of shards")
     weights = found.weights()

@@ -1,15 +1,19 @@
-"""Measure a pre-training run on another validation set, beside predictors that learn nothing.
+"""Measure a run on a validation set, after training.
 
-    deepspeed scripts/validate.py RUN data.validation=SHARDS [section.key=value ...] [--step N]
+    deepspeed scripts/validate.py RUN [section.key=value ...] [--step N] [--clips N ...] [--crops 1|3]
 
-RUN is a run.dir of scripts/pretrain.py: its newest valid checkpoint is measured, or that of step N, under the masks
-that run.seed decides. Nothing of RUN is changed. One process without the launcher works, too.
+RUN is a run.dir: its newest valid checkpoint is measured, or that of step N. Nothing of RUN is changed. One process
+without the launcher works, too.
+
+Of pre-training these are the losses under the masks that run.seed decides, beside those of predictors that learn
+nothing. Of fine-tuning it is the accuracy of so many clips of each video and crops of each clip, whose softmax is
+averaged; several numbers of clips take one pass.
 
 Examples, each on one line:
 
     deepspeed scripts/validate.py runs/vit_base_300e data.validation=/data/val data.validation_samples=null
 
-    DS_ACCELERATOR=cpu python scripts/validate.py demo_video/run data.validation=demo_video/shards/later
+    deepspeed scripts/validate.py runs/finetune/mvit_small_200e_k400 --clips 1 3 5 7 10 --crops 1
 """
 
 import argparse
@@ -20,7 +24,8 @@ from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.cluster.world import join, lost_a_rank
 from pipeline.data.errors import DataError
-from pipeline.measure import measure
+from pipeline.measure import measure, measure_classifier
+from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from pipeline.train.command import leave
 from shards.files import ShardError
@@ -32,17 +37,25 @@ EXPECTED = (ConfigError, CheckpointError, ShardError, DataError, OSError)  # one
 def main() -> int:
     """Exit status 0: measured; 1: it cannot be; 2: it was not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
+    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--step", type=int, help="of an older checkpoint")
+    parser.add_argument("--clips", type=int, nargs="+", default=[10], metavar="N", help="of each video (10)")
+    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="of each clip (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
+    if min(arguments.clips) < 1:
+        parser.error("--clips are at least 1")
+    run, overrides = arguments.run, arguments.overrides
     try:
-        found = checkpoint.chosen(arguments.run, arguments.step)
+        found = checkpoint.chosen(run, arguments.step)
         world = join()
-        measured = measure(arguments.run, found, arguments.overrides, world)
+        if kind_of(found.facts.recipe) == "finetune":
+            measured = measure_classifier(run, found, overrides, arguments.clips, arguments.crops, world)
+        else:
+            measured = measure(run, found, overrides, world)
     except EXPECTED as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             note(f"error: {error}")

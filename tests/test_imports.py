@@ -24,9 +24,9 @@ LAYERS = [
     ["train"],
     ["validation", "words"],
     ["pretrain"],
-    ["card", "measure"],
+    ["card"],
     ["finetune", "probe"],
-    ["cli", "doctor"],
+    ["cli", "doctor", "measure"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs

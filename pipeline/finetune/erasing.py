@@ -22,13 +22,14 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """Normalised images, floats (B, 3, H, W), erased in place and returned, without waiting for the device.
+    """Erase boxes of normalised images, floats (B, 3, H, W), in place, without waiting for the device.
 
+    All frames of clips, (B, 3, frames, H, W), lose the same box, each to noise of its own, as in SlowFast.
     The boxes are functions of the keys, int64 (B,) on the host; the standard normal noise comes from torch's generator.
     """
-    places, boxes = erased_boxes(keys, images.shape[2], images.shape[3], probability, area, aspect)
+    places, boxes = erased_boxes(keys, images.shape[-2], images.shape[-1], probability, area, aspect)
     for place, (top, left, height, width) in zip(places.tolist(), boxes.tolist(), strict=True):
-        box = images[place, :, top : top + height, left : left + width]
+        box = images[place, ..., top : top + height, left : left + width]
         box.copy_(torch.randn_like(box))
     return images
 

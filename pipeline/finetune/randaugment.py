@@ -34,7 +34,9 @@ def rand_augment(
     layers: int = 2,
     probability: float = 0.5,
 ) -> Tensor:
-    """Randomly changed copies of uint8 images (B, 3, H, W), on their device and in their memory format.
+    """Change copies of uint8 images (B, 3, H, W) at random, on their device and in their memory format.
+
+    All frames of clips, (B, 3, frames, H, W), are changed alike.
 
     Args:
         images: RGB.
@@ -44,6 +46,11 @@ def rand_augment(
         layers: transforms in a row.
         probability: of each of them to be applied.
     """
+    if images.ndim == 5:
+        frames = images.transpose(1, 2)
+        keys = keys.repeat(frames.shape[1])
+        changed = rand_augment(frames.flatten(0, 1), keys, magnitude, deviation, layers, probability)
+        return changed.view(frames.shape).transpose(1, 2)
     kinds, arguments = draw(keys, magnitude, deviation, layers, probability)
     order = np.argsort(kinds, axis=1, kind="stable")
     arguments = np.take_along_axis(arguments, order, axis=1)

@@ -89,7 +89,7 @@ class Finetuning:
         return layer_groups(self.model, self._recipe.optim)
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images (n, 3, H, W) in the model's dtype, shares of the classes (n, classes), and weights (n,)."""
+        """Return images, or clips, in the model's dtype, shares of the classes (n, classes), and weights (n,)."""
         augment, keys = self._recipe.augment, batch.request.keys
         images, weights = batch.inputs, batch.weights
         if augment.randaugment is not None:
@@ -101,8 +101,13 @@ class Finetuning:
         if self._mixup is None:
             return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's
-        pixels, shares = self._mixup(pixels, labels)
-        return pixels, shares, weights * weights.flip(0)  # an image that a bad one is mixed into is left out, too
+        shape = pixels.shape  # of clips timm would cut boxes out of frames and rows, not of rows and columns
+        pixels, shares = self._mixup(pixels.flatten(1, -3), labels)
+        return (
+            pixels.view(shape),
+            shares,
+            weights * weights.flip(0),
+        )  # an image that a bad one is mixed into is left out, too
 
     def losses(self, engine: Predictor, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the cross entropy of each image, and its weight."""
