@@ -55,7 +55,6 @@ def test_the_picture_of_clips_has_a_row_of_frames_for_each_panel() -> None:
     target = build_target(TargetSettings(kind="pixels"), PREDICTIONS, Computing(torch.float32, clips.device))
     cells = torch.zeros(2, 3, 2, 2, dtype=torch.bool)
     cells[:, 1] = True
-    mask = make_mask(cells, PREDICTIONS.layout)
     frames = clips[:, :, ::2].transpose(1, 2).flatten(0, 1)
     everything = target.describe(frames, make_mask(torch.ones(6, 2, 2, dtype=torch.bool), Layout(1, 2, 2)))
     truth = everything.view(2, 3, 2, 2, -1)
