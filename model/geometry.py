@@ -88,7 +88,10 @@ def _mvit(weights: Weights) -> Architecture:
     image_size = (tables[0] + 1) // 2 * STRIDE[1]
     published = [name for name, size in SIZES.items() if all(getattr(size, key) == options[key] for key in options)]
     poolings = _query_strides(weights, tables)
-    said = {} if poolings == options["stages"][:-1] else {"q_stride_blocks": poolings}
+    if weights.fine_tuned and depth - 1 in options["stages"] and depth - 1 not in poolings:
+        poolings.append(depth - 1)  # no shape tells it of the last block, but all classifiers pool where a stage begins
+    as_usual = poolings == options["stages"][:-1] and not weights.fine_tuned
+    said = {} if as_usual else {"q_stride_blocks": poolings}
     if published:
         return Architecture(published[0], image_size, frames, said)
     return Architecture("mvit_v2", image_size, frames, options | said)

@@ -8,6 +8,7 @@ import timm
 import torch
 import yaml
 
+from model.export_video import loader
 from model.maskfeat import MaskFeat
 from pipeline.checkpoints.checkpoint import Facts
 from pipeline.config import Recipe
@@ -23,17 +24,7 @@ _FRONT = {
     "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm"],
 }
 
-_CARD = """\
----
-{front}---
-
-# {name} pre-trained with MaskFeat
-
-A vision transformer of {parameters:.1f} million parameters for {size}x{size} images, pre-trained by
-predicting {targets} of masked patches
-([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of an image is the mean of its
-{grid} patch tokens, {width} numbers; no loss reached the output of its class token.
-
+_USE_OF_IMAGES = """\
 ## Use
 
 ```python
@@ -50,7 +41,30 @@ with torch.no_grad():
 
 With `num_classes=N` the model gets a fresh classifier to fine-tune. Images are resized (bicubic) and cropped to
 {size}x{size}, and normalised with mean {mean} and deviation {std}.
+"""
 
+_USE_OF_CLIPS = """\
+## Use
+
+```python
+{loader}```
+
+`outputs` are its features, (1, {width}). Clips are of {frames} frames of {size}x{size} pixels, normalised with mean
+{mean} and deviation {std}.
+"""
+
+_CARD = """\
+---
+{front}---
+
+# {name} pre-trained with MaskFeat
+
+A vision transformer of {parameters:.1f} million parameters for {inputs}, pre-trained by
+predicting {targets} of masked patches
+([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of {one} is the mean of its
+{grid} patch tokens, {width} numbers; no loss reached the output of its class token.
+
+{use}
 ## Training
 
 {training}
@@ -90,18 +104,27 @@ def model_card(
         model: as in the checkpoint.
     """
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
-    grid, target = model.view.prediction_layout, TARGETS[recipe.target.kind]
-    return _CARD.format(
-        front=yaml.safe_dump(_FRONT, sort_keys=False),
-        name=recipe.model.name,
-        parameters=sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
-        size=recipe.data.image_size,
-        grid=grid,
-        patches=grid.cells,
-        width=model.view.width,
-        prefix=model.view.prefix,
+    view, target = model.view, TARGETS[recipe.target.kind]
+    size, frames, name = recipe.data.image_size, recipe.data.frames, recipe.model.name
+    use = (_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS).format(
+        size=size,
+        frames=frames,
+        patches=view.prediction_layout.cells,
+        width=view.width,
+        prefix=view.prefix,
         mean=recipe.model.mean,
         std=recipe.model.std,
+        loader="" if frames is None else loader(encoder, name),
+    )
+    return _CARD.format(
+        front=front(_FRONT, frames),
+        name=name,
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
+        inputs=inputs_of(size, frames),
+        one="an image" if frames is None else "a clip",
+        grid=view.prediction_layout,
+        width=view.width,
+        use=use,
         targets=target.described,
         loss=target.loss_name(recipe.target),
         training=table(_training(run, facts, recipe)),
@@ -132,6 +155,19 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
         }
         rows |= {f"validation loss of {named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
     return rows
+
+
+def front(entries: dict[str, Any], frames: int | None) -> str:
+    """Front matter of a card, of which clips change the task and the library."""
+    if frames is not None:
+        tags = ["video" if tag == "timm" else tag.replace("image-", "video-") for tag in entries["tags"]]
+        entries = {"pipeline_tag": entries["pipeline_tag"].replace("image-", "video-"), "tags": tags}
+    return yaml.safe_dump(entries, sort_keys=False)
+
+
+def inputs_of(size: int, frames: int | None) -> str:
+    """What a network looks at."""
+    return f"{size}x{size} images" if frames is None else f"clips of {frames} frames of {size}x{size} pixels"
 
 
 def number(value: object, form: str) -> str:

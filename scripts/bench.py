@@ -88,6 +88,14 @@ def loader(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = 
 
 
 @app.command()
+def clips(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
+    """Clips of videos from shards, on a CPU."""
+    from benchmarks.clips import clips
+
+    publish(clips(shards, threads, size), json)
+
+
+@app.command()
 def hog(size: Size = 224, json: Json = None) -> None:
     """HOG targets."""
     from benchmarks.targets import hog

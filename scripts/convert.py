@@ -1,9 +1,10 @@
-"""Convert a published MaskFeat checkpoint to ordinary timm / Hugging Face weights.
+"""Convert a published MaskFeat checkpoint to ordinary timm, torchvision or Hugging Face weights.
 
     python scripts/convert.py IN OUT
 
-IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of ViT-B, ViT-L or any other width and depth. OUT gets
-model.safetensors and config.json: of a pre-training checkpoint the encoder, of a fine-tuned one the classifier.
+IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of a ViT, or for clips of a MViTv2 or a tubelet ViT, of
+any width and depth. OUT gets model.safetensors and config.json: of a pre-training checkpoint the encoder, of a
+fine-tuned one the classifier. For clips, the lines of Python that read them are printed.
 
 Example:
 
@@ -16,10 +17,11 @@ A pre-training run starts from such a folder, or from IN itself, with model.init
 import sys
 from pathlib import Path
 
-from model.convert import classifier, geometry, maskfeat
+from model.convert import classifier, maskfeat
 from model.export import export_timm
-from model.weights import WeightsError, read
-from pipeline.pixels import IMAGENET
+from model.export_video import export_video, loader
+from model.geometry import geometry
+from model.weights import IMAGENET, KINETICS, WeightsError, read
 from shards.terminal import Parser, note, prepare, say
 
 
@@ -32,14 +34,22 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         weights = read(arguments.checkpoint)
-        _, size, options = geometry(weights)
+        name, size, frames, options = geometry(weights)
         encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
-        export_timm(encoder, arguments.out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
+        if frames is None:
+            export_timm(encoder, arguments.out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
+        else:
+            export_video(encoder, arguments.out, name=name, options=options, normalisation=KINETICS)
     except (WeightsError, OSError) as error:
         note(f"error: {error}")
         return 1
     what = "classifier" if weights.fine_tuned else "encoder"
-    say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+    if frames is None:
+        say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+    else:
+        say(f"{what} -> {arguments.out}:")
+        for line in loader(encoder, name).replace("FOLDER", str(arguments.out)).splitlines():
+            say(line)
     return 0
 
 

@@ -9,7 +9,8 @@ it. OUT gets, as asked:
     torch  encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
     onnx   encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
 
-Then, anywhere that has timm, without this project:
+Of a run on clips, tensors have the names of torchvision's MViT, or of timm's blocks, and the model card has the lines
+of Python that read them. Of a run on images, anywhere that has timm, without this project:
 
     timm.create_model("local-dir:OUT", pretrained=True)                 # features
     timm.create_model("local-dir:OUT", pretrained=True, num_classes=10) # with a fresh head to fine-tune
@@ -29,8 +30,10 @@ from safetensors import SafetensorError
 
 from model.classifier import Classifier
 from model.export import export_timm
+from model.export_video import export_video
 from model.maskfeat import MaskFeat
 from model.onnx import OnnxError, export_onnx
+from model.weights import Normalisation
 from pipeline.build import build_model
 from pipeline.card import model_card
 from pipeline.checkpoints import checkpoint
@@ -89,12 +92,19 @@ def write_timm(
     if isinstance(model, Classifier):
         assert isinstance(recipe, FinetuneRecipe)
         card = classifier_card(run, found.facts, model, average)
-        crop, classes = recipe.data.validation_crop, class_names(run, model.encoder.num_classes)
+        crop, classes = recipe.data.validation_crop, class_names(run, model.view.classes)
     else:
         card = model_card(run, found.facts, model)
     (out / "README.md").write_text(card, "utf-8")
     mean, std = recipe.model.statistics
-    export_timm(model.encoder, out, image_size=size, options=options, mean=mean, std=std, crop=crop, classes=classes)
+    if recipe.data.frames is None:
+        export_timm(
+            model.encoder, out, image_size=size, options=options, mean=mean, std=std, crop=crop, classes=classes
+        )
+    else:
+        shown = Normalisation(mean, std)
+        name = recipe.model.name
+        export_video(model.encoder, out, name=name, options=options, normalisation=shown, crop=crop, classes=classes)
 
 
 def main() -> int:
@@ -113,17 +123,17 @@ def main() -> int:
     try:
         found = checkpoint.chosen(run, arguments.step)
         model, recipe = load_model(found, arguments.average)
-        size = recipe.data.image_size
         out.mkdir(parents=True, exist_ok=True)
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:
             write_timm(run, found, model, recipe, out, arguments.average)
-            say(f'{written}: timm.create_model("local-dir:{out}", pretrained=True)')
+            how = f'timm.create_model("local-dir:{out}", pretrained=True)'
+            say(f"{written}: {how if recipe.data.frames is None else 'README.md has the lines that read it'}")
         if "torch" in arguments.format:
             torch.save(model.encoder.state_dict(), out / "encoder.pt")
             say(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
         if "onnx" in arguments.format:
-            difference = export_onnx(model.encoder, out / "encoder.onnx", size)
+            difference = export_onnx(model.encoder, out / "encoder.onnx")
             say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
     except (CheckpointError, ConfigError, OnnxError, OSError) as error:
         note(f"error: {error}")

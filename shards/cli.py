@@ -43,7 +43,7 @@ def build(
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Images assigned to a shard.")] = 1000,
     resize: Annotated[
         int | None,
-        typer.Option(min=1, metavar="PX", help="Shrink short sides to PX and store JPEG.", show_default="off"),
+        typer.Option(min=1, metavar="PX", help="Shrink short sides to PX; store JPEG and H.264.", show_default="off"),
     ] = None,
     workers: Workers = None,
     seed: Annotated[int, typer.Option(help="Order of the images over the shards.")] = 0,
@@ -55,9 +55,9 @@ def build(
     ] = None,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Check every image in SRC and write those that can be trained on to OUT.
+    """Check every image and video in SRC and write those that can be trained on to OUT.
 
-    SRC is a folder (SRC/<class>/**/<image>, or SRC/<image>), a tar of <class>.tar files as ImageNet is published,
+    SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
     docs/sources.md says what else these columns may be called, and which folders and files are passed over.
 
@@ -74,11 +74,12 @@ def build(
     Examples:
       maskfeat-shards build imagenet/train shards/train
       maskfeat-shards build ILSVRC2012_img_train.tar shards/train-256 --resize 256
+      maskfeat-shards build kinetics400/train shards/k400 --resize 256 --samples-per-shard 200
       maskfeat-shards build photos.csv shards/photos --samples-per-shard 5000 --max-rejects 100
       maskfeat-shards build /mnt/photos s3://bucket/photos --engine ray --ray-address auto
     """
     begun = time.monotonic()
-    with _resumable(out), progress("build", "images") as report:
+    with _resumable(out), progress("build", "files") as report:
         dataset, finished_before = builder.build(
             source,
             out,
@@ -108,9 +109,9 @@ def index(
 ) -> None:
     """Make DIR a data set of WebDataset tars made elsewhere, which stay as they are and where they are.
 
-    Every image is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the like in
-    `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and listed
-    in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
+    Every image and video is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the
+    like in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and
+    listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -136,7 +137,7 @@ def verify(root: Root, workers: Workers = None) -> None:
     Example:
       maskfeat-shards verify shards/train
     """
-    with progress("verify", "images") as report:
+    with progress("verify", "samples") as report:
         problems = find_problems(root, workers, report)
     dataset = Dataset.load(root)
     for problem in problems[:_PROBLEMS_SHOWN]:
@@ -171,14 +172,14 @@ def preview(
     root: Root,
     out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")],
 ) -> None:
-    """Show the data set in DIR on one page: images of every class, sizes, rejects, duplicates.
+    """Show the data set in DIR on one page: samples of every class, sizes, rejects, duplicates.
 
     \b
     Example:
       maskfeat-shards preview shards/train --out train.html
     """
-    images = write_preview(root, out)
-    say(f"{out}: {images} images, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+    samples = write_preview(root, out)
+    say(f"{out}: {samples} samples, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)

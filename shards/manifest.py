@@ -108,6 +108,11 @@ class Manifest:
         return len(self.size)
 
     @property
+    def noun(self) -> str:
+        """The word for a sample: `image` or `video` where all are of that kind, else `sample`."""
+        return next(iter(self.media)) if len(self.media) == 1 else "sample"
+
+    @property
     def remote(self) -> bool:
         """Whether any shard lies behind a URL."""
         return any(is_url(join(self.root, name)) for name in self.shard_names)

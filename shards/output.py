@@ -14,6 +14,7 @@ from shards.manifest import Dataset, Manifest
 from shards.storage import join
 from shards.tables.duplicates import DUPLICATES, load_duplicates
 from shards.tables.rejects import REJECTS, count_rejects
+from shards.tables.videos import Videos
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt
 
@@ -59,9 +60,10 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
     rows = [
         ("samples", f"{len(manifest):,}"),
         ("shards", f"{len(manifest.counts):,}"),
-        ("image bytes", f"{dataset.bytes:,}"),
-        ("mean image", f"{dataset.bytes / len(manifest):,.0f} bytes"),
+        (f"{manifest.noun} bytes", f"{dataset.bytes:,}"),
+        (f"mean {manifest.noun}", f"{dataset.bytes / len(manifest):,.0f} bytes"),
         ("short side", f"{short.min()} min, {np.median(short):.0f} median, {short.max()} max"),
+        *(_videos(manifest.video) if manifest.video is not None else []),
         ("classes", f"{len(dataset.classes):,}"),
     ]
     if dataset.classes:
@@ -79,14 +81,29 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
+def _videos(videos: Videos) -> list[tuple[str, str]]:
+    """Return what `info` says of the videos of a data set."""
+    frames, rate = videos.frames[videos.frames > 0], videos.rate[videos.frames > 0]
+    seconds = frames / rate
+    codecs = ", ".join(f"{codec} {pixels}" for codec, pixels in sorted(videos.codecs))
+    return [
+        ("videos", f"{len(frames):,}"),
+        ("  hours", f"{seconds.sum() / 3600:,.2f}"),
+        ("  seconds", f"{seconds.min():.2f} min, {np.median(seconds):.2f} median, {seconds.max():.2f} max"),
+        ("  frames", f"{frames.min():,} min, {np.median(frames):,.0f} median, {frames.max():,} max"),
+        ("  frames/s", f"{rate.min():.2f} min, {np.median(rate):.2f} median, {rate.max():.2f} max"),
+        ("  coded as", codecs),
+    ]
+
+
 def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     """What has come of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
+    manifest = Manifest.load(out)
     say(
         f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
-        f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} images/s"
+        f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} {manifest.noun}s/s"
     )
-    manifest = Manifest.load(out)
     for line in _classes(dataset, manifest):
         say(line)
     if dataset.rejects:

@@ -2,7 +2,7 @@
 
 import base64
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from html import escape
 from pathlib import Path
 
@@ -22,11 +22,13 @@ from shards.text import printable
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
 _SIDE = 160  # pixels, twice what is shown, for fine screens
+_PLAYED = 24  # videos that play; of others, frames are shown
 _EXAMPLES = 5  # of rejects a reason
 _PAIRS = 12  # of duplicates
 # The page needs no script and fetches nothing, and a browser is told so, should a text be taken for markup.
 _POLICY = (
-    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+    "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; media-src data:; "
+    "style-src 'unsafe-inline'\">"
 )
 
 
@@ -41,12 +43,14 @@ def write_preview(root: str | Path, out: Path) -> int:
     kind = "by class" if (manifest.label >= 0).any() else "by shard"
     if len(groups) < all_groups:
         kind += f", {len(groups):,} of {all_groups:,}"
+    playing = _spread(np.array([sample for _, _, ids in groups for sample in ids], np.int64), _PLAYED)
     width = "100%" if all_groups <= _FEW_GROUPS else "330px" if all_groups <= _THUMBNAILS // 2 else "104px"
+    heading = f"<h2>{manifest.noun.capitalize()}s <small>{kind}</small></h2>"
     body = [
         f"<header><h1>{name}</h1>{_facts(dataset, manifest)}</header>",
         f"<section><h2>Sizes</h2><div class=charts>{_sizes(manifest)}</div></section>",
-        f"<section><h2>Images <small>{kind}</small></h2><div class=groups style='--group: {width}'>",
-        *(_group(manifest, *group) for group in groups),
+        f"<section>{heading}<div class=groups style='--group: {width}'>",
+        *(_group(manifest, *group, playing) for group in groups),
         "</div></section>",
         f"<section><h2>Rejects <small>{dataset.rejects:,}</small></h2>{_rejects(root)}</section>",
         _duplicates(manifest),
@@ -62,7 +66,7 @@ def write_preview(root: str | Path, out: Path) -> int:
             scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
     except OSError as error:
         raise ShardError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
-    return page.count("<img ")
+    return page.count("<img ") + page.count("<video ")
 
 
 def _shown(value: object) -> str:
@@ -101,8 +105,8 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
     facts = [
         ("samples", f"{dataset.samples:,}"),
         ("shards", f"{len(dataset.shards):,}"),
-        ("image bytes", _bytes(dataset.bytes)),
-        ("mean image", _bytes(dataset.bytes / dataset.samples)),
+        (f"{manifest.noun} bytes", _bytes(dataset.bytes)),
+        (f"mean {manifest.noun}", _bytes(dataset.bytes / dataset.samples)),
     ]
     if dataset.classes:
         counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
@@ -134,12 +138,14 @@ def _aspect(manifest: Manifest) -> npt.NDArray[np.float64]:
     return np.clip(manifest.width / manifest.height, 1 / 4, 4)
 
 
-def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int]) -> str:
+def _group(manifest: Manifest, title: str, samples: int, ids: Iterable[int], playing: Collection[int]) -> str:
     caption = f"<figcaption title='{_shown(title)}'>{_shown(title)} <small>{samples:,}</small></figcaption>"
-    return f"<figure>{caption}<div>{''.join(_image(manifest, sample) for sample in ids)}</div></figure>"
+    return (
+        f"<figure>{caption}<div>{''.join(_image(manifest, sample, sample in playing) for sample in ids)}</div></figure>"
+    )
 
 
-def _image(manifest: Manifest, sample: int) -> str:
+def _image(manifest: Manifest, sample: int, plays: bool = False) -> str:
     row = manifest.rows(sample, sample + 1, ["path", "media"]).to_pylist()[0]
     path, file = row["path"], manifest.shard_location(manifest.shard[sample])
     try:
@@ -150,11 +156,20 @@ def _image(manifest: Manifest, sample: int) -> str:
         ) from None
     if google_crc32c.value(data) != manifest.crc32c[sample]:
         raise ShardError(f"{printable_url(file)}: {path} is damaged; run `maskfeat-shards verify {manifest.root}`")
-    title = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}"
+    title, media = f"{path}, {manifest.width[sample]} x {manifest.height[sample]}", MEDIA[row["media"]]
+    if manifest.video is not None and manifest.video.frames[sample]:
+        title += f", {manifest.video.frames[sample]:,} frames, {manifest.video.rate[sample]:.4g} a second"
     try:
-        source = base64.b64encode(MEDIA[row["media"]].thumbnail(data, _SIDE)).decode()
+        source = base64.b64encode(media.thumbnail(data, _SIDE)).decode()
+        film = media.moving(data, _SIDE) if plays else None
     except Exception:  # decoders raise nearly every type on what they cannot read
         return f"<div class=unseen title='{_shown(title)}'>cannot be shown</div>"
+    if film is not None:
+        shown = base64.b64encode(film).decode()
+        return (
+            f"<video controls muted loop preload=none title='{_shown(title)}' "
+            f"poster='data:image/jpeg;base64,{source}' src='data:video/mp4;base64,{shown}'></video>"
+        )
     return f"<img loading=lazy title='{_shown(title)}' alt='{_shown(path)}' src='data:image/jpeg;base64,{source}'>"
 
 
@@ -163,7 +178,7 @@ def _rejects(root: str | Path) -> str:
     for path, reason, detail in load_rejects(root):
         by_reason.setdefault(reason, []).append(f"<li><code>{_shown(path)}</code> {_shown(detail)}")
     if not by_reason:
-        return "<p>None: every image was kept.</p>"
+        return "<p>None: every file was kept.</p>"
     rows = ""
     for reason, examples in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         more = f"<li>and {len(examples) - _EXAMPLES:,} more" if len(examples) > _EXAMPLES else ""
@@ -176,7 +191,7 @@ def _duplicates(manifest: Manifest) -> str:
     found = load_duplicates(manifest.root, len(manifest))
     heading = f"<h2>Duplicates <small>{len(found):,}</small></h2>"
     if not found:
-        return f"<section>{heading}<p>None: no two images have the same bytes.</p></section>"
+        return f"<section>{heading}<p>None: no two samples have the same bytes.</p></section>"
     rows = ""
     for sample, first in found[:_PAIRS]:
         paths = f"<code>{_shown(manifest.path(first))}</code><br><code>{_shown(manifest.path(sample))}</code>"

@@ -24,7 +24,7 @@ LAYERS = [
     ["train"],
     ["validation", "words"],
     ["pretrain"],
-    ["card"],
+    ["card", "measure"],
     ["finetune", "probe"],
     ["cli", "doctor"],
 ]

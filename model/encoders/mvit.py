@@ -61,10 +61,26 @@ def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **o
     it, else behind it. Beside the parameters the network has `frames` and `grad_checkpointing`.
 
     Args:
+        name, image_size, frames, classes, options: see `mvit_settings`.
+
+    Raises:
+        ValueError: see `mvit_settings`.
+    """
+    network = MViT(**mvit_settings(name, image_size, frames, classes, **options))
+    if not classes:
+        network.head = nn.Identity()
+    network.frames, network.grad_checkpointing = frames, False
+    return network
+
+
+def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> dict[str, Any]:
+    """Return the arguments of torchvision's `MViT`.
+
+    Args:
         name: of `SIZES`.
         image_size: side in pixels, a multiple of 4.
         frames: of a clip, an even number; 1: the network takes single frames.
-        classes: outputs of its head; 0: it has no head.
+        classes: outputs of its head; 0: the head, of one output, is to be replaced.
         options: those of `Options` that differ from the size's.
 
     Raises:
@@ -75,24 +91,18 @@ def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **o
         raise ValueError(f"{name} has no option {unknown[0]}: leave it out")
     made = replace(SIZES[name], **options)
     _check(made, image_size, frames, classes)
-    rows = image_size // STRIDE[1]
-    network = MViT(
-        spatial_size=(image_size, image_size),
-        temporal_size=max(frames, STRIDE[0]),  # torchvision halves it: a single frame, too, is one frame of tokens
-        block_setting=list(_blocks(made, classes)),
-        residual_pool=True,
-        residual_with_cls_embed=False,
-        rel_pos_embed=True,
-        proj_after_attn=False,
-        dropout=made.drop_rate,
-        stochastic_depth_prob=made.drop_path_rate,
-        num_classes=max(classes, 1),
-    )
-    assert network.pos_encoding.spatial_size == (rows, rows)
-    if not classes:
-        network.head = nn.Identity()
-    network.frames, network.grad_checkpointing = frames, False
-    return network
+    return {
+        "spatial_size": (image_size, image_size),
+        "temporal_size": max(frames, STRIDE[0]),  # torchvision halves it: a single frame, too, is one frame of tokens
+        "block_setting": list(_blocks(made, classes)),
+        "residual_pool": True,
+        "residual_with_cls_embed": False,
+        "rel_pos_embed": True,
+        "proj_after_attn": False,
+        "dropout": made.drop_rate,
+        "stochastic_depth_prob": made.drop_path_rate,
+        "num_classes": max(classes, 1),
+    }
 
 
 def _check(options: Options, image_size: int, frames: int, classes: int) -> None:

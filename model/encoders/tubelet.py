@@ -78,7 +78,8 @@ class TubeletViT(nn.Module):
         """From embedded tubelets to what the first block takes, (B, 1 + cells, width), the class token first."""
         width = tokens.shape[-1]
         positions = (self.pos_embed_temporal[0, :, None] + self.pos_embed_spatial).reshape(1, -1, width)
-        first = (self.cls_token + self.pos_embed_class).expand(len(tokens), -1, -1)
+        batch = tokens.shape[0]  # not len, which an export would take for a constant
+        first = (self.cls_token + self.pos_embed_class).expand(batch, -1, -1)
         x: Tensor = self.norm_pre(self.pos_drop(torch.cat([first, tokens + positions], dim=1)))
         return x
 

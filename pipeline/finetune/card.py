@@ -4,10 +4,10 @@ from pathlib import Path
 
 import timm
 import torch
-import yaml
 
 from model.classifier import Classifier
-from pipeline.card import logged, number, quoted, table
+from model.export_video import loader
+from pipeline.card import front, inputs_of, logged, number, quoted, table
 from pipeline.checkpoints.checkpoint import AVERAGE, Facts
 from pipeline.finetune.config import FinetuneRecipe
 
@@ -18,15 +18,7 @@ _FRONT = {
     "tags": ["maskfeat", "vision-transformer", "image-classification", "timm"],
 }
 
-_CARD = """\
----
-{front}---
-
-# {name} fine-tuned after MaskFeat
-
-A vision transformer of {parameters:.1f} million parameters that tells {classes:,} classes apart, whose names stand in
-`config.json`, in {size}x{size} images.
-
+_USE_OF_IMAGES = """\
 ## Use
 
 ```python
@@ -39,7 +31,26 @@ image = transform(Image.open("image.jpg").convert("RGB"))[None]
 with torch.no_grad():
     label = model.pretrained_cfg["label_names"][model(image).argmax()]
 ```
+"""
 
+_USE_OF_CLIPS = """\
+## Use
+
+```python
+{loader}label = config["pretrained_cfg"]["label_names"][outputs.argmax()]
+```
+"""
+
+_CARD = """\
+---
+{front}---
+
+# {name} fine-tuned after MaskFeat
+
+A vision transformer of {parameters:.1f} million parameters that tells {classes:,} classes apart, whose names stand in
+`config.json`, in {inputs}.
+
+{use}
 ## Training
 
 {training}
@@ -72,12 +83,14 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     if told:
         for key, name in (("val_top1", "top-1"), ("val_top5", "top-5")):
             rows[f"{name} on validation at step {told[-1]['step']:,}"] = number(told[-1].get(key + suffix), ".2%")
+    frames = recipe.data.frames
     return _CARD.format(
-        front=yaml.safe_dump(_FRONT, sort_keys=False),
+        front=front(_FRONT, frames),
         name=recipe.model.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
-        classes=model.encoder.num_classes,
-        size=recipe.data.image_size,
+        classes=model.view.classes,
+        inputs=inputs_of(recipe.data.image_size, frames),
+        use=_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS.format(loader=loader(model.encoder, recipe.model.name)),
         training=table(rows),
         identity=quoted(facts.identity),
         torch=torch.__version__,

@@ -16,7 +16,7 @@ from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import Pictures, draw
 from pipeline.report.report import Metrics
 from pipeline.targets.target import Regression, Target
-from pipeline.train.engine import Engine
+from pipeline.train.task import Evaluator
 from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 
@@ -40,7 +40,7 @@ class Validation:
         self._images = ValidationImages(self._manifest, recipe.data, micro_batch, recipe.run.seed, world, phases)
         self._recipe, self._world, self._examples = recipe, world, examples
 
-    def measure(self, engine: Engine) -> tuple[Metrics, Pictures | None]:
+    def measure(self, engine: Evaluator) -> tuple[Metrics, Pictures | None]:
         """Return the model's mean loss and scores with the number of bad images, and on rank 0 pictures of the first.
 
         Raises:

@@ -70,8 +70,10 @@ def draw(
         return Pictures(_across(titles, _panels(target, frames, hidden, truth, guess, ENLARGED)), [])
     scale = min(max(_ROW // (layout.frames * frames.shape[3]), 1), ENLARGED)
     titles = ("clip", "what the model sees", f"{target.label} of its frames", f"{target.label} predicted where masked")
-    drawn = _panels(target, frames, hidden, truth, guess, scale)
-    panels = [panel.view(len(inputs), layout.frames, *panel.shape[1:]) for panel in drawn]
+    panels = [
+        panel.view(-1, layout.frames, *panel.shape[1:])
+        for panel in _panels(target, frames, hidden, truth, guess, scale)
+    ]
     rows = [
         _across((title,), list(panel[clip, :, None]))
         for clip in range(len(inputs))

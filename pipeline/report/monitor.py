@@ -162,7 +162,7 @@ def _line(metrics: Metrics) -> str:
     parts += [
         f"lr {metrics['lr']:.1e}",
         f"grad {metrics['grad_norm']:.3f}",
-        f"{metrics['images_per_second']:,.0f} img/s",
+        f"{metrics['images_per_second']:,.0f} {'clips' if 'frames_per_second' in metrics else 'img'}/s",
         f"data {metrics['data_wait']:.0%}",
     ]
     return "  ".join(parts)

@@ -29,6 +29,7 @@ class TrainingLog:
         not_finite: told which steps had no finite gradient.
         batch_size: inputs of a step.
         repeats: of them that are made of each sample.
+        frames: of an input that is a clip; None: inputs are images.
         trace: of the samples that the run takes; None: it keeps none.
 
     Attributes:
@@ -47,11 +48,12 @@ class TrainingLog:
         not_finite: NonFinite,
         batch_size: int,
         repeats: int,
+        frames: int | None,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
-        self._batch_size, self._repeats = batch_size, repeats
+        self._batch_size, self._repeats, self._frames = batch_size, repeats, frames
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
 
@@ -98,6 +100,7 @@ class TrainingLog:
             "grad_norm": self._engine.grad_norm(),
             "lr": self._engine.learning_rate,
             "images_per_second": seen / clock.elapsed,
+            **({} if self._frames is None else {"frames_per_second": seen * self._frames / clock.elapsed}),
             "data_wait": total["data_wait"] / self._world.size,
             "bad_samples": total["bad"],
             "nonfinite_steps": not_finite,

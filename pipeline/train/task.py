@@ -1,7 +1,9 @@
 """The interface between the training loop and a task. `pretrain.task` and `finetune.task` implement it."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
@@ -14,6 +16,20 @@ class Predictor(Protocol):
 
     def predict(self, *inputs: Any) -> Tensor:
         """Return the model's `forward` of these inputs; all ranks call it together."""
+        ...
+
+
+class Evaluator(Predictor, Protocol):
+    """A model that can be evaluated.
+
+    Attributes:
+        dtype: that it computes in.
+    """
+
+    dtype: torch.dtype
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Let the model compute as in evaluation inside, without gradients."""
         ...
 
 

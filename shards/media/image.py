@@ -45,6 +45,7 @@ class ImageMedia:
     name = "image"
     kept = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
     suffixes = kept | {"webp", "bmp", "tif", "tiff", "gif"}
+    changed = "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
         """Check one image file and return what to store; see the module for what is kept and what converted.
@@ -106,6 +107,9 @@ class ImageMedia:
         file = io.BytesIO()
         _upright(pixels, turn).save(file, "JPEG", quality=80)
         return file.getvalue()
+
+    def moving(self, data: bytes, side: int) -> None:
+        """Return None: an image does not move."""
 
 
 IMAGE = ImageMedia()

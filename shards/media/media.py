@@ -73,12 +73,14 @@ class Media(Protocol):
     """A kind of sample.
 
     `name` stands in the manifest. `suffixes` are those of the names of its files, in lower case and without the dot;
-    of files with one of `kept`, which are some of them, the bytes may be stored as they are.
+    of files with one of `kept`, which are some of them, the bytes may be stored as they are. `changed` says of a file
+    whose bytes are not why.
     """
 
     name: str
     suffixes: frozenset[str]
     kept: frozenset[str]
+    changed: str
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
         """Check the bytes of a file and return what to store. Raises Rejected for a file that cannot be used."""
@@ -95,6 +97,13 @@ class Media(Protocol):
         """Return a small upright JPEG of a stored sample, with at most `side` pixels a side.
 
         May raise any exception for bytes that cannot be shown.
+        """
+        ...
+
+    def moving(self, data: bytes, side: int) -> bytes | None:
+        """Return a short MP4 of a stored sample that browsers play, of which the short side has at most `side` pixels.
+
+        None for what does not move. May raise any exception as well.
         """
         ...
 

@@ -6,24 +6,27 @@ frame is kept: a variable rate becomes its mean. One thread encodes, so that the
 
 import io
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
 
-from shards.media.video import opened
+from shards.media.video import KEY_FRAME_EVERY
+from shards.media.video_stream import opened
 
-KEY_FRAME_EVERY = 16
 _QUALITY = "20"  # x264's constant rate factor
 
 
-def encode(data: bytes, side: int | None, rate: Fraction) -> bytes:
+def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = None) -> bytes:
     """Return a video as MP4.
 
     Args:
         data: of a file that `shards.media.video` has checked.
         side: shrink the short side to this many pixels where it is longer; None: keep the size.
         rate: frames a second, of which 1001 is the largest denominator that is kept.
+        most: encode only so many frames, the first ones; None: all of them.
     """
     file = io.BytesIO()
     with opened(data) as (source, stream), av.open(file, "w", format="mp4") as target:
@@ -37,13 +40,17 @@ def encode(data: bytes, side: int | None, rate: Fraction) -> bytes:
             "g": str(KEY_FRAME_EVERY),
             "sc_threshold": "0",
         }
-        for number, frame in enumerate(source.decode(stream)):
+        for number, frame in enumerate(islice(source.decode(stream), most)):
             upright = _upright(frame)
             height, width = _shrunk(upright.height, upright.width, side)
             if number == 0:
                 encoder.height, encoder.width = height, width
                 encoder.time_base = encoder.codec_context.time_base = 1 / rate
-            shrunk = upright.reformat(width=width, height=height, format="yuv420p", interpolation="BICUBIC")
+                encoder.codec_context.colorspace = upright.colorspace
+                encoder.codec_context.color_range = ColorRange.MPEG
+            shrunk = upright.reformat(
+                width, height, "yuv420p", interpolation="BICUBIC", dst_color_range=ColorRange.MPEG, threads=1
+            )
             shrunk.pts, shrunk.time_base, shrunk.pict_type = number, 1 / rate, 0
             target.mux(encoder.encode(shrunk))
         target.mux(encoder.encode(None))

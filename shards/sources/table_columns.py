@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from shards.files import ShardError, arrow_file
 from shards.labels import NAMES, label_name
 from shards.media.registry import suffixes
+from shards.sources.video_lists import KINETICS, is_plain_list, kinetics_path, plain_list
 from shards.text import excerpt
 
 # How a column of paths or URLs may be called, the most explicit first. Case and spaces around it do not matter.
@@ -66,10 +67,15 @@ def _read_csv(source: Path) -> Columns:
         utf_16 = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     with source.open(encoding="utf-16" if utf_16 else "utf-8-sig", newline="") as file:
         delimiter, padded, header = _header(file)
+        if is_plain_list(delimiter.join(header)):
+            file.seek(0)
+            return Columns(*plain_list(source, file.read().splitlines()), "label", [])
         path, label = _path_column(source, header), _label_column(source, header)
+        named = [_plain(name) for name in header]
+        kinetics = path is None and set(named) >= KINETICS
         if any("\0" in name for name in header):
             raise _not_utf_8(source, "it holds zero bytes, as UTF-16 does")
-        if path is None:
+        if path is None and not kinetics:
             if any(f".{suffix}" in name.lower() for name in header for suffix in suffixes()):
                 raise ShardError(
                     f"{source}: has no header: its first line begins with {excerpt(header[0])}; put a line with the "
@@ -82,7 +88,11 @@ def _read_csv(source: Path) -> Columns:
             if len(row) != len(header):
                 raise ShardError(f"{source}: row {number} has more or fewer fields than the header; quote its commas")
             if number:
-                paths.append(row[path])
+                if path is None:
+                    columns = dict(zip(named, map(str.strip, row), strict=True))
+                    paths.append(kinetics_path(source, number, columns))
+                else:
+                    paths.append(row[path])
                 labels.append("" if label is None else row[label])
     return _columns(header, label, paths, labels)
 

@@ -26,10 +26,7 @@ def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media
     data = _member(tar, sample, extension)
     checked = media.check(data, CheckOptions(max_pixels))
     if checked.data is not data:
-        raise Rejected(
-            "needs rewriting",
-            "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage",
-        )
+        raise Rejected("needs rewriting", media.changed)
     return extension, media, checked, _label(tar, sample)
 
 

@@ -1,6 +1,7 @@
 """Frames of every kind of file, bit for bit those of PyAV's own decoding of all of it, wherever decoding begins."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import frames as decoding
 from pipeline.data.decode.frames import FramesError, frames_at
-from shards.media.media import CheckOptions
+from shards.media.media import CheckOptions, Rejected
 from shards.media.video import VIDEO
 
 FILES = kinds() | real_files()
@@ -78,7 +79,6 @@ def test_decoding_begins_at_the_key_frame_before(monkeypatch: pytest.MonkeyPatch
     ("damage", "why"),
     [
         (lambda data: data[: len(data) // 2], "moov atom not found|Invalid data"),
-        (lambda data: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "Invalid data"),
         (lambda data: b"", "Invalid data|End of file"),
         (lambda data: encoded(film(20)), "5 of 5 frames are not there"),
     ],
@@ -88,3 +88,14 @@ def test_what_cannot_be_had_is_an_error(damage: Callable[[bytes], bytes], why: s
     stamps = [stamp + 1 for stamp in range(20_000, 20_050, 10)] if "not there" in why else all_frames(good)[0][20:25]
     with pytest.raises(FramesError, match=why):
         dict(frames_at(bytes_of(damage(good)), stamps))
+
+
+def test_a_file_that_names_others_opens_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(FILES["B frames.mp4"])
+    listing = b"ffconcat version 1.0\nfile clip.mp4\n"
+    stamps, _ = all_frames(listing)  # PyAV itself goes there
+    with pytest.raises(FramesError, match="Invalid"):
+        dict(frames_at(bytes_of(listing), stamps[:3]))
+    with pytest.raises(Rejected, match="not a video"):
+        VIDEO.check(listing, CheckOptions())

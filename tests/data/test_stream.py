@@ -35,11 +35,11 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:
     urls = str(tars / "{0..7}.tar")
-    seen = [Counter(numbers(stream(urls, rank, 2).batches(0, 30))) for rank in (0, 1)]
+    seen = [Counter(numbers(stream(urls, rank, 2).batches(0, 90))) for rank in (0, 1)]
     for rank in (0, 1):
         own = {tar * PER_TAR + place for tar in range(rank, 8, 2) for place in range(PER_TAR)}
         assert seen[rank].keys() == own
-        assert min(seen[rank].values()) >= 4  # ten times on average, but one thread may be ahead of the other
+        assert min(seen[rank].values()) >= 4  # thirty times on average, but one thread may be far ahead of the other
 
 
 def test_the_order_is_shuffled_and_follows_the_seed_and_the_step(tars: Path) -> None:
@@ -87,7 +87,7 @@ def test_pipes_and_http_and_joined_lists(tars: Path) -> None:
     with http_server(tars) as server:
         urls = f"pipe:cat {tars}/0.tar::{server.url}/1.tar::{tars}/2.tar"
         data = stream(urls)
-        assert set(numbers(data.batches(0, 10))) == set(range(18))
+        assert set(numbers(data.batches(0, 60))) == set(range(18))
         assert data.counters()["tar_errors"] == 0
 
 

@@ -127,7 +127,8 @@ def main() -> None:
 
     model, got["logits"] = logits(config("FT", *NARROW, *strides(1, 2, 4)), inputs)
     keys["fine_tuned"] = shapes(model)
-    _, got["uneven_logits"] = logits(config("FT", *NARROW, *strides(1, 2, 4), size=80), inputs[..., :80, :80])
+    model, got["uneven_logits"] = logits(config("FT", *NARROW, *strides(1, 2, 4), size=80), inputs[..., :80, :80])
+    keys["uneven_fine_tuned"] = shapes(model)
 
     plain = [*PLAIN, "AUG.MASK_WINDOW_SIZE", list(MASKS)]
     model, got["tubelet_predictions"], _ = pretraining(config("MaskFeat_PT", *plain), inputs, mask)

@@ -15,7 +15,8 @@ import torch
 from golden import checkpoints, formula
 from scripting import Hostile, run_script
 
-from model.convert import classifier, geometry, load_mmpretrain, load_slowfast
+from model.convert import classifier, load_mmpretrain, load_slowfast
+from model.geometry import geometry
 from model.maskfeat import build_encoder
 from model.weights import MMPRETRAIN, SLOWFAST, Layout, Weights, WeightsError, read
 

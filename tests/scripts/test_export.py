@@ -162,7 +162,7 @@ def test_onnx_gives_the_features_of_torch(name: str, tmp_path: Path) -> None:
         if "relative_position" in key:
             torch.nn.init.normal_(parameter)
     (tmp_path / "there").mkdir()
-    assert export_onnx(encoder, tmp_path / "there" / "encoder.onnx", 32) < 1e-4
+    assert export_onnx(encoder, tmp_path / "there" / "encoder.onnx") < 1e-4
     session = runtime.InferenceSession((tmp_path / "there").rename(tmp_path / "here") / "encoder.onnx")
     for batch in (2, 5):
         images = torch.randn(batch, 3, 32, 32)
@@ -181,7 +181,7 @@ def test_onnx_of_a_classifier_names_classes(tmp_path: Path) -> None:
     ).encoder.eval()
     torch.nn.init.normal_(encoder.head.weight)
     torch.nn.init.normal_(encoder.fc_norm.weight)
-    export_onnx(encoder, tmp_path / "encoder.onnx", 32)
+    export_onnx(encoder, tmp_path / "encoder.onnx")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         want, patches = encoder(images), encoder.forward_features(images)[:, 1:]

@@ -143,7 +143,7 @@ def test_preview_writes_a_page(shell: Shell, source: Path, tmp_path: Path) -> No
     shell("build", source, tmp_path / "out", "--workers", 1)
     status, text, err = shell("preview", tmp_path / "out", "--out", tmp_path / "page.html")
     assert (status, err) == (0, "")
-    assert text == f"{tmp_path}/page.html: 10 images, 0.0 MB; open it in a browser\n"
+    assert text == f"{tmp_path}/page.html: 10 samples, 0.0 MB; open it in a browser\n"
     assert (tmp_path / "page.html").read_text().endswith("</html>\n")
 
 

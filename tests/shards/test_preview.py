@@ -85,7 +85,7 @@ def test_without_classes_the_images_are_shown_by_shard(tmp_path: Path) -> None:
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 30
     page = Page(tmp_path / "page.html")
     assert "shard-000007.tar 2" in page.text
-    assert "None: every image was kept." in page.text and "None: no two images" in page.text
+    assert "None: every file was kept." in page.text and "None: no two samples" in page.text
 
 
 def test_a_histogram_counts_every_value_once() -> None:
@@ -202,7 +202,7 @@ def test_a_page_tells_browsers_to_run_and_fetch_nothing(tmp_path: Path) -> None:
     ][1:2]
     assert policy == {
         "http-equiv": "Content-Security-Policy",
-        "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+        "content": "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'",
     }
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Containers that are read. Others, such as playlists, may open further files and addresses
-_CONTAINERS = "mov,matroska,avi"
+from shards.media.video_stream import CONTAINERS
 
 
 class FramesError(Exception):
@@ -53,7 +52,7 @@ def _decoded(
     import av
 
     wanted = set(stamps)
-    options = {"format_whitelist": _CONTAINERS}
+    options = {"format_whitelist": CONTAINERS}
     with av.open(io.BytesIO(encoded.tobytes()), metadata_errors="replace", container_options=options) as container:
         if not container.streams.video:
             raise ValueError("there is no video stream")

@@ -44,6 +44,7 @@ class Clips:
     name = "clip"
     suffixes = frozenset({"clip", "film"})
     kept = frozenset({"clip"})
+    changed = "never"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
         checked = self.probe(data)
@@ -59,6 +60,9 @@ class Clips:
 
     def thumbnail(self, data: bytes, side: int) -> bytes:
         return RED
+
+    def moving(self, data: bytes, side: int) -> bytes | None:
+        return None
 
 
 @pytest.fixture(autouse=True)

