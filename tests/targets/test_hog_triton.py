@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from making import hog_examples
 
-from pipeline.pixels import IMAGENET, normalise
+from pipeline.pixels import IMAGENET, Statistics, normalise
 from pipeline.targets.hog import hog_target
 from pipeline.targets.hog.triton import normalised_and_hog
 
@@ -102,6 +103,26 @@ def test_masked_patches_in_row_major_order_and_every_pixel() -> None:
     torch.testing.assert_close(pixels, normalise(images, torch.float32), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("frames", "step"), [(1, 1), (4, 2), (5, 2), (3, 1)])
+def test_clips_are_normalised_whole_and_described_at_every_step(frames: int, step: int, last: bool) -> None:
+    """Statistics differ by channel, and the mask by frame, so that none can stand for another."""
+    torch.manual_seed(1)
+    clips = torch.randint(0, 256, (2, 3, frames, 32, 48), dtype=torch.uint8)
+    memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    clips = clips.contiguous(memory_format=memory_format)
+    described = clips[:, :, ::step].transpose(1, 2).flatten(0, 1)
+    mask = torch.rand(len(described), 2, 3) < 0.4
+    own = Statistics((0.45, 0.4, 0.3), (0.225, 0.2, 0.5))
+    pixels, targets = normalised_and_hog(
+        clips.to(DEVICE), mask.to(DEVICE), int(mask.sum()), 16, *own, torch.float32, step=step
+    )
+    assert pixels.shape == clips.shape
+    assert pixels.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(pixels.cpu(), normalise(clips, torch.float32, own), atol=1e-6, rtol=0)
+    torch.testing.assert_close(targets.cpu(), hog_target(described)[mask.flatten(1)], atol=2e-6, rtol=0)
+
+
 def test_writes_no_more_targets_than_asked_for() -> None:
     images = draw(TINY, "noise").to(DEVICE)
     mask = every_patch(images).to(DEVICE)
@@ -133,8 +154,8 @@ from pipeline.targets.hog.triton import _one_patch as kernel
 pointers = {"images": "*u8", "row": "*i32", "statistics": "*fp32", "normalised": "*bf16", "targets": "*fp32"}
 place = kernel.arg_names.index
 for capability in (80, 90, 100):
-    for layout, patch in (("last", 16), ("first", 16), ("last", 32)):
-        sizes = {"HEIGHT": 224, "WIDTH": 224, "PATCH": patch, "CHANNELS_LAST": layout == "last"}
+    for layout, patch, frames in [("last", 32, 1), *((of, 16, n) for of in ("last", "first") for n in (1, 16))]:
+        sizes = {"FRAMES": frames, "HEIGHT": 224, "WIDTH": 224, "PATCH": patch, "CHANNELS_LAST": layout == "last"}
         types = pointers | {"masked": "i32"} | dict.fromkeys(sizes, "constexpr")
         source = ASTSource(
             kernel,
@@ -149,7 +170,7 @@ for capability in (80, 90, 100):
             tool = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
             usage = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
         registers, stack, local = (re.search(rf"\\b{name}:(\\d+)", usage)[1] for name in ("REG", "STACK", "LOCAL"))
-        print(capability, layout, patch, registers, stack, local)
+        print(capability, layout, patch, frames, registers, stack, local)
 """
 
 
@@ -170,14 +191,15 @@ def test_compiles_for_gpus_without_spilling_registers(tmp_path: Path) -> None:
     )
     assert compiled.returncode == 0, compiled.stderr
     lines = [line.split() for line in compiled.stdout.splitlines()]
-    used = {(capability, layout, patch): tuple(map(int, numbers)) for capability, layout, patch, *numbers in lines}
-    small = {(capability, layout, "16") for capability in ("80", "90", "100") for layout in ("last", "first")}
-    large = {(capability, "last", "32") for capability in ("80", "90", "100")}
+    used = {tuple(line[:4]): tuple(map(int, line[4:])) for line in lines}
+    capabilities = ("80", "90", "100")
+    small = {(*of, "16", frames) for of in product(capabilities, ("last", "first")) for frames in ("1", "16")}
+    large = {(capability, "last", "32", "1") for capability in capabilities}
     assert used.keys() == small | large
     for key, (registers, stack, local) in used.items():
         most = 64 if key in small else 128
         assert registers <= most and local == 0, (key, registers, local)
-        assert stack <= (24 if key == ("100", "last", "32") else 0), (key, stack)
+        assert stack <= (24 if key == ("100", "last", "32", "1") else 0), (key, stack)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -134,7 +134,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
             recipe,
             (1, {"loss": 0.5, "failed_writes": 0} | NUMBERS),
             (1, "reconstruction", (4, 6, 3)),
-            (1, "animation", b"GIF87a", (4, 6)),
+            (1, "animation", b"GIF89a", (4, 6)),
             (1, {"baseline/zero": 0.25}),
             "flush",
             "close",

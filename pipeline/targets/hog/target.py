@@ -47,11 +47,14 @@ class Hog(Regression):
         """See `Target`; targets are float32 (masked, width)."""
         return self._target(inputs, self._patch).flatten(0, 1)[mask.indices]
 
-    def inputs_and_targets(self, inputs: Tensor, mask: Mask, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def inputs_and_targets(
+        self, inputs: Tensor, mask: Mask, dtype: torch.dtype, step: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """See `Fused`."""
         from pipeline.targets.hog.triton import normalised_and_hog  # torch has Triton only where there are GPUs
 
-        return normalised_and_hog(inputs, mask.cells, len(mask.indices), self._patch, *self._statistics, dtype)
+        masked = len(mask.indices)
+        return normalised_and_hog(inputs, mask.cells, masked, self._patch, *self._statistics, dtype, step=step)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges."""

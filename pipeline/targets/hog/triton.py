@@ -1,7 +1,8 @@
-"""The normalised image and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
+"""The normalised input and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
 
 One program makes one patch, in one warp: first it writes the patch's normalised pixels, by runs of memory, and then,
-if the patch is masked, its HOG. Patches nobody asks about, 6 in 10, thus cost no more than their normalisation.
+if the patch is masked, its HOG. Patches nobody asks about, 6 in 10, thus cost no more than their normalisation. All
+frames of a clip are normalised, of which every second, for instance, is described.
 
 A lane of the HOG is a column of pixels of one cell. It goes down the rows of its cell and keeps the last two rows of
 its neighbourhood in registers, so that each row is loaded once, and everything up to the sum over the 8 columns stays
@@ -42,34 +43,42 @@ def normalised_and_hog(
     std: tuple[float, float, float],
     dtype: torch.dtype,
     target_dtype: torch.dtype = torch.float32,
+    step: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised images, and the HOG of their masked patches, without waiting for the device.
+    """Normalised images or clips, and the HOG of their masked patches, without waiting for the device.
 
     Args:
-        images: uint8 (B, 3, H, W), on a GPU; H and W multiples of `patch`; channels first or last in memory.
-        mask: bool (B, H / patch, W / patch), on the same device, True for the patches that are to be described.
+        images: uint8 (B, 3, H, W), or clips (B, 3, frames, H, W), on a GPU; H and W multiples of `patch`; channels
+            first or last in memory.
+        mask: bool (n, H / patch, W / patch), on the same device, True for the patches that are to be described of the n
+            images, or of frames 0, step, 2 * step, ... of each clip.
         masked: how many patches `mask` covers in all.
         patch: pixels a side, a multiple of 8.
         mean: of red, green and blue in 0..1.
         std: likewise.
         dtype: of the images that the model takes.
         target_dtype: of the targets.
+        step: of clips, from a frame that is described to the next.
 
     Returns:
-        (images / 255 - mean) / std, (B, 3, H, W) in `dtype` and in the memory format of `images`; and
-        `hog_target(images, patch)` of the masked patches, (masked, 108) in `target_dtype` for 16-pixel patches,
-        image by image and row-major. Both are computed in float32.
+        (images / 255 - mean) / std in `dtype`, in the shape and the memory format of `images`; and `hog_target` of the
+        masked patches, (masked, 108) in `target_dtype` for 16-pixel patches, image by image, or frame by frame, and
+        row-major. Both are computed in float32.
 
     Raises:
         ValueError: wrong dtype or shape.
     """
-    check(images, patch)
-    channels_last = images.is_contiguous(memory_format=torch.channels_last)
+    clips = images.ndim == 5
+    check(images[:, :, 0] if clips else images, patch)
+    last = torch.channels_last_3d if clips else torch.channels_last
+    channels_last = images.is_contiguous(memory_format=last)
     if not channels_last:
         images = images.contiguous()
-    height, width = images.shape[2:]
+    frames, (height, width) = images.shape[2] if clips else 1, images.shape[-2:]
     # The row of the targets that belongs to each patch, -1 where there is none
-    row = torch.where(mask, mask.flatten().cumsum(0, dtype=torch.int32).view_as(mask) - 1, -1)
+    described = torch.where(mask, mask.flatten().cumsum(0, dtype=torch.int32).view_as(mask) - 1, -1)
+    row = described.new_full((len(images), frames, *mask.shape[1:]), -1)
+    row[:, ::step] = described.view(len(images), -1, *mask.shape[1:])
     normalised = torch.empty_like(images, dtype=dtype)
     targets = torch.empty((masked, target_width(patch)), dtype=target_dtype, device=images.device)
     _one_patch[(row.numel(),)](
@@ -79,6 +88,7 @@ def normalised_and_hog(
         normalised,
         targets,
         masked,
+        FRAMES=frames,
         HEIGHT=height,
         WIDTH=width,
         PATCH=patch,
@@ -110,18 +120,21 @@ def _one_patch(  # type: ignore[no-untyped-def]
     normalised,
     targets,
     masked,
+    FRAMES: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     PATCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, and from a channel of a pixel to the next
+    # Elements from a pixel to the next, from a channel of a pixel to the next, and from a frame of a clip to the next
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
-    PLANE: tl.constexpr = 1 if CHANNELS_LAST else HEIGHT * WIDTH
+    PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
+    FRAME: tl.constexpr = HEIGHT * WIDTH * PIXEL
     COLUMNS: tl.constexpr = WIDTH // PATCH
     PATCHES: tl.constexpr = HEIGHT // PATCH * COLUMNS
     program = tl.program_id(0)
-    image = (program // PATCHES).to(tl.int64) * (_CHANNELS * HEIGHT * WIDTH)
+    frame = program // PATCHES
+    image = (frame // FRAMES).to(tl.int64) * (_CHANNELS * FRAMES * HEIGHT * WIDTH) + frame % FRAMES * FRAME
     images += image
     normalised += image
     top = program % PATCHES // COLUMNS * PATCH
