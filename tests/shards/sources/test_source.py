@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.files import ShardError
-from shards.media.image import IMAGE
+from shards.media.registry import suffixes
 from shards.sources.folder import refuse_parts
 from shards.sources.source import list_source
 from shards.text import printable
@@ -19,10 +19,10 @@ def touch(root: Path, *paths: str) -> None:
         (root / path).write_bytes(path.encode())
 
 
-def test_the_suffixes_of_images_are_those_that_the_documentation_lists() -> None:
+def test_the_suffixes_of_samples_are_those_that_the_documentation_lists() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "sources.md").read_text()
     listed = re.search(r"Names of images end in (.*?), in upper or lower case", text, re.DOTALL)
-    assert listed and set(re.findall(r"`\.(\w+)`", listed[1])) == IMAGE.suffixes
+    assert listed and set(re.findall(r"`\.(\w+)`", listed[1])) == suffixes()
 
 
 def test_an_image_folder_has_sorted_paths_sizes_and_labels(tmp_path: Path) -> None:
