@@ -90,7 +90,8 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
     dtype = DTYPES[recipe.engine.precision]
     examples = build_examples(recipe, model, dtype, world.device)
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
-    validation = Validation(recipe.data.validation, recipe, world, examples, phases)
+    micro_batch, shards = recipe.micro_batch(world.size), recipe.data.validation
+    validation = Validation(shards, recipe.data, recipe.run, micro_batch, world, examples, phases)
     metrics, _ = validation.measure(Frozen(model.to(world.device), dtype))
     data = open_data(recipe, world)
     try:

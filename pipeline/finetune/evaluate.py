@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
+from pipeline.config import Run
 from pipeline.data.labels import Int64s
 from pipeline.device import to_device
-from pipeline.finetune.config import FinetuneRecipe
+from pipeline.finetune.config import LabelledData
 from pipeline.metrics import TOP, hits
-from pipeline.pixels import normalise
+from pipeline.pixels import Statistics, normalise
 from pipeline.report.report import Metrics
 from pipeline.train.engine import Engine
 from pipeline.validation import ValidationImages
@@ -33,7 +34,10 @@ class Validation:
         manifest: of the images.
         labels: of all of them, (n,).
         classes: how many there are.
-        recipe, world, phases: those of the run.
+        data, run: settings of the run.
+        statistics: of the pixels that the model takes.
+        micro_batch: inputs that a rank computes at once.
+        world, phases: those of the run.
     """
 
     def __init__(
@@ -41,13 +45,16 @@ class Validation:
         manifest: Manifest,
         labels: Int64s,
         classes: int,
-        recipe: FinetuneRecipe,
+        data: LabelledData,
+        run: Run,
+        statistics: Statistics,
+        micro_batch: int,
         world: World,
         phases: Phases,
     ) -> None:
-        micro_batch, crop = recipe.micro_batch(world.size), recipe.data.validation_crop
-        self._images = ValidationImages(manifest, recipe.data, micro_batch, recipe.run.seed, world, phases, crop)
-        self._statistics = recipe.model.statistics
+        crop = data.validation_crop
+        self._images = ValidationImages(manifest, data, micro_batch, run.seed, world, phases, crop)
+        self._statistics = statistics
         self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:

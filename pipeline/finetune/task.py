@@ -59,7 +59,17 @@ class Finetuning:
         listed = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.identity: dict[str, Any] = {"classes": f"{len(self.names)}, sha256 {listed[:16]}"}
         self.inputs: dict[str, Any] = {"data.validation (manifest)": validation.identity}
-        self._validation = Validation(validation, validation_labels, len(self.names), recipe, world, phases)
+        self._validation = Validation(
+            validation,
+            validation_labels,
+            len(self.names),
+            recipe.data,
+            recipe.run,
+            recipe.model.statistics,
+            recipe.micro_batch(world.size),
+            world,
+            phases,
+        )
         augment = recipe.augment
         self._writing = Writing()
         self._mixup = None

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import Recipe
+from pipeline.config import Run
 from pipeline.data.batch import Batch
+from pipeline.data.settings import Data
 from pipeline.examples import Example, ExampleMaker
 from pipeline.files import Writing, json_lines, replace
 from pipeline.pretrain.baselines import NAME, read_baselines
@@ -30,15 +31,26 @@ class Validation:
 
     Args:
         shards: their folder or URL, as `maskfeat-shards build` wrote it.
-        recipe, world, examples, phases: those of the run.
+        data, run: settings of the run.
+        micro_batch: inputs that a rank computes at once.
+        world, examples, phases: those of the run.
     """
 
-    def __init__(self, shards: str, recipe: Recipe, world: World, examples: ExampleMaker, phases: Phases) -> None:
+    def __init__(
+        self,
+        shards: str,
+        data: Data,
+        run: Run,
+        micro_batch: int,
+        world: World,
+        examples: ExampleMaker,
+        phases: Phases,
+    ) -> None:
         self._manifest = Manifest.load(shards)
         self.identity = self._manifest.identity
-        micro_batch = recipe.micro_batch(world.size)
-        self._images = ValidationImages(self._manifest, recipe.data, micro_batch, recipe.run.seed, world, phases)
-        self._recipe, self._world, self._examples = recipe, world, examples
+        self._images = ValidationImages(self._manifest, data, micro_batch, run.seed, world, phases)
+        self._samples, self._folder = data.validation_samples, run.dir
+        self._world, self._examples = world, examples
 
     def measure(self, engine: Evaluator) -> tuple[Metrics, Pictures | None]:
         """Return the model's mean loss and scores with the number of bad images, and on rank 0 pictures of the first.
@@ -85,9 +97,9 @@ class Validation:
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        path = self._recipe.run.dir / NAME
-        of = {"validation": self.identity, "samples": self._recipe.data.validation_samples}
-        known = self._world.from_first(read_baselines(self._recipe.run.dir))
+        path = self._folder / NAME
+        of = {"validation": self.identity, "samples": self._samples}
+        known = self._world.from_first(read_baselines(self._folder))
         if known.get("of") != of:
             batches = self._images.watched(training(MEAN_BATCHES))
             known = {"of": of} | self.constants(best_constant(self._examples, batches, self._world))

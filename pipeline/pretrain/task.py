@@ -61,7 +61,15 @@ class Pretraining(MaskedPrediction):
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
         self._validation = None
         if recipe.data.validation:
-            self._validation = Validation(recipe.data.validation, recipe, world, self._examples, phases)
+            self._validation = Validation(
+                recipe.data.validation,
+                recipe.data,
+                recipe.run,
+                recipe.micro_batch(world.size),
+                world,
+                self._examples,
+                phases,
+            )
             self.inputs["data.validation (manifest)"] = self._validation.identity
 
     def load_initial_weights(self) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # A closed list: FFmpeg would also open playlists, which name other files and addresses.
 CONTAINERS = "mov,matroska,avi"
 READ = "MP4, QuickTime, WebM, Matroska or AVI"
+_LARGEST = 2**31 - 1  # in a column of int32
 _MOST_FRAMES = 1_000_000  # nine hours at 30 a second, of whose time stamps there is room in memory
 # Codecs of which a packet need not give a frame: some are only referred to, others repeat the frame before
 _SILENT_PACKETS = frozenset({"vp8", "vp9", "av1", "mpeg4", "msmpeg4v3"})
@@ -168,13 +169,18 @@ def _codec(stream: "Stream") -> str:
 
 
 def _described(stream: "Stream", stamps: list[int], keys: set[int], pixels: str) -> VideoStream:
-    """Describe the frames that are shown in the columns of the manifest; `keys` are the time stamps of key frames."""
+    """Describe the frames that are shown in the columns of the manifest; `keys` are the time stamps of key frames.
+
+    Raises Rejected for a frame rate or a time base that the columns cannot hold.
+    """
     steps = {later - earlier for earlier, later in pairwise(stamps)}
     base = Fraction(stream.time_base or 1)
     nominal = Fraction(stream.average_rate or stream.base_rate or 25)
     last = 1 / nominal / base if not steps else Fraction(stamps[-1] - stamps[0], len(stamps) - 1)
     duration = (stamps[-1] - stamps[0] + last) * base  # the last frame is shown as long as the others on average
     rate = (Fraction(len(stamps)) / duration).limit_denominator(100_000)
+    if not 0 < rate.numerator <= _LARGEST or max(base.numerator, base.denominator) > _LARGEST:
+        raise Rejected("bad time stamps", f"{len(stamps)} frames in {float(duration):.3g} seconds are no frame rate")
     constant = len(steps) <= 1
     return VideoStream(
         frames=len(stamps),

@@ -139,6 +139,16 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         check(data)
 
 
+def test_a_rate_that_is_none_is_refused() -> None:
+    slow = encoded(film(2), stamps=[0, 10**9], container="matroska")
+    with pytest.raises(Rejected) as caught:
+        VIDEO.check(slow, CheckOptions())
+    assert (caught.value.reason, caught.value.detail) == (
+        "bad time stamps",
+        "2 frames in 2e+06 seconds are no frame rate",
+    )
+
+
 def test_a_playlist_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """FFmpeg itself would read the video that it names, or ask a server for it."""
     (tmp_path / "real.mp4").write_bytes(encoded(film(3)))
