@@ -90,6 +90,7 @@ class TrainingLog:
         gathered = self.meter.gather(self._world, own | counters)
         total, seconds = gathered.total, gathered.by_rank["seconds"]
         seen = clock.steps * self._batch_size
+        rate = seen / clock.elapsed
         if problem := self._bad.log(int(total["bad"]), seen // self._repeats, self._report):
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
@@ -99,8 +100,8 @@ class TrainingLog:
             "loss": total["loss"] / images if images else math.nan,  # or every image was bad, or no loss finite
             "grad_norm": self._engine.grad_norm(),
             "lr": self._engine.learning_rate,
-            "images_per_second": seen / clock.elapsed,
-            **({} if self._frames is None else {"frames_per_second": seen * self._frames / clock.elapsed}),
+            "images_per_second": rate,
+            **({} if self._frames is None else {"frames_per_second": rate * self._frames}),
             "data_wait": total["data_wait"] / self._world.size,
             "bad_samples": total["bad"],
             "nonfinite_steps": not_finite,

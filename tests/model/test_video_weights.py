@@ -220,7 +220,8 @@ def test_plain_readers_compute_the_same(
     view = encoder_of(network)
     with torch.no_grad():
         want = view.head(view.pooled((inputs - 0.45) / 0.225))
-    assert torch.equal(outputs, want) and outputs.shape == (1, classes or view.width)
+    assert outputs.shape == (1, classes or view.width)
+    torch.testing.assert_close(outputs, want, atol=1e-6, rtol=1e-5)  # that process may have other threads
     stated = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
     assert stated["input_size"] == [3, frames, 64, 64] and stated.get("label_names", []) == labels
 
@@ -253,7 +254,8 @@ def test_the_script_prints_lines_that_read_what_it_wrote(
     network = classifier(read(file)) if "fine_tuned" in kind else load_slowfast(file).encoder
     view = encoder_of(network.eval())
     with torch.no_grad():
-        assert torch.equal(outputs, view.head(view.pooled((inputs - 0.45) / 0.225)))
+        want = view.head(view.pooled((inputs - 0.45) / 0.225))
+        torch.testing.assert_close(outputs, want, atol=1e-6, rtol=1e-5)  # that process may have other threads
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == network.state_dict().keys()
 
 
