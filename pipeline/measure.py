@@ -47,13 +47,14 @@ class Frozen:
 
 
 def measure_classifier(
-    run: Path, found: Checkpoint, overrides: Sequence[str], clips: Sequence[int], crops: int, world: World
+    run: Path, found: Checkpoint, overrides: Sequence[str], clips: Sequence[int] | None, crops: int, world: World
 ) -> dict[str, float]:
     """Return the accuracy of a checkpoint of fine-tuning by views, see `accuracy_by_views`. All ranks together.
 
     Args:
         run, found, overrides, world: as for `measure`.
-        clips, crops: of each video.
+        clips: of each video; None: ten, and one of an image.
+        crops: of each clip.
 
     Raises:
         ConfigError, ShardError, DataError: as `measure` does.
@@ -65,6 +66,7 @@ def measure_classifier(
     model.load_state_dict(found.weights())
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
+    clips = clips or ([1] if recipe.data.clip is None else [10])
     return accuracy_by_views(frozen, validation, labels, recipe, world, phases, clips, crops)
 
 

@@ -42,11 +42,11 @@ def main() -> int:
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--step", type=int, help="of an older checkpoint")
-    parser.add_argument("--clips", type=int, nargs="+", default=[10], metavar="N", help="of each video (10)")
+    parser.add_argument("--clips", type=int, nargs="+", metavar="N", help="of each video (10), or image (1)")
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="of each clip (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
-    if min(arguments.clips) < 1:
+    if arguments.clips and min(arguments.clips) < 1:
         parser.error("--clips are at least 1")
     run, overrides = arguments.run, arguments.overrides
     try:

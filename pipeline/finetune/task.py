@@ -113,11 +113,8 @@ class Finetuning:
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's
         shape = pixels.shape  # of clips timm would cut boxes out of frames and rows, not of rows and columns
         pixels, shares = self._mixup(pixels.flatten(1, -3), labels)
-        return (
-            pixels.view(shape),
-            shares,
-            weights * weights.flip(0),
-        )  # an image that a bad one is mixed into is left out, too
+        weights = weights * weights.flip(0)  # an image that a bad one is mixed into is left out, too
+        return pixels.view(shape), shares, weights
 
     def losses(self, engine: Predictor, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the cross entropy of each image, and its weight."""

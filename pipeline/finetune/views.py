@@ -48,7 +48,8 @@ def accuracy_by_views(
     """
     chosen = [view for number in clips for view in views(number, crops)]
     samples = min(recipe.data.validation_samples or len(manifest), len(manifest))
-    micro_batch = max(1, recipe.micro_batch(world.size) // len(chosen))
+    most = recipe.micro_batch(world.size)  # clips that are computed at once
+    micro_batch = max(1, most // len(chosen))
     loader = Loader(manifest, recipe.data, micro_batch * len(chosen), world.device, repeats=len(chosen))
     requests = view_requests(
         manifest,
@@ -66,7 +67,8 @@ def accuracy_by_views(
         with model.evaluating():
             for batch in loader.batches(requests):
                 with phases("validation"):
-                    logits = model.predict(normalise(batch.inputs, model.dtype, recipe.model.statistics)).float()
+                    parts = torch.split(normalise(batch.inputs, model.dtype, recipe.model.statistics), most)
+                    logits = torch.cat([model.predict(part).float() for part in parts])
                     shares = averaged(logits.softmax(1).view(micro_batch, len(chosen), -1), clips, crops)
                     counted = batch.weights.view(micro_batch, -1)[:, 0] > 0
                     shares = torch.where(counted[:, None, None], shares, torch.nan)  # such a one is no hit

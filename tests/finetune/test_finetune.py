@@ -138,6 +138,13 @@ def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
     assert (undisturbed / "pictures" / "step-00000060.png").exists()
 
 
+def test_a_run_on_images_is_measured_afterwards(undisturbed: Path, tmp_path: Path) -> None:
+    ranks = Ranks(1, [str(undisturbed)], tmp_path / "said", free_port(), "scripts/validate.py")
+    assert ranks.wait(240) == [0], ranks.said()[-3000:]
+    last = logged(undisturbed)[-1]
+    assert f"step 60: top1_1x1 {last['val_top1']:.4g}, top5_1x1 {last['val_top5']:.4g}\n" in ranks.said()
+
+
 @pytest.mark.parametrize("stop", [7])
 def test_resumed_equals_undisturbed_bit_for_bit(
     labelled: dict[str, Path], undisturbed: Path, tmp_path: Path, stop: int

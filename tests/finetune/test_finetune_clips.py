@@ -1,22 +1,32 @@
-"""Fine-tuning on clips: one draw a clip, mixing, resuming, and the multi-view test against NumPy."""
+"""Fine-tuning on clips: one draw a clip, mixing, learning, resuming, and the multi-view test against NumPy."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import finetune, finetune_recipe, losses, metrics
+from launching import FINETUNE, SMALL, assert_same_weights, finetune, finetune_recipe, free_port, losses, metrics
 from making_videos import encoded, film
+from numpy.typing import NDArray
+from ranks import Ranks
 
 from pipeline.checkpoints.checkpoint import chosen
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import join
-from pipeline.data.labels import labels_of
+from pipeline.data.exact import ExactData
+from pipeline.data.labels import Int64s
+from pipeline.data.loader import Loader
+from pipeline.data.training_data import Part
+from pipeline.data.views import View, view_requests, views
 from pipeline.finetune.build import build_classifier
+from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.randaugment import rand_augment
+from pipeline.finetune.task import Finetuning
 from pipeline.finetune.views import accuracy_by_views, averaged
 from pipeline.measure import Frozen, measure_classifier
+from pipeline.pixels import normalise
 from shards.build import build
 from shards.manifest import Manifest
 
@@ -65,13 +75,20 @@ def test_views_are_averaged_as_numpy_does() -> None:
     np.testing.assert_allclose(averaged(shares, [1, 4], 3).numpy(), expected, atol=1e-6)
 
 
-def test_a_run_on_clips_resumes_and_is_tested_in_several_views(moving: dict[str, Path], tmp_path: Path) -> None:
+def test_a_killed_run_on_clips_resumes_and_is_tested_in_several_views(moving: dict[str, Path], tmp_path: Path) -> None:
     settings = (*CLIPS, "data.repeats=2", "optim.batch_size=8", "optim.epochs=4", "run.save_every=5", "run.log_every=1")
     sets = moving["train"], moving["validation"]
     finetune(*sets, tmp_path / "whole", *settings)
-    finetune(*sets, tmp_path / "halves", *settings, "run.max_steps=10")
-    finetune(*sets, tmp_path / "halves", *settings)
-    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    data = (f"data.shards={sets[0]}", f"data.validation={sets[1]}", f"run.dir={killed}")
+    arguments = ["small", *SMALL, *FINETUNE, *data, *settings]
+    first = Ranks(1, arguments, tmp_path / "first", free_port(), "scripts/finetune.py")
+    first.until(lambda: (killed / "metrics.jsonl").exists() and (killed / "metrics.jsonl").read_text().count("\n") > 5)
+    first.kill()
+    assert first.wait(0) == [-9]
+    finetune(*sets, killed, *settings)
+    assert losses(killed) == losses(tmp_path / "whole")
+    assert_same_weights(killed, tmp_path / "whole")
     last = metrics(tmp_path / "whole")[-1]
     assert last["step"] == 16 and last["val_bad_samples"] == 0  # 16 videos, two clips of each, four times
 
@@ -82,19 +99,107 @@ def test_a_run_on_clips_resumes_and_is_tested_in_several_views(moving: dict[str,
     whole = measure_classifier(run, found, ("engine.micro_batch=1",), [3], 3, join())
     assert whole["top1_3x3"] == measured["top1_3x3"]  # whatever is computed at once
 
+    arguments = [str(run), "--clips", "1", "3", "--crops", "3"]
+    ranks = Ranks(2, arguments, tmp_path / "said", free_port(), "scripts/validate.py")
+    assert ranks.wait(240) == [0, 0], ranks.said()[-3000:]
+    printed = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+    assert f"step 16: {printed}\n" in ranks.said()
 
-def test_the_accuracy_of_views_is_that_of_the_model(moving: dict[str, Path], tmp_path: Path) -> None:
-    """With the labels of validation turned round, all that was right is wrong."""
+
+def test_whole_clips_are_mixed(moving: dict[str, Path], tmp_path: Path) -> None:
+    """Two clips of each video under mixup and CutMix: shares, labels and weights are those of both, frame by frame."""
+    still = ("augment.randaugment=null", "augment.erasing=0", "augment.smoothing=0", "data.repeats=2")
+    for kind, other in (("mixup", "cutmix"), ("cutmix", "mixup")):
+        settings = (*CLIPS, *still, f"augment.{kind}=1", f"augment.{other}=0", "optim.batch_size=8")
+        recipe, world = finetune_recipe(moving["train"], moving["validation"], tmp_path / kind, *settings), join()
+        data = ExactData(recipe.data, Part(8, 8, 0, world.device))
+        with Phases(tmp_path, 0, 60) as phases:
+            task = Finetuning(recipe, data, world, phases)
+            batch = next(data.batches(0, 1))
+            batch.weights[2:4] = 0  # both clips of a video that could not be read
+            torch.manual_seed(5)
+            mixed, shares, weights = task.prepare(batch)
+        data.close()
+        assert weights.tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
+        own = normalise(batch.inputs, torch.float32, recipe.model.statistics)
+        labels = data.manifest.label[np.repeat(batch.request.ids, 2)]
+        one = torch.nn.functional.one_hot(torch.from_numpy(labels).long(), 2).float()
+        if kind == "mixup":
+            lam = float(((mixed - own.flip(0)) * (own - own.flip(0))).sum() / (own - own.flip(0)).square().sum())
+            torch.testing.assert_close(mixed, lam * own + (1 - lam) * own.flip(0), atol=1e-5, rtol=0)
+        else:
+            covered = (mixed != own).any((0, 1, 2))  # rows and columns, the same in all clips, colours and frames
+            lam = 1 - float(covered.float().mean())
+            torch.testing.assert_close(mixed, torch.where(covered, own.flip(0), own), atol=0, rtol=0)
+            box = covered.nonzero()
+            assert len(box) == (np.ptp(box[:, 0].numpy()) + 1) * (np.ptp(box[:, 1].numpy()) + 1)
+        assert 0 < lam < 1
+        torch.testing.assert_close(shares, lam * one + (1 - lam) * one.flip(0), atol=1e-5, rtol=0)
+
+
+def test_learns_to_tell_red_videos_from_blue_ones(tmp_path: Path) -> None:
+    for name, seeds in (("train", range(8)), ("validation", range(8, 12))):
+        for label, colour in (("blue", (0.2, 0.2, 1)), ("red", (1, 0.2, 0.2))):
+            folder = tmp_path / "source" / name / label
+            folder.mkdir(parents=True)
+            for seed in seeds:
+                frames = (film(8, seed=seed, grey=True) * np.array(colour)).astype(np.uint8)
+                (folder / f"{seed}.mp4").write_bytes(encoded(frames))
+        build(tmp_path / "source" / name, tmp_path / name, workers=1)
+    settings = (*CLIPS, "data.repeats=2", "optim.epochs=30", "run.eval_every=5")
+    finetune(tmp_path / "train", tmp_path / "validation", tmp_path / "run", *settings)
+    first, *_, last = (line for line in metrics(tmp_path / "run") if "val_top1" in line)
+    assert last["val_top1"] == 1 and last["val_loss"] < 0.4 < first["val_loss"]
+
+
+def accuracy(
+    recipe: FinetuneRecipe, model: Frozen, manifest: Manifest, labels: Int64s, clips: list[int], crops: int
+) -> dict[str, float]:
+    phases = Phases(recipe.run.dir, 0, 60)
+    return accuracy_by_views(model, manifest, labels, recipe, join(), phases, clips, crops)
+
+
+def test_the_accuracy_of_views_is_that_of_averaged_softmax(moving: dict[str, Path], tmp_path: Path) -> None:
+    """Against views decoded one at a time and averaged by NumPy, by an untrained model that tells videos apart."""
     recipe = finetune_recipe(moving["train"], moving["validation"], tmp_path, *CLIPS)
+    torch.manual_seed(0)
+    network = build_classifier(recipe, 2)
+    model, manifest = Frozen(network, torch.float32), Manifest.load(moving["validation"])
+    loader = Loader(manifest, recipe.data, len(manifest), torch.device("cpu"))
+    everything = {"samples": len(manifest), "micro_batch": len(manifest), "rank": 0, "world_size": 1}
+
+    def logits(view: View) -> NDArray[np.float64]:
+        (batch,) = loader.batches(view_requests(manifest, [view], clip=recipe.data.clip, **everything))
+        with torch.no_grad():
+            return model.predict(normalise(batch.inputs, torch.float32, recipe.model.statistics)).double().numpy()
+
+    with torch.no_grad():
+        network.view.head.weight.normal_(std=30)
+        network.view.head.bias.sub_(torch.from_numpy(logits(View(1, 0)).mean(0)))  # neither class is always named
+    for clips, crops in ((1, 1), (3, 1), (2, 3)):
+        exponents = np.exp([logits(view) for view in views(clips, crops)])
+        named = (exponents / exponents.sum(2, keepdims=True)).mean(0).argmax(1)
+        assert 0 < named.sum() < len(named)
+        for labels, right in ((named, 1), (1 - named, 0)):
+            together = accuracy(recipe, model, manifest, labels, [5, clips], crops)
+            assert together[f"top1_{clips}x{crops}"] == right
+    loader.close()
+
+
+def test_a_bad_video_is_not_counted(moving: dict[str, Path], tmp_path: Path) -> None:
+    """A model that always names the first class is right of all videos but that one."""
+    shutil.copytree(moving["validation"], tmp_path / "hurt")
+    manifest = Manifest.load(tmp_path / "hurt")
+    recipe = finetune_recipe(moving["train"], tmp_path / "hurt", tmp_path / "run", *CLIPS)
     model = build_classifier(recipe, 2)
     with torch.no_grad():
-        model.view.head.bias.copy_(torch.tensor([5.0, 0.0]))  # always the first class
-    world = join()
-    manifest, training = Manifest.load(moving["validation"]), Manifest.load(moving["train"])
-    labels = labels_of(training, manifest)[1]
-    labels[:3] = 1 - labels[:3]
-    phases = Phases(tmp_path, 0, 60)
-    accuracy = accuracy_by_views(
-        Frozen(model, torch.float32), manifest, labels, recipe, world, phases, clips=[2], crops=1
-    )
-    assert accuracy["top1_2x1"] == pytest.approx((labels == 0).mean())
+        model.view.head.bias.copy_(torch.tensor([5.0, 0.0]))
+    labels = np.zeros(len(manifest), dtype=np.int64)
+    labels[2] = 1
+    always_first = Frozen(model, torch.float32)
+    assert accuracy(recipe, always_first, manifest, labels, [2], 1)["top1_2x1"] == pytest.approx(1 - 1 / len(manifest))
+    shard = tmp_path / "hurt" / manifest.shard_names[0]
+    content = bytearray(shard.read_bytes())
+    content[int(manifest.offset[2]) + 40] ^= 255
+    shard.write_bytes(content)
+    assert accuracy(recipe, always_first, manifest, labels, [2], 1) == {"top1_2x1": 1, "top5_2x1": 1}
