@@ -14,7 +14,7 @@ _PLAIN = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): 
 
 
 class Architecture(NamedTuple):
-    """What `build_network` takes but for the classes.
+    """The arguments of `build_network`, but for the classes.
 
     Attributes:
         name, image_size, frames, options: see `build_network`.

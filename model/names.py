@@ -1,4 +1,4 @@
-"""What other codes call the parts of a MaskFeat.
+"""The names that other codes give to the parts of a MaskFeat.
 
 Names are those that the published codes write: github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before
 it, open-mmlab/mmselfsup; of clips those of mmpretrain's projects/maskfeat_video, which builds on open-mmlab/mmaction2.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """What a code calls the parts of `MaskFeat`. Of its classifiers, our encoder.fc_norm and encoder.head.
+    """The names that a code gives to the parts of `MaskFeat`, and of classifiers to encoder.fc_norm and encoder.head.
 
     A MViT has the names of torchvision's, and its LayerNorm behind the pooling that of other encoders, fc_norm.
 

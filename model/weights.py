@@ -66,7 +66,7 @@ class Weights:
 
     @property
     def of_clips(self) -> bool:
-        """Whether they embed clips."""
+        """Tell whether they embed clips."""
         names = ("encoder.patch_embed.proj.weight", "encoder.conv_proj.weight")
         return any(self.has(name) and self.tensors[self.layout.key(name)].ndim == 5 for name in names)
 

@@ -166,7 +166,7 @@ def front(entries: dict[str, Any], frames: int | None) -> str:
 
 
 def inputs_of(size: int, frames: int | None) -> str:
-    """What a network looks at."""
+    """Describe the inputs of a network."""
     return f"{size}x{size} images" if frames is None else f"clips of {frames} frames of {size}x{size} pixels"
 
 

@@ -71,7 +71,7 @@ class Model(Section):
 
     @property
     def statistics(self) -> Statistics:
-        """Of the pixels that it takes."""
+        """Return the statistics of the pixels that it takes."""
         return Statistics(self.mean, self.std)
 
 

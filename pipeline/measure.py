@@ -8,19 +8,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.build import build_examples, build_model
+from model.maskfeat import MaskFeat
+from pipeline.build import build_examples
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.config import load, load_recipe
 from pipeline.data.labels import labels_of
-from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.views import accuracy_by_views
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES
 from pipeline.train.setup import open_data
+from pipeline.trained import load_model
 from shards.manifest import Manifest
 
 
@@ -57,13 +58,12 @@ def measure_classifier(
         crops: of each clip.
 
     Raises:
-        ConfigError, ShardError, DataError: as `measure` does.
+        ConfigError, CheckpointError, ShardError, DataError: as `measure` does.
     """
     recipe = load(FinetuneRecipe, str(run / "config.yaml"), overrides)
+    model = load_model(found, recipe)
     training, validation = Manifest.load(recipe.data.shards), Manifest.load(recipe.data.validation)
     labels = labels_of(training, validation)[1]
-    model = build_classifier(recipe, len(training.classes))
-    model.load_state_dict(found.weights())
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
     clips = clips or ([1] if recipe.data.clip is None else [10])
@@ -81,14 +81,14 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
 
     Raises:
         ConfigError: an override is wrong, or there is nothing to validate on.
+        CheckpointError: the checkpoint is of another model.
         ShardError, DataError: a data set cannot be used.
     """
     recipe = load_recipe(str(run / "config.yaml"), overrides)
     if recipe.data.validation is None:
         raise ConfigError("there is nothing to validate on: set data.validation to a folder of shards")
-    weights = found.weights()
-    model = build_model(recipe, len(weights["head.weight"]))
-    model.load_state_dict(weights)
+    model = load_model(found, recipe)
+    assert isinstance(model, MaskFeat)
     dtype = DTYPES[recipe.engine.precision]
     examples = build_examples(recipe, model, dtype, world.device)
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done

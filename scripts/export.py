@@ -25,8 +25,6 @@ import sys
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from model.classifier import Classifier
 from model.export import export_timm
@@ -34,48 +32,18 @@ from model.export_video import export_video
 from model.maskfeat import MaskFeat
 from model.onnx import OnnxError, export_onnx
 from model.weights import Normalisation
-from pipeline.build import build_model
 from pipeline.card import model_card
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError
+from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError
 from pipeline.config import Recipe
-from pipeline.finetune.build import build_classifier, class_names
+from pipeline.finetune.build import class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.record import kind_of
 from pipeline.settings import ConfigError
+from pipeline.trained import load_model, recipe_of
 from shards.terminal import Parser, note, prepare, say
-from shards.text import one_line
 
 FORMATS = ("timm", "torch", "onnx")
-
-
-def load_model(found: Checkpoint, average: bool = False) -> tuple[MaskFeat | Classifier, Recipe | FinetuneRecipe]:
-    """The model of a checkpoint, and its recipe.
-
-    Args:
-        average: with the moving average of the weights.
-
-    Raises:
-        CheckpointError: its recipe is none, or is of another model than its weights, of which it has no average.
-    """
-    try:
-        weights = found.weights(AVERAGE if average else "weight")
-        if average and not weights:
-            raise CheckpointError(f"{found.folder} has no average of the weights: leave out --average")
-        recipe: Recipe | FinetuneRecipe
-        model: MaskFeat | Classifier
-        if kind_of(found.facts.recipe) == "finetune":
-            recipe = FinetuneRecipe.model_validate(found.facts.recipe)
-            model = build_classifier(recipe, len(weights["encoder.head.weight"]))
-        else:
-            recipe = Recipe.model_validate(found.facts.recipe)
-            model = build_model(recipe, len(weights["head.weight"]))
-        model.load_state_dict(weights)
-    except (ValidationError, ConfigError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = one_line((str(error).splitlines() or [type(error).__name__])[:2][-1].strip())
-        raise CheckpointError(f"{found.folder}: its recipe and its weights make no model ({reason})") from error
-    return model.eval(), recipe
 
 
 def write_timm(
@@ -122,7 +90,8 @@ def main() -> int:
     run, out = arguments.run, arguments.out
     try:
         found = checkpoint.chosen(run, arguments.step)
-        model, recipe = load_model(found, arguments.average)
+        recipe = recipe_of(found)
+        model = load_model(found, recipe, arguments.average)
         out.mkdir(parents=True, exist_ok=True)
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:

@@ -26,6 +26,7 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune", "probe"],
+    ["trained"],
     ["cli", "doctor", "measure"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

@@ -18,7 +18,7 @@ STRIDE = (2, 4, 4)  # of the patch embedding: frames, rows and columns of pixels
 
 @dataclass(frozen=True)
 class Options:
-    """What a MViTv2 is made of.
+    """The sizes of an MViTv2.
 
     Attributes:
         embed_dim: width of the first block.

@@ -48,12 +48,12 @@ class Request:
 
     @property
     def repeats(self) -> int:
-        """How many inputs are made of a sample."""
+        """Count the inputs that are made of a sample."""
         return len(self.keys) // len(self.ids)
 
     @property
     def input_ids(self) -> NDArray[np.int64]:
-        """The sample of each input, (n,)."""
+        """Return the sample of each input, (n,)."""
         return np.repeat(self.ids, self.repeats)
 
 

@@ -10,8 +10,10 @@ from launching import FINETUNE, SMALL, assert_same_weights, finetune, finetune_r
 from making_videos import encoded, film
 from numpy.typing import NDArray
 from ranks import Ranks
+from safetensors.torch import load_file
+from scripting import run_script
 
-from pipeline.checkpoints.checkpoint import chosen
+from pipeline.checkpoints.checkpoint import CheckpointError, chosen
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import join
 from pipeline.data.exact import ExactData
@@ -27,6 +29,7 @@ from pipeline.finetune.task import Finetuning
 from pipeline.finetune.views import accuracy_by_views, averaged
 from pipeline.measure import Frozen, measure_classifier
 from pipeline.pixels import normalise
+from pipeline.trained import load_model, recipe_of
 from shards.build import build
 from shards.manifest import Manifest
 
@@ -203,3 +206,21 @@ def test_a_bad_video_is_not_counted(moving: dict[str, Path], tmp_path: Path) -> 
     content[int(manifest.offset[2]) + 40] ^= 255
     shard.write_bytes(content)
     assert accuracy(recipe, always_first, manifest, labels, [2], 1) == {"top1_2x1": 1, "top5_2x1": 1}
+
+
+def test_a_fine_tuned_mvit_is_exported_and_a_setting_of_another_model_is_one_line(
+    moving: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "model.options={embed_dim: 8, depth: 3, num_heads: 1, stages: [1, 2]}"
+    settings = (*CLIPS, "data.image_size=64", "model.name=mvit_v2", options, "optim.epochs=1", "optim.warmup_epochs=0")
+    finetune(moving["train"], moving["validation"], tmp_path / "run", *settings, "model.position_init=random")
+    assert run_script(monkeypatch, "export.py", tmp_path / "run", tmp_path / "out") == 0
+    found = chosen(tmp_path / "run", None)
+    network = load_model(found, recipe_of(found)).encoder.state_dict()
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    assert exported.keys() == network.keys() and exported["head.1.weight"].shape == (2, 32)
+    assert all(torch.equal(exported[name], network[name]) for name in network)
+
+    with pytest.raises(CheckpointError, match=r"its recipe and its weights make no model \(size mismatch") as error:
+        measure_classifier(tmp_path / "run", found, ("data.frames=2",), None, 1, join())
+    assert "\n" not in str(error.value)

@@ -31,7 +31,7 @@ class Crops:
 
     @property
     def repeats(self) -> int:
-        """How many crops are made of an image."""
+        """Count the crops that are made of an image."""
         return len(self.boxes) // len(self.encoded)
 
     @property
