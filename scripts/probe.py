@@ -18,21 +18,14 @@ Examples, each on one line:
 
 import argparse
 import math
-import os
 from pathlib import Path
 
-from model.weights import WeightsError
-from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.cluster.world import join, lost_a_rank
-from pipeline.data.errors import DataError
+from pipeline.cluster.world import join
 from pipeline.probe.judge import Settings
 from pipeline.probe.probe import Asked, probe
-from pipeline.settings import ConfigError
-from pipeline.train.command import leave
-from shards.files import ShardError
-from shards.terminal import Parser, note
+from pipeline.train.command import leave, status_of
+from shards.terminal import Parser
 
-EXPECTED = (ConfigError, WeightsError, CheckpointError, ShardError, DataError, OSError)  # one line says it all
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 
 
@@ -69,7 +62,8 @@ def main() -> int:
         parser.error("--temperature and --rates are numbers above 0")
     if min(*arguments.k, arguments.epochs, arguments.batch_size) < 1:
         parser.error("--k, --epochs and --batch-size are at least 1")
-    try:
+
+    def judge() -> None:
         world = join()
         asked = Asked(
             arguments.source,
@@ -91,16 +85,8 @@ def main() -> int:
             seed=0,
         )
         probe(asked, settings, world)
-    except EXPECTED as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            note(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
-    except RuntimeError as error:
-        if not lost_a_rank(error):
-            raise
-        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
-        return 1
-    return 0
+
+    return status_of(judge)
 
 
 if __name__ == "__main__":

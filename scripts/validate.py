@@ -17,21 +17,14 @@ Examples, each on one line:
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.cluster.world import join, lost_a_rank
-from pipeline.data.errors import DataError
+from pipeline.cluster.world import join
 from pipeline.measure import measure, measure_classifier
 from pipeline.record import kind_of
-from pipeline.settings import ConfigError
-from pipeline.train.command import leave
-from shards.files import ShardError
-from shards.terminal import Parser, note, say
-
-EXPECTED = (ConfigError, CheckpointError, ShardError, DataError, OSError)  # one line says it all
+from pipeline.train.command import leave, status_of
+from shards.terminal import Parser, say
 
 
 def main() -> int:
@@ -49,25 +42,18 @@ def main() -> int:
     if arguments.clips and min(arguments.clips) < 1:
         parser.error("--clips are at least 1")
     run, overrides = arguments.run, arguments.overrides
-    try:
+
+    def tell() -> None:
         found = checkpoint.chosen(run, arguments.step)
         world = join()
         if kind_of(found.facts.recipe) == "finetune":
             measured = measure_classifier(run, found, overrides, arguments.clips, arguments.crops, world)
         else:
             measured = measure(run, found, overrides, world)
-    except EXPECTED as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            note(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
-    except RuntimeError as error:
-        if not lost_a_rank(error):
-            raise
-        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
-        return 1
-    if world.rank == 0:
-        say(f"step {found.facts.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-    return 0
+        if world.rank == 0:
+            say(f"step {found.facts.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+
+    return status_of(tell)
 
 
 if __name__ == "__main__":

@@ -20,21 +20,16 @@ Examples, each on one line:
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 
-from pipeline.cluster.world import join, lost_a_rank
+from pipeline.cluster.world import join
 from pipeline.config import load_recipe
-from pipeline.data.errors import DataError
-from pipeline.settings import ConfigError
-from pipeline.train.command import leave
+from pipeline.train.command import leave, status_of
 from pipeline.words import Found, find_words
-from shards.files import ShardError
-from shards.terminal import Parser, note, say
+from shards.terminal import Parser, say
 
 PLAIN = ("vit_base_300e", "optim.batch_size=256", "optim.warmup_epochs=0", "engine.micro_batch=null")
-EXPECTED = (ConfigError, ShardError, DataError, OSError)  # one line says it all
 
 
 def main() -> int:
@@ -61,24 +56,17 @@ def main() -> int:
         if override.startswith("target.") and not (teacher and override.startswith("target.teacher_weights=")):
             parser.error(f"{override} means nothing here: --of says what describes a patch")
     described = [f"target.kind={kind}", *([f"target.teacher={teacher}"] if teacher else [])]
-    try:
+
+    def find() -> None:
         shards = f"data.shards={arguments.shards}"
         recipe = load_recipe(PLAIN[0], [*PLAIN[1:], shards, *described, *arguments.overrides])
         world = join()
         begin = time.perf_counter()
         found = find_words(recipe, arguments.words, arguments.out, world)
-    except EXPECTED as error:
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
-            note(f"error: {error}")
-        return 2 if isinstance(error, ConfigError) else 1
-    except RuntimeError as error:
-        if not lost_a_rank(error):
-            raise
-        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
-        return 1
-    if world.rank == 0:
-        report(found, arguments.words, arguments.out, time.perf_counter() - begin)
-    return 0
+        if world.rank == 0:
+            report(found, arguments.words, arguments.out, time.perf_counter() - begin)
+
+    return status_of(find)
 
 
 def report(found: Found, words: int, out: Path, seconds: float) -> None:

@@ -1,10 +1,11 @@
-"""The command line of a training run: what scripts/pretrain.py and scripts/finetune.py share."""
+"""The command lines of programs that run on all ranks: of training runs, and how every such program ends."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
 
+from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.cluster.launchers import place
 from pipeline.cluster.lock import PATIENCE, hold
@@ -65,6 +66,25 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         note(f"error: rank {rank} lost another rank, whose own error tells why ({why})")
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """Do work that all ranks share, other than a run's, and return the exit status: 0, or 2 for a setting, or 1.
+
+    Errors that one line explains are told, most of them by rank 0 alone, since they meet all ranks alike.
+    """
+    try:
+        work()
+    except (*EXPECTED, WeightsError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
+            note(f"error: {error}")
+        return 2 if isinstance(error, ConfigError) else 1
+    except RuntimeError as error:
+        if not lost_a_rank(error):
+            raise
+        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
+        return 1
+    return 0
 
 
 def leave(main: Callable[[], int]) -> None:
