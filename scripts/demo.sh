@@ -15,7 +15,7 @@ fi
 demo=${1:+$(realpath -m "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 demo=${demo:-demo}
-step() { printf '\n== %s\n' "$*"; }
+source scripts/demo_steps.sh
 
 step "images: overlapping crops of nine photographs; validation shows other crops of the same ones"
 if [ -e "$demo/shards/validation/dataset.json" ]; then
@@ -28,31 +28,8 @@ step "shards"
 maskfeat-shards build "$demo/images/train" "$demo/shards/train" --samples-per-shard 500
 maskfeat-shards build "$demo/images/validation" "$demo/shards/validation"
 
-step "pre-training"
-processes=$(python -c 'import torch; print(torch.cuda.device_count())')
-while ((processes > 1 && 64 % processes)); do ((processes--)); done # a batch of 64 is shared out evenly
-if [ "$processes" = 0 ]; then
-  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  processes=2
-fi
-options=()
-if ! command -v "${CXX:-g++}" >/dev/null; then
-  echo "no C++ compiler: the HOG target is not compiled, which takes about a minute more"
-  options+=(engine.compile=none)
-fi
-if [ -e "$demo/weights/model.safetensors" ]; then
-  echo "reusing $demo/run"
-else
-  deepspeed --quiet --num_gpus "$processes" scripts/pretrain.py demo run.dir="$demo/run" \
-    data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
-fi
-
-step "export"
-if [ -e "$demo/weights/model.safetensors" ]; then
-  echo "reusing $demo/weights"
-else
-  python scripts/export.py "$demo/run" "$demo/weights"
-fi
+pretrain demo 64
+export_weights
 
 step "result"
 python scripts/report.py "$demo/run"

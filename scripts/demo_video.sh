@@ -19,7 +19,7 @@ fi
 demo=${1:+$(realpath -m "$1")}
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 demo=${demo:-demo_video}
-step() { printf '\n== %s\n' "$*"; }
+source scripts/demo_steps.sh
 
 step "videos: four, cut into clips; validation lies between seconds that are trained on, \`later\` after all of them"
 if [ -e "$demo/shards/later/dataset.json" ]; then
@@ -38,31 +38,8 @@ for set in train validation later; do
   maskfeat-shards build "$demo/videos/$set" "$demo/shards/$set" --samples-per-shard 50
 done
 
-step "pre-training"
-processes=$(python -c 'import torch; print(torch.cuda.device_count())')
-while ((processes > 1 && 16 % processes)); do ((processes--)); done # a batch of 16 is shared out evenly
-if [ "$processes" = 0 ]; then
-  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  processes=2
-fi
-options=()
-if ! command -v "${CXX:-g++}" >/dev/null; then
-  echo "no C++ compiler: the HOG target is not compiled"
-  options+=(engine.compile=none)
-fi
-if [ -e "$demo/weights/model.safetensors" ]; then
-  echo "reusing $demo/run"
-else
-  deepspeed --quiet --num_gpus "$processes" scripts/pretrain.py demo_video run.dir="$demo/run" \
-    data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
-fi
-
-step "export"
-if [ -e "$demo/weights/model.safetensors" ]; then
-  echo "reusing $demo/weights"
-else
-  python scripts/export.py "$demo/run" "$demo/weights"
-fi
+pretrain demo_video 16
+export_weights
 
 step "result"
 python scripts/report.py "$demo/run"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and test.sh: makes .venv in the checkout with the pinned, tested versions, once, and activates it.
+# Sourced by demo.sh, demo_video.sh and test.sh: makes .venv in the checkout with the pinned, tested versions, once, and activates it.
 # Needs Python >= 3.11 with pip and about 8 GB of disk. The pinned versions are those of CUDA 13.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit

@@ -70,7 +70,7 @@ def calls(checkout: Path) -> list[list[str]]:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_mistake_ends_each_script(script: Path) -> None:
     assert subprocess.run(["bash", "-n", script]).returncode == 0
-    if script.name != "setup.sh":  # which the others source
+    if script.name not in ("setup.sh", "demo_steps.sh"):  # which the others source
         lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
         assert lines[0] == "set -euo pipefail"
 
