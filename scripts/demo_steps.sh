@@ -20,8 +20,8 @@ pretrain() {
   if [ -e "$demo/weights/model.safetensors" ]; then
     echo "reusing $demo/run"
   else
-    deepspeed --quiet --num_gpus "$processes" scripts/pretrain.py "$1" run.dir="$demo/run" \
-      data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
+    deepspeed --quiet --num_gpus "$processes" --master_port "${MASTER_PORT:-29500}" scripts/pretrain.py "$1" \
+      run.dir="$demo/run" data.shards="$demo/shards/train" data.validation="$demo/shards/validation" "${options[@]}"
   fi
 }
 

@@ -34,14 +34,15 @@ def slowed(ranks: Ranks, rank: int) -> Iterator[None]:
 
 def test_a_slow_rank_is_named_and_changes_nothing(shards: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    options = ["run.log_every=2", "optim.epochs=20000"]
+    options = ["run.log_every=4", "optim.epochs=20000"]
     ranks = start(shards, run, *options)
-    ranks.until(lambda: "step 2/" in ranks.said())
+    ranks.until(lambda: "step 4/" in ranks.said())
+    before = len(ranks.logs[0].read_text())  # on a machine that has other work, any rank may be slow
     with slowed(ranks, 1):
         ranks.until(lambda: "note: rank 1 takes" in ranks.said(), 240)
     ranks.signal(1, signal.SIGTERM)
     assert ranks.wait(60) == [75, 75], ranks.said()
-    assert "rank 0 takes" not in ranks.said()
+    assert "rank 0 takes" not in ranks.logs[0].read_text()[before:]
 
     launch(shards, whole, *options, f"run.max_steps={last_checkpoint(run).facts.step}")
     assert_same_weights(run, whole)

