@@ -87,8 +87,8 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
     """Overwrite a model's weights, to start from others'.
 
     What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
-    LayerNorm was trained behind the pooling, the encoder's norm. A classifier's LayerNorm and head always stay as they
-    are. Positions of another square grid are resampled by timm's functions: embeddings bicubically, BEiT's relative
+    LayerNorm was trained behind the pooling, the encoder's norm. A classifier's LayerNorm and head, and positions that
+    are not trained, always stay as they are. Positions of another square grid are resampled by timm's functions: embeddings bicubically, BEiT's relative
     biases as in its own code but linearly. The patch embedding is rewritten if `weights` tells that it was trained on
     images normalised otherwise.
 
@@ -108,13 +108,16 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
         untouched += tuple(f"encoder.{part}" for part in model.view.classifier_parts)
         ignored += tuple(key(name) for name in (*_CLASSIFIERS, *_MASKFEATS))
     elif weights.fine_tuned or weights.layout is TIMM:
-        untouched += ("mask_token", "head.")
+        untouched += ("mask_token", "head.", "decoder.")
         ignored += tuple(key(name) for name in _CLASSIFIERS)
         if weights.has("encoder.fc_norm.weight"):
             untouched += ("encoder.norm.",)
         elif weights.fine_tuned and isinstance(model.encoder, MViT):  # in torchvision's names
             untouched += ("encoder.norm.",)
             ignored += (key("encoder.norm."),)
+    fixed = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    untouched += fixed
+    ignored += tuple(key(name) for name in fixed)
     if inflation:
         untouched += ("encoder.pos_embed_temporal",)
     state = model.state_dict()

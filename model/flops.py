@@ -5,8 +5,12 @@ from model.maskfeat import MaskFeat
 
 def forward_macs(model: MaskFeat, masked: int) -> int:
     """Count the multiply-adds of one input's forward pass, `masked` of whose patches are described."""
-    head: int = masked * model.head.weight.numel()
-    return model.view.macs() + head
+    if model.decoder is None:
+        head: int = masked * model.head.weight.numel()
+        return model.view.macs() + head
+    visible = model.view.token_layout.cells - masked
+    decoder: int = model.decoder.macs(visible, masked)
+    return model.view.macs(visible) + decoder
 
 
 def training_flops(model: MaskFeat, masked: int) -> int:

@@ -2,7 +2,8 @@
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022. Masked patch
 embeddings are replaced by one learned token, the whole sequence is encoded, and a linear head describes what was
-under the masked patches.
+under the masked patches. With a decoder, only the visible patches are encoded, which costs a fraction; see
+`model.decoders`.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.decoders import DecoderKind, build_decoder, visible_cells
 from model.encoders.encoder import PositionInit, draw
 from model.encoders.registry import encoder_of
 from model.encoders.timm_vit import build_encoder as build_encoder
@@ -23,24 +25,44 @@ class MaskFeat(nn.Module):
         encoder: a network that `encoder_of` knows, such as `build_encoder` builds; its weights are initialised anew.
         target_width: numbers that describe a patch; 108 for HOG of 16-pixel patches.
         position_init: "random" as in the paper, or "sincos", a 2-D sine-cosine table as a learnable start, with which
-            small models on short schedules leave the mean predictor's plateau much sooner.
+            small models on short schedules leave the mean predictor's plateau much sooner; or "fixed", the same table,
+            not trained.
+        decoder: None as in the paper; "light" or "local": encode visible patches only, and describe the others by it.
+        decoder_width: numbers of its tokens.
 
     Attributes:
         encoder: the network, whose weights are exported.
         view: its `Encoder`, which has the grids of masks, tokens and predictions.
         grid: shape of one sample's mask, such as (rows, columns).
         patch: side in pixels of what one prediction is about.
+        target_width: see above.
+
+    Raises:
+        ValueError: the decoder or the positions do not fit the encoder.
     """
 
-    def __init__(self, encoder: Any, target_width: int = 108, position_init: PositionInit = "random") -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        target_width: int = 108,
+        position_init: PositionInit = "random",
+        decoder: DecoderKind | None = None,
+        decoder_width: int = 256,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.target_width = encoder, target_width
         self.view = encoder_of(encoder)
         self.grid, self.patch = self.view.mask_layout.shape, self.view.prediction_patch[1]
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.view.embedding_width))
-        self.head = nn.Linear(self.view.width, target_width)
+        self.decoder: Any = None
+        if decoder:
+            self.decoder = build_decoder(decoder, self.view, decoder_width, target_width)
+        else:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, self.view.embedding_width))
+            self.head = nn.Linear(self.view.width, target_width)
         initialise_layers(self)
-        draw(self.mask_token)
+        for name, parameter in self.named_parameters():
+            if name.endswith("mask_token"):
+                draw(parameter)
         self.view.initialise(position_init)
 
     def forward(self, inputs: Tensor, mask: Tensor | Mask) -> Tensor:
@@ -50,16 +72,27 @@ class MaskFeat(nn.Module):
             inputs: normalised floats (B, 3, H, W), or of clips (B, 3, frames, H, W).
             mask: bool (B, rows, columns), or of clips (B, frames, rows, columns), True where the model must not see, on
                 a grid that divides that of the tokens; or the `Mask` made of one, with which shapes are static and
-                nothing waits for the device.
+                nothing waits for the device. There may be several masks of each input, in a row. A model with a decoder
+                needs equally many hidden cells in each.
 
         Returns:
-            (masked, target_width), sample by sample; within a sample frame by frame, row-major.
+            (masked, target_width), mask by mask; within a mask frame by frame, row-major.
         """
         view = self.view
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
-        if len(hidden.cells) != len(inputs):
+        repeats, rest = divmod(len(hidden.cells), len(inputs))
+        if rest or not repeats:
             raise ValueError(f"{len(hidden.cells)} masks for {len(inputs)} inputs")
+        if self.decoder is not None:
+            masked = len(hidden.indices) // len(hidden.cells)
+            visible = visible_cells(spread(hidden.cells, view.token_layout), masked)
+            described: Tensor = self.decoder(
+                view.encode_visible(inputs, visible, self.decoder.taps), visible, hidden.indices
+            )
+            return described
         x = view.embed(inputs)  # (B, token cells, embedding width)
+        if repeats > 1:
+            x = x.repeat_interleave(repeats, dim=0)
         x = torch.where(spread(hidden.cells, view.token_layout)[..., None], self.mask_token.to(x.dtype), x)
         x = view.encode(x).flatten(0, 1)
         predictions: Tensor = self.head(x[hidden.indices])

@@ -37,17 +37,16 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
     def make() -> MaskFeat:
         encoder = network_of(recipe)
         numbers = width or output_width(recipe.target, predictions_of(encoder_of(encoder)))
-        return MaskFeat(encoder, numbers, recipe.model.position_init)
+        of = recipe.model
+        return MaskFeat(encoder, numbers, of.position_init, of.decoder, of.decoder_width)
 
     def predicts(model: MaskFeat, inputs: Tensor) -> bool:
-        layout = model.view.prediction_layout
+        masked = build_masker(recipe, model).masked * len(inputs)
         cells = torch.zeros(len(inputs), *model.view.mask_layout.shape, dtype=torch.bool)
-        predictions = model(inputs, make_mask(cells, layout, layout.cells))
-        return tuple(predictions.shape) == (layout.cells, model.head.out_features)
+        predictions = model(inputs, make_mask(cells, model.view.prediction_layout, masked))
+        return tuple(predictions.shape) == (masked, model.target_width)
 
-    model = tried(recipe, make, predicts)
-    build_masker(recipe, model)
-    return model
+    return tried(recipe, make, predicts)
 
 
 def network_of(recipe: TrainingRecipe, classes: int = 0) -> nn.Module:
@@ -141,6 +140,16 @@ def build_masker(recipe: Recipe, model: MaskFeat) -> Masker:
         return masker_for(recipe.mask, cells, predictions, recipe.engine.compile != "none")
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def load_trained(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model the weights of a checkpoint, which leaves out what is not trained.
+
+    Raises:
+        RuntimeError: they are not those of the model.
+    """
+    fixed = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    model.load_state_dict(fixed | weights)
 
 
 def compile_forward(model: nn.Module, mode: str | None = None) -> None:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from model.decoders import DecoderKind
+from model.encoders.encoder import PositionInit
 from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
@@ -46,7 +48,9 @@ class Model(Section):
     """The encoder: a timm vision transformer."""
 
     name: Text = "vit_base_patch16_224"
-    position_init: Literal["random", "sincos"] = "random"
+    position_init: PositionInit = "random"
+    decoder: DecoderKind | None = None  # encode visible patches only; this describes the others. None: as in the paper
+    decoder_width: int = Field(256, gt=0, le=8192)  # numbers of a decoder's tokens, a multiple of 32
     mean: Channels = IMAGENET.mean  # of the pixels that it takes, in [0, 1], by channel ...
     std: Channels = IMAGENET.std  # ... and their standard deviation
     init: LocalPath | None = None  # weights to start from; a run is bound to their SHA-256, not to this path
@@ -79,7 +83,7 @@ class Optim(Section):
     """AdamW under a linear warm-up and a cosine."""
 
     epochs: float = Field(gt=0, le=10**6)
-    batch_size: int = Field(gt=0, le=2**20)  # images a step over all ranks and accumulation
+    batch_size: int = Field(gt=0, le=2**20)  # images, or views of them, a step over all ranks and accumulation
     lr: Rate = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
     warmup_lr: Rate = 1e-6
     min_lr: Rate = 1e-6
@@ -132,10 +136,20 @@ class TrainingRecipe(Section):
         values: dict[str, Any] = masked_values(self.model_dump(mode="json"))
         return values
 
+    @property
+    def masks(self) -> int:
+        """Count the masks under which the model sees each crop or clip in a step."""
+        return 1
+
+    @property
+    def views(self) -> int:
+        """Count what the model sees of each sample that is read: its crops or clips, under each of their masks."""
+        return self.data.repeats * self.masks
+
     def micro_batch(self, world_size: int) -> int:
         """Images a rank computes at once: `engine.micro_batch` or, where that does not divide its share, fewer.
 
-        They are a multiple of `data.repeats`, so that a sample is read for one micro-batch.
+        They are a multiple of `views`, so that a sample is read for one micro-batch.
 
         Raises:
             ConfigError: the batch cannot be shared out evenly.
@@ -145,14 +159,15 @@ class TrainingRecipe(Section):
             raise ConfigError(
                 f"optim.batch_size={self.optim.batch_size} cannot be shared out evenly to {world_size} ranks"
             )
-        repeats = self.data.repeats
-        if share % repeats:
+        views = self.views
+        if share % views:
+            repeats = {"data.repeats": self.data.repeats, "mask.repeats": self.masks}
+            said = " x ".join(f"{name}={count}" for name, count in repeats.items() if count > 1)
             raise ConfigError(
-                f"optim.batch_size={self.optim.batch_size} on {world_size} ranks is not a multiple of "
-                f"data.repeats={repeats} on each"
+                f"optim.batch_size={self.optim.batch_size} on {world_size} ranks is not a multiple of {said} on each"
             )
-        most = max(repeats, min(share, self.engine.micro_batch or share) // repeats * repeats)
-        return next(inputs for inputs in range(most, 0, -repeats) if share % inputs == 0)
+        most = max(views, min(share, self.engine.micro_batch or share) // views * views)
+        return next(inputs for inputs in range(most, 0, -views) if share % inputs == 0)
 
 
 class Recipe(TrainingRecipe):
@@ -167,6 +182,11 @@ class Recipe(TrainingRecipe):
     def _has_a_target(self) -> Self:
         checked(self.target)
         return self
+
+    @property
+    def masks(self) -> int:
+        """See `TrainingRecipe.masks`."""
+        return self.mask.repeats
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:

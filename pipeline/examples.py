@@ -8,6 +8,7 @@ from torch import Tensor
 from model.layout import Mask, mask_of_all
 from pipeline.masks.masker import Masker
 from pipeline.pixels import Statistics, normalise
+from pipeline.random import derive
 from pipeline.targets.frames import described_frames, mask_of_frames
 from pipeline.targets.target import Fused, Predictions, Target
 
@@ -18,7 +19,7 @@ class Example:
 
     Attributes:
         inputs: normalised images (B, 3, H, W) or clips (B, 3, frames, H, W), in the model's dtype.
-        mask: equally many patches of each input.
+        mask: equally many patches of each view; the views of an input, one or several, are in a row.
         targets: (masked, ...), in the order of `MaskFeat.forward`.
     """
 
@@ -52,16 +53,23 @@ class ExampleMaker:
         self._statistics, self._dtype = statistics, dtype
         self._fused = target if fuse and isinstance(target, Fused) else None
 
-    def example(self, inputs: Tensor, keys: Tensor) -> Example:
+    def example(self, inputs: Tensor, keys: Tensor, repeats: int = 1) -> Example:
         """Make an example of uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), without waiting for the device.
 
         Args:
             inputs: as the decoder returns them.
             keys: of the masks, int64 (B,).
+            repeats: masks of each input, whose patches are described once.
         """
-        mask = self.masker(keys)
-        normalised, targets = self._described(inputs, mask)
-        return Example(normalised, mask, targets)
+        if repeats == 1:
+            mask = self.masker(keys)
+            normalised, targets = self._described(inputs, mask)
+            return Example(normalised, mask, targets)
+        mask = self.masker(derive(keys[:, None], torch.arange(repeats, device=keys.device)).flatten())
+        layout = self.predictions.layout
+        normalised, targets = self._described(inputs, mask_of_all(len(inputs), layout, inputs.device))
+        view, cell = mask.indices // layout.cells, mask.indices % layout.cells
+        return Example(normalised, mask, targets[view // repeats * layout.cells + cell])
 
     def targets(self, inputs: Tensor) -> Tensor:
         """Describe all patches of such inputs: (B, rows, columns, ...), of clips (B, frames, rows, columns, ...)."""

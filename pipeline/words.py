@@ -108,7 +108,7 @@ def _not_writable(out: Path) -> str:
 
 def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
     """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
-    steps = data.samples * recipe.data.repeats // recipe.optim.batch_size
+    steps = data.samples * recipe.views // recipe.optim.batch_size
     batches = steps * micro_batches(recipe, world)
     if not batches:
         raise ConfigError(f"{data.samples:,} images are not a whole batch: set optim.batch_size to at most that many")

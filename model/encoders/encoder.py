@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from model.layout import Layout
 
-PositionInit = Literal["random", "sincos"]
+PositionInit = Literal["random", "sincos", "fixed"]  # fixed: the table of sincos, which is not trained
 Pool = Literal["mean", "class"]  # the mean of the patch tokens, or the class token
 
 _VIDEO_BIAS = 0.02  # with which biases start
@@ -64,6 +65,22 @@ class Encoder(Protocol):
         """Encode embedded patches, some of them replaced by a mask token: (B, prediction cells, width)."""
         ...
 
+    def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """Embed and encode some of the patches, as if there were no others.
+
+        Args:
+            inputs: normalised, (B, ...).
+            visible: int64 (B * r, kept), the token cells of each view; the r views of an input are in a row.
+            taps: blocks, counted from 0 and ascending, whose outputs are returned.
+
+        Returns:
+            (B * r, kept, width) each; the last block's are behind the final norm.
+
+        Raises:
+            ValueError: the network cannot do without a part of its tokens.
+        """
+        ...
+
     def pooled(self, inputs: Tensor) -> Tensor:
         """Return the feature of each normalised input, (B, width), which a classifier's head takes."""
         ...
@@ -84,8 +101,12 @@ class Encoder(Protocol):
         """Return the layer of a parameter of the network: 0 before the blocks, i + 1 in block i, depth + 1 behind."""
         ...
 
-    def macs(self) -> int:
-        """Count the multiply-adds of the matrix products of one input's forward pass."""
+    def macs(self, visible: int | None = None) -> int:
+        """Count the multiply-adds of the matrix products of one input's forward pass.
+
+        Args:
+            visible: token cells that are encoded; None: all of them.
+        """
         ...
 
 
@@ -103,6 +124,19 @@ def draw_video_biases(network: nn.Module) -> None:
         elif isinstance(module, nn.Conv3d) and module.bias is not None:
             bound = 1 / sqrt(module.weight[0].numel())
             nn.init.uniform_(module.bias, -bound, bound)
+
+
+def gathered(patches: Tensor, visible: Tensor) -> Tensor:
+    """Return the visible patches of each view: (B, cells, n) and (B * r, kept) -> (B * r, kept, n)."""
+    batch, cells, width = patches.shape
+    first = torch.arange(batch, device=patches.device)[:, None] * cells
+    rows = visible.reshape(batch, -1) + first
+    return patches.flatten(0, 1)[rows].view(len(visible), -1, width)
+
+
+def fix(parameter: nn.Parameter) -> None:
+    """Take a parameter out of the training. It keeps its value, which checkpoints leave out."""
+    parameter.requires_grad_(False)
 
 
 def mask_layout(predictions: Layout, input_shape: tuple[int, ...]) -> Layout:

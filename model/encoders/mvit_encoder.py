@@ -62,6 +62,10 @@ class MViTEncoder:
         encoded: Tensor = self.network.norm(self._through_blocks(tokens))[:, 1:]
         return encoded
 
+    def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """See `Encoder`: a MViT pools neighbouring tokens, and so needs all of them."""
+        raise ValueError("a MViT cannot encode visible patches only: leave out model.decoder, or choose a plain ViT")
+
     def pooled(self, inputs: Tensor) -> Tensor:
         """See `Encoder`."""
         tokens = self.embed(inputs)
@@ -103,8 +107,8 @@ class MViTEncoder:
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("conv_proj.", "pos_encoding.")) else self.depth + 1
 
-    def macs(self) -> int:
-        """See `Encoder`; with the convolutions, and the products of queries and relative positions."""
+    def macs(self, visible: int | None = None) -> int:
+        """See `Encoder`; it encodes all patches. With the convolutions, and the products of queries and relative positions."""
         total: int = self.token_layout.cells * self.network.conv_proj.weight.numel()
         for block, before, after in zip(self.network.blocks, self._grids, self._grids[1:], strict=False):
             total += _block_macs(block, before, after)

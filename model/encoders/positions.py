@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from model.layout import Layout
+
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """2-D sine-cosine position embedding, float32 (rows * columns, width).
@@ -21,6 +23,14 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     angles = torch.stack([x.flatten(), y.flatten()])[..., None] * frequency  # (2, patches, width / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).permute(1, 0, 2).flatten(1)
+
+
+def sincos_cells(layout: Layout, width: int) -> Tensor:
+    """Embedding of the cells of a grid, float32 (cells, width): that of the place, of clips plus that of the frame."""
+    places = sincos_positions((layout.rows, layout.columns), width)
+    if layout.frames == 1:
+        return places
+    return (sincos_frames(layout.frames, width)[:, None] + places).flatten(0, 1)
 
 
 def sincos_frames(frames: int, width: int) -> Tensor:

@@ -9,8 +9,9 @@ import timm
 import torch
 from timm.models import Beit, VisionTransformer, checkpoint, is_model_in_modules
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from model.encoders.encoder import Pool, PositionInit, draw
+from model.encoders.encoder import Pool, PositionInit, draw, fix, gathered
 from model.encoders.positions import sincos_positions
 from model.layout import Layout
 
@@ -95,6 +96,21 @@ class TimmEncoder:
         """See `Encoder`. This is timm's `forward_features` from the patch embeddings on."""
         return self._encode(tokens)[:, self.prefix :]
 
+    def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """See `Encoder`. Pixels are gathered, so that hidden patches are not even embedded."""
+        network, cells = self.network, self.token_layout.cells
+        if isinstance(network, Beit) or network.pos_embed is None:
+            raise ValueError("to encode visible patches only, a network needs absolute positions: choose a plain ViT")
+        convolution = network.patch_embed.proj
+        x = F.linear(gathered(self._pixels(inputs), visible), convolution.weight.flatten(1), convolution.bias)
+        positions = network.pos_embed[0]
+        x = network.patch_embed.norm(x) + positions[-cells:][visible]
+        prefix = [token for token in (network.cls_token, network.reg_token) if token is not None]
+        if prefix:
+            first = torch.cat(prefix, dim=1) + (0 if network.no_embed_class else positions[:-cells])
+            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
+        return through(network, network.norm_pre(network.pos_drop(x)), self.prefix, taps)
+
     def pooled(self, inputs: Tensor) -> Tensor:
         """See `Encoder`."""
         feature: Tensor = self.network.forward_head(self.network.forward_features(inputs), pre_logits=True)
@@ -117,12 +133,16 @@ class TimmEncoder:
         network = self.network
         for parameter in (network.cls_token, getattr(network, "reg_token", None), network.pos_embed):
             draw(parameter)
-        if position_init == "sincos":
-            if network.pos_embed is None:
-                raise ValueError("position_init=sincos needs an encoder with absolute positions: set it to random")
-            table = sincos_positions(network.patch_embed.grid_size, network.embed_dim)
-            with torch.no_grad():
-                network.pos_embed[0, -len(table) :] = table
+        if position_init == "random":
+            return
+        if network.pos_embed is None:
+            raise ValueError(f"position_init={position_init} needs an encoder with absolute positions: set it to random")
+        table = sincos_positions(network.patch_embed.grid_size, network.embed_dim)
+        with torch.no_grad():
+            if position_init == "fixed":
+                nn.init.zeros_(network.pos_embed)
+                fix(network.pos_embed)
+            network.pos_embed[0, -len(table) :] = table
 
     def checkpoint_blocks(self, enabled: bool) -> None:
         """See `Encoder`."""
@@ -134,9 +154,15 @@ class TimmEncoder:
             return int(name.split(".")[1]) + 1
         return self.depth + 1 if name.startswith(("norm.", "fc_norm.", "head.")) else 0
 
-    def macs(self) -> int:
+    def macs(self, visible: int | None = None) -> int:
         """See `Encoder`."""
-        return transformer_macs(self.network, self.token_layout.cells)
+        return transformer_macs(self.network, visible or self.token_layout.cells)
+
+    def _pixels(self, inputs: Tensor) -> Tensor:
+        """Cut images into patches: (B, 3, H, W) -> (B, cells, 3 * height * width), a patch's as its kernel has them."""
+        batch, layout, (_, height, width) = len(inputs), self.token_layout, self.prediction_patch
+        patches = inputs.reshape(batch, -1, layout.rows, height, layout.columns, width).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(batch, layout.cells, -1)
 
     def _encode(self, x: Tensor) -> Tensor:
         """(B, patches, width) -> (B, prefix + patches, width)."""
@@ -158,6 +184,16 @@ class TimmEncoder:
         for block in self.network.blocks:
             x = checkpoint(block, x, **biases) if again else block(x, **biases)
         return x
+
+
+def through(network: Any, x: Tensor, prefix: int, taps: Sequence[int]) -> list[Tensor]:
+    """Take tokens through a transformer's blocks. Return what `Encoder.encode_visible` does, without the prefix."""
+    outputs, last = [], len(network.blocks) - 1
+    for index, block in enumerate(network.blocks):
+        x = checkpoint(block, x) if network.grad_checkpointing else block(x)
+        if index in taps:
+            outputs.append((network.norm(x) if index == last else x)[:, prefix:])
+    return outputs
 
 
 def transformer_macs(network: Any, patches: int) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, mask_layout
+from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
 from model.encoders.positions import sincos_frames, sincos_positions
-from model.encoders.timm_vit import blocks_macs, build_encoder
+from model.encoders.timm_vit import blocks_macs, build_encoder, through
 from model.layout import Layout
 
 TUBELET = 2  # frames of a tubelet
@@ -74,10 +75,17 @@ class TubeletViT(nn.Module):
         tokens: Tensor = self.patch_embed(clips)
         return tokens
 
-    def with_positions(self, tokens: Tensor) -> Tensor:
-        """From embedded tubelets to what the first block takes, (B, 1 + cells, width), the class token first."""
+    def with_positions(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
+        """From embedded tubelets to what the first block takes, (B, 1 + cells, width), the class token first.
+
+        Args:
+            tokens: (B, cells, width).
+            visible: which cells these are, int64 (B, cells); None: all, in order.
+        """
         width = tokens.shape[-1]
         positions = (self.pos_embed_temporal[0, :, None] + self.pos_embed_spatial).reshape(1, -1, width)
+        if visible is not None:
+            positions = positions[0][visible]
         batch = tokens.shape[0]  # not len, which an export would take for a constant
         first = (self.cls_token + self.pos_embed_class).expand(batch, -1, -1)
         x: Tensor = self.norm_pre(self.pos_drop(torch.cat([first, tokens + positions], dim=1)))
@@ -155,6 +163,13 @@ class TubeletEncoder:
         encoded: Tensor = self.network.encode(tokens)[:, 1:]
         return encoded
 
+    def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
+        """See `Encoder`. Pixels are gathered, so that hidden patches are not even embedded."""
+        network = self.network
+        convolution = network.patch_embed.proj
+        x = F.linear(gathered(self._pixels(inputs), visible), convolution.weight.flatten(1), convolution.bias)
+        return through(network, network.with_positions(x, visible), self.prefix, taps)
+
     def pooled(self, inputs: Tensor) -> Tensor:
         """See `Encoder`."""
         feature: Tensor = self.network.pooled(inputs)
@@ -180,7 +195,11 @@ class TubeletEncoder:
         draw_video_biases(network)
         if not self.classes:  # the published code counts this norm among the prediction head
             nn.init.zeros_(network.norm.bias)
-        if position_init == "sincos":
+        if position_init == "fixed":
+            nn.init.zeros_(network.pos_embed_class)
+            for parameter in positions:
+                fix(parameter)
+        if position_init != "random":
             with torch.no_grad():
                 network.pos_embed_spatial[0] = sincos_positions(network.grid[1:], self.width)
                 network.pos_embed_temporal[0] = sincos_frames(network.grid[0], self.width)
@@ -195,8 +214,17 @@ class TubeletEncoder:
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed.", "norm_pre.")) else self.depth + 1
 
-    def macs(self) -> int:
+    def macs(self, visible: int | None = None) -> int:
         """See `Encoder`."""
-        cells = self.token_layout.cells
+        cells = visible or self.token_layout.cells
         embedding: int = cells * self.network.patch_embed.proj.weight.numel()
         return embedding + blocks_macs(self.network.blocks, cells + 1, self.width)
+
+    def _pixels(self, inputs: Tensor) -> Tensor:
+        """Cut clips into tubelets: (B, 3, frames, H, W) -> (B, cells, numbers of a kernel), as the kernel has them."""
+        if self.network.frames == 1:
+            inputs = inputs.expand(-1, -1, TUBELET, -1, -1)
+        batch, layout, (frames, height, width) = len(inputs), self.token_layout, self.prediction_patch
+        grid = (layout.frames, frames, layout.rows, height, layout.columns, width)
+        tubelets = inputs.reshape(batch, -1, *grid).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return tubelets.reshape(batch, layout.cells, -1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from model.layout import Layout, Mask, make_mask
 from pipeline.masks.blocks import block_masks, masked_patches
 from pipeline.masks.cubes import cube_masks, frame_masks, masked_cells, masked_frames, tube_masks
+from pipeline.masks.scattered import random_masks
 from pipeline.masks.settings import MaskSettings
 
 
@@ -103,6 +104,16 @@ class FrameMasker(_GridMasker):
         return frame_masks(keys, self._grid, self._ratio)
 
 
+class RandomMasker(_GridMasker):
+    """Masks of cells that are drawn one by one, see `random_masks` and `_GridMasker`."""
+
+    def _hidden(self) -> int:
+        return round(self._cells.cells * self._ratio)
+
+    def _draw(self, keys: Tensor) -> Tensor:
+        return random_masks(keys, self._cells.shape, self._hidden())
+
+
 _OF_CLIPS: dict[str, type[_GridMasker]] = {"cube": CubeMasker, "tube": TubeMasker, "frame": FrameMasker}
 
 
@@ -118,6 +129,8 @@ def masker_for(settings: MaskSettings, cells: Layout, predictions: Layout, compi
     """
     of_clips = cells.frames > 1
     kind = settings.kind or ("cube" if of_clips else "block")
+    if kind == "random":
+        return RandomMasker(cells, predictions, settings.ratio, compile)
     if (kind in _OF_CLIPS) != of_clips:
         wanted = "clips" if kind in _OF_CLIPS else "images"
         raise ValueError(

@@ -22,20 +22,22 @@ class MaskedPrediction:
 
     Args:
         examples: makes them of images.
+        masks: of each image in a step.
     """
 
-    def __init__(self, examples: ExampleMaker) -> None:
-        self._examples = examples
+    def __init__(self, examples: ExampleMaker, masks: int = 1) -> None:
+        self._examples, self._masks = examples, masks
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
-        """Return the example of a micro-batch, and the weights of its images."""
-        return self._examples.example(batch.inputs, batch.keys), batch.weights
+        """Return the example of a micro-batch, and the weights of its views."""
+        example = self._examples.example(batch.inputs, batch.keys, self._masks)
+        return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
         """See `TaskLoss`."""
         example, weights = prepared
         predictions = engine.predict(example.inputs, example.mask)
-        return self._examples.target.losses(predictions, example.targets, len(example.inputs)), weights
+        return self._examples.target.losses(predictions, example.targets, len(weights)), weights
 
 
 class Pretraining(MaskedPrediction):
@@ -55,7 +57,8 @@ class Pretraining(MaskedPrediction):
     def __init__(self, recipe: Recipe, data: TrainingData, world: World, phases: Phases) -> None:
         self._recipe, self._data = recipe, data
         self.model = build_model(recipe)
-        super().__init__(build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device))
+        examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
+        super().__init__(examples, recipe.mask.repeats)
         self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured

@@ -3,6 +3,7 @@
 import difflib
 
 from pipeline.targets.features import Features
+from pipeline.targets.hog.scales import HogScales
 from pipeline.targets.hog.target import Hog
 from pipeline.targets.labels import Labels
 from pipeline.targets.pixels import Pixels
@@ -12,6 +13,7 @@ from pipeline.targets.tokens.target import Tokens
 
 TARGETS: dict[str, type[Target]] = {
     "hog": Hog,
+    "hog_scales": HogScales,
     "pixels": Pixels,
     "features": Features,
     "tokens": Tokens,

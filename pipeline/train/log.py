@@ -28,7 +28,7 @@ class TrainingLog:
         bad: told which samples are.
         not_finite: told which steps had no finite gradient.
         batch_size: inputs of a step.
-        repeats: of them that are made of each sample.
+        views: of them that are made of each sample that is read.
         frames: of an input that is a clip; None: inputs are images.
         trace: of the samples that the run takes; None: it keeps none.
 
@@ -47,13 +47,13 @@ class TrainingLog:
         bad: BadSamples,
         not_finite: NonFinite,
         batch_size: int,
-        repeats: int,
+        views: int,
         frames: int | None,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
-        self._batch_size, self._repeats, self._frames = batch_size, repeats, frames
+        self._batch_size, self._views, self._frames = batch_size, views, frames
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
 
@@ -91,7 +91,7 @@ class TrainingLog:
         total, seconds = gathered.total, gathered.by_rank["seconds"]
         seen = clock.steps * self._batch_size
         rate = seen / clock.elapsed
-        if problem := self._bad.log(int(total["bad"]), seen // self._repeats, self._report):
+        if problem := self._bad.log(int(total["bad"]), seen // self._views, self._report):
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
@@ -102,6 +102,7 @@ class TrainingLog:
             "lr": self._engine.learning_rate,
             "images_per_second": rate,
             **({} if self._frames is None else {"frames_per_second": rate * self._frames}),
+            **({} if self._views == 1 else {"samples_per_second": rate / self._views}),
             "data_wait": total["data_wait"] / self._world.size,
             "bad_samples": total["bad"],
             "nonfinite_steps": not_finite,

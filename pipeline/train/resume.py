@@ -83,7 +83,8 @@ def find_checkpoint(
     """
     identity, known = world.from_first(identity), defaults(recipe)
     parts = PARTS if average is None else (*PARTS, AVERAGE)
-    shapes = {f"{part}/{name}": tuple(p.shape) for name, p in model.named_parameters() for part in parts}
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 
     def check(found: Checkpoint) -> None:
         try:

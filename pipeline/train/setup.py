@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.build import compile_forward
+from pipeline.build import compile_forward, load_trained
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.checkpoints.saver import Saver
 from pipeline.cluster import preflight
@@ -61,7 +61,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     notes += _load_weights(recipe, task, found)
     size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
     batch_size = recipe.optim.batch_size
-    steps_per_epoch = data.samples * recipe.data.repeats / batch_size
+    steps_per_epoch = data.samples * recipe.views / batch_size
     engine = _start_engine(recipe, world, task, steps_per_epoch, found)
 
     # What the run writes
@@ -96,7 +96,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         bad=bad,
         not_finite=not_finite,
         batch_size=batch_size,
-        repeats=recipe.data.repeats,
+        views=recipe.views,
         frames=recipe.data.frames,
         trace=trace,
     )
@@ -133,8 +133,8 @@ def open_data(recipe: TrainingRecipe, world: World) -> TrainingData:
 def part_of(recipe: TrainingRecipe, world: World) -> Part:
     """Return which part of a run's batches this rank takes. Raises ConfigError where they cannot be shared evenly."""
     return Part(
-        recipe.optim.batch_size,
-        recipe.micro_batch(world.size),
+        recipe.optim.batch_size // recipe.masks,
+        recipe.micro_batch(world.size) // recipe.masks,
         recipe.run.seed,
         world.device,
         rank=world.rank,
@@ -160,7 +160,7 @@ def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task)
 def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) -> list[str]:
     """Give the model its first weights of this life, and compile it. Return notes for the operator."""
     if found:
-        task.model.load_state_dict(found.weights())
+        load_trained(task.model, found.weights())
         notes = changed_engine(found, recipe)
     else:
         notes = task.load_initial_weights()

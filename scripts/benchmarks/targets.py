@@ -13,7 +13,7 @@ from benchmarks.hardware import peak, synchronise
 from benchmarks.racing import compare, race
 from pipeline.masks.blocks import block_masks, masked_patches
 from pipeline.pixels import IMAGENET, normalise
-from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target
+from pipeline.targets.hog.arithmetic import compiled, hog_target
 
 Device = torch.device
 
@@ -36,7 +36,7 @@ def _hog_on_cpu(images: Tensor) -> list[Figure]:
 
     rates = race(
         {
-            "compiled": _times(1, compiled_hog_target(), images),
+            "compiled": _times(1, compiled(hog_target), images),
             "eager": _times(1, hog_target, images),
             "official definition": _times(1, official_hog, images),
             "skimage.feature.hog": with_skimage,

@@ -43,12 +43,17 @@ def check(images: Tensor, patch: int) -> None:
     Raises:
         ValueError: not uint8 (B, 3, H, W), or not made of whole patches, or these not of whole cells.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != CHANNELS:
-        raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    check_images(images)
     target_width(patch)
     height, width = images.shape[2:]
     if height % patch or width % patch:
         raise ValueError(f"images of {height}x{width} pixels do not divide into {patch}-pixel patches")
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse what is no uint8 (B, 3, H, W). Raises ValueError."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != CHANNELS:
+        raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 def hog_target(images: Tensor, patch: int = 16) -> Tensor:
@@ -66,26 +71,49 @@ def hog_target(images: Tensor, patch: int = 16) -> Tensor:
         ValueError: wrong dtype or shape.
     """
     check(images, patch)
+    return in_patches(unit_length(histograms(images, CELL)), patch // CELL)
+
+
+def histograms(images: Tensor, cell: int) -> Tensor:
+    """Sum the magnitudes of gradients by orientation over cells.
+
+    Args:
+        images: uint8 (B, 3, H, W); H and W multiples of `cell`.
+        cell: pixels a side.
+
+    Returns:
+        float32 (B, 3, 9, rows of cells, columns of cells).
+    """
     batch, _, height, width = images.shape
     gx, gy = _sobel(images)
     magnitude = torch.sqrt(gx * gx + gy * gy)
-
     # Rows before columns: the compiler then runs along rows of pixels, 9 times faster than over cells of 8x8.
-    rows_of_pixels = (batch, CHANNELS, height // CELL, CELL, width)
+    rows_of_pixels = (batch, CHANNELS, height // cell, cell, width)
     in_rows = torch.stack(
         [torch.where(here, magnitude, 0.0).reshape(rows_of_pixels).sum(3) for here in within_bins(gx, gy)], dim=2
     )
-    histogram = in_rows.reshape(*in_rows.shape[:-1], width // CELL, CELL).sum(-1)
-    histogram = F.normalize(histogram, dim=2, eps=1e-12)  # (B, 3, 9, rows of cells, columns of cells)
-
-    side = patch // CELL
-    rows, columns = height // patch, width // patch
-    histogram = histogram.reshape(batch, CHANNELS, BINS, rows, side, columns, side)
-    return histogram.permute(0, 3, 5, 1, 2, 4, 6).reshape(batch, rows * columns, target_width(patch))
+    return in_rows.reshape(*in_rows.shape[:-1], width // cell, cell).sum(-1)
 
 
-def compiled_hog_target() -> Callable[..., Tensor]:
-    """`hog_target`, compiled for a CPU by torch at the first call with images of a size.
+def unit_length(histogram: Tensor) -> Tensor:
+    """Scale the nine numbers of each cell to unit length; those of a flat cell stay zero."""
+    return F.normalize(histogram, dim=2, eps=1e-12)
+
+
+def in_patches(histogram: Tensor, side: int) -> Tensor:
+    """Gather the numbers of each patch: (B, 3, 9, rows, columns) -> (B, patches, 27 * side * side).
+
+    Args:
+        histogram: of cells.
+        side: cells along a side of a patch.
+    """
+    batch, _, _, rows, columns = histogram.shape
+    cells = histogram.reshape(batch, CHANNELS, BINS, rows // side, side, columns // side, side)
+    return cells.permute(0, 3, 5, 1, 2, 4, 6).reshape(batch, -1, CHANNELS * BINS * side**2)
+
+
+def compiled(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `hog_target`, or another like it, compiled by torch at the first call with images of a size.
 
     The options keep gradients in registers until they are summed up; by itself the compiler writes them to memory
     first and reads them nine times, which takes twice as long.
@@ -94,7 +122,7 @@ def compiled_hog_target() -> Callable[..., Tensor]:
         "realize_opcount_threshold": 10_000,
         "realize_reads_threshold": 1_000,
     }
-    return torch.compile(hog_target, dynamic=False, options=options)
+    return torch.compile(target, dynamic=False, options=options)
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:

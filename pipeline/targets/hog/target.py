@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.layout import Mask
 from pipeline.pixels import IMAGENET, Statistics
-from pipeline.targets.hog.arithmetic import compiled_hog_target, hog_target, target_width
+from pipeline.targets.hog.arithmetic import compiled, hog_target, target_width
 from pipeline.targets.hog.glyphs import strokes
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, Regression
@@ -31,7 +31,7 @@ class Hog(Regression):
         self.width = target_width(patch)
         self.identity: dict[str, Any] = {"target.kind": "hog"}
         self._patch, self._statistics = patch, statistics
-        self._target = compiled_hog_target() if compile else hog_target
+        self._target = compiled(hog_target) if compile else hog_target
 
     @staticmethod
     def output_width(settings: TargetSettings, predictions: Predictions) -> int:

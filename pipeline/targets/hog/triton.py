@@ -16,7 +16,6 @@ For 256 images of 224 pixels, 40% masked: 39 MB of pixels in, 77 MB of bf16 and 
 measured on a GPU yet.
 """
 
-import math
 from functools import cache
 
 import torch
@@ -25,13 +24,10 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS, check, target_width
+from pipeline.targets.hog.kernel import histogram, normalise, store
 
 # As the compiler of kernels needs its constants
-_CELL = tl.constexpr(CELL)
-_BINS = tl.constexpr(BINS)
-_CHANNELS = tl.constexpr(CHANNELS)
-# Cotangents of 20, 40, 60 and 80 degrees; those of 100 to 160 are the same with the other sign.
-_COT_20, _COT_40, _COT_60, _COT_80 = (tl.constexpr(1 / math.tan(k * math.pi / BINS)) for k in range(1, 5))
+_CELL, _BINS, _CHANNELS = tl.constexpr(CELL), tl.constexpr(BINS), tl.constexpr(CHANNELS)
 
 
 def normalised_and_hog(
@@ -68,29 +64,21 @@ def normalised_and_hog(
     Raises:
         ValueError: wrong dtype or shape.
     """
-    clips = images.ndim == 5
-    check(images[:, :, 0] if clips else images, patch)
-    last = torch.channels_last_3d if clips else torch.channels_last
-    channels_last = images.is_contiguous(memory_format=last)
-    if not channels_last:
-        images = images.contiguous()
-    frames, (height, width) = images.shape[2] if clips else 1, images.shape[-2:]
-    # The row of the targets that belongs to each patch, -1 where there is none
-    described = torch.where(mask, mask.flatten().cumsum(0, dtype=torch.int32).view_as(mask) - 1, -1)
-    row = described.new_full((len(images), frames, *mask.shape[1:]), -1)
-    row[:, ::step] = described.view(len(images), -1, *mask.shape[1:])
+    check(images[:, :, 0] if images.ndim == 5 else images, patch)
+    images, channels_last = in_a_known_format(images)
+    row = rows_of_targets(images, mask, step)
     normalised = torch.empty_like(images, dtype=dtype)
     targets = torch.empty((masked, target_width(patch)), dtype=target_dtype, device=images.device)
     _one_patch[(row.numel(),)](
         images,
         row,
-        _per_run(mean, std, patch, channels_last, images.device),
+        per_run(mean, std, patch, channels_last, images.device),
         normalised,
         targets,
         masked,
-        FRAMES=frames,
-        HEIGHT=height,
-        WIDTH=width,
+        FRAMES=row.shape[1],
+        HEIGHT=images.shape[-2],
+        WIDTH=images.shape[-1],
         PATCH=patch,
         CHANNELS_LAST=channels_last,
         num_warps=1,
@@ -98,8 +86,28 @@ def normalised_and_hog(
     return normalised, targets
 
 
+def in_a_known_format(images: Tensor) -> tuple[Tensor, bool]:
+    """Return images or clips that are contiguous in memory, and whether channels are last there."""
+    last = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
+    channels_last = images.is_contiguous(memory_format=last)
+    return (images if channels_last else images.contiguous()), channels_last
+
+
+def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
+    """Return the row of the targets that belongs to each patch, -1 where there is none: int32 (B, frames, rows, columns).
+
+    Args:
+        images, mask, step: see `normalised_and_hog`.
+    """
+    described = torch.where(mask, mask.flatten().cumsum(0, dtype=torch.int32).view_as(mask) - 1, -1)
+    frames = images.shape[2] if images.ndim == 5 else 1
+    row = described.new_full((len(images), frames, *mask.shape[1:]), -1)
+    row[:, ::step] = described.view(len(images), -1, *mask.shape[1:])
+    return row
+
+
 @cache  # copied to the device once, not at every step
-def _per_run(
+def per_run(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     patch: int,
@@ -140,18 +148,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     top = program % PATCHES // COLUMNS * PATCH
     left = program % COLUMNS * PATCH
 
-    # The normalised pixels. A row of the patch is three runs in memory: one of each channel, or one after the other.
-    RUN: tl.constexpr = PATCH if CHANNELS_LAST else PLANE
-    y = tl.arange(0, triton.next_power_of_2(PATCH))[:, None]
-    along = tl.arange(0, triton.next_power_of_2(PATCH))[None, :]
-    inside = (y < PATCH) & (along < PATCH)
-    for run in tl.static_range(_CHANNELS):
-        scale = tl.load(statistics + run * PATCH + along, mask=along < PATCH)
-        shift = tl.load(statistics + (_CHANNELS + run) * PATCH + along, mask=along < PATCH)
-        place = run * RUN + ((top + y) * WIDTH + left) * PIXEL + along
-        pixels = tl.load(images + place, mask=inside).to(tl.float32)
-        tl.store(normalised + place, (pixels * scale + shift).to(normalised.dtype.element_ty), mask=inside)
-
+    normalise(images, normalised, statistics, top, left, WIDTH, PATCH, PIXEL, PATCH if CHANNELS_LAST else PLANE)
     target = tl.load(row + program)
     if (target >= 0) & (target < masked):
         CELLS: tl.constexpr = (PATCH // _CELL) * (PATCH // _CELL)
@@ -183,74 +180,6 @@ def _describe(  # type: ignore[no-untyped-def]
     """Write the histograms of SIDE x SIDE cells of one channel, whose pixels lie PIXEL elements apart."""
     lanes: tl.constexpr = triton.next_power_of_2(SIDE * SIDE)
     cell = tl.arange(0, lanes)[:, None]
-    exists = cell < SIDE * SIDE
     y = top + tl.minimum(cell // SIDE, SIDE - 1) * _CELL
-    x = left + cell % SIDE * _CELL + tl.arange(0, _CELL)[None, :]
-    before = _reflected(x - 1, WIDTH) * PIXEL
-    after = _reflected(x + 1, WIDTH) * PIXEL
-    x *= PIXEL
-    slope_above, smooth_above = _row(pixels + _reflected(y - 1, HEIGHT) * (WIDTH * PIXEL), before, x, after)
-    slope, smooth = _row(pixels + y * (WIDTH * PIXEL), before, x, after)
-    from_0 = tl.full((lanes, _CELL), 0.0, tl.float32)
-    from_20 = from_0
-    from_40 = from_0
-    from_60 = from_0
-    from_80 = from_0
-    from_100 = from_0
-    from_120 = from_0
-    from_140 = from_0
-    from_160 = from_0
-    for step in tl.static_range(1, _CELL + 1):
-        below = pixels + _reflected(y + step, HEIGHT) * (WIDTH * PIXEL)
-        slope_below, smooth_below = _row(below, before, x, after)
-        gx = slope_above + 2 * slope + slope_below
-        gy = smooth_above - smooth_below
-        slope_above, smooth_above = slope, smooth
-        slope, smooth = slope_below, smooth_below
-
-        # As in `hog.within_bins`; written so that each ray costs a comparison and an addition under its condition
-        magnitude = tl.sqrt(gx * gx + gy * gy)
-        gy = tl.where(gx * 2048 + gy < 0, -gy, gy)  # gx < 0, or gx = 0 and gy < 0, since |gy| <= 1020
-        gx = tl.abs(gx)
-        from_0 += magnitude
-        from_20 = tl.where(gy <= gx * _COT_20, from_20 + magnitude, from_20)
-        from_40 = tl.where(gy <= gx * _COT_40, from_40 + magnitude, from_40)
-        from_60 = tl.where(gy <= gx * _COT_60, from_60 + magnitude, from_60)
-        from_80 = tl.where(gy <= gx * _COT_80, from_80 + magnitude, from_80)
-        from_100 = tl.where(gy <= -(gx * _COT_80), from_100 + magnitude, from_100)
-        from_120 = tl.where(gy <= -(gx * _COT_60), from_120 + magnitude, from_120)
-        from_140 = tl.where(gy <= -(gx * _COT_40), from_140 + magnitude, from_140)
-        from_160 = tl.where(gy <= -(gx * _COT_20), from_160 + magnitude, from_160)
-
-    histogram = (
-        tl.sum(from_0 - from_20, 1, keep_dims=True),
-        tl.sum(from_20 - from_40, 1, keep_dims=True),
-        tl.sum(from_40 - from_60, 1, keep_dims=True),
-        tl.sum(from_60 - from_80, 1, keep_dims=True),
-        tl.sum(from_80 - from_100, 1, keep_dims=True),
-        tl.sum(from_100 - from_120, 1, keep_dims=True),
-        tl.sum(from_120 - from_140, 1, keep_dims=True),
-        tl.sum(from_140 - from_160, 1, keep_dims=True),
-        tl.sum(from_160, 1, keep_dims=True),
-    )
-    squares = tl.full((lanes, 1), 0.0, tl.float32)
-    for b in tl.static_range(_BINS):
-        squares += histogram[b] * histogram[b]
-    scale = 1.0 / tl.maximum(tl.sqrt(squares), 1e-12)
-    for b in tl.static_range(_BINS):
-        tl.store(target + b * (SIDE * SIDE) + cell, (histogram[b] * scale).to(target.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def _row(row, before, x, after):  # type: ignore[no-untyped-def]
-    """How a row changes across each pixel, left minus right, and its smoothed values; exact integers in float32."""
-    left = tl.load(row + before).to(tl.float32)
-    right = tl.load(row + after).to(tl.float32)
-    return left - right, left + 2 * tl.load(row + x).to(tl.float32) + right
-
-
-@triton.jit
-def _reflected(i, length):  # type: ignore[no-untyped-def]
-    """Mirror what is one place out of 0..length - 1 at the outermost pixel."""
-    i = tl.abs(i)
-    return tl.where(i < length, i, 2 * length - 2 - i)
+    x = left + cell % SIDE * _CELL
+    store(target, histogram(pixels, y, x, lanes, _CELL, HEIGHT, WIDTH, PIXEL), cell, SIDE * SIDE, lanes)
