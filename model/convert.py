@@ -88,9 +88,9 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
 
     What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
     LayerNorm was trained behind the pooling, the encoder's norm. A classifier's LayerNorm and head, and positions that
-    are not trained, always stay as they are. Positions of another square grid are resampled by timm's functions: embeddings bicubically, BEiT's relative
-    biases as in its own code but linearly. The patch embedding is rewritten if `weights` tells that it was trained on
-    images normalised otherwise.
+    are not trained, always stay as they are. Positions of another square grid are resampled by timm's functions:
+    embeddings bicubically, BEiT's relative biases as in its own code but linearly. The patch embedding is rewritten if
+    `weights` tells that it was trained on images normalised otherwise.
 
     Args:
         normalisation: of the images that the model will see; None: as in the weights' training.

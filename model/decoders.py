@@ -7,13 +7,13 @@ with a stride of 2 never reach beyond their patch; so here they are linear layer
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from model.encoders.encoder import Encoder, draw
+from model.encoders.encoder import Encoder
 from model.encoders.positions import sincos_cells
 from model.encoders.timm_vit import blocks_macs
 from model.layout import Layout
@@ -124,7 +124,7 @@ class LocalDecoder(nn.Module):
                 "change data.image_size"
             )
         self.taps, self._layout = spread_taps(view.depth), layout
-        self.fillings = nn.ModuleList(Filling(view.width, width, layout) for _ in SCALES)
+        self.fillings: Any = nn.ModuleList(Filling(view.width, width, layout) for _ in SCALES)
         self.norms = nn.ModuleList(nn.LayerNorm(view.width) for _ in self.taps[:-1])  # the last output is normed
         self.heads = nn.ModuleList(_refine(width, count, numbers) for count in cells)
 
@@ -142,10 +142,10 @@ class LocalDecoder(nn.Module):
 
     def macs(self, visible: int, masked: int) -> int:
         """Count the multiply-adds of one input's matrix products."""
-        total = sum(filling.macs(visible) for filling in self.fillings)
+        total: int = sum(filling.macs(visible) for filling in self.fillings)
         for scale, head in zip(SCALES, self.heads, strict=True):
             times = self._layout.cells // 4 if scale > 1 else masked
-            for layer in head:
+            for layer in head.children():
                 if isinstance(layer, nn.Linear):
                     total += times * layer.weight.numel()
                 elif isinstance(layer, _Split):

@@ -108,7 +108,7 @@ class MViTEncoder:
         return 0 if name.startswith(("conv_proj.", "pos_encoding.")) else self.depth + 1
 
     def macs(self, visible: int | None = None) -> int:
-        """See `Encoder`; it encodes all patches. With the convolutions, and the products of queries and relative positions."""
+        """See `Encoder`; with the convolutions, and the products of queries and relative positions."""
         total: int = self.token_layout.cells * self.network.conv_proj.weight.numel()
         for block, before, after in zip(self.network.blocks, self._grids, self._grids[1:], strict=False):
             total += _block_macs(block, before, after)

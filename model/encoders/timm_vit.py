@@ -136,7 +136,9 @@ class TimmEncoder:
         if position_init == "random":
             return
         if network.pos_embed is None:
-            raise ValueError(f"position_init={position_init} needs an encoder with absolute positions: set it to random")
+            raise ValueError(
+                f"position_init={position_init} needs an encoder with absolute positions: set it to random"
+            )
         table = sincos_positions(network.patch_embed.grid_size, network.embed_dim)
         with torch.no_grad():
             if position_init == "fixed":

@@ -66,6 +66,12 @@ class FinetuneRecipe(TrainingRecipe):
     engine: Free[FinetuneEngine] = FinetuneEngine()
 
     @model_validator(mode="after")
+    def _has_no_decoder(self) -> Self:
+        if self.model.decoder:
+            raise ValueError("model.decoder describes hidden patches, of which fine-tuning has none: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _has_whole_weights(self) -> Self:
         if self.optim.average and self.engine.zero_stage == 3:
             raise ValueError(

@@ -12,7 +12,7 @@ import torch
 from scripting import run_script
 
 from model.flops import forward_macs, training_flops
-from pipeline.build import build_model
+from pipeline.build import build_masker, build_model
 from pipeline.config import Recipe, load_recipe
 from pipeline.estimate import Cluster, Size, estimate, measured_rate, wire_bytes, wire_rounds
 from pipeline.settings import ConfigError
@@ -30,6 +30,25 @@ def test_flops_of_an_image_are_those_known_of_the_models(name: str, gflop: float
         model = build_model(recipe(name))
     assert training_flops(model, masked=196) / 1e9 == pytest.approx(gflop, rel=1.3e-3)
     assert training_flops(model, masked=78) / 1e9 == pytest.approx(gflop, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "gflop"),
+    [
+        ("vit_base_visible", ["model.decoder=light", "target.kind=hog"], 27.1),
+        ("vit_large_visible", ["model.decoder=light", "target.kind=hog"], 92.7),
+        ("vit_base_visible", [], 30.9),
+        ("vit_large_visible", [], 96.6),
+        ("vit_base_128", [], 34.2),
+    ],
+)
+def test_cheaper_recipes_cost_what_arithmetic_says(name: str, settings: list[str], gflop: float) -> None:
+    """By the sizes alone; heads that describe hidden patches only are a little cheaper than of all patches."""
+    made = recipe(name, *settings)
+    with torch.device("meta"):
+        model = build_model(made)
+    masked = build_masker(made, model).masked
+    assert training_flops(model, masked) / 1e9 == pytest.approx(gflop, rel=0.015)
 
 
 def test_a_teacher_looks_at_each_image_once(

@@ -80,7 +80,7 @@ def histogram(  # type: ignore[no-untyped-def]
         slope_above, smooth_above = slope, smooth
         slope, smooth = slope_below, smooth_below
 
-        # As in `arithmetic.within_bins`; written so that each ray costs a comparison and an addition under its condition
+        # As `arithmetic.within_bins`, but so that each ray costs a comparison and an addition under its condition
         magnitude = tl.sqrt(gx * gx + gy * gy)
         gy = tl.where(gx * 2048 + gy < 0, -gy, gy)  # gx < 0, or gx = 0 and gy < 0, since |gy| <= 1020
         gx = tl.abs(gx)

@@ -1,7 +1,7 @@
 """Histograms of oriented gradients at four scales, of cells of a quarter, half, one and two patches a side.
 
-Algorithm: Wang et al., "Masked Image Modeling with Local Multi-Scale Reconstruction", CVPR 2023, section 3, with the HOG
-of `pipeline.targets.hog.arithmetic`. Magnitudes add up: one histogram of the finest cells is summed by 2x2 for the
+Algorithm: Wang et al., "Masked Image Modeling with Local Multi-Scale Reconstruction", CVPR 2023, section 3, with the
+HOG of `pipeline.targets.hog.arithmetic`. Magnitudes add up: one histogram of the finest cells is summed by 2x2 for the
 next scale, and each scale is scaled to unit length by itself.
 """
 
@@ -21,7 +21,7 @@ from pipeline.targets.target import Computing, Predictions, Regression
 
 NUMBERS = CHANNELS * BINS
 SIDES = (4, 2, 1)  # cells along a side of a patch, finest first; the cells of the fourth scale are of 2x2 patches
-WIDTHS = (*(NUMBERS * side**2 for side in SIDES), NUMBERS)  # numbers that describe a patch, by scale
+WIDTHS = [*(NUMBERS * side**2 for side in SIDES), NUMBERS]  # numbers that describe a patch, by scale
 WIDTH = sum(WIDTHS)
 PATCHES = (8, 16, 32)  # pixels a side, of whose finest cells a warp makes columns
 
@@ -46,12 +46,15 @@ def hog_scales(images: Tensor, patch: int = 16) -> Tensor:
     for side in SIDES:
         scales.append(in_patches(unit_length(histogram), side))
         histogram = summed(histogram)
-    return torch.cat([*scales, in_patches(unit_length(histogram).repeat_interleave(2, -1).repeat_interleave(2, -2), 1)], 2)
+    return torch.cat(
+        [*scales, in_patches(unit_length(histogram).repeat_interleave(2, -1).repeat_interleave(2, -2), 1)], 2
+    )
 
 
 def summed(histogram: Tensor) -> Tensor:
     """Sum the histograms of 2x2 cells: (B, 3, 9, rows, columns) -> (B, 3, 9, rows / 2, columns / 2)."""
-    return F.avg_pool2d(histogram.flatten(0, 1), 2, divisor_override=1).unflatten(0, histogram.shape[:2])
+    sums = F.avg_pool2d(histogram.flatten(0, 1), 2, divisor_override=1)
+    return sums.view(*histogram.shape[:2], *sums.shape[1:])
 
 
 def check_scales(images: Tensor, patch: int) -> None:
@@ -59,7 +62,9 @@ def check_scales(images: Tensor, patch: int) -> None:
     check_images(images)
     _check(Layout(1, images.shape[2] // patch, images.shape[3] // patch), patch)
     if images.shape[2] % patch or images.shape[3] % patch:
-        raise ValueError(f"images of {images.shape[2]}x{images.shape[3]} pixels do not divide into {patch}-pixel patches")
+        raise ValueError(
+            f"images of {images.shape[2]}x{images.shape[3]} pixels do not divide into {patch}-pixel patches"
+        )
 
 
 def _check(layout: Layout, patch: int) -> None:
@@ -125,7 +130,7 @@ class HogScales(Regression):
 
         A cell of 2x2 patches counts once for each of them that is masked.
         """
-        errors = (outputs.float() - targets).square().split(WIDTHS, dim=1)
+        errors = torch.split((outputs.float() - targets).square(), WIDTHS, dim=1)
         return torch.stack([scale.reshape(batch_size, -1).mean(1) for scale in errors]).sum(0)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:

@@ -94,7 +94,7 @@ def in_a_known_format(images: Tensor) -> tuple[Tensor, bool]:
 
 
 def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
-    """Return the row of the targets that belongs to each patch, -1 where there is none: int32 (B, frames, rows, columns).
+    """Return each patch's row of the targets, -1 where it has none: int32 (B, frames, rows, columns).
 
     Args:
         images, mask, step: see `normalised_and_hog`.

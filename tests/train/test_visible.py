@@ -1,0 +1,154 @@
+"""Runs that encode visible patches only: killed, resumed, on other ranks and stages, with several masks of a crop."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from launching import (
+    assert_same_weights,
+    last_checkpoint,
+    launch,
+    launch_and_kill,
+    losses,
+    metrics,
+    pretrain,
+    small_recipe,
+    trace,
+)
+from safetensors.torch import load_file
+from scripting import run_script
+
+from pipeline.build import build_examples, build_model, compile_forward
+from pipeline.data.augment import mask_keys
+from pipeline.trained import load_model, recipe_of
+
+COMMON = (
+    "data.image_size=64",
+    "model.options={embed_dim: 32, depth: 4, num_heads: 1}",
+    "model.position_init=fixed",
+    "model.decoder_width=32",
+    "mask.kind=random",
+    "mask.ratio=0.75",
+    "run.trace_samples=true",
+)
+VARIANTS = {
+    "light": (*COMMON, "model.decoder=light", "mask.repeats=2"),
+    "local": (*COMMON, "model.decoder=local", "target.kind=hog_scales", "mask.repeats=4", "engine.micro_batch=4"),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return VARIANTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(variant: tuple[str, ...], shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch(shards, run, *variant, "run.max_steps=6", f"data.validation={shards}")
+    return run
+
+
+def test_a_killed_run_resumes_bit_for_bit(
+    variant: tuple[str, ...], shards: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = [*variant, "run.max_steps=6", "run.save_every=2", f"data.validation={shards}"]
+    launch_and_kill(shards, run, *options, when=run / "checkpoints/step-00000002")
+    launch(shards, run, *options)
+    assert losses(run) == losses(undisturbed)
+    assert_same_weights(run, undisturbed)
+    assert [trace(run, rank) for rank in (0, 1)] == [trace(undisturbed, rank) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_other_ranks_and_stages_learn_the_same(
+    variant: tuple[str, ...], shards: Path, undisturbed: Path, tmp_path: Path, ranks: int
+) -> None:
+    launch(shards, tmp_path / "run", *variant, "run.max_steps=6", "engine.zero_stage=3", ranks=ranks)
+    for step, loss in losses(undisturbed).items():
+        assert losses(tmp_path / "run")[step] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_step_reads_fewer_samples_than_it_learns_from(variant: tuple[str, ...], undisturbed: Path) -> None:
+    """16 views a step; the schedule counts them, and the log tells both rates."""
+    repeats = int(next(option for option in variant if option.startswith("mask.repeats")).split("=")[1])
+    assert {len(ids) for rank in (0, 1) for ids in trace(undisturbed, rank).values()} == {16 // repeats // 2}
+    for line in metrics(undisturbed):
+        assert line["samples_per_second"] == pytest.approx(line["images_per_second"] / repeats)
+
+
+def test_the_export_is_the_trained_encoder_with_its_positions(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_script(monkeypatch, "export.py", undisturbed, tmp_path / "weights") == 0
+    exported = load_file(tmp_path / "weights/model.safetensors")
+    found = last_checkpoint(undisturbed)
+    model = load_model(found, recipe_of(found))
+    trained = model.encoder.state_dict()
+    assert exported.keys() == trained.keys() and all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert "encoder.pos_embed" not in found.weights()
+    images = torch.randn(2, 3, 64, 64)
+    network = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(network(images), model.encoder(images))
+        visible = torch.arange(16).expand(2, -1)
+        seen = model.view.encode_visible(images, visible, [3])[0].mean(1)
+    torch.testing.assert_close(network(images), seen, atol=1e-5, rtol=1e-4)
+
+
+def test_views_of_a_crop_have_masks_of_their_own_and_the_targets_of_the_crop(shards: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(shards, tmp_path, *VARIANTS["local"])
+    examples = build_examples(recipe, build_model(recipe), torch.float32, torch.device("cpu"))
+    torch.manual_seed(0)
+    crops, keys = (
+        torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8),
+        torch.tensor(mask_keys(torch.arange(3).numpy())),
+    )
+    example = examples.example(crops, keys, 4)
+    assert example.inputs.shape == (3, 3, 64, 64) and example.mask.cells.shape == (12, 4, 4)
+    assert len({cells.numpy().tobytes() for cells in example.mask.cells}) > 6
+    everything = examples.targets(crops).flatten(1, 2)
+    expected = everything.repeat_interleave(4, 0)[example.mask.cells.flatten(1)]
+    torch.testing.assert_close(example.targets, expected, atol=1e-6, rtol=0)
+    alone = examples.example(crops[1:2], keys[1:2], 4)
+    assert torch.equal(alone.mask.cells, example.mask.cells[4:8])
+
+
+def test_a_bad_image_costs_all_of_its_views_and_no_other(shards: Path, tmp_path: Path) -> None:
+    """In this process, where its bytes are spoilt on their way."""
+    from pipeline.data.batch import Batch
+    from pipeline.pretrain.task import MaskedPrediction
+
+    recipe = small_recipe(shards, tmp_path, *VARIANTS["light"])
+    model = build_model(recipe)
+    task = MaskedPrediction(build_examples(recipe, model, torch.float32, torch.device("cpu")), 2)
+    torch.manual_seed(0)
+    crops = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    batch = Batch(None, crops, torch.arange(3), torch.tensor([1.0, 0.0, 1.0]), [])  # type: ignore[arg-type]
+
+    class Plain:
+        def predict(self, *inputs: object) -> torch.Tensor:
+            return model(*inputs)
+
+    found, weights = task.losses(Plain(), task.prepare(batch))
+    assert weights.tolist() == [1, 1, 0, 0, 1, 1] and found.shape == (6,)
+
+
+def test_the_compiled_model_is_one_graph_and_predicts_the_same(variant: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = small_recipe("unread", tmp_path, *variant)
+    model = build_model(recipe)
+    examples = build_examples(recipe, model, torch.float32, torch.device("cpu"))
+    crops = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    example = examples.example(crops, torch.arange(2), recipe.mask.repeats)
+    expected = model(example.inputs, example.mask)
+    compile_forward(model)
+    torch.testing.assert_close(model(example.inputs, example.mask), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_without_its_decoder_is_another_run(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(shards, run, *VARIANTS["light"], "run.max_steps=1")
+    with pytest.raises(Exception, match=r"model\.decoder was light, now None"):
+        pretrain(shards, run, *COMMON, "run.max_steps=2", "mask.repeats=2")
