@@ -99,7 +99,7 @@ def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
     assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
     assert err.splitlines() == [
         f"{source}: one class only, a\\nerror: forged; if that folder holds the class folders, build it instead",
-        f"{source}: no class for folders without an image: b\\x1b[31m (empty)",
+        f"{source}: no class for folders without an image or video: b\\x1b[31m (empty)",
     ]
 
 
@@ -108,7 +108,7 @@ def test_without_any_label_that_is_said_before_the_work_and_after_it(shell: Shel
     status, text, err = shell("build", flat, tmp_path / "out", "--workers", 1)
     assert (status, err) == (
         0,
-        f"{flat}: no classes: its images lie at the top; for labels, put them into a folder for each class\n",
+        f"{flat}: no classes: its files lie at the top; for labels, put them into a folder for each class\n",
     )
     assert text.splitlines()[1:3] == ["classes: none", "unlabelled: 3 of 3 samples"]
 
