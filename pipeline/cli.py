@@ -84,9 +84,9 @@ def plan(
 ) -> None:
     """Simulate what a run on many machines asks of storage and of the machines' caches.
 
-    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. A
-    sample is an image or a video, of which all bytes are read, however few frames are used. With --repeats N, a batch
-    has N clips or crops of each of its samples.
+    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead.
+    A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
+    --repeats N, a batch has N clips or crops of each of its samples.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
 
     \b

@@ -1,6 +1,6 @@
 """A run of two ranks that is hit again and again at random moments, against one that is left alone.
 
-    PYTHONPATH=tests:. python tests/faults/random_kills.py [--hits 100] [--seed 0] [--clips]
+    PYTHONPATH=tests:. python tests/faults/random_kills.py [--hits 100] [--seed 0] [--within 4] [--clips]
 
 Each life is hit once, after a random time between its start and its end: SIGKILL of one rank or of both, SIGTERM of
 one, or SIGSTOP of one until the other gives up. At the end, all lives together must have trained on the plan's samples,
@@ -40,6 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hits", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--within", type=float, default=4.0, help="seconds of a life in which it is hit (%(default)s)")
     parser.add_argument("--clips", action="store_true", help="train on clips of videos")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
@@ -60,7 +61,7 @@ def main() -> int:
         ranks = start(shards, folder / "hit", *options)
         hit = rng.choice(["kill a rank", "kill both", "ask one to stop", "stop one"])
         if sum(hits.values()) < arguments.hits:
-            time.sleep(rng.uniform(0.3, 4.0))
+            time.sleep(rng.uniform(0.3, arguments.within))
             _hit(ranks, hit, rng.randrange(2))
             hits[hit] += 1
         statuses = ranks.wait(300)
