@@ -135,9 +135,9 @@ def model_card(
 
 
 def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
-    images = facts.step * recipe.optim.batch_size
+    batch_size = recipe.optim.batch_size
     rows = {
-        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images: {images:,} in all",
+        "steps": f"{facts.step:,} of {batch_size:,} {recipe.data.inputs}: {facts.step * batch_size:,} in all",
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
     told = [line for line in logged(run) if line["step"] <= facts.step]

@@ -21,7 +21,7 @@ from shards.text import counted
 _FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
 _MOST_SHARDS = 4_000_000
 _MOST = 2**62  # bytes
-_MOST_IMAGES, _MOST_IMAGINED_SHARDS = 10**15, 10**8  # which keeps products of them in 64 bits, and arrays in memory
+_MOST_SAMPLES, _MOST_IMAGINED_SHARDS = 10**15, 10**8  # which keeps products of them in 64 bits, and arrays in memory
 Candidate = tuple[str, Plan, Int64s]  # what to change, the plan with it, the bytes of its shards
 
 
@@ -42,7 +42,7 @@ def _number(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 1 <= number <= _MOST_IMAGES or not number.is_integer():
+    if not 1 <= number <= _MOST_SAMPLES or not number.is_integer():
         raise typer.BadParameter(f"{text!r} is not a whole number from 1 to 1e15 such as 1281167 or 10e9")
     return int(number)
 
@@ -54,12 +54,13 @@ def main() -> None:
 
 def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images of a global batch.")],
+    batch: Annotated[int, typer.Option(min=1, help="As optim.batch_size of the recipe.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
     root: Annotated[str | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL.")] = None,
-    samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its images,")] = None,
+    samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
     shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=64, help="As data.repeats of the recipe.")] = 1,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
     lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="As data.lanes of the recipe.")] = LANES,
     block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="As data.block of the recipe.")] = BLOCK,
@@ -69,53 +70,71 @@ def plan(
         int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
     ] = "10Gbit",  # type: ignore[assignment]  # typer parses defaults too
     images_per_second: Annotated[
-        float | None, typer.Option(min=1, max=1e12, help="Speed of training on all nodes.", show_default="unknown")
+        float | None,
+        typer.Option(
+            "--images-per-second",
+            "--clips-per-second",
+            min=1,
+            max=1e12,
+            help="Speed of training on all nodes, in inputs of the model.",
+            show_default="unknown",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
 ) -> None:
     """Simulate what a run on many machines asks of storage and of the machines' caches.
 
     DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead.
+    A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
+    --repeats N, a batch has N clips or crops of each of its samples.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
 
     \b
     Examples:
       maskfeat-shards plan shards/train --nodes 8 --batch 4096 --cache 500GB --bandwidth 25Gbit
+      maskfeat-shards plan shards/k400 --nodes 8 --batch 512 --repeats 4 --cache 500GB --clips-per-second 1500
       maskfeat-shards plan --samples 10e9 --bytes 1PB --shards 1e6 --nodes 512 --batch 65536 --lanes 4096 --cache 8TB
     """
-    if batch % (nodes * ranks_per_node):
+    if batch % (nodes * ranks_per_node * repeats):
+        of_each = f", {repeats} of each sample" if repeats > 1 else ""
         raise typer.BadParameter(
-            f"--batch {batch} cannot be shared out evenly to {nodes} nodes of {ranks_per_node} ranks; "
-            "change it, --nodes or --ranks-per-node"
+            f"--batch {batch} cannot be shared out evenly to {nodes} nodes of {ranks_per_node} ranks{of_each}; "
+            f"change it, --nodes or --ranks-per-node{' or --repeats' if repeats > 1 else ''}"
         )
+    at_once = batch // repeats
     counts, shard_bytes = _data_set(root, samples, size, shards)
-    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), Plan(counts, seed, lanes, block)
+    fleet, order = Fleet(nodes, ranks_per_node, at_once, cache), Plan(counts, seed, lanes, block)
     found = forecast(order, shard_bytes, fleet, epochs)
     total = int(shard_bytes.sum())
     if as_json:
         data_set = {"samples": order.samples, "shards": len(counts), "bytes": total}
-        settings = asdict(fleet) | {"lanes": lanes, "block": block, "bandwidth": bandwidth}
+        settings = asdict(fleet) | {"repeats": repeats, "lanes": lanes, "block": block, "bandwidth": bandwidth}
         print(json.dumps(data_set | settings | asdict(found), indent=1))
     else:
         machines = counted(nodes, "node")
         rows = [
-            ("data set", f"{counted(order.samples, 'image')} in {counted(len(counts), 'shard')}, {_text(total)}"),
-            ("run", f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / batch:,.1f} batches an epoch"),
-            ("order", f"{counted(lanes, 'lane')}, blocks of {block:,} images"),
+            ("data set", f"{counted(order.samples, 'sample')} in {counted(len(counts), 'shard')}, {_text(total)}"),
+            (
+                "run",
+                f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / at_once:,.1f} batches an epoch",
+            ),
+            ("order", f"{counted(lanes, 'lane')}, blocks of {block:,} samples"),
             ("simulated", f"{found.nodes_simulated:,} of {machines}"),
             *_outlook(found, total, bandwidth),
         ]
         if images_per_second and found.most_node_reads:
-            epoch = order.samples / images_per_second
+            epoch = order.samples * repeats / images_per_second
             rate = max(found.most_node_reads) / epoch
             share = f"{_text(rate)}/s, {rate / bandwidth:.0%} of what it can"
             rows.append(("training", f"takes {_time(epoch)} an epoch, in which a node reads {share}"))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             say(f"{name:<{width}}  {value}")
-    if lanes % nodes or batch % lanes:
+    if lanes % nodes or at_once % lanes:
+        of_lanes = "--lanes" if repeats == 1 else "--lanes times --repeats"
         note(
-            "nodes share lanes and read each other's shards: make --lanes a multiple of --nodes, and --batch of --lanes"
+            "nodes share lanes and read each other's shards: make --lanes a multiple of --nodes, and --batch of "
+            f"{of_lanes}"
         )
     if cache < found.smallest_cache:
         note(f"a cache of {_text(cache)} is too small: it takes {_text(found.smallest_cache)}")
@@ -129,7 +148,7 @@ def _data_set(root: str | None, samples: int | None, size: int | None, shards: i
     imagined = (samples, size, shards)
     if root is not None and not any(imagined):
         dataset = Dataset.load(root)
-        if dataset.samples > _MOST_IMAGES or sum(shard.samples for shard in dataset.shards) != dataset.samples:
+        if dataset.samples > _MOST_SAMPLES or sum(shard.samples for shard in dataset.shards) != dataset.samples:
             raise ShardError(f"{root}: its dataset.json counts {dataset.samples:,} samples wrongly; build it again")
         found = dataset.shards
         return np.array([shard.samples for shard in found]), np.array([shard.bytes for shard in found])
@@ -138,7 +157,7 @@ def _data_set(root: str | None, samples: int | None, size: int | None, shards: i
     if shards > _MOST_IMAGINED_SHARDS:
         raise typer.BadParameter(f"{shards:,} shards are more than {_MOST_IMAGINED_SHARDS:,}; lower --shards")
     if shards > samples:
-        raise typer.BadParameter(f"{samples:,} images cannot fill {shards:,} shards; lower --shards")
+        raise typer.BadParameter(f"{samples:,} samples cannot fill {shards:,} shards; lower --shards")
     return _shared_out(samples, shards), _shared_out(size, shards)
 
 
@@ -180,7 +199,7 @@ def _remedies(order: Plan, shard_bytes: Int64s, fleet: Fleet) -> Iterator[tuple[
         if n * len(order.counts) > _MOST_SHARDS or n > order.counts.max():
             return None
         plan = Plan(np.repeat(order.counts // n, n), lanes=order.lanes, block=order.block)
-        return f"shards of {plan.counts.max()} images", plan, np.repeat(shard_bytes // n, n)
+        return f"shards of {plan.counts.max()} samples", plan, np.repeat(shard_bytes // n, n)
 
     for change in (smaller_blocks, fewer_lanes, smaller_shards):
         for n in _FRACTIONS:

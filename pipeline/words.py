@@ -80,7 +80,8 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
         """Describe every patch of the good images of a batch: float32 (n, width)."""
         good = batch.inputs[batch.weights > 0]
         if not len(good):
-            raise DataError(f"all {len(batch.weights)} images of a batch are bad: run `maskfeat-shards verify`")
+            bad = f"all {len(batch.weights)} {recipe.data.inputs}"
+            raise DataError(f"{bad} of a batch are bad: run `maskfeat-shards verify`")
         frames = described_frames(good, predictions)
         return target.describe(frames, mask_of_all(len(frames), predictions.of_a_frame.layout, good.device)).float()
 
@@ -108,10 +109,12 @@ def _not_writable(out: Path) -> str:
 
 def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
     """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
-    steps = data.samples * recipe.views // recipe.optim.batch_size
-    batches = steps * micro_batches(recipe, world)
+    inputs = data.samples * recipe.views
+    batches = inputs // recipe.optim.batch_size * micro_batches(recipe, world)
     if not batches:
-        raise ConfigError(f"{data.samples:,} images are not a whole batch: set optim.batch_size to at most that many")
+        raise ConfigError(
+            f"{inputs:,} {recipe.data.inputs} are not a whole batch: set optim.batch_size to at most that many"
+        )
     means: KMeans | None = None
     passing = track(data.batches(0, batches), "words", batches, disable=world.rank > 0, transient=True)
     for batch in passing:

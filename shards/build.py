@@ -107,7 +107,7 @@ def build(
     unwritten = _bytes(listing.sizes)
 
     def remaining() -> str:
-        return f"{unwritten / 1e6:,.1f} MB of images are still to be written"
+        return f"{unwritten / 1e6:,.1f} MB of files are still to be written"
 
     with explained(out, remaining):
         found = finished(out)

@@ -33,22 +33,22 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store 
 Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one a CPU core")]
 Engine = Literal["local", "ray"]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images and videos.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
 
 
 def build(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
     out: Out,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images assigned to a shard.")] = 1000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to a shard.")] = 1000,
     resize: Annotated[
         int | None,
         typer.Option(min=1, metavar="PX", help="Shrink short sides to PX; store JPEG and H.264.", show_default="off"),
     ] = None,
     workers: Workers = None,
-    seed: Annotated[int, typer.Option(help="Order of the images over the shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Order of the samples over the shards.")] = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    check: Annotated[Check, typer.Option(help="Decode every image, or trust its header.")] = "decode",
+    check: Annotated[Check, typer.Option(help="Of images: decode all, or trust headers.")] = "decode",
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
@@ -68,7 +68,7 @@ def build(
     node, by a shared file system for instance. The result is the same, byte for byte.
 
     An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
-    Images that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
+    Files that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
 
     \b
     Examples:
@@ -94,7 +94,7 @@ def build(
             note=note,
         )
     if finished_before:
-        say(f"{out}: already built from these images with these options; nothing to do")
+        say(f"{out}: already built from these {Manifest.load(out).noun}s with these options; nothing to do")
     else:
         summarise(out, dataset, time.monotonic() - begun)
     _judge(out, dataset, max_rejects)
@@ -188,7 +188,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview
 def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
     """Run the command line with these commands; errors that users can mend are one line."""
     app = typer.Typer(
-        help="Turn images into checked WebDataset shards with a manifest.",
+        help="Turn images and videos into checked WebDataset shards with a manifest.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -7,4 +7,4 @@ class DataError(Exception):
 
 def no_validation_image(root: str) -> DataError:
     """That of the validation images in `root` none is good."""
-    return DataError(f"{root}: none of the validation images can be used; run `maskfeat-shards verify`")
+    return DataError(f"{root}: none of the validation samples can be used; run `maskfeat-shards verify`")

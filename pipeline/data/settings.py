@@ -83,3 +83,8 @@ class Data(Section):
     def clip(self) -> Clip | None:
         """How clips are taken of videos; None: the model sees images."""
         return None if self.frames is None else Clip(self.frames, self.sampling, self.stride, self.fps)
+
+    @property
+    def inputs(self) -> str:
+        """The word for what the model sees: `images` or `clips`."""
+        return "images" if self.frames is None else "clips"

@@ -39,7 +39,7 @@ def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None) ->
     Args:
         vitals: of all ranks, in order, as in everything here.
         bad_share: of samples that a run puts up with.
-        needed: images a second of a rank, if that is known.
+        needed: samples a second of a rank, if that is known.
     """
     remedy = (
         "mend what is named, or raise data.read_threads (data.requests for remote shards) and set data.cache; "
@@ -180,9 +180,8 @@ def gpus(vitals: Sequence[Vitals], measured: Sequence[Gpu | None]) -> Finding:
     told, remedies = [], dict[str, None]()
     for gpu in measured:
         faults = _faults(gpu) if gpu else []
-        name = gpu.name if gpu else "none"
         worst = max((verdict for verdict, _, _ in faults), default=Verdict.OK)
-        told.append((worst, ", ".join([name, *(text for _, text, _ in faults)])))
+        told.append((worst, ", ".join([gpu.name if gpu else "none", *(text for _, text, _ in faults)])))
         remedies |= dict.fromkeys(remedy for _, _, remedy in faults)
     return conclude("GPUs", _hosts(vitals), told, "; ".join(remedies))
 
@@ -232,7 +231,8 @@ def _rates(
             told.append((verdict, f"{rate.bad} of {rate.tried} samples are bad, for instance {rate.why}"))
         else:
             node = rank.node
-            text = f"{images[node]:,.0f} images/s" + (f", {sizes[node] / 1e6:,.0f} MB/s" if sizes[node] else "")
+            text = f"{images[node]:,.0f} {rate.unit}/s" + (f", {sizes[node] / 1e6:,.0f} MB/s" if sizes[node] else "")
+            text += f", {images[node] * rate.frames:,.0f} frames/s" if rate.frames else ""
             wanted = needed * ranks_of[node] if needed else 0.0
             if images[node] < wanted:
                 text += f" of {wanted:,.0f} needed"

@@ -45,7 +45,7 @@ class Wanted:
 
     Attributes:
         samples: that each rank reads and decodes.
-        images_per_second: of one rank, that training needs; None: ranks are compared with each other alone.
+        images_per_second: of one rank, or clips, that training needs; None: ranks are compared with each other alone.
         network: GB/s that a node of GPUs sends.
         link: GB/s that a GPU sends within a node.
         deadline: seconds that a check may take.
@@ -95,10 +95,11 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
     states = len(PARTS) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
+    needed = wanted.images_per_second
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
-        diagnosis.storage(vitals, recipe.data.bad_share, wanted.images_per_second),
-        diagnosis.decoding(vitals, recipe.data.bad_share, wanted.images_per_second),
+        diagnosis.storage(vitals, recipe.data.bad_share, needed and needed / recipe.data.repeats),
+        diagnosis.decoding(vitals, recipe.data.bad_share, needed),
         diagnosis.gpu_decoding(vitals, decoders),
         diagnosis.network(vitals, reduced, expected),
         diagnosis.clocks(vitals, times),

@@ -36,13 +36,24 @@ _SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "powe
 
 @dataclass(frozen=True)
 class Rate:
-    """Images and bytes a second of one rank, the images that were bad of those tried, and why the first one was."""
+    """How fast one rank reads or decodes.
+
+    Attributes:
+        images: a second; of videos, which are counted as `unit` says, too.
+        bytes: a second, 0 where they are not counted.
+        tried, bad: samples, and those of them that were bad.
+        why: the first one was bad.
+        unit: `images`, `videos` or `clips`.
+        frames: of a clip, where these are decoded.
+    """
 
     images: float
     bytes: float
     tried: int
     bad: int = 0
     why: str = ""
+    unit: str = "images"
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,15 +119,15 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
     samples = [sample for _, batch in read for sample in batch]
     sizes = [len(sample) for sample in samples if not isinstance(sample, str)]
     bad = [sample for sample in samples if isinstance(sample, str)]
-    return read, Rate(len(sizes) / seconds, sum(sizes) / seconds, len(samples), len(bad), (bad or [""])[0])
+    unit = "images" if manifest.video is None else "videos"
+    return read, Rate(len(sizes) / seconds, sum(sizes) / seconds, len(samples), len(bad), (bad or [""])[0], unit)
 
 
 def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data: Data, device: torch.device) -> Rate:
     """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
-    return _rate(
-        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video).batches(read), device
-    )
+    batcher = Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video)
+    return replace(_rate(batcher.batches(read), device), unit=data.inputs, frames=data.frames)
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:
@@ -138,14 +149,15 @@ def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
 def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
     """Of all but the first batch, for which queues and buffers are filled."""
     bad = next(batches).bad
-    begin, images = time.perf_counter(), 0
+    begin, images, tried = time.perf_counter(), 0, BATCH
     for batch in batches:
         images += len(batch.inputs)
+        tried += len(batch.request.ids)
         bad += batch.bad
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
-    return Rate(images / seconds, 0, BATCH + images, len(bad), bad[0].reason if bad else "")
+    return Rate(images / seconds, 0, tried, len(bad), bad[0].reason if bad else "")
 
 
 def machine(recipe: TrainingRecipe) -> Machine:

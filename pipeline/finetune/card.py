@@ -75,7 +75,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     """
     recipe = FinetuneRecipe.model_validate(facts.recipe)
     rows = {
-        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} images",
+        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}",
         "weights": "moving average" if average else "of the last step",
     }
     suffix = f"_{AVERAGE}" if average else ""

@@ -74,9 +74,9 @@ class Finetuning:
         self._writing = Writing()
         self._mixup = None
         if augment.mixup or augment.cutmix:
-            if recipe.micro_batch(world.size) % 2:
+            if (size := recipe.micro_batch(world.size)) % 2:
                 raise ConfigError(
-                    f"mixup pairs the images of a micro-batch, and {recipe.micro_batch(world.size)} are an odd number: "
+                    f"mixup pairs the {recipe.data.inputs} of a micro-batch, and {size} are an odd number: "
                     "change optim.batch_size or engine.micro_batch, or set augment.mixup and augment.cutmix to 0"
                 )
             self._mixup = Mixup(
@@ -127,7 +127,7 @@ class Finetuning:
             self._write(CLASSES, f"{json.dumps(self.names, indent=0)}\n".encode())
         report.say(
             f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
-            "of the validation images"
+            "of the validation samples"
         )
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:

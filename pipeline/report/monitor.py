@@ -162,7 +162,14 @@ def _line(metrics: Metrics) -> str:
     parts += [
         f"lr {metrics['lr']:.1e}",
         f"grad {metrics['grad_norm']:.3f}",
-        f"{metrics['images_per_second']:,.0f} {'clips' if 'frames_per_second' in metrics else 'img'}/s",
+        _speed(metrics),
         f"data {metrics['data_wait']:.0%}",
     ]
     return "  ".join(parts)
+
+
+def _speed(metrics: Metrics) -> str:
+    inputs = metrics["images_per_second"]
+    if "frames_per_second" not in metrics:
+        return f"{inputs:,.0f} img/s"
+    return f"{inputs:,.1f} clips/s ({metrics['frames_per_second']:,.0f} frames/s)"

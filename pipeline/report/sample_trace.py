@@ -1,11 +1,9 @@
-"""samples-rank{r}.jsonl: the ids of the samples that each rank took at each step, with `run.trace_samples`."""
+"""samples-rank{r}.jsonl: the ids of the samples that each rank took at each step, and of clips their frames."""
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cluster.world import World
+from pipeline.data.request import Request
 from pipeline.files import AppendedFile, Writing, json_lines, keep_lines
 
 
@@ -18,20 +16,22 @@ class SampleTrace:
 
     def __init__(self, file: AppendedFile) -> None:
         self._file = file
-        self._ids: list[int] = []
+        self._requests: list[Request] = []
 
-    def add(self, ids: NDArray[np.int64]) -> None:
+    def add(self, request: Request) -> None:
         """Note the samples of a micro-batch."""
-        self._ids += ids.tolist()
+        self._requests.append(request)
 
     def write(self, step: int) -> None:
         """Write down those noted since the step before."""
-        self._file.append(json_lines([{"step": step, "ids": self._ids}]))
-        self._ids = []
+        ids = [sample for request in self._requests for sample in request.ids.tolist()]
+        frames = [clip for request in self._requests if request.frames is not None for clip in request.frames.tolist()]
+        self._file.append(json_lines([{"step": step, "ids": ids, **({"frames": frames} if frames else {})}]))
+        self.drop()
 
     def drop(self) -> None:
         """Forget those noted since the step before."""
-        self._ids = []
+        self._requests = []
 
 
 def open_trace(folder: Path, world: World, first_step: int) -> SampleTrace:

@@ -62,7 +62,7 @@ class TrainingLog:
         for batch in batches:
             self._bad.add(batch.bad)
             if self._trace:
-                self._trace.add(batch.request.ids)
+                self._trace.add(batch.request)
             yield batch
 
     def learned(self, step: int) -> None:

@@ -187,10 +187,10 @@ def _start_engine(
 def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) -> str:
     """Describe how large a run is, in a line."""
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    samples, inputs = ("images", "images") if recipe.data.frames is None else ("videos", "clips")
+    samples = "images" if recipe.data.frames is None else "videos"
     return (
-        f"{parameters / 1e6:.1f}M parameters, {data.samples:,} {samples}, "
-        f"{world.size} ranks x {micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {inputs} a step, "
+        f"{parameters / 1e6:.1f}M parameters, {data.samples:,} {samples}, {world.size} ranks x "
+        f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.data.inputs} a step, "
         f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
     )
 

@@ -90,10 +90,10 @@ def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
     """
     if found:
         if found.fingerprint != fingerprint:
-            raise ShardError(f"{out}: holds a data set of other images or options; {_REMEDY}")
+            raise ShardError(f"{out}: holds a data set of other files or options; {_REMEDY}")
         delete(join(out, STAGING))
     elif _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
-        raise ShardError(f"{out}: holds an unfinished build of other images or options; {_REMEDY}")
+        raise ShardError(f"{out}: holds an unfinished build of other files or options; {_REMEDY}")
 
 
 def refuse_other_files(out: str, names: Iterable[str]) -> None:
@@ -211,7 +211,7 @@ def finish(
                     first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
                 raise ShardError(
                     one_line(
-                        f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                        f"{source}: none of its {len(rejects)} files can be used{first}; mend them and delete {out}"
                     )
                 )
             identity = sha256_of(table)

@@ -34,9 +34,11 @@ def write_shard(out: str, name: str, items: Iterable[Item], options: Options, st
     with replacing(join(out, name), staging) as scratch:
         with TarWriter(scratch) as tar:
             for item, read_item in _read_ahead(items):
-                path, media = printable(item.path), media_of(item.path)
+                path = printable(item.path)
                 try:
-                    checked = media.check(read_item(), options.for_check())
+                    data = read_item()
+                    media = media_of(item.path, data)
+                    checked = media.check(data, options.for_check())
                 except Rejected as error:
                     rows.reject(path, error, item.size)
                     continue

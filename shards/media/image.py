@@ -68,6 +68,8 @@ class ImageMedia:
             kind = kind_of(data)
             if kind in FORMATS:
                 raise Rejected("corrupt", f"begins as {kind}, but what has to follow is damaged or missing") from None
+            if kind == "video":
+                raise Rejected(kind, "has the name of an image; rename it") from None
             if kind is not None:
                 raise Rejected(kind, f"not read; convert it to one of {', '.join(FORMATS)}") from None
             raise Rejected("not an image", f"not a readable {', '.join(FORMATS)} file") from None

@@ -1,16 +1,21 @@
 """The kinds of samples that there are. Another one is a class with the members of `Media`, and a line here."""
 
 from shards.media.image import IMAGE
+from shards.media.kinds import kind_of
 from shards.media.media import Media
 from shards.media.video import VIDEO
 
 MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE, VIDEO)}  # by the name in the manifest
 
 
-def media_of(name: str) -> Media:
-    """Return the kind of the file of this name, by its suffix: an image where that is not known."""
+def media_of(name: str, data: bytes = b"") -> Media:
+    """Return the kind of the file of this name, by its suffix or, where that is not known, as in a URL, by its bytes.
+
+    An image is what neither tells.
+    """
     suffix = suffix_of(name)
-    return next((media for media in MEDIA.values() if suffix in media.suffixes), IMAGE)
+    named = next((media for media in MEDIA.values() if suffix in media.suffixes), None)
+    return named or (VIDEO if kind_of(data) == VIDEO.name else IMAGE)
 
 
 def suffixes() -> frozenset[str]:

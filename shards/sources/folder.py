@@ -75,7 +75,7 @@ def list_folder(root: Path) -> Listing:
     if loose and len(loose) < len(paths):
         folder = next(path for path in paths if "/" in path).partition("/")[0]
         raise ShardError(
-            f"{root}: has images both at the top ({loose[0]}) and in folders ({folder}/); "
+            f"{root}: has files both at the top ({loose[0]}) and in folders ({folder}/); "
             "move the former into class folders, or give a folder without sub-folders"
         )
     return Listing(
@@ -168,7 +168,7 @@ def on_ignored(ignored: Counter[str]) -> str:
 def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
     """What is worth knowing about the classes: that there are none, a single one, or fewer than folders."""
     if not classes:
-        return ["no classes: its images lie at the top; for labels, put them into a folder for each class"]
+        return ["no classes: its files lie at the top; for labels, put them into a folder for each class"]
     lines = []
     if len(classes) == 1:
         name = printable(classes[0])
@@ -180,7 +180,7 @@ def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
             why = f"all its files are ignored: {holds[name]:,}" if holds[name] else "empty"
             shown.append(f"{printable(name)} ({'a broken link' if name in found.broken else why})")
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-        lines.append(f"no class for folders without an image: {', '.join(shown)}{more}")
+        lines.append(f"no class for folders without an image or video: {', '.join(shown)}{more}")
     return lines
 
 

@@ -86,4 +86,4 @@ def is_candidate(path: str) -> bool:
 def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
     """The error for a source that holds only other files; `kinds` says of which kinds they are."""
     among = f"{files:,} files{f': {kinds}' if kinds else '; correct the path'}"
-    return ShardError(f"{source}: no images (.{', .'.join(sorted(registry.suffixes()))}) among {among}")
+    return ShardError(f"{source}: no images or videos (.{', .'.join(sorted(registry.suffixes()))}) among {among}")

@@ -23,7 +23,7 @@ def list_table(source: Path) -> Listing:
     """
     columns = read_path_and_label(source)
     if not columns.paths:
-        raise ShardError(f"{source}: has no rows; list at least one image")
+        raise ShardError(f"{source}: has no rows; list at least one file")
     paths = [_path(source, number, value) for number, value in enumerate(columns.paths, 1)]
     sizes = list(_sizes(source, paths))
     numbers, classes = ([], []) if columns.labels is None else _classes(source, columns.label, columns.labels)

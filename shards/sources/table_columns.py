@@ -25,6 +25,7 @@ PATH_NAMES = (
     "file_path",
     "image_path",
     "img_path",
+    "video_path",
     "image",
     "url",
 )
@@ -157,7 +158,7 @@ def _path_column(source: Path, names: Sequence[str]) -> int | None:
     found = [name for name in PATH_NAMES if name in known]
     if len(found) > 1 and found[0] != PATH_NAMES[0]:
         raise ShardError(
-            f"{source}: its columns {' and '.join(found)} may both list the images; call the right one path"
+            f"{source}: its columns {' and '.join(found)} may both list the files; call the right one path"
         )
     return _position(source, names, found[0]) if found else None
 

@@ -81,7 +81,7 @@ def _notes(ignored: Counter[str], folders: set[str], classes: Sequence[str]) -> 
         yield on_ignored(ignored)
     if missing := sorted({native(folder) for folder in folders} - set(classes), key=os.fsencode):
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-        yield f"no class for tars without an image: {', '.join(map(printable, missing[:_SHOWN]))}{more}"
+        yield f"no class for tars without an image or video: {', '.join(map(printable, missing[:_SHOWN]))}{more}"
 
 
 def _files(file: Readable, source: Path, inner: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:

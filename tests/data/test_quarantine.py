@@ -142,7 +142,7 @@ def test_validation_images_that_are_all_bad_end_the_run(shards: Path, tmp_path: 
     shutil.copytree(shards, copy)
     for tar in copy.glob("*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(DataError, match=f"{copy}: none of the validation images can be used"):
+    with pytest.raises(DataError, match=f"{copy}: none of the validation samples can be used"):
         pretrain(shards, tmp_path / "run", "run.max_steps=1", f"data.validation={copy}", "data.bad_in_a_row=1000")
 
 

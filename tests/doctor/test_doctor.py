@@ -1,15 +1,19 @@
-"""scripts/doctor.py for a run of fine-tuning; on nodes that differ, and for pre-training, see test_preflight.py."""
+"""scripts/doctor.py for a run of fine-tuning, and on clips; on nodes that differ, see test_preflight.py."""
 
 import json
+import re
+import shutil
 from math import isclose
 from pathlib import Path
 
 import torch
 from labelled import labelled_shards
-from launching import FINETUNE, SMALL, finetune_recipe, free_port
+from launching import FINETUNE, SMALL, finetune_recipe, free_port, small_recipe
 from ranks import Ranks
 
+from pipeline.doctor import measure
 from pipeline.finetune.build import build_classifier
+from shards.manifest import Manifest
 
 
 def doctor(said: Path, recipe: str, *arguments: object) -> tuple[int | None, str]:
@@ -44,3 +48,35 @@ def test_examines_a_finetuning_run(tmp_path: Path) -> None:
     record = "tests/old_runs/finetune/config.yaml"
     status, said = doctor(tmp_path / "second", record, *data, f"data.validation={sets['other']}")
     assert status == 2 and "its class 'green' is not among those of" in said, said
+
+
+def test_examines_a_run_on_clips(video_shards: Path, tmp_path: Path) -> None:
+    """Two clips of each video: it reads half as many videos a second as training needs clips."""
+    told = tmp_path / "findings.json"
+    options = ["data.image_size=64", "data.frames=4", "data.repeats=2", f"data.shards={video_shards}"]
+    more = ["demo", *SMALL, *options, f"run.dir={tmp_path / 'run'}", "--samples=128", "--json", str(told)]
+    alone = Ranks(1, [*more, "--images-per-second=1e7"], tmp_path / "said", free_port(), "scripts/doctor.py")
+    assert alone.wait(240) == [0], alone.said()
+    findings = {finding["check"]: finding for finding in json.loads(told.read_text())}
+    (read,), (decoded,) = (findings[check]["results"].values() for check in ("storage", "decoding"))
+    assert re.fullmatch(r"[\d,]+ videos/s, [\d,]+ MB/s of 5,000,000 needed", read), read
+    rates = re.fullmatch(r"([\d,]+) clips/s, ([\d,]+) frames/s of 10,000,000 needed", decoded)
+    assert rates, decoded
+    clips, frames = (float(rate.replace(",", "")) for rate in rates.groups())
+    assert abs(frames - 4 * clips) <= 2
+
+
+def test_bad_videos_are_counted_among_the_videos_that_were_tried(video_shards: Path, tmp_path: Path) -> None:
+    """However many clips are made of each: 2 of 22 are a twelfth of what is drawn, give or take."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(video_shards, damaged)
+    manifest = Manifest.load(damaged)
+    for sample in (3, 11):
+        with Path(manifest.shard_location(manifest.shard[sample])).open("r+b") as tar:
+            tar.seek(manifest.offset[sample] + 40)
+            tar.write(b"damage")
+    recipe = small_recipe(damaged, tmp_path, "data.image_size=64", "data.frames=4", "data.repeats=4")
+    samples, read = measure.storage(manifest, recipe.data, 0, 3)
+    decoded = measure.decoding(samples, manifest, recipe.data, torch.device("cpu"))
+    assert read.tried == decoded.tried == 192 and 0 < read.bad == decoded.bad < 60
+    assert (read.unit, decoded.unit, decoded.frames) == ("videos", "clips", 4)

@@ -1,30 +1,51 @@
 """Faults at every moment of a run of two ranks: all end by themselves, and the next life makes up for it exactly.
 
-Each row is a fault and a moment. What is compared with the undisturbed run: which samples each step took, over all
-lives of the run, and the final weights, bit for bit.
+Each row is a kind of data, a fault and a moment. What is compared with the undisturbed run: which samples each step
+took, and of clips which frames, over all lives of the run, and the final weights, bit for bit.
 """
 
+import json
 import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from launching import launch, start, trace
+from launching import assert_same_weights, last_checkpoint, launch, start
 from ranks import Ranks
 
-from pipeline.checkpoints.checkpoint import newest
-
 OPTIONS = ["run.max_steps=16", "run.save_every=4", "run.trace_samples=true", "run.deadline=12"]
+CLIPS = ["data.image_size=64", "data.frames=4", "data.sampling=stride", "data.stride=2", "data.repeats=2"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A data set, the options of runs on it, and the run that nothing disturbed."""
+
+    shards: Path
+    options: list[str]
+    undisturbed: Path
+
+
+def prepared(shards: Path, options: list[str], folder: Path) -> Bench:
+    launch(shards, folder / "run", *options)
+    return Bench(shards, options, folder / "run")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch(shards, run, *OPTIONS)
-    return run
+def images_bench(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return prepared(shards, OPTIONS, tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def clips_bench(video_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Two clips of each of 8 videos a step."""
+    return prepared(video_shards, [*OPTIONS, *CLIPS], tmp_path_factory.mktemp("clips"))
 
 
 def lines(run: Path) -> int:
@@ -35,7 +56,7 @@ def lines(run: Path) -> int:
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "start-up": lambda run: run.exists(),
     "first step": lambda run: lines(run) >= 1,
-    "epoch end": lambda run: lines(run) >= 6,  # 90 images in batches of 16
+    "epoch end": lambda run: lines(run) >= 6,  # of 90 images in batches of 16, or the second of 22 videos, 8 a step
     "save": lambda run: any(run.glob("checkpoints/.step-*")),
     "after a save": lambda run: any(run.glob("checkpoints/step-*")),
 }
@@ -78,46 +99,77 @@ def ask_a_rank_to_stop(ranks: Ranks, run: Path) -> None:
 
 
 ROWS = [
-    (lose_a_rank, "first step"),
-    (lose_a_rank, "save"),
-    (lose_the_first_rank, "epoch end"),
-    (lose_the_node, "start-up"),
-    (lose_the_node, "save"),
-    (stop_a_rank, "after a save"),
-    (ask_a_rank_to_stop, "epoch end"),
+    ("images", lose_a_rank, "first step"),
+    ("images", lose_a_rank, "save"),
+    ("images", lose_the_first_rank, "epoch end"),
+    ("images", lose_the_node, "start-up"),
+    ("images", lose_the_node, "save"),
+    ("images", stop_a_rank, "after a save"),
+    ("images", ask_a_rank_to_stop, "epoch end"),
+    ("clips", lose_a_rank, "first step"),
+    ("clips", lose_the_first_rank, "save"),
+    ("clips", lose_the_node, "epoch end"),
+    ("clips", stop_a_rank, "after a save"),
+    ("clips", ask_a_rank_to_stop, "epoch end"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "moment"), ROWS, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize(("kind", "fault", "moment"), ROWS, ids=lambda part: getattr(part, "__name__", part))
 def test_the_next_life_makes_up_for_it(
-    shards: Path, undisturbed: Path, tmp_path: Path, fault: Callable[[Ranks, Path], None], moment: str
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, fault: Callable[[Ranks, Path], None], moment: str
 ) -> None:
-    run = tmp_path / "run"
-    ranks = start(shards, run, *OPTIONS)
+    bench, run = request.getfixturevalue(f"{kind}_bench"), tmp_path / "run"
+    ranks = start(bench.shards, run, *bench.options)
     ranks.until(lambda: MOMENTS[moment](run))
     fault(ranks, run)
-    launch(shards, run, *OPTIONS)
-    assert_equal(run, undisturbed)
+    launch(bench.shards, run, *bench.options)
+    assert_equal(run, bench.undisturbed)
 
 
-def test_killed_again_and_again_while_it_resumes(shards: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    ranks = start(shards, run, *OPTIONS)
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_killed_again_and_again_while_it_resumes(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    bench, run = request.getfixturevalue(f"{kind}_bench"), tmp_path / "run"
+    ranks = start(bench.shards, run, *bench.options)
     ranks.until(lambda: MOMENTS["after a save"](run))
     ranks.kill()
     for delay in (0.2, 0.4, 0.8):
-        ranks = start(shards, run, *OPTIONS)
+        ranks = start(bench.shards, run, *bench.options)
         time.sleep(delay)  # somewhere in reading its checkpoint and building the engine
         ranks.kill()
-    launch(shards, run, *OPTIONS)
-    assert_equal(run, undisturbed)
+    launch(bench.shards, run, *bench.options)
+    assert_equal(run, bench.undisturbed)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_killed_run_of_clips_resumes_on_other_ranks(clips_bench: Bench, tmp_path: Path, number: int) -> None:
+    """With the same samples and frames; weights differ by the order in which gradients are added up."""
+    run = tmp_path / "run"
+    ranks = start(clips_bench.shards, run, *clips_bench.options)
+    ranks.until(lambda: MOMENTS["after a save"](run))
+    ranks.kill()
+    launch(clips_bench.shards, run, *clips_bench.options, ranks=number)
+    assert taken(run) == taken(clips_bench.undisturbed)
+    weights, expected = last_checkpoint(run).weights(), last_checkpoint(clips_bench.undisturbed).weights()
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+
+
+def traces(run: Path) -> list[list[dict[str, Any]]]:
+    """The lines of the trace of each rank."""
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(run.glob("samples-rank*"))]
+
+
+def taken(run: Path) -> dict[int, tuple[list[int], list[list[int]]]]:
+    """Samples, and frames of their clips, of each step, whichever ranks took them."""
+    steps: dict[int, tuple[list[int], list[list[int]]]] = {}
+    for line in chain.from_iterable(traces(run)):
+        ids, frames = steps.setdefault(line["step"], ([], []))
+        ids += line["ids"]
+        frames += line["frames"]
+    return steps
 
 
 def assert_equal(run: Path, undisturbed: Path) -> None:
-    for rank in (0, 1):
-        assert trace(run, rank) == trace(undisturbed, rank)
-    ended, expected = (newest(folder / "checkpoints", report=print) for folder in (run, undisturbed))
-    assert ended and expected and ended.facts.step == expected.facts.step == 16
-    weights = ended.weights()
-    for name, value in expected.weights().items():
-        assert torch.equal(weights[name], value), name
+    assert traces(run) == traces(undisturbed) and len(traces(run)) == 2
+    assert last_checkpoint(run).facts.step == last_checkpoint(undisturbed).facts.step == 16
+    assert_same_weights(run, undisturbed)

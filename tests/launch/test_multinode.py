@@ -1,4 +1,7 @@
-"""Two nodes: network namespaces with real sshd, pdsh and launchers. One is killed, left out, and taken back."""
+"""Two nodes: network namespaces with real sshd, pdsh and launchers. One is killed, left out, and taken back.
+
+On images, and on clips of videos.
+"""
 
 import json
 import os
@@ -15,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import CHECKOUT, SMALL, free_port, launch, losses, pretrain
+from launching import CHECKOUT, SMALL, assert_same_weights, free_port, launch, losses, pretrain
 from nodes import Node, missing, two_nodes
+from ranks import Ranks
 
 from pipeline.checkpoints.checkpoint import newest
 
@@ -116,19 +120,56 @@ def test_torchrun(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
     )
 
 
+def test_clips_under_the_deepspeed_launcher(nodes: list[Node], video_shards: Path, tmp_path: Path) -> None:
+    """`small_video`, shrunk: a node is killed, and the same command resumes from the last checkpoint, bit for bit."""
+    options = [
+        *("data.image_size=64", "data.repeats=2", "data.decode_threads=1", "run.trace_samples=true", "run.log_every=1"),
+        *("model.options={embed_dim: 32, depth: 2, num_heads: 1}", "optim.batch_size=16", "engine.compile=none"),
+        *(f"data.shards={video_shards}", "run.max_steps=12", "run.save_every=4", "run.eval_every=1000"),
+    ]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    (tmp_path / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+
+    def started() -> "subprocess.Popen[str]":
+        launcher, *rest = [*deepspeed("small_video"), *options, f"run.dir={run}"]
+        return nodes[0].popen(launcher, "--hostfile", str(tmp_path / "hosts"), *rest, env=environment(tmp_path))
+
+    killed = started()
+    wait_until(lambda: (run / "checkpoints" / "step-00000004").exists(), killed)
+    nodes[1].kill()
+    assert killed.wait(120) != 0 and reached(run) < 12
+    nodes[1].start()
+    assert started().wait(240) == 0
+    undisturbed = Ranks(2, ["small_video", *options, f"run.dir={whole}"], tmp_path / "said", free_port())
+    assert undisturbed.wait(240) == [0, 0], undisturbed.said()
+    assert_same_weights(run, whole)
+    assert losses(run) == losses(whole) and list(losses(run)) == list(range(1, 13))
+    for rank in (0, 1):
+        trace = [json.loads(line) for line in (run / f"samples-rank{rank}.jsonl").read_text().splitlines()]
+        assert [len(line["frames"]) for line in trace] == [8] * 12
+        assert (run / f"samples-rank{rank}.jsonl").read_text() == (whole / f"samples-rank{rank}.jsonl").read_text()
+
+
 def supervise(node: Node, shards: Path, run: Path, *overrides: str, least: int = 1) -> "subprocess.Popen[str]":
     """The supervisor on a node, over the host file beside `run`, with so many nodes at least."""
     options = ["--hostfile", str(run.parent / "hosts"), "--min-nodes", str(least), "--pause", "0.1"]
-    launcher = ["deepspeed", "--quiet", "--master_port", str(free_port()), "scripts/pretrain.py", "demo", *SMALL, LONG]
-    settings = [f"data.shards={shards}", f"run.dir={run}", *overrides]
-    exports = run.parent / "environment"  # of the ranks, which ssh starts
+    settings = [*SMALL, LONG, f"data.shards={shards}", f"run.dir={run}", *overrides]
+    command = [sys.executable, "scripts/launch/supervise.py", *options, "--", *deepspeed("demo"), *settings]
+    return node.popen(*command, env=environment(run.parent))
+
+
+def deepspeed(recipe: str) -> list[str]:
+    """The launcher and what it launches, up to the overrides."""
+    return ["deepspeed", "--quiet", "--master_port", str(free_port()), "scripts/pretrain.py", recipe]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a launcher that runs on a node; what the ranks get of it, which ssh starts, is a file in `folder`."""
+    exports = folder / "environment"
     names = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHONPATH")
     exports.write_text("".join(f"{name}={os.environ[name]}\n" for name in names if name in os.environ))
-    environment = os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "DS_ENV_FILE": str(exports)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        environment.pop(name, None)
-    command = [sys.executable, "scripts/launch/supervise.py", *options, "--", *launcher, *settings]
-    return node.popen(*command, env=environment)
+    whole = os.environ | {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "DS_ENV_FILE": str(exports)}
+    return {name: value for name, value in whole.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
 def lives(run: Path) -> list[dict[str, Any]]:

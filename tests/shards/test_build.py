@@ -189,7 +189,7 @@ def test_a_finished_build_is_left_alone(source: Path, tmp_path: Path) -> None:
 def test_anything_else_in_out_is_refused(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", workers=1)
     before = contents(tmp_path / "out")
-    with pytest.raises(ShardError, match=r"out: holds a data set of other images or options; .* delete"):
+    with pytest.raises(ShardError, match=r"out: holds a data set of other files or options; .* delete"):
         build(source, tmp_path / "out", workers=1, seed=1)
     assert contents(tmp_path / "out") == before
 
@@ -201,7 +201,7 @@ def test_anything_else_in_out_is_refused(source: Path, tmp_path: Path) -> None:
 
     (tmp_path / "begun" / ".build").mkdir(parents=True)
     (tmp_path / "begun" / ".build" / "build.json").write_text('{"fingerprint": "of another input"}')
-    with pytest.raises(ShardError, match="begun: holds an unfinished build of other images or options"):
+    with pytest.raises(ShardError, match="begun: holds an unfinished build of other files or options"):
         build(source, tmp_path / "begun", workers=1)
 
 
@@ -215,7 +215,7 @@ def test_a_source_without_a_usable_image_says_so(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", 2)
     for path in source.rglob("*.JPG"):
         path.write_bytes(b"text")
-    with pytest.raises(ShardError, match=r"none of its 2 images can be used \(the first, ant/000.JPG: not an im"):
+    with pytest.raises(ShardError, match=r"none of its 2 files can be used \(the first, ant/000.JPG: not an im"):
         build(source, tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "dataset.json").exists()
 

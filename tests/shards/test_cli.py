@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from making_images import make_tree
+from making_videos import encoded, film
+from PIL import Image
 
 from shards.cli import main
 from shards.manifest import Manifest
@@ -43,7 +45,7 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
 
     status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
     assert (status, err) == (0, "")
-    assert "already built" in text
+    assert text == f"{out}: already built from these images with these options; nothing to do\n"
 
     assert shell("verify", out) == (0, f"{out}: 10 samples in 3 shards: all as they were built\n", "")
 
@@ -92,6 +94,25 @@ def test_the_summary_counts_classes_and_what_has_none(shell: Shell, source: Path
     assert summary("index", tmp_path / "some.tar", "--out", tmp_path / "5") == [*numbers, *unlabelled]
 
 
+def test_videos_are_called_so_and_images_among_them_are_samples(shell: Shell, tmp_path: Path) -> None:
+    for name in ("run", "walk"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        (tmp_path / "source" / name / "1.mp4").write_bytes(encoded(film(5, seed=len(name))))
+    status, text, err = shell("build", tmp_path / "source", tmp_path / "videos", "--workers", 1)
+    assert (status, err) == (0, "") and text.splitlines()[0].endswith(" videos/s")
+    again = shell("build", tmp_path / "source", tmp_path / "videos")
+    assert again == (0, f"{tmp_path}/videos: already built from these videos with these options; nothing to do\n", "")
+
+    Image.fromarray(film(1)[0]).save(tmp_path / "source" / "run" / "2.png")
+    status, text, err = shell("build", tmp_path / "source", tmp_path / "both", "--workers", 1)
+    assert (status, err) == (0, "") and text.splitlines()[0].endswith(" samples/s")
+    again = shell("build", tmp_path / "source", tmp_path / "both")
+    assert again == (0, f"{tmp_path}/both: already built from these samples with these options; nothing to do\n", "")
+    assert shell("verify", tmp_path / "both")[0] == 0
+    refused = shell("build", tmp_path / "source", tmp_path / "videos")
+    assert refused[:2] == (2, "") and "holds a data set of other files or options" in refused[2]
+
+
 def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", 1, ("a\nerror: forged",))
     (source / "b\x1b[31m").mkdir()
@@ -99,7 +120,7 @@ def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
     assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
     assert err.splitlines() == [
         f"{source}: one class only, a\\nerror: forged; if that folder holds the class folders, build it instead",
-        f"{source}: no class for folders without an image: b\\x1b[31m (empty)",
+        f"{source}: no class for folders without an image or video: b\\x1b[31m (empty)",
     ]
 
 
@@ -108,7 +129,7 @@ def test_without_any_label_that_is_said_before_the_work_and_after_it(shell: Shel
     status, text, err = shell("build", flat, tmp_path / "out", "--workers", 1)
     assert (status, err) == (
         0,
-        f"{flat}: no classes: its images lie at the top; for labels, put them into a folder for each class\n",
+        f"{flat}: no classes: its files lie at the top; for labels, put them into a folder for each class\n",
     )
     assert text.splitlines()[1:3] == ["classes: none", "unlabelled: 3 of 3 samples"]
 

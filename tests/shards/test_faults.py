@@ -99,7 +99,7 @@ def test_ctrl_c_is_one_line_and_a_re_run_gives_the_same_bytes(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert [line.partition(": ")[2][:26] for line in err.splitlines()] == [
-        "no classes: its images lie",
+        "no classes: its files lie",
         "run the same command again",
     ]
     assert "run the same command again" in err
@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_clear_error_and_a_re_run_with_room_goes_on(small_dis
     out = small_disk / "out"
     options = {"samples_per_shard": 8, "workers": 2}
     megabytes = f"{sum(len(data) for data in contents(source).values()) / 1e6:.1f}"
-    with pytest.raises(ShardError, match=f"No space left on device; {megabytes} MB of images are still to be"):
+    with pytest.raises(ShardError, match=f"No space left on device; {megabytes} MB of files are still to be"):
         build(source, out, **options)
     assert not list(out.glob("*.tar"))
     # A size after shrinking is not known beforehand, so this one runs into the end of the disk.

@@ -93,7 +93,7 @@ def test_workers_and_an_interruption_change_no_byte(tars: Path, tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1, progress=stop)
-    with pytest.raises(ShardError, match="holds an unfinished build of other images or options"):
+    with pytest.raises(ShardError, match="holds an unfinished build of other files or options"):
         index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1, max_pixels=7)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").glob("*.idx")}
     index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1)
@@ -205,7 +205,7 @@ def test_tars_without_a_usable_image_are_left_out(tars: Path, tmp_path: Path) ->
     make_tar(tars / "002.tar", {"a.jpg": b"text"})
     index_tars([f"{tars}/*.tar"], tmp_path / "out", workers=1)
     assert Manifest.load(tmp_path / "out").shard_names == [f"{tars}/000.tar"]
-    with pytest.raises(ShardError, match=r"001\.tar: none of its 0 images can be used; mend"):
+    with pytest.raises(ShardError, match=r"001\.tar: none of its 0 files can be used; mend"):
         index_tars([f"{tars}/001.tar"], tmp_path / "none", workers=1)
 
 
@@ -216,11 +216,11 @@ def test_a_changed_tar_is_found_by_verify_and_refused_by_index(tars: Path, tmp_p
     data[manifest.offset[5] + 9] ^= 1
     (tars / "001.tar").write_bytes(data)
     assert [str(problem) for problem in verify(tmp_path / "out")] == [
-        f"{tars}/001.tar: has other bytes: 1 of its 3 images are damaged",
+        f"{tars}/001.tar: has other bytes: 1 of its 3 samples are damaged",
         f"{tars}/001.tar: sample n0144_5 (n0144_5.jpg) is damaged",
     ]
     like_timm(tars / "001.tar", range(7))
-    with pytest.raises(ShardError, match="holds a data set of other images or options"):
+    with pytest.raises(ShardError, match="holds a data set of other files or options"):
         index_tars([f"{tars}/*.tar"], tmp_path / "out")
 
 

@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_found_and_named(built: Path) -> None:
     finally:
         path.write_bytes(good)
     assert problems == [
-        f"{path.name}: has other bytes: 1 of its 500 images are damaged",
+        f"{path.name}: has other bytes: 1 of its 500 samples are damaged",
         f"{path.name}: sample {manifest.key(sample)} ({manifest.path(sample)}) is damaged",
     ]
 

@@ -44,7 +44,7 @@ def test_a_flipped_byte_in_an_image_names_shard_key_and_path(built: Path, sample
     flip(built / name, manifest.offset[sample] + inside)
     count = manifest.counts[manifest.shard[sample]]
     assert problems(built) == [
-        f"{name}: has other bytes: 1 of its {count} images are damaged",
+        f"{name}: has other bytes: 1 of its {count} samples are damaged",
         f"{name}: sample {manifest.key(sample)} ({manifest.path(sample)}) is damaged",
     ]
 
@@ -69,7 +69,7 @@ def test_a_truncated_tar_names_the_samples_that_are_lost(built: Path) -> None:
     tar.write_bytes(tar.read_bytes()[:keep])
     count = manifest.counts[0]
     assert problems(built) == [
-        f"shard-000000.tar: has {keep} bytes instead of {size}: {count - 3} of its {count} images are damaged"
+        f"shard-000000.tar: has {keep} bytes instead of {size}: {count - 3} of its {count} samples are damaged"
     ] + [
         f"shard-000000.tar: sample {manifest.key(sample)} ({manifest.path(sample)}) is damaged"
         for sample in range(3, count)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from launching import losses, metrics, pretrain, small_recipe
 from making import mask_of
 from PIL import Image, ImageOps
 from scripting import run_script
+from teachers import write_classifier, write_dvae
 from timm.models import save_for_hf
 from torch import Tensor
 
@@ -110,23 +110,6 @@ def test_classes_are_painted_in_colours_of_their_own() -> None:
 # The dVAE
 
 
-def write_dvae(file: Path, names: str = "dall-e") -> Path:
-    golden = json.loads(dvae.FILE.read_text())
-    tensors = dvae.weights({name: tuple(shape) for name, shape in golden["shapes"].items()})
-    if names == "flava":
-        tensors = {
-            "image_codebook."
-            + name.replace(".block_", ".group.block_")
-            .replace(".res_path.", ".res_path.path.")
-            .removesuffix(".w")
-            .removesuffix(".b")
-            + (".weight" if name.endswith(".w") else ".bias"): value
-            for name, value in tensors.items()
-        }
-    torch.save(tensors, file)
-    return file
-
-
 @pytest.mark.parametrize("names", ["dall-e", "flava"])
 def test_ids_are_those_of_the_published_encoder(names: str, tmp_path: Path) -> None:
     golden = json.loads(dvae.FILE.read_text())
@@ -163,16 +146,6 @@ def test_a_tokenizer_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 # Pseudo-labels
 
 
-def classifier(folder: Path, name: str, **options: Any) -> Any:
-    torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=11, **options)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    save_for_hf(network, str(folder), safe_serialization=True, model_args=options | {"num_classes": 11})
-    return network.eval()
-
-
 def labels_of(folder: Path, size: int, grid: tuple[int, int], top: int = 5) -> Labels:
     return Labels(load_teacher(str(folder), None, classifier=True), grid, (size, size), top, COMPUTING)
 
@@ -185,7 +158,7 @@ def dense(described: Tensor, width: int) -> Tensor:
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "efficientnet_lite0"])
 def test_a_class_map_of_one_place_is_the_classifiers_own_answer(name: str, tmp_path: Path) -> None:
     """An image of one stride, whose only place is all that the classifier pools; 11 of 11 classes count."""
-    network = classifier(tmp_path, name)
+    network = write_classifier(tmp_path, name)
     target, images = labels_of(tmp_path, 32, (1, 1), 11), random_images(3, 3, 32, 32)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
@@ -196,7 +169,7 @@ def test_a_class_map_of_one_place_is_the_classifiers_own_answer(name: str, tmp_p
 
 
 def test_the_mean_of_a_linear_classifiers_map_is_its_own_logits_and_other_grids_are_resampled(tmp_path: Path) -> None:
-    network = classifier(tmp_path, "resnet10t")
+    network = write_classifier(tmp_path, "resnet10t")
     images = random_images(2, 3, 96, 96)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     pixels = (images / 255 - mean) / std
@@ -214,7 +187,7 @@ def test_the_mean_of_a_linear_classifiers_map_is_its_own_logits_and_other_grids_
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_a_transformers_class_map_is_its_head_on_every_patch(pool: str, tmp_path: Path) -> None:
     options = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "global_pool": pool}
-    network = classifier(tmp_path, "vit_tiny_patch16_224", **options)
+    network = write_classifier(tmp_path, "vit_tiny_patch16_224", **options)
     images = random_images(2, 3, 64, 64)
     with torch.no_grad():
         tokens = network.forward_features((images / 255 - 0.5) / 0.5)[:, 1:]
@@ -223,7 +196,7 @@ def test_a_transformers_class_map_is_its_head_on_every_patch(pool: str, tmp_path
 
 
 def test_the_top_classes_are_the_largest_and_their_shares_add_up_to_one(tmp_path: Path) -> None:
-    classifier(tmp_path, "resnet10t")
+    write_classifier(tmp_path, "resnet10t")
     images, cells = random_images(2, 3, 96, 96), torch.ones(2, 3, 3, dtype=torch.bool)
     every, three = (labels_of(tmp_path, 96, (3, 3), top).describe(images, mask_of(cells)) for top in (11, 3))
     logits = labels_of(tmp_path, 96, (3, 3))._map(images).flatten(2).transpose(1, 2).flatten(0, 1).double().numpy()
@@ -306,7 +279,7 @@ def test_a_run_learns_resumes_and_exports(
     if kind == "tokens":
         settings = [f"target.tokenizer={hog_words(tmp_path / 'target')}"]
     else:
-        classifier(tmp_path / "target", "resnet10t")
+        write_classifier(tmp_path / "target", "resnet10t")
         settings = [f"target.teacher={tmp_path / 'target'}", "target.top=3"]
     settings += [f"target.kind={kind}", "optim.warmup_epochs=0", "optim.lr=0.01"]
     validation = [f"data.validation={shards}", "data.validation_samples=16"]

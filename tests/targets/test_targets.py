@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from making import mask_of
 from numpy.typing import NDArray
 from PIL import Image
 from scripting import Hostile
+from teachers import write_teacher
 from timm.models import save_for_hf
 from torch import nn
 
@@ -26,18 +26,6 @@ from pipeline.targets.pixels import Pixels, pixel_target
 from pipeline.targets.teacher import TeacherError, load_teacher
 
 CPU = torch.device("cpu")
-TINY: dict[str, Any] = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3}
-
-
-def write_teacher(folder: Path, name: str = "vit_tiny_patch16_224", seed: int = 0, **options: Any) -> Any:
-    """A random teacher in timm's layout; as timm itself has it in memory."""
-    torch.manual_seed(seed)
-    arguments = TINY | options
-    model = timm.create_model(name, **arguments)
-    for parameter in model.parameters():  # none of them 0, as some start
-        nn.init.normal_(parameter, std=0.2)
-    save_for_hf(model, str(folder), safe_serialization=True, model_args=arguments)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

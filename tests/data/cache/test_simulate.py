@@ -125,9 +125,26 @@ def test_an_imagined_data_set_is_planned_and_printed() -> None:
     done = run(*imagined, "--cache", "1TB", "--bandwidth", "8Gbit", "--images-per-second", "1000")
     assert done.returncode == 0, done.stderr
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
-    assert lines["data set"].strip() == "1,000,000 images in 1,000 shards, 100.0 GB"
+    assert lines["data set"].strip() == "1,000,000 samples in 1,000 shards, 100.0 GB"
     assert "26 ms by ranges (25.6 MB a node)" in lines["first batch"]  # 256 images of 100 kB at 1 GB/s
     assert "takes 1,000 s an epoch" in lines["training"]
+
+
+def test_clips_are_several_to_a_sample() -> None:
+    """Of 1,024 clips a step, 4 of each video, 256 videos are read; an epoch of a million has 4 million clips."""
+    imagined = ("--samples", "1e6", "--bytes", "100GB", "--shards", "1e3", "--nodes", "4", "--cache", "1TB")
+    of_clips = run(*imagined, "--batch", "1024", "--repeats", "4", "--clips-per-second", "1000")
+    assert of_clips.returncode == 0, of_clips.stderr
+    lines = dict(line.split("  ", 1) for line in of_clips.stdout.splitlines())
+    assert "3,906.2 batches an epoch" in lines["run"]
+    assert "(6.4 MB a node)" in lines["first batch"]  # 64 videos of 100 kB
+    assert "takes 4,000 s an epoch" in lines["training"]
+
+    found, expected = (
+        json.loads(run(*imagined, *batch, "--json").stdout)
+        for batch in (("--batch", "1024", "--repeats", "4"), ("--batch", "256"))
+    )
+    assert found == expected | {"repeats": 4}
 
 
 def test_a_cache_that_is_too_small_is_told_what_would_do() -> None:
@@ -159,6 +176,10 @@ IMAGINED = ("--nodes", "1", "--batch", "8", "--cache", "1GB", "--bytes", "4EB")
         (("--nodes", "2", "--batch", "64", "--cache", "1GB"), "give either DIR or all of"),
         (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "1GB"), "nowhere: no such folder"),
         (("nowhere", "--nodes", "2", "--batch", "60", "--cache", "1GB"), "cannot be shared out evenly"),
+        (
+            ("nowhere", "--nodes", "2", "--batch", "64", "--repeats", "8", "--cache", "1GB"),
+            "2 nodes of 8 ranks, 8 of each sample; change it, --nodes or --ranks-per-node or --repeats",
+        ),
         (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "big"), "'big' is not a size"),
         (
             ("--samples", "5", "--bytes", "1", "--shards", "9", "--nodes", "1", "--batch", "8", "--cache", "1"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from making_images import contents, make_tree, pixels
+from making_videos import encoded, film
 from PIL import Image
 
 import shards
@@ -30,9 +31,7 @@ def cluster() -> Iterator[Cluster]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     here = Path(__file__)
-    patch.setenv(
-        "PYTHONPATH", os.pathsep.join(map(str, [Path(shards.__file__).parents[1], here.parent, here.parents[1]]))
-    )
+    patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [Path(shards.__file__).parents[1], *here.parents[:3]])))
     head = {"include_dashboard": False, **NODE}
     faulthandler.dump_traceback_later(300, exit=True)  # Ray waits without end for a cluster that does not answer
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -67,6 +66,19 @@ def test_jobs_run_on_every_node_and_errors_come_back_as_they_are(cluster: Cluste
         list(run_on_ray(fail_as_a_full_disk, range(5)))
     assert caught.value.errno == 28
     assert caught.value.filename in {f"/file-{number}" for number in range(5)}  # of the job that ended first
+
+
+def test_videos_built_on_ray_have_the_bytes_of_a_local_build(cluster: Cluster, tmp_path: Path) -> None:
+    """Those that are encoded anew, too."""
+    for number in range(6):
+        (tmp_path / "source" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        video = encoded(film(6 + number, seed=number), g=3) if number else b"damaged"
+        (tmp_path / "source" / "ab"[number % 2] / f"{number}.mp4").write_bytes(video)
+    build(tmp_path / "source", tmp_path / "local", samples_per_shard=3, resize=32, workers=1)
+    engine = partial(run_on_ray, address=cluster.address)
+    dataset, _ = build(tmp_path / "source", tmp_path / "ray", samples_per_shard=3, resize=32, engine=engine)
+    assert (dataset.samples, dataset.rejects) == (5, 1)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
 def test_a_build_on_ray_has_the_bytes_of_a_local_one(cluster: Cluster, tmp_path: Path) -> None:

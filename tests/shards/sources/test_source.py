@@ -152,7 +152,8 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
         "ignored files: 3 .heic, 2 hidden, 1 .avif, 1 .db, 1 broken links, 1 others; .heic, .avif cannot be read "
         "here: convert to JPEG first",
         "one class only, cat; if that folder holds the class folders, build it instead",
-        "no class for folders without an image: cow (empty), dog (all its files are ignored: 4), eel (a broken link)",
+        "no class for folders without an image or video: cow (empty), dog (all its files are ignored: 4), "
+        "eel (a broken link)",
     ]
     (tmp_path / "cat" / "1.jpg").unlink()
     (tmp_path / ".x").mkdir()
@@ -166,7 +167,7 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
 def test_images_that_are_in_no_folder_have_no_class_which_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg")
     assert notes(tmp_path) == [
-        "no classes: its images lie at the top; for labels, put them into a folder for each class"
+        "no classes: its files lie at the top; for labels, put them into a folder for each class"
     ]
 
 
@@ -175,7 +176,7 @@ def test_a_single_class_is_worth_a_note(tmp_path: Path) -> None:
     assert notes(tmp_path) == [
         "ignored files: 1 .xml",
         "one class only, Data; if that folder holds the class folders, build it instead",
-        "no class for folders without an image: Annotations (all its files are ignored: 1)",
+        "no class for folders without an image or video: Annotations (all its files are ignored: 1)",
     ]
 
 

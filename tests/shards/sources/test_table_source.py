@@ -191,7 +191,7 @@ def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Pat
     [
         ("a.jpg,cat\nb.jpg,dog\n", r"has no header: its first line begins with a\.jpg; put a line"),
         ("/x/a.PNG;cat\nb.jpg;dog\n", "has no header"),
-        ("file,image,label\na.jpg,b.jpg,1\n", "its columns file and image may both list the images; call the right"),
+        ("file,image,label\na.jpg,b.jpg,1\n", "its columns file and image may both list the files; call the right"),
         ("path,label,Label\na.jpg,1,2\n", "has two columns label; rename or leave out one"),
         ("path,PATH \na.jpg,b.jpg\n", "has two columns path; rename or leave out one"),
         (
@@ -263,7 +263,7 @@ def test_labels_are_part_of_what_is_built(tmp_path: Path) -> None:
     text = "path,label\nimages/ant/000.JPG,x\nimages/bee/001.JPG,y\n"
     build(table(tmp_path / "list.csv", text), tmp_path / "out", workers=1)
     table(tmp_path / "list.csv", text.replace("JPG,y", "JPG,x"))
-    with pytest.raises(ShardError, match="holds a data set of other images or options"):
+    with pytest.raises(ShardError, match="holds a data set of other files or options"):
         build(tmp_path / "list.csv", tmp_path / "out", workers=1)
 
 

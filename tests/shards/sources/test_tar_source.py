@@ -133,7 +133,7 @@ def test_classes_without_an_image_and_what_is_ignored_are_named(tree: Path, tmp_
     assert listing.classes == ["n01", "n02", "n10"]
     assert listing.notes == (
         f"{tar}: ignored files: 1 .heic, 1 .txt, 1 hidden; .heic cannot be read here: convert to JPEG first",
-        f"{tar}: no class for tars without an image: empty, heic",
+        f"{tar}: no class for tars without an image or video: empty, heic",
     )
 
 
