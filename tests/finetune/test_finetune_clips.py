@@ -215,6 +215,7 @@ def test_a_fine_tuned_mvit_is_exported_and_a_setting_of_another_model_is_one_lin
     settings = (*CLIPS, "data.image_size=64", "model.name=mvit_v2", options, "optim.epochs=1", "optim.warmup_epochs=0")
     finetune(moving["train"], moving["validation"], tmp_path / "run", *settings, "model.position_init=random")
     assert run_script(monkeypatch, "export.py", tmp_path / "run", tmp_path / "out") == 0
+    assert "| steps | 1 of 16 clips |" in (tmp_path / "out" / "README.md").read_text()
     found = chosen(tmp_path / "run", None)
     network = load_model(found, recipe_of(found)).encoder.state_dict()
     exported = load_file(tmp_path / "out" / "model.safetensors")
