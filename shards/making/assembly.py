@@ -211,7 +211,7 @@ def finish(
                     first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
                 raise ShardError(
                     one_line(
-                        f"{source}: none of its {len(rejects)} images can be used{first}; mend them and delete {out}"
+                        f"{source}: none of its {len(rejects)} samples can be used{first}; mend them and delete {out}"
                     )
                 )
             identity = sha256_of(table)

@@ -215,7 +215,7 @@ def test_a_source_without_a_usable_image_says_so(tmp_path: Path) -> None:
     source = make_tree(tmp_path / "source", 2)
     for path in source.rglob("*.JPG"):
         path.write_bytes(b"text")
-    with pytest.raises(ShardError, match=r"none of its 2 images can be used \(the first, ant/000.JPG: not an im"):
+    with pytest.raises(ShardError, match=r"none of its 2 samples can be used \(the first, ant/000.JPG: not an im"):
         build(source, tmp_path / "out", workers=1)
     assert not (tmp_path / "out" / "dataset.json").exists()
 
