@@ -67,7 +67,7 @@ def measure_classifier(
     labels = labels_of(training, validation)[1]
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
-    clips = clips or ([1] if recipe.data.clip is None else [10])
+    clips = clips or ([1] if validation.video is None else [10])
     return accuracy_by_views(frozen, validation, labels, recipe, world, phases, clips, crops)
 
 
