@@ -36,7 +36,10 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
 
     def make() -> MaskFeat:
         encoder = network_of(recipe)
-        numbers = width or output_width(recipe.target, predictions_of(encoder_of(encoder)))
+        predictions = predictions_of(encoder_of(encoder))
+        if recipe.data.image_size % predictions.patch[1]:
+            raise _not_a_multiple(recipe, predictions.patch[1])
+        numbers = width or output_width(recipe.target, predictions)
         of = recipe.model
         return MaskFeat(encoder, numbers, of.position_init, of.decoder, of.decoder_width)
 
@@ -105,10 +108,13 @@ def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
     """Let an encoder compute as a recipe says. Raises ConfigError where its patches do not fill the recipe's images."""
     encoder.checkpoint_blocks(recipe.engine.activation_checkpointing)
     if encoder.input_shape[-2:] != (recipe.data.image_size,) * 2:
-        raise ConfigError(
-            f"data.image_size={recipe.data.image_size} is not a multiple of the {encoder.prediction_patch[1]}-pixel "
-            f"patch of {recipe.model.name}"
-        )
+        raise _not_a_multiple(recipe, encoder.prediction_patch[1])
+
+
+def _not_a_multiple(recipe: TrainingRecipe, patch: int) -> ConfigError:
+    return ConfigError(
+        f"data.image_size={recipe.data.image_size} is not a multiple of the {patch}-pixel patch of {recipe.model.name}"
+    )
 
 
 def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device) -> ExampleMaker:

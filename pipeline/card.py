@@ -11,7 +11,7 @@ import yaml
 from model.export_video import loader
 from model.maskfeat import MaskFeat
 from pipeline.checkpoints.checkpoint import Facts
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TrainingRecipe
 from pipeline.files import entries
 from pipeline.pretrain.baselines import read_baselines
 from pipeline.targets.registry import TARGETS
@@ -135,9 +135,8 @@ def model_card(
 
 
 def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
-    batch_size = recipe.optim.batch_size
     rows = {
-        "steps": f"{facts.step:,} of {batch_size:,} {recipe.data.inputs}: {facts.step * batch_size:,} in all",
+        "steps": f"{steps_of(facts, recipe)}: {facts.step * recipe.optim.batch_size:,} in all",
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
     told = [line for line in logged(run) if line["step"] <= facts.step]
@@ -168,6 +167,11 @@ def front(entries: dict[str, Any], frames: int | None) -> str:
 def inputs_of(size: int, frames: int | None) -> str:
     """Describe the inputs of a network."""
     return f"{size}x{size} images" if frames is None else f"clips of {frames} frames of {size}x{size} pixels"
+
+
+def steps_of(facts: Facts, recipe: TrainingRecipe) -> str:
+    """Describe how many steps a checkpoint has seen, and of how much."""
+    return f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}"
 
 
 def number(value: object, form: str) -> str:

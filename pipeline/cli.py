@@ -220,3 +220,7 @@ def _time(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:,.0f} ms"
     return f"{seconds:,.0f} s" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+if __name__ == "__main__":
+    main()

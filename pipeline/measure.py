@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.maskfeat import MaskFeat
-from pipeline.build import build_examples
+from pipeline.build import build_examples, predictions_of
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
@@ -19,6 +19,7 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.views import accuracy_by_views
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
 from pipeline.settings import ConfigError
+from pipeline.targets.registry import output_width
 from pipeline.train.engine import DTYPES
 from pipeline.train.setup import open_data
 from pipeline.trained import load_model
@@ -66,7 +67,7 @@ def measure_classifier(
     labels = labels_of(training, validation)[1]
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
-    clips = clips or ([1] if recipe.data.clip is None else [10])
+    clips = clips or ([1] if validation.video is None else [10])
     return accuracy_by_views(frozen, validation, labels, recipe, world, phases, clips, crops)
 
 
@@ -91,6 +92,11 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
     assert isinstance(model, MaskFeat)
     dtype = DTYPES[recipe.engine.precision]
     examples = build_examples(recipe, model, dtype, world.device)
+    if model.head.out_features != (width := output_width(recipe.target, predictions_of(model.view))):
+        raise ConfigError(
+            f"target.kind={recipe.target.kind} has {width} numbers a patch, and the model of {found.folder} predicts "
+            f"{model.head.out_features}: leave it out, to measure the target that the run was trained for"
+        )
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     micro_batch, shards = recipe.micro_batch(world.size), recipe.data.validation
     validation = Validation(shards, recipe.data, recipe.run, micro_batch, world, examples, phases)

@@ -23,6 +23,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.cluster.world import join
 from pipeline.measure import measure, measure_classifier
 from pipeline.record import kind_of
+from pipeline.settings import ConfigError
 from pipeline.train.command import leave, status_of
 from shards.terminal import Parser, say
 
@@ -49,6 +50,10 @@ def main() -> int:
         if kind_of(found.facts.recipe) == "finetune":
             measured = measure_classifier(run, found, overrides, arguments.clips, arguments.crops, world)
         else:
+            if arguments.clips or arguments.crops > 1:
+                raise ConfigError(
+                    f"--clips and --crops are for fine-tuned runs, and {run} is of pre-training: leave them out"
+                )
             measured = measure(run, found, overrides, world)
         if world.rank == 0:
             say(f"step {found.facts.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))

@@ -203,7 +203,8 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
         note(f"error: {error}")
         sys.exit(2)
     except _NotUnderstood as error:
-        error.message = shown(error.message)
+        if len(sys.argv) > 1:  # else it is the help, which has lines
+            error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except Exception as error:

@@ -76,7 +76,7 @@ def encoded(
 def all_frames(data: bytes) -> tuple[list[int], NDArray[np.uint8]]:
     """Decode a whole file in the simplest way: time stamps, and frames uint8 (frames, height, width, 3)."""
     with av.open(io.BytesIO(data)) as container:
-        frames = list(container.decode(video=0))
+        frames = list(container.decode(container.streams.best("video")))
         return [frame.pts for frame in frames], np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 

@@ -7,7 +7,7 @@ import torch
 
 from model.classifier import Classifier
 from model.export_video import loader
-from pipeline.card import front, inputs_of, logged, number, quoted, table
+from pipeline.card import front, inputs_of, logged, number, quoted, steps_of, table
 from pipeline.checkpoints.checkpoint import AVERAGE, Facts
 from pipeline.finetune.config import FinetuneRecipe
 
@@ -75,7 +75,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     """
     recipe = FinetuneRecipe.model_validate(facts.recipe)
     rows = {
-        "steps": f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}",
+        "steps": steps_of(facts, recipe),
         "weights": "moving average" if average else "of the last step",
     }
     suffix = f"_{AVERAGE}" if average else ""

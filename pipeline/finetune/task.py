@@ -54,7 +54,7 @@ class Finetuning:
         self._recipe, self._world, self.average = recipe, world, recipe.optim.average
         training, validation = data.manifest, Manifest.load(recipe.data.validation)
         labels, validation_labels = labels_of(training, validation)
-        self._labels, self.names = torch.from_numpy(labels), training.classes
+        self._labels, self.names, self._noun = torch.from_numpy(labels), training.classes, validation.noun
         self.model = build_classifier(recipe, len(self.names))
         listed = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.identity: dict[str, Any] = {"classes": f"{len(self.names)}, sha256 {listed[:16]}"}
@@ -74,9 +74,10 @@ class Finetuning:
         self._writing = Writing()
         self._mixup = None
         if augment.mixup or augment.cutmix:
-            if (size := recipe.micro_batch(world.size)) % 2:
+            samples = recipe.micro_batch(world.size) // recipe.data.repeats
+            if samples % 2:  # the one in the middle would be mixed with itself
                 raise ConfigError(
-                    f"mixup pairs the {recipe.data.inputs} of a micro-batch, and {size} are an odd number: "
+                    f"mixup pairs the {training.noun}s of a micro-batch, and {samples} are an odd number: "
                     "change optim.batch_size or engine.micro_batch, or set augment.mixup and augment.cutmix to 0"
                 )
             self._mixup = Mixup(
@@ -127,7 +128,7 @@ class Finetuning:
             self._write(CLASSES, f"{json.dumps(self.names, indent=0)}\n".encode())
         report.say(
             f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
-            "of the validation samples"
+            f"of the validation {self._noun}s"
         )
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:

@@ -1,8 +1,8 @@
 """Videos: whether one can be trained on, and in which bytes it is stored.
 
 Every video is decoded in full once, strictly, by PyAV (the extra `video`). Bytes are kept of a video of 8 bits and
-4:2:0, which is what GPUs decode, that no rotation is given for, which readers do not apply. A rotated one is encoded
-anew, upright (`video_encoding`), and so is with `resize` any that is not small and fast to seek in already.
+4:2:0, which is what GPUs decode, that all readers show alike. Another one, such as a rotated one, is encoded anew
+(`video_encoding`), and so is with `resize` any that is not small and fast to seek in already.
 """
 
 import io
@@ -31,7 +31,10 @@ class VideoMedia:
     name = "video"
     kept = frozenset({"mp4", "m4v", "mov", "webm", "avi", "mkv"})
     suffixes = kept
-    changed = "has a rotation, which readers do not apply"
+    changed = (
+        "has a rotation, which readers do not apply, more than one video stream, or key frames that are none: use "
+        "`maskfeat-shards build`, which encodes it anew"
+    )
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
         """Decode a video strictly and return what to store.
@@ -48,7 +51,7 @@ class VideoMedia:
             found = examine(data, container, stream, options.max_pixels)
         if options.resize is None and found.stream.pix_fmt not in _PIXELS:
             raise _pixel_format(found.stream.pix_fmt)
-        if found.rotation or (options.resize is not None and not _is_small(found, options.resize)):
+        if not found.plain or (options.resize is not None and not _is_small(found, options.resize)):
             from shards.media.video_encoding import encode  # needs PyAV
 
             rate = Fraction(found.stream.fps_num, found.stream.fps_den)

@@ -7,6 +7,7 @@ frame is kept: a variable rate becomes its mean. One thread encodes, so that the
 import io
 from fractions import Fraction
 from itertools import islice
+from typing import Any
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 
 from shards.media.video import KEY_FRAME_EVERY
-from shards.media.video_stream import opened
+from shards.media.video_stream import display_matrix, opened
 
 _QUALITY = "20"  # x264's constant rate factor
 _PRESET = "veryfast"  # as small as slower ones at a third of their time, half a decibel below
@@ -26,12 +27,12 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
     Args:
         data: of a file that `shards.media.video` has checked.
         side: shrink the short side to this many pixels where it is longer; None: keep the size.
-        rate: frames a second, of which 1001 is the largest denominator that is kept.
+        rate: frames a second, or seconds a frame, of which 1001 is the largest denominator that is kept.
         most: encode only so many frames, the first ones; None: all of them.
     """
     file = io.BytesIO()
     with opened(data) as (source, stream), av.open(file, "w", format="mp4") as target:
-        rate = rate.limit_denominator(1001)
+        rate = rate.limit_denominator(1001) if rate > 1 else 1 / (1 / rate).limit_denominator(1001)
         encoder = target.add_stream("libx264", rate=rate)
         encoder.pix_fmt, encoder.thread_count = "yuv420p", 1
         encoder.options = {
@@ -60,12 +61,13 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
 
 
 def _upright(frame: VideoFrame) -> VideoFrame:
-    """Return a frame as it is to be shown. PyAV tells the rotation counterclockwise, in degrees."""
-    turns, rest = divmod(frame.rotation, 90)
-    if not turns or rest:
+    """Return a frame as it is to be shown."""
+    a, b, c, d = display_matrix(frame) or (1, 0, 0, 1)
+    if a == d == 1:
         return frame
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), turns).astype(np.uint8)
-    return VideoFrame.from_ndarray(turned, format="rgb24")
+    pixels: Any = frame.to_ndarray(format="rgb24")
+    turned = (pixels.swapaxes(0, 1) if b else pixels)[:: b + d, :: a + c]
+    return VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
 
 
 def _shrunk(height: int, width: int, side: int | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The video stream of a file in memory, by PyAV: opened strictly, decoded in full, and described for the manifest."""
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from shards.media.media import Rejected, VideoStream, out_of_memory
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.frame import VideoFrame
     from av.video.stream import VideoStream as Stream
 
 # A closed list: FFmpeg would also open playlists, which name other files and addresses.
@@ -24,20 +26,22 @@ _LARGEST = 2**31 - 1  # in a column of int32
 _MOST_FRAMES = 1_000_000  # nine hours at 30 a second, of whose time stamps there is room in memory
 # Codecs of which a packet need not give a frame: some are only referred to, others repeat the frame before
 _SILENT_PACKETS = frozenset({"vp8", "vp9", "av1", "mpeg4", "msmpeg4v3"})
+_UPRIGHT = (1, 0, 0, 1)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A sound video: the size of its frames as they are coded, the degrees to rotate them by, and its stream.
+    """A sound video: the size of its frames as they are coded, and its stream.
 
-    `sound` says whether the file has a stream of sound, too, and `reordered` whether frames are coded in another order
-    than they are shown in.
+    `plain` says whether every reader shows it alike: it is not to be turned or mirrored, the file has no other video
+    stream, and what it marks as key frames are key frames. `sound` says whether the file has a stream of sound, too,
+    and `reordered` whether frames are coded in another order than they are shown in.
     """
 
     height: int
     width: int
-    rotation: int
     stream: VideoStream
+    plain: bool
     sound: bool
     reordered: bool
 
@@ -58,8 +62,7 @@ def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
     options = {"format_whitelist": CONTAINERS}
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace", container_options=options) as container:
-            pictures = av.stream.Disposition.attached_pic
-            streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+            streams = video_streams(container)
             if not streams:
                 raise Rejected("no video", "has no video stream")
             stream = streams[0]
@@ -72,6 +75,26 @@ def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
         raise out_of_memory() from None
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         raise _unreadable(data, getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
+
+
+def video_streams(container: "InputContainer") -> list["Stream"]:
+    """Return the video streams of a file, of which the first is read; pictures, such as a cover, are none."""
+    import av
+
+    pictures = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & pictures]
+
+
+def display_matrix(frame: "VideoFrame") -> tuple[int, int, int, int] | None:
+    """Return the signs of the matrix a, b, c, d that takes a place x, y of a frame to a x + c y, b x + d y on show.
+
+    None where it is not one of quarter turns and mirrors. Scales are left out.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _UPRIGHT
+    a, b, _, c, d = ((number > 0) - (number < 0) for number in struct.unpack_from("=5i", bytes(matrix)))
+    return (a, b, c, d) if abs(a) + abs(b) + abs(c) + abs(d) == 2 and a * d != b * c else None
 
 
 def suffix_of(container: "InputContainer") -> str:
@@ -91,7 +114,8 @@ def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixe
         raise Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end")
     _refuse_large(stream.codec_context.height, stream.codec_context.width, max_pixels)
     stamps, keys = list[int](), set[int]()  # of frames that are shown, in that order
-    sizes, rotations, formats = set[tuple[int, int]](), set[int](), set[str]()
+    marked = set[int]()  # what the file takes for key frames, shown or not
+    sizes, matrices, formats = set[tuple[int, int]](), set[tuple[int, int, int, int] | None](), set[str]()
     packets = shown = 0
     for packet in container.demux(stream):
         if not packets and packet.size and not packet.is_keyframe:
@@ -101,7 +125,7 @@ def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixe
         if packet.is_corrupt:
             raise Rejected("corrupt", f"packet {packets - 1} is damaged")
         if packet.is_keyframe and packet.pts is not None:
-            keys.add(packet.pts)
+            marked.add(packet.pts)
         for frame in packet.decode():
             number = len(stamps)
             _refuse_large(frame.height, frame.width, max_pixels)
@@ -116,18 +140,24 @@ def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixe
             if number == _MOST_FRAMES:
                 raise Rejected("too many frames", f"more than {_MOST_FRAMES:,}")
             stamps.append(frame.pts)
-            rotations.add(int(frame.rotation) % 360)
+            matrices.add(display_matrix(frame))
+            if frame.key_frame:
+                keys.add(frame.pts)
     if not stamps:
         raise Rejected("no frames", "none of its frames can be decoded")
     lost = max(shown - len(stamps), stream.frames - packets)  # the header of WebM does not tell `frames`: 0
     if lost > 0 and _codec(stream) not in _SILENT_PACKETS:
         raise Rejected("missing frames", f"{lost} of {len(stamps) + lost} frames of the file cannot be decoded")
-    if len(rotations) > 1 or (rotation := rotations.pop()) % 90:
+    if len(matrices) > 1 or None in matrices:
         raise Rejected("rotation", "is to be turned by other than quarter turns")
     ((height, width),), (pixels,) = sizes, formats
-    described = _described(stream, stamps, keys, pixels)
     return Examined(
-        height, width, rotation, described, bool(container.streams.audio), bool(stream.codec_context.has_b_frames)
+        height,
+        width,
+        stream=_described(stream, stamps, marked, pixels),
+        plain=matrices == {_UPRIGHT} and len(video_streams(container)) == 1 and not marked & set(stamps) - keys,
+        sound=bool(container.streams.audio),
+        reordered=bool(stream.codec_context.has_b_frames),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making_odd_videos import odd_videos
 from making_videos import all_frames, encoded, film, kinds, real_files
 from numpy.typing import NDArray
 
@@ -13,7 +14,8 @@ from pipeline.data.decode.frames import FramesError, frames_at
 from shards.media.media import CheckOptions, Rejected
 from shards.media.video import VIDEO
 
-FILES = kinds() | real_files()
+ODD = ("a cover first.mp4", "false key frames in the index.avi")
+FILES = kinds() | real_files() | {name: data for name, (data, _) in odd_videos().items() if name in ODD}
 
 
 def bytes_of(data: bytes) -> NDArray[np.uint8]:

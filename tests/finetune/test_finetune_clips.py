@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from launching import FINETUNE, SMALL, assert_same_weights, finetune, finetune_recipe, free_port, losses, metrics
+from making_images import make_tree
 from making_videos import encoded, film
 from numpy.typing import NDArray
 from ranks import Ranks
@@ -29,6 +30,7 @@ from pipeline.finetune.task import Finetuning
 from pipeline.finetune.views import accuracy_by_views, averaged
 from pipeline.measure import Frozen, measure_classifier
 from pipeline.pixels import normalise
+from pipeline.settings import ConfigError
 from pipeline.trained import load_model, recipe_of
 from shards.build import build
 from shards.manifest import Manifest
@@ -140,6 +142,14 @@ def test_whole_clips_are_mixed(moving: dict[str, Path], tmp_path: Path) -> None:
         torch.testing.assert_close(shares, lam * one + (1 - lam) * one.flip(0), atol=1e-5, rtol=0)
 
 
+def test_a_video_is_never_mixed_with_itself(moving: dict[str, Path], tmp_path: Path) -> None:
+    """Two clips of each of one or three videos make an even number of clips."""
+    data = (moving["train"], moving["validation"], tmp_path / "run", *CLIPS, "data.repeats=2", "optim.batch_size=12")
+    for micro_batch, videos in ((2, 1), (6, 3)):
+        with pytest.raises(ConfigError, match=f"pairs the videos of a micro-batch, and {videos} are an odd number"):
+            finetune(*data, f"engine.micro_batch={micro_batch}")
+
+
 def test_learns_to_tell_red_videos_from_blue_ones(tmp_path: Path) -> None:
     for name, seeds in (("train", range(8)), ("validation", range(8, 12))):
         for label, colour in (("blue", (0.2, 0.2, 1)), ("red", (1, 0.2, 0.2))):
@@ -189,6 +199,14 @@ def test_the_accuracy_of_views_is_that_of_averaged_softmax(moving: dict[str, Pat
     loader.close()
 
 
+def test_an_image_is_looked_at_once_also_as_a_clip_of_one_frame(tmp_path: Path) -> None:
+    make_tree(tmp_path / "images", 4, ("ant", "bee"))
+    build(tmp_path / "images", tmp_path / "shards", workers=1)
+    run, single = tmp_path / "run", ("data.image_size=32", "data.frames=1", "optim.epochs=1", "optim.warmup_epochs=0")
+    finetune(tmp_path / "shards", tmp_path / "shards", run, *single)
+    assert measure_classifier(run, chosen(run, None), (), None, 1, join()).keys() == {"top1_1x1", "top5_1x1"}
+
+
 def test_a_bad_video_is_not_counted(moving: dict[str, Path], tmp_path: Path) -> None:
     """A model that always names the first class is right of all videos but that one."""
     shutil.copytree(moving["validation"], tmp_path / "hurt")
@@ -215,6 +233,7 @@ def test_a_fine_tuned_mvit_is_exported_and_a_setting_of_another_model_is_one_lin
     settings = (*CLIPS, "data.image_size=64", "model.name=mvit_v2", options, "optim.epochs=1", "optim.warmup_epochs=0")
     finetune(moving["train"], moving["validation"], tmp_path / "run", *settings, "model.position_init=random")
     assert run_script(monkeypatch, "export.py", tmp_path / "run", tmp_path / "out") == 0
+    assert "| steps | 1 of 16 clips |" in (tmp_path / "out" / "README.md").read_text()
     found = chosen(tmp_path / "run", None)
     network = load_model(found, recipe_of(found)).encoder.state_dict()
     exported = load_file(tmp_path / "out" / "model.safetensors")

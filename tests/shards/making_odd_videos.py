@@ -3,6 +3,7 @@
 import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import av
 import numpy as np
@@ -41,6 +42,53 @@ def remuxed(
             packet.stream = stream
             target.mux(packet)
     return file.getvalue()
+
+
+def with_cover_first(data: bytes) -> bytes:
+    """An H.264 file with a cover, of which FFmpeg makes the first stream, since it stands before that of the video."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(file, "w", format="mp4") as target:
+        cover = target.add_stream("mjpeg")
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in [Packet(encoded_image(picture(0), "JPEG")), *source.demux(video=0)]:
+            if packet.size:
+                packet.stream = cover if packet.stream is None else stream
+                target.mux(packet)
+    made = file.getvalue()
+    moov = made.index(b"moov") - 4
+    header, place = made[moov : moov + 8], moov + 8
+    boxes = []
+    while place < len(made):
+        (size,) = struct.unpack_from(">I", made, place)
+        boxes.append(made[place : place + size])
+        place += size
+    boxes.sort(key=lambda box: box[4:8] == b"trak")
+    return made[:moov] + header + b"".join(boxes)
+
+
+def of_two_streams(first: np.ndarray, second: np.ndarray) -> bytes:
+    """A VP9 file with two videos."""
+    file = io.BytesIO()
+    films = [encoded(pixels, "libvpx-vp9", "webm") for pixels in (first, second)]
+    with ExitStack() as stack:
+        target = stack.enter_context(av.open(file, "w", format="webm"))
+        sources = [stack.enter_context(av.open(io.BytesIO(data))) for data in films]
+        streams = [target.add_stream_from_template(source.streams.video[0]) for source in sources]
+        for source, stream in zip(sources, streams, strict=True):
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    return file.getvalue()
+
+
+def all_marked_as_key_frames(packets: list[Packet]) -> list[Packet]:
+    """The packets, of which each claims to be decoded without those before."""
+    for packet in packets:
+        packet.is_keyframe = True
+    return packets
 
 
 def with_sound(pixels: np.ndarray | None, container: str = "mp4") -> bytes:
@@ -91,6 +139,14 @@ def _sound() -> Found:
     yield "a gap.mkv", remuxed(plain, "matroska", lambda packets: packets[:8] + packets[16:]), "kept"
     yield "a quarter turn.mp4", rotated(plain), "encoded"
     yield "upside down.mp4", rotated(plain, (-1, 0, 0, -1)), "encoded"
+    yield "mirrored.mp4", rotated(plain, (-1, 0, 0, 1)), "encoded"
+    yield "a cover first.mp4", with_cover_first(plain), "kept"
+    yield "two streams.webm", of_two_streams(film(5, 32, 32), film(20)), "encoded"
+    mpeg4 = [encoded(film(20), "mpeg4", container, g=20) for container in ("mp4", "avi")]
+    yield "false key frames.mp4", remuxed(mpeg4[0], change=all_marked_as_key_frames), "encoded"
+    yield "false key frames in the index.avi", remuxed(mpeg4[1], "avi", all_marked_as_key_frames), "kept"
+    hours = [3_600_000 * number for number in range(20)]
+    yield "a frame an hour.mkv", encoded(film(20), container="matroska", stamps=hours), "kept"
 
 
 def _refused() -> Found:

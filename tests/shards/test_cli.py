@@ -224,6 +224,14 @@ def test_what_cannot_go_on_is_status_2_and_no_traceback(
         assert err.count("\n") == 1
 
 
+def test_without_a_command_it_lists_them(shell: Shell) -> None:
+    status, text, err = shell()
+    assert (status, text) == (2, "")
+    assert err.startswith("Usage: ") and all(
+        f"\n  {command} " in err for command in ("build", "index", "verify", "info", "preview")
+    )
+
+
 @pytest.mark.parametrize("command", ["build", "index", "verify", "info", "preview"])
 def test_help_has_an_example(shell: Shell, command: str) -> None:
     status, out, _ = shell(command, "--help")

@@ -6,16 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launching import free_port, pretrain
+from making_videos import encoded, film
 from PIL import Image
+from ranks import Ranks
+from scripting import run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.layout import Layout, make_mask
+from pipeline.build import build_model
+from pipeline.checkpoints.checkpoint import chosen
+from pipeline.cluster.world import join
+from pipeline.config import load_recipe
+from pipeline.measure import measure
 from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import draw
 from pipeline.report.monitor import open_monitor
+from pipeline.settings import ConfigError
 from pipeline.targets.registry import build_target
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions
+from shards.build import build
 
 
 def one_by_one(targets: torch.Tensor, hidden: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
@@ -96,3 +107,32 @@ def test_an_animation_is_kept_and_plays_in_tensorboard(tmp_path: Path) -> None:
         for time, frame in enumerate(frames):
             gif.seek(time)
             assert np.array_equal(np.asarray(gif.convert("RGB")), frame)
+
+
+def test_what_does_not_fit_the_run_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    (tmp_path / "videos").mkdir()
+    for seed in range(4):
+        (tmp_path / "videos" / f"{seed}.mp4").write_bytes(encoded(film(12, seed=seed)))
+    build(tmp_path / "videos", shards, workers=1)
+    clips = ("data.image_size=64", "data.frames=4", "run.max_steps=1")
+    pretrain(shards, run, *clips, f"data.validation={shards}")
+    with pytest.raises(
+        ConfigError, match=r"^target.kind=pixels has 768 numbers a patch, and the model .* predicts 108"
+    ):
+        measure(run, chosen(run, None), ["target.kind=pixels"], join())
+    for option in ("--clips", "--crops"):
+        ranks = Ranks(1, [str(run), option, "3"], tmp_path / "said", free_port(), "scripts/validate.py")
+        assert ranks.wait(100) == [2]
+        assert "error: --clips and --crops are for fine-tuned runs" in ranks.said()
+
+    assert run_script(monkeypatch, "export.py", run, tmp_path / "out") == 0
+    assert "| steps | 1 of 16 clips: 16 in all |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_image_size_that_a_mvit_does_not_halve_evenly_is_one_line() -> None:
+    options = "model.options={embed_dim: 8, depth: 4, num_heads: 1, stages: [1, 3]}"
+    family = ("model.name=mvit_v2", "model.position_init=random", options, "data.frames=4")
+    build_model(load_recipe("demo_video", ["data.shards=x", *family, "data.image_size=40"]))
+    with pytest.raises(ConfigError, match=r"^data\.image_size=36 is not a multiple of the 8-pixel patch of mvit_v2$"):
+        build_model(load_recipe("demo_video", ["data.shards=x", *family, "data.image_size=36"]))

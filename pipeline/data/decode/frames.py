@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.media.video_stream import CONTAINERS
+from shards.media.video_stream import CONTAINERS, video_streams
 
 
 class FramesError(Exception):
@@ -19,8 +19,9 @@ class FramesError(Exception):
 def frames_at(encoded: NDArray[np.uint8], stamps: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield the frames with these time stamps, each with its own: uint8 (height, width, 3).
 
-    Decoding begins at the key frame before the first of them. Should that not give all of them, as where an index is
-    wrong or frames need some of before the key frame, it begins anew at the start of the file, and frames come twice.
+    Decoding begins at the key frame before the first of them. Should that not give all of them, as where the index of
+    key frames is wrong or frames need some of before the key frame, it begins anew at the start of the file, and frames
+    come twice.
 
     Args:
         encoded: a file, uint8 (bytes,).
@@ -54,19 +55,24 @@ def _decoded(
     wanted = set(stamps)
     options = {"format_whitelist": CONTAINERS}
     with av.open(io.BytesIO(encoded.tobytes()), metadata_errors="replace", container_options=options) as container:
-        if not container.streams.video:
+        streams = video_streams(container)
+        if not streams:
             raise ValueError("there is no video stream")
-        stream = container.streams.video[0]
+        stream = streams[0]
         stream.codec_context.thread_count = 1  # others decode other clips meanwhile
         if seeking:
             container.seek(stamps[0], stream=stream)
         converter = av.video.reformatter.VideoReformatter()
-        landed = not seeking
+        landed = begun = not seeking
         for packet in container.demux(stream):
             if not landed and (packet.pts is None or packet.pts > stamps[0]):
                 return  # frames shown before a key frame, but stored after it, may not be decoded without those before
             landed = True
+            begun = begun or packet.is_discard  # a key frame that is hidden
             for frame in packet.decode():
+                if not (begun or frame.key_frame):
+                    return  # the index is wrong: this frame needs some of before it, which the decoder made up
+                begun = True
                 if frame.pts in wanted:
                     wanted.discard(frame.pts)
                     yield frame.pts, converter.reformat(frame, format="rgb24", threads=1).to_ndarray()

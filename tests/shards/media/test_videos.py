@@ -69,17 +69,24 @@ def test_real_files_are_kept(name: str, data: bytes) -> None:
     assert found.data == data and VIDEO.probe(data) == found
 
 
-@pytest.mark.parametrize(("turn", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+@pytest.mark.parametrize(
+    "turn",
+    [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+)
 @pytest.mark.parametrize("side", [None, 32])
-def test_a_rotated_video_is_stored_upright(turn: tuple[int, ...], turns: int, side: int | None) -> None:
+def test_a_rotated_or_mirrored_video_is_stored_as_it_is_shown(turn: tuple[int, ...], side: int | None) -> None:
     data = rotated(encoded(film(6, 48, 64), crf=4), turn)
     found = check(data, resize=side)  # type: ignore[arg-type]
-    expected = np.rot90(all_frames(data)[1], turns, (1, 2))
-    frames = all_frames(found.data)[1]
-    if side is None:
-        assert np.abs(frames.astype(float) - expected).mean() < 5
+    coded, frames = all_frames(data)[1], all_frames(found.data)[1]
+    a, b, c, d = turn
+    y, x = np.mgrid[:48, :64]
+    across, down = a * x + c * y, b * x + d * y
+    expected = np.zeros_like(coded if a else coded.swapaxes(1, 2))
+    expected[:, down - down.min(), across - across.min()] = coded
     assert min(frames.shape[1:3]) == (side or 48)
     assert (frames.shape[1] > frames.shape[2]) == (expected.shape[1] > expected.shape[2])
+    if side is None:
+        assert np.abs(frames.astype(float) - expected).mean() < 6
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,23 @@ def test_resizing_drops_sound_and_never_enlarges() -> None:
     with av.open(io.BytesIO(found.data)) as container:
         assert not container.streams.audio
     assert (found.height, found.width) == (48, 64)
+
+
+@pytest.mark.parametrize("name", ["two streams.webm", "false key frames.mp4"])
+def test_what_readers_would_show_differently_is_stored_as_its_first_stream_is(name: str) -> None:
+    found = check(ODD[name][0])
+    with av.open(io.BytesIO(ODD[name][0])) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert np.abs(all_frames(found.data)[1].astype(float) - frames).mean() < 9
+
+
+@pytest.mark.parametrize("seconds", [2, 1500, 3600])
+def test_the_rate_of_a_slow_video_is_kept(seconds: int) -> None:
+    data = encoded(film(20), stamps=[1000 * seconds * number for number in range(20)])
+    for found in (check(data), check(data, resize=24)):
+        video = found.video
+        assert video is not None and (video.frames, video.fps_num, video.fps_den) == (20, 1, seconds)
+        assert all_frames(VIDEO.moving(found.data, 24))[0]
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,5 +228,5 @@ def test_tars_of_videos_made_elsewhere(tmp_path: Path) -> None:
     assert manifest.video.frames.tolist() == [9, 9] and manifest.classes == ["run"]
     rejects = {path[-4:]: (reason, detail) for path, reason, detail in load_rejects(tmp_path / "out")}
     assert {key: reason for key, (reason, _) in rejects.items()} == {"0001": "needs rewriting", "0002": "corrupt"}
-    assert "rotation" in rejects["0001"][1]
+    assert "rotation" in rejects["0001"][1] and "build" in rejects["0001"][1]
     assert verify(tmp_path / "out") == []
