@@ -11,9 +11,10 @@ import yaml
 from model.export_video import loader
 from model.maskfeat import MaskFeat
 from pipeline.checkpoints.checkpoint import Facts
-from pipeline.config import Model, Recipe
+from pipeline.config import Recipe
 from pipeline.data.settings import Data
 from pipeline.files import entries
+from pipeline.pixels import Statistics
 from pipeline.pretrain.baselines import read_baselines
 from pipeline.targets.registry import TARGETS
 from shards.secrets import masked_values
@@ -115,7 +116,7 @@ def model_card(
         mean=recipe.model.mean,
         std=recipe.model.std,
         loader="" if frames is None else loader(encoder, name),
-        clip="" if frames is None else clip_of(recipe.data, recipe.model),
+        clip="" if frames is None else clip_of(recipe.data, recipe.model.statistics),
     )
     return _CARD.format(
         front=front(_FRONT, frames),
@@ -171,7 +172,7 @@ def inputs_of(size: int, frames: int | None) -> str:
     return f"{size}x{size} images" if frames is None else f"clips of {frames} frames of {size}x{size} pixels"
 
 
-def clip_of(data: Data, model: Model) -> str:
+def clip_of(data: Data, statistics: Statistics) -> str:
     """Describe which frames a clip has, and how they are normalised, in a sentence."""
     clip = data.clip
     assert clip is not None
@@ -181,10 +182,9 @@ def clip_of(data: Data, model: Model) -> str:
         "fps": f"taken {clip.fps or 0:g} times a second",
         "segments": "one of each of as many equal parts of the video",
     }[clip.sampling]
-    mean, std = model.statistics
     return (
         f"A clip is {counted(clip.frames, 'frame')} of {data.image_size}x{data.image_size} pixels,\n"
-        f"{taken}, normalised with mean {tuple(mean)} and deviation {tuple(std)}."
+        f"{taken}, normalised with mean {statistics.mean} and deviation {statistics.std}."
     )
 
 

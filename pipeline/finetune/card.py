@@ -88,7 +88,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     frames, use = recipe.data.frames, _USE_OF_IMAGES
     if frames is not None:
         code = loader(model.encoder, recipe.model.name)
-        use = _USE_OF_CLIPS.format(loader=code, clip=clip_of(recipe.data, recipe.model))
+        use = _USE_OF_CLIPS.format(loader=code, clip=clip_of(recipe.data, recipe.model.statistics))
     return _CARD.format(
         front=front(_FRONT, frames),
         name=recipe.model.name,

@@ -26,11 +26,10 @@ from model.onnx import export_onnx
 from pipeline.build import build_model
 from pipeline.card import clip_of
 from pipeline.checkpoints.checkpoint import read
-from pipeline.config import Model
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
 from pipeline.data.settings import Data
-from pipeline.pixels import normalise
+from pipeline.pixels import Statistics, normalise
 from shards.build import build
 from shards.manifest import Manifest
 
@@ -136,7 +135,7 @@ def test_a_card_of_a_run_that_left_only_checkpoints(run: Path, tmp_path: Path, m
 )
 def test_a_card_of_clips_says_which_frames_they_have(settings: dict[str, object], taken: str) -> None:
     data = Data.model_validate({"shards": "shards", "image_size": 64, **settings})
-    said = clip_of(data, Model(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)))
+    said = clip_of(data, Statistics((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)))
     assert taken in said and said.endswith("mean (0.45, 0.45, 0.45) and deviation (0.225, 0.225, 0.225).")
 
 
