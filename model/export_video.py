@@ -54,7 +54,7 @@ model.load_state_dict(weights)
 """
 _INPUT = """\
 mean, std = (torch.tensor(config["pretrained_cfg"][key])[:, None, None, None] for key in ("mean", "std"))
-clips = torch.rand(1, *config["pretrained_cfg"]["input_size"])  # yours: RGB, in [0, 1]
+clips = torch.rand(1, *config["pretrained_cfg"]["input_size"])  # yours: (batch, RGB, frames, rows, columns), in [0, 1]
 """
 
 
@@ -116,5 +116,5 @@ def loader(network: nn.Module, name: str) -> str:
     mvit = _MVIT + (_MVIT_CLASSIFIER if view.classes else _MVIT_ENCODER)
     code = mvit if name in SIZES else _TUBELET_VIT
     single = name not in SIZES and view.input_shape[1] == 1
-    shown = f".expand(-1, -1, {TUBELET}, -1, -1)" if single else ""
-    return f"{code}{_INPUT}with torch.no_grad():\n    outputs = model(((clips - mean) / std){shown})\n"
+    shown = f"((clips - mean) / std).expand(-1, -1, {TUBELET}, -1, -1)" if single else "(clips - mean) / std"
+    return f"{code}{_INPUT}with torch.no_grad():\n    outputs = model({shown})\n"

@@ -12,10 +12,13 @@ from model.export_video import loader
 from model.maskfeat import MaskFeat
 from pipeline.checkpoints.checkpoint import Facts
 from pipeline.config import Recipe, TrainingRecipe
+from pipeline.data.settings import Data
 from pipeline.files import entries
+from pipeline.pixels import Statistics
 from pipeline.pretrain.baselines import read_baselines
 from pipeline.targets.registry import TARGETS
 from shards.secrets import masked_values
+from shards.text import counted
 
 # No license: it is for those to choose who publish the weights
 _FRONT = {
@@ -49,8 +52,7 @@ _USE_OF_CLIPS = """\
 ```python
 {loader}```
 
-`outputs` are its features, (1, {width}). Clips are of {frames} frames of {size}x{size} pixels, normalised with mean
-{mean} and deviation {std}.
+`outputs` are its features, (1, {width}). {clip}
 """
 
 _CARD = """\
@@ -108,13 +110,13 @@ def model_card(
     size, frames, name = recipe.data.image_size, recipe.data.frames, recipe.model.name
     use = (_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS).format(
         size=size,
-        frames=frames,
         patches=view.prediction_layout.cells,
         width=view.width,
         prefix=view.prefix,
         mean=recipe.model.mean,
         std=recipe.model.std,
         loader="" if frames is None else loader(encoder, name),
+        clip="" if frames is None else clip_of(recipe.data, recipe.model.statistics),
     )
     return _CARD.format(
         front=front(_FRONT, frames),
@@ -148,7 +150,7 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
     if validated and (baselines := read_baselines(run)):
         named = {
             "zero": "predicting zero",
-            "mean": "the best constant prediction",
+            "mean": "predicting the training set's mean target",
             "copy": "copying the nearest visible frame",
             "untrained": "the untrained model",
         }
@@ -172,6 +174,22 @@ def inputs_of(size: int, frames: int | None) -> str:
 def steps_of(facts: Facts, recipe: TrainingRecipe) -> str:
     """Describe how many steps a checkpoint has seen, and of how much."""
     return f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}"
+
+
+def clip_of(data: Data, statistics: Statistics) -> str:
+    """Describe which frames a clip has, and how they are normalised, in a sentence."""
+    clip = data.clip
+    assert clip is not None
+    taken = {
+        "nominal": f"taken evenly from {clip.frames * clip.stride / 30:.3g} seconds of the video",
+        "stride": f"{counted(int(clip.stride), 'frame')} of the video apart",
+        "fps": f"taken {clip.fps or 0:g} times a second",
+        "segments": "one of each of as many equal parts of the video",
+    }[clip.sampling]
+    return (
+        f"A clip is {counted(clip.frames, 'frame')} of {data.image_size}x{data.image_size} pixels,\n"
+        f"{taken}, normalised with mean {statistics.mean} and deviation {statistics.std}."
+    )
 
 
 def number(value: object, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained vision transformer to name the classes of labelled images.
+"""Fine-tune a pre-trained vision transformer to name the classes of labelled images or videos.
 
     deepspeed scripts/finetune.py RECIPE model.init=WEIGHTS [section.key=value ...]
 

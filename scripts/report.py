@@ -1,4 +1,4 @@
-"""What a run has achieved so far, and where to look.
+"""Print how far a run has come, what it has reached, and where its pictures and curves are.
 
     python scripts/report.py RUN
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipeline.card import number
 from pipeline.files import entries
+from pipeline.metrics import TOP
 from pipeline.pretrain.baselines import read_baselines
 from shards.terminal import Parser, note, prepare, say
 
@@ -23,7 +24,7 @@ from shards.terminal import Parser, note, prepare, say
 def main() -> int:
     """Exit status 0, or 1 when RUN holds no run."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py")
+    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
     prepare()
     run: Path = parser.parse_args().run
     try:
@@ -48,6 +49,11 @@ def main() -> int:
             known = type(value) is float and baselines["mean"]  # a loss that is not finite is logged as null
             table.add_row(name, number(value, ".4f"), f"{value / baselines['mean'] - 1:+.1%}" if known else "")
         Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    elif validated:
+        measured = validated[-1]
+        named = {"loss": ("val_loss", ".4f")} | {f"top-{top}": (f"val_top{top}", ".1%") for top in TOP}
+        told = [f"{name} {number(measured[key], form)}" for name, (key, form) in named.items() if key in measured]
+        say(f"validation     step {measured['step']}: {', '.join(told)}")
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:
         say(f"picture        {pictures[-1]}")

@@ -35,7 +35,7 @@ figure { margin: 0; min-width: 0; }
 figcaption { margin-bottom: 5px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 figure div { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 5px; }
 img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 4px; background: var(--line); }
-video { width: 100%; grid-column: span 2; border-radius: 4px; background: var(--line); }
+video, .video { width: 100%; grid-column: span 2; aspect-ratio: auto; border-radius: 4px; background: var(--line); }
 .unseen { color: var(--soft); font-size: 11px; aspect-ratio: 1; border: 1px dashed var(--line); border-radius: 4px; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 8px 14px 8px 0; border-top: 1px solid var(--line); }

@@ -114,6 +114,9 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
         facts.append(("samples a class", f"{counts.min():,} – {counts.max():,}"))  # noqa: RUF001
     if dataset.options is not None and dataset.options.resize is not None:
         facts.append(("short side resized to", f"{dataset.options.resize} px"))
+    if manifest.video is not None:
+        frames = manifest.video.frames[manifest.video.frames > 0]
+        facts.append(("frames a video", f"{frames.min():,} – {frames.max():,}"))  # noqa: RUF001
     facts.append(("ignored files", f"{dataset.ignored:,}"))
     cells = "".join(f"<div><dd>{_shown(value)}</dd><dt>{name}</dt></div>" for name, value in facts)
     return f"<dl>{cells}</dl><p class=identity>{_shown(dataset.manifest_sha256)}</p>"
@@ -167,10 +170,11 @@ def _image(manifest: Manifest, sample: int, plays: bool = False) -> str:
     if film is not None:
         shown = base64.b64encode(film).decode()
         return (
-            f"<video controls muted loop preload=none title='{_shown(title)}' "
+            f"<video autoplay controls muted loop playsinline title='{_shown(title)}' "
             f"poster='data:image/jpeg;base64,{source}' src='data:video/mp4;base64,{shown}'></video>"
         )
-    return f"<img loading=lazy title='{_shown(title)}' alt='{_shown(path)}' src='data:image/jpeg;base64,{source}'>"
+    shown = f"class={media.name} loading=lazy title='{_shown(title)}' alt='{_shown(path)}'"
+    return f"<img {shown} src='data:image/jpeg;base64,{source}'>"
 
 
 def _rejects(root: str | Path) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from model.classifier import Classifier
 from model.export_video import loader
-from pipeline.card import front, inputs_of, logged, number, quoted, steps_of, table
+from pipeline.card import clip_of, front, inputs_of, logged, number, quoted, steps_of, table
 from pipeline.checkpoints.checkpoint import AVERAGE, Facts
 from pipeline.finetune.config import FinetuneRecipe
 
@@ -39,6 +39,8 @@ _USE_OF_CLIPS = """\
 ```python
 {loader}label = config["pretrained_cfg"]["label_names"][outputs.argmax()]
 ```
+
+{clip}
 """
 
 _CARD = """\
@@ -83,14 +85,17 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     if told:
         for key, name in (("val_top1", "top-1"), ("val_top5", "top-5")):
             rows[f"{name} on validation at step {told[-1]['step']:,}"] = number(told[-1].get(key + suffix), ".2%")
-    frames = recipe.data.frames
+    frames, use = recipe.data.frames, _USE_OF_IMAGES
+    if frames is not None:
+        code = loader(model.encoder, recipe.model.name)
+        use = _USE_OF_CLIPS.format(loader=code, clip=clip_of(recipe.data, recipe.model.statistics))
     return _CARD.format(
         front=front(_FRONT, frames),
         name=recipe.model.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         classes=model.view.classes,
         inputs=inputs_of(recipe.data.image_size, frames),
-        use=_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS.format(loader=loader(model.encoder, recipe.model.name)),
+        use=use,
         training=table(rows),
         identity=quoted(facts.identity),
         torch=torch.__version__,

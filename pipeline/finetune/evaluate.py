@@ -2,12 +2,13 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
 from pipeline.cluster.phases import Phases
@@ -25,6 +26,7 @@ from shards.manifest import Manifest
 from shards.text import excerpt, one_line
 
 PICTURED = 40  # the most classes in a picture
+_NONE, _RIGHT, _WRONG = 242, (48, 98, 200), (196, 78, 24)  # colours of a cell: no image, and all of its row
 
 
 class Validation:
@@ -98,22 +100,29 @@ def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
 
 
 def draw_table(confusion: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
-    """Return the confusion table as a picture, uint8 (height, width, 3): dark where the share of the row is large."""
+    """Draw the confusion table, a row for each class: darker for a larger share of the row, blue where it is right.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
     names = [one_line(excerpt(name)) for name in names]
-    cell, margin = 36, 8 + 7 * max(map(len, names))
+    font = ImageFont.load_default(12)
+    cell, margin = 36, 12 + math.ceil(max(map(font.getlength, names)))
     side = margin + cell * len(names)
     sheet = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(sheet)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     for row, name in enumerate(names):
-        pen.text((4, margin + cell * row + cell // 3), name, "black")
-        column = Image.new("RGB", (margin, 12), "white")
-        ImageDraw.Draw(column).text((4, 0), name, "black")
-        sheet.paste(column.rotate(90, expand=True), (margin + cell * row + cell // 3, 0))
+        pen.text((margin - 6, margin + cell * row + cell // 2), name, "black", font, anchor="rm")
+        column = Image.new("RGB", (margin - 6, cell), "white")
+        ImageDraw.Draw(column).text((0, cell // 2), name, "black", font, anchor="lm")
+        sheet.paste(column.rotate(90, expand=True), (margin + cell * row, 0))
         for taken, share in enumerate(shares[row]):
             left, top = margin + cell * taken, margin + cell * row
-            grey = round(255 * (1 - share))
-            pen.rectangle((left, top, left + cell - 2, top + cell - 2), (grey, grey, 255 if taken == row else grey))
+            full = np.array(_RIGHT if taken == row else _WRONG)
+            shade = (_NONE + (full - _NONE) * share).round().astype(int)
+            pen.rectangle((left, top, left + cell - 2, top + cell - 2), tuple(shade.tolist()))
             if count := confusion[row, taken]:
-                pen.text((left + 4, top + cell // 3), str(count), "white" if share > 0.5 else "black")
+                middle, ink = (left + cell // 2 - 1, top + cell // 2 - 1), "white" if share > 0.5 else "black"
+                pen.text(middle, str(count), ink, font, anchor="mm")
     return np.asarray(sheet)

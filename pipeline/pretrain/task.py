@@ -89,7 +89,7 @@ class Pretraining(MaskedPrediction):
         """Measure what predictors that learn nothing lose, beside which the validation loss has to be read."""
         if self._validation is None:
             return
-        report.say("validation losses to compare with: zero, the mean target, the untrained model ...")
+        report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
         losses = self._validation.baselines(
             lambda batches: self._data.batches(0, batches),
             None if done else lambda: self.evaluate(engine, 0, report)["val_loss"],

@@ -80,7 +80,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     if passed_over:
         notes.append(f"steps {passed_over} are left out, see {run.dir}/left-out.json")
     steps = f"steps {first_step} to {end} of a schedule of {scheduled}"
-    nothing = f"nothing to do: {run.dir} has reached step {first_step}"
+    nothing = f"nothing to do: {run.dir} has reached step {first_step} of a schedule of {scheduled}"
     for line in (size, *(f"note: {note}" for note in notes), steps if first_step < end else nothing):
         report.say(line)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY_FRAME_EVERY = 16  # frames, of what is encoded anew
 _SHEET = (3, 2)  # frames across and down in a thumbnail
+_GAP = 2  # pixels between them
 _MOVING = 3  # seconds
 _PIXELS = frozenset({"yuv420p", "yuvj420p", "nv12"})
 
@@ -81,14 +82,15 @@ class VideoMedia:
         chosen = [place * (frames - 1) // (across * down - 1) for place in range(across * down)]
         with opened(data) as (container, stream):
             shown = {
-                number: _small(frame, side // across)
+                number: _small(frame, (side - _GAP * (across - 1)) // across)
                 for number, frame in enumerate(container.decode(stream))
                 if number in chosen
             }
         width, height = shown[0].size
-        sheet = Image.new("RGB", (width * across, height * down))
+        wide, high = width + _GAP, height + _GAP
+        sheet = Image.new("RGB", (wide * across - _GAP, high * down - _GAP), "white")
         for place, number in enumerate(chosen):
-            sheet.paste(shown[number], (place % across * width, place // across * height))
+            sheet.paste(shown[number], (place % across * wide, place // across * high))
         file = io.BytesIO()
         sheet.save(file, "JPEG", quality=80)
         return file.getvalue()

@@ -24,8 +24,8 @@ _PART = re.compile(
     r"(train(ing)?|val(id|idation)?|dev|eval|test(ing)?|unlabell?ed)([-_ ]?(set|images?|data|\d{4}))?", re.IGNORECASE
 )
 
-# Pictures that would count as images if anything here could read them.
-_UNREADABLE = frozenset(
+# Pictures and videos that would count as samples if anything here could read them.
+_PICTURES = frozenset(
     {
         *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
         *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
@@ -33,6 +33,7 @@ _UNREADABLE = frozenset(
         *(".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".jls", ".ico"),
     }
 )
+_VIDEOS = frozenset({".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ts", ".mts", ".m2ts", ".ogv", ".vob", ".rmvb"})
 _SHOWN = 5  # kinds or names in a note
 
 
@@ -160,9 +161,11 @@ def _met(found: _Found, ignored: Counter[str]) -> list[str]:
 
 def on_ignored(ignored: Counter[str]) -> str:
     """What to say of files that are no candidates, counted by kind."""
-    formats = [kind for kind, _ in ignored.most_common() if kind in _UNREADABLE]
-    remedy = f"; {', '.join(formats)} cannot be read here: convert to JPEG first" if formats else ""
-    return f"ignored files: {_counts(ignored)}{remedy}"
+    remedies = ""
+    for unreadable, remedy in ((_PICTURES, "JPEG"), (_VIDEOS, "MP4")):
+        if formats := [kind for kind, _ in ignored.most_common() if kind in unreadable]:
+            remedies += f"; {', '.join(formats)} cannot be read here: convert to {remedy} first"
+    return f"ignored files: {_counts(ignored)}{remedies}"
 
 
 def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:

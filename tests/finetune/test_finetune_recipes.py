@@ -59,6 +59,14 @@ def test_starts_from_pretrained_weights_but_for_norm_and_head(tmp_path: Path) ->
     assert torch.equal(again.encoder.fc_norm.weight, torch.ones(32))
 
 
+@pytest.mark.parametrize("name", ["small", "small_video"])
+def test_small_recipes_fine_tune_the_model_of_the_pre_training_recipe_of_their_name(name: str) -> None:
+    before = load(Recipe, name, ["data.shards=a"])
+    recipe = load(FinetuneRecipe, name, ["data.shards=a", "data.validation=b"])
+    assert recipe.model == before.model
+    assert (recipe.data.clip, recipe.data.image_size) == (before.data.clip, before.data.image_size)
+
+
 @pytest.mark.parametrize(
     ("name", "epochs", "warmup", "batch", "rate", "decay", "drop_path"),
     [

@@ -24,10 +24,12 @@ from model.classifier import Classifier
 from model.maskfeat import MaskFeat, build_encoder
 from model.onnx import export_onnx
 from pipeline.build import build_model
+from pipeline.card import clip_of
 from pipeline.checkpoints.checkpoint import read
 from pipeline.data.loader import Loader
 from pipeline.data.request import validation_requests
-from pipeline.pixels import normalise
+from pipeline.data.settings import Data
+from pipeline.pixels import Statistics, normalise
 from shards.build import build
 from shards.manifest import Manifest
 
@@ -111,7 +113,7 @@ def test_the_card_says_what_the_run_was(run: Path, tmp_path: Path, monkeypatch: 
     last = ModelCard.load(export(monkeypatch, run, tmp_path / "last") / "README.md").text
     baselines = json.loads((run / "baselines.json").read_text())
     assert f"| validation loss at step 3 | {metrics(run)[-1]['val_loss']:.4f} |" in last
-    assert f"| validation loss of the best constant prediction | {baselines['mean']:.4f} |" in last
+    assert f"| validation loss of predicting the training set's mean target | {baselines['mean']:.4f} |" in last
     assert str(run) not in last  # cards are published, paths are not
 
 
@@ -119,6 +121,22 @@ def test_a_card_of_a_run_that_left_only_checkpoints(run: Path, tmp_path: Path, m
     shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
     card = (export(monkeypatch, tmp_path / "run", tmp_path / "out") / "README.md").read_text()
     assert "| steps | 3 of 16 images: 48 in all |" in card and "| training loss" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({"frames": 16}, "A clip is 16 frames of 64x64 pixels,\ntaken evenly from 2.13 seconds of the video, "),
+        ({"frames": 8, "sampling": "stride", "stride": 2}, "\n2 frames of the video apart, "),
+        ({"frames": 8, "sampling": "stride", "stride": 1}, "\n1 frame of the video apart, "),
+        ({"frames": 8, "sampling": "fps", "fps": 12.5}, "\ntaken 12.5 times a second, "),
+        ({"frames": 8, "sampling": "segments"}, "\none of each of as many equal parts of the video, "),
+    ],
+)
+def test_a_card_of_clips_says_which_frames_they_have(settings: dict[str, object], taken: str) -> None:
+    data = Data.model_validate({"shards": "shards", "image_size": 64, **settings})
+    said = clip_of(data, Statistics((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)))
+    assert taken in said and said.endswith("mean (0.45, 0.45, 0.45) and deviation (0.225, 0.225, 0.225).")
 
 
 def test_timms_preprocessing_is_that_of_the_validation(

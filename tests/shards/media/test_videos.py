@@ -205,11 +205,12 @@ def test_info_and_preview_tell_of_videos(tmp_path: Path) -> None:
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 2
     page = (tmp_path / "page.html").read_text()
     assert "50 frames, 25 a second" in page and "<h2>Videos" in page
+    assert "<dd>20 – 50</dd><dt>frames a video</dt>" in page  # noqa: RUF001
     films = [base64.b64decode(part.partition("'")[0]) for part in page.split("data:video/mp4;base64,")[1:]]
     assert sorted(len(all_frames(film)[0]) for film in films) == [20, 50]
     sheets = [base64.b64decode(part.partition("'")[0]) for part in page.split("data:image/jpeg;base64,")[1:]]
     for sheet in sheets:
-        assert Image.open(io.BytesIO(sheet)).size == (3 * 53, 2 * 40)
+        assert Image.open(io.BytesIO(sheet)).size == (3 * 52 + 4, 2 * 39 + 2)  # with gaps of 2 pixels
 
 
 def test_tars_of_videos_made_elsewhere(tmp_path: Path) -> None:

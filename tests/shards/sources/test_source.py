@@ -164,6 +164,14 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
         list_source(tmp_path)
 
 
+def test_videos_that_cannot_be_read_are_pointed_out(tmp_path: Path) -> None:
+    touch(tmp_path, "cat/1.mp4", "cat/2.MPG", "dog/3.mp4", "dog/4.wmv", "dog/5.mpg", "dog/6.heic")
+    assert notes(tmp_path) == [
+        "ignored files: 2 .mpg, 1 .heic, 1 .wmv; .heic cannot be read here: convert to JPEG first; "
+        ".mpg, .wmv cannot be read here: convert to MP4 first"
+    ]
+
+
 def test_images_that_are_in_no_folder_have_no_class_which_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", "2.jpg")
     assert notes(tmp_path) == [

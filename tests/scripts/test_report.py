@@ -1,0 +1,22 @@
+"""scripts/report.py: what a run has reached."""
+
+import json
+from pathlib import Path
+
+import pytest
+from scripting import run_script
+
+
+def test_a_run_of_fine_tuning_is_told_by_its_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {"step": 20, "loss": 1.5, "val_loss": 1.25, "val_top1": 0.5, "val_top5": 0.875},
+        {"step": 40, "loss": 1.0, "val_loss": None, "val_top1": 0.625, "val_top5": 1.0},
+        {"step": 50, "loss": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run_script(monkeypatch, "report.py", tmp_path) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"run            {tmp_path}: step 50, training loss 0.5000"
+    assert told[1] == "validation     step 40: loss not finite, top-1 62.5%, top-5 100.0%"
