@@ -31,3 +31,13 @@ def video_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("video-shards") / "train"
     build(videos, out, samples_per_shard=5, workers=1)
     return out
+
+
+@pytest.fixture(scope="session")
+def jpeg_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as JPEGs of their frames."""
+    from shards.build import build
+
+    out = tmp_path_factory.mktemp("jpeg-shards") / "train"
+    build(videos, out, samples_per_shard=5, workers=1, frames="jpeg")
+    return out

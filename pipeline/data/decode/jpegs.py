@@ -60,7 +60,7 @@ class JpegClipDecoder:
         """Return the oldest batch; see `Decoder`. All clips of a video are black where one of its frames is bad."""
         crops, decoded = self._fed.popleft(), self._images.take()
         videos, numbers = len(crops.encoded), crops.frames.reshape(-1)
-        clips = decoded.images.unflatten(0, crops.frames.shape).movedim(2, 1)
+        clips = decoded.images.view(*crops.frames.shape, *decoded.images.shape[1:]).movedim(2, 1)
         problems: dict[int, str] = {}
         for place, why in decoded.problems.items():
             problems.setdefault(place * videos // len(numbers), f"frame {numbers[place]}: {why}")
