@@ -30,7 +30,7 @@ TIMEOUT = 600  # seconds a batch may take, beyond the deadline of its requests
 _OPEN_SHARDS = 256  # descriptors kept a process; the usual limit for all files is 1,024
 _AT_ONCE = 8  # samples that a thread reads one after the other
 _GAP = 2**16  # bytes between frames that are read rather than skipped: disks read about as much ahead anyway
-_REMOTE_GAP = 2**20  # the same of a store, where a request takes as long as so many bytes
+_REMOTE_GAP = 2**18  # the same of a store, where a request takes as long as more bytes than these
 
 
 class Reading:
