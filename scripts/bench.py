@@ -88,11 +88,17 @@ def loader(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = 
 
 
 @app.command()
-def clips(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
+def clips(
+    shards: Shards,
+    threads: Threads = 2,
+    size: Size = 224,
+    jpegs: Annotated[Path | None, typer.Option(help="The same videos, built with --frames jpeg.")] = None,
+    json: Json = None,
+) -> None:
     """Clips of videos from shards, on a CPU."""
     from benchmarks.clips import clips
 
-    publish(clips(shards, threads, size), json)
+    publish(clips(shards, threads, size, jpegs), json)
 
 
 @app.command()

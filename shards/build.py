@@ -11,7 +11,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from shards.making.assembly import (
 from shards.making.engines import Engine, run
 from shards.making.shard import write_shard
 from shards.manifest import Dataset, Options
-from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Check
+from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Check, Frames
 from shards.remote.urls import is_url
 from shards.sources.folder import refuse_parts
 from shards.sources.listing import Item, Listing
@@ -66,6 +66,8 @@ def build(
     seed: int = 0,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     check: Check = "decode",
+    frames: Frames | None = None,
+    frame_stride: int = 1,
     engine: Engine = run,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
@@ -82,6 +84,8 @@ def build(
         seed: order of the images over the shards.
         max_pixels: larger images are rejected.
         check: how closely images are looked at, see `CheckOptions`.
+        frames: how videos are stored, see `CheckOptions`.
+        frame_stride: with `frames`, the stride of the frames that are stored, see `CheckOptions`.
         engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
         progress: called after every shard.
         note: called with each line on the source that the user should see before the work begins.
@@ -93,10 +97,12 @@ def build(
         ShardError: the source or `out` cannot be used, or writing failed; then a re-run goes on from there.
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
-    options = Options(samples_per_shard, resize, max_pixels, seed, check)
-    numbers = [number for number in (samples_per_shard, max_pixels, workers, resize) if number is not None]
+    options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride)
+    numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
     if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
+    if frame_stride > 1 and frames is None:
+        raise ShardError(f"--frame-stride {frame_stride}: belongs to --frames jpeg; give both, or neither")
     if not is_url(out) and _overlap(real(source), real(out)):
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
     refuse_web_server(out)
@@ -123,7 +129,7 @@ def build(
             jobs = _assign(listing, options, finished_records(out))
             unwritten = sum(_bytes(item.size for item in job.items) for job in jobs if not job.recorded)
             # Only a copy of known size, to a disk, can be held against the free space.
-            if resize is None and not is_url(out) and unwritten > shutil.disk_usage(out).free:
+            if resize is None and frames is None and not is_url(out) and unwritten > shutil.disk_usage(out).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             done = 0
             for images, written in engine(partial(_write_or_keep, out, options), jobs, workers):
@@ -164,7 +170,7 @@ def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
     Names are taken as UTF-8, whatever the locale.
     """
     classes = [portable(name) for name in listing.classes]
-    facts = [INPUT_VERSION, asdict(options), ignored, classes, listing.labels]
+    facts = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")

@@ -15,7 +15,7 @@ from shards.files import ShardError
 from shards.index import index_tars
 from shards.making.engines import run, run_on_ray
 from shards.manifest import Dataset, Manifest
-from shards.media.media import DEFAULT_MAX_PIXELS, Check
+from shards.media.media import DEFAULT_MAX_PIXELS, Check, Frames
 from shards.output import overview, progress, summarise
 from shards.preview import write_preview
 from shards.storage import join
@@ -49,6 +49,12 @@ def build(
     seed: Annotated[int, typer.Option(help="Order of the samples over the shards.")] = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     check: Annotated[Check, typer.Option(help="Of images: decode all, or trust headers.")] = "decode",
+    frames: Annotated[
+        Frames | None, typer.Option(help="Store videos as JPEGs of their frames.", show_default="off")
+    ] = None,
+    frame_stride: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --frames, store every N-th frame only.")
+    ] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
@@ -64,6 +70,9 @@ def build(
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
     store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
 
+    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes that are poor in CPU.
+    Such a data set is several times as large; docs/video.md says how much, and how to choose --frame-stride.
+
     With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
     node, by a shared file system for instance. The result is the same, byte for byte.
 
@@ -75,6 +84,7 @@ def build(
       maskfeat-shards build imagenet/train shards/train
       maskfeat-shards build ILSVRC2012_img_train.tar shards/train-256 --resize 256
       maskfeat-shards build kinetics400/train shards/k400 --resize 256 --samples-per-shard 200
+      maskfeat-shards build kinetics400/train shards/k400-jpeg --resize 256 --frames jpeg --samples-per-shard 200
       maskfeat-shards build photos.csv shards/photos --samples-per-shard 5000 --max-rejects 100
       maskfeat-shards build /mnt/photos s3://bucket/photos --engine ray --ray-address auto
     """
@@ -89,6 +99,8 @@ def build(
             seed=seed,
             max_pixels=max_pixels,
             check=check,
+            frames=frames,
+            frame_stride=frame_stride,
             engine=partial(run_on_ray, address=ray_address) if engine == "ray" else run,
             progress=report,
             note=note,

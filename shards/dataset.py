@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
 from shards.files import ShardError, parse_json
-from shards.media.media import Check, CheckOptions
+from shards.media.media import Check, CheckOptions, Frames
 from shards.remote.urls import is_url
 from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
 from shards.tables.reading import FORMAT, readable, unusable
@@ -53,10 +53,18 @@ class Options:
     max_pixels: Positive
     seed: Annotated[int, Field(strict=True)]
     check: Check = "decode"  # data sets made before there was a choice do not say
+    frames: Frames | None = None
+    frame_stride: Positive = 1
 
     def for_check(self) -> CheckOptions:
         """Return those that are about single files."""
-        return CheckOptions(self.max_pixels, self.resize, self.check)
+        return CheckOptions(self.max_pixels, self.resize, self.check, self.frames, self.frame_stride)
+
+    def facts(self) -> dict[str, Any]:
+        """Return them by name. Videos as JPEGs came later: data sets without say what they said before, and no more."""
+        facts = asdict(self)
+        later = () if self.frames else ("frames", "frame_stride")
+        return {name: fact for name, fact in facts.items() if name not in later}
 
 
 @_exactly
@@ -79,7 +87,8 @@ class Dataset:
 
     def dump(self) -> str:
         """The text of dataset.json."""
-        return json.dumps({"format": FORMAT, "version": VERSION} | asdict(self), indent=1) + "\n"
+        facts = asdict(self) | {"options": self.options.facts() if self.options else None}
+        return json.dumps({"format": FORMAT, "version": VERSION} | facts, indent=1) + "\n"
 
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":

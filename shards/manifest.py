@@ -14,7 +14,15 @@ from shards.files import ShardError, sha256_of
 from shards.media.registry import MEDIA
 from shards.remote.urls import is_url
 from shards.storage import DEADLINE, join, opened, printable_url
-from shards.tables.columns import MANIFEST, MANIFEST_SCHEMA, NULLABLE, SINCE_VERSION_2, completed, media_in
+from shards.tables.columns import (
+    JPEG_COLUMNS,
+    MANIFEST,
+    MANIFEST_SCHEMA,
+    NULLABLE,
+    SINCE_VERSION_2,
+    completed,
+    media_in,
+)
 from shards.tables.reading import local_copy, read_columns, readable, unusable
 from shards.tables.videos import COLUMNS as VIDEO_COLUMNS
 from shards.tables.videos import Videos
@@ -71,8 +79,8 @@ class Manifest:
             media = media_in(path)
             video = None
             if "video" in media:
-                columns = read_columns(path, MANIFEST_SCHEMA, VIDEO_COLUMNS, NULLABLE)
-                video = Videos.of(columns)
+                columns = read_columns(path, MANIFEST_SCHEMA, VIDEO_COLUMNS, NULLABLE, JPEG_COLUMNS)
+                video = Videos.of(completed(columns, VIDEO_COLUMNS))
         counts, shard = np.array([shard.samples for shard in dataset.shards], np.int64), table["shard"].to_numpy()
         if len(shard) != sum(counts.tolist()) or not np.array_equal(np.repeat(np.arange(len(counts)), counts), shard):
             raise ShardError(

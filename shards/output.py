@@ -93,6 +93,7 @@ def _videos(videos: Videos) -> list[tuple[str, str]]:
         ("  frames", f"{frames.min():,} min, {np.median(frames):,.0f} median, {frames.max():,} max"),
         ("  frames/s", f"{rate.min():.2f} min, {np.median(rate):.2f} median, {rate.max():.2f} max"),
         ("  coded as", codecs),
+        *([("  mean frame", f"{videos.jpegs.mean_size:,.0f} bytes of JPEG")] if videos.jpegs else []),
     ]
 
 

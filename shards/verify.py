@@ -18,7 +18,7 @@ from shards.manifest import DATASET, Dataset, Manifest, Shard
 from shards.media.media import Rejected
 from shards.media.registry import media_of
 from shards.storage import StorageError, as_local, join, listing, read
-from shards.tables.columns import MANIFEST_SCHEMA
+from shards.tables.columns import JPEG_COLUMNS, MANIFEST_SCHEMA
 from shards.tables.duplicates import DUPLICATES, load_duplicates
 from shards.tables.rejects import count_rejects
 from shards.tars.samples import Sample, dali_index, idx_name, samples_of
@@ -155,6 +155,8 @@ class _Comparison:
                 media = media_of(name)
                 said = facts(media, media.probe(data))
                 listed |= {column: self._on_disk(row, column) for column in said.keys() - listed.keys()}
+                if listed.get("jpeg_sizes") is None:  # which only `build --frames jpeg` lists
+                    said = {fact: value for fact, value in said.items() if fact not in JPEG_COLUMNS}
                 said |= self._said_beside(tar, sample, escaped(name), path)
             except (Rejected, ValueError) as error:
                 yield f"{shown}: {error.detail if isinstance(error, Rejected) else error}"

@@ -108,6 +108,16 @@ def video_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.fixture(scope="session")
+def jpeg_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as JPEGs of their frames."""
+    from shards.build import build
+
+    out = tmp_path_factory.mktemp("jpeg-shards") / "train"
+    build(videos, out, samples_per_shard=5, workers=1, frames="jpeg")
+    return out
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with 8 MB more than a save leaves free."""

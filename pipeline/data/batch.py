@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.data.decode.decoder import Crops, Decoder, chosen, decoder_for
 from pipeline.data.decode.graphs import Clips
+from pipeline.data.decode.jpegs import JpegClipDecoder, JpegClips
 from pipeline.data.decode.video import clip_decoder_for
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
@@ -74,7 +75,7 @@ class Batcher:
         self._decoder = _decoder_for(data, micro_batch // repeats, device, repeats, videos)
         self._bad_row = BadRowLimit(data.bad_in_a_row, remedy)
         self.notes: list[str] = []
-        if device.type == "cuda" and videos is None:
+        if device.type == "cuda" and (videos is None or videos.jpegs is not None):
             self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
 
     def close(self) -> None:
@@ -118,6 +119,9 @@ class Batcher:
         encoded = [None if isinstance(sample, str) else sample for sample in samples]
         if self._videos is None or request.frames is None:
             return Crops(encoded, request.boxes, request.flips)
+        if (jpegs := self._videos.jpegs) is not None:
+            sizes = [jpegs.sizes(sample) for sample in request.ids.tolist()]
+            return JpegClips(encoded, request.boxes, request.flips, request.frames, sizes)
         clips = zip(request.input_ids.tolist(), request.frames, strict=True)
         stamps = np.stack([self._videos.time_stamps(sample)[frames] for sample, frames in clips])
         return Clips(encoded, request.boxes, request.flips, request.frames, stamps)
@@ -127,4 +131,7 @@ def _decoder_for(data: Data, samples: int, device: torch.device, repeats: int, v
     size, threads = data.image_size, data.decode_threads
     if videos is None or data.clip is None:
         return decoder_for(device, samples, size, threads, data.hw_decoder_load, repeats)
+    if videos.jpegs is not None:
+        frames = samples * repeats * data.clip.frames
+        return JpegClipDecoder(decoder_for(device, frames, size, threads, data.hw_decoder_load))
     return clip_decoder_for(device, samples, data.clip.frames, size, threads, repeats, videos.codecs)

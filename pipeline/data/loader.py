@@ -76,12 +76,12 @@ class Loader:
             self._cache.close()
 
     def _read(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[Sample]]]:
-        reading = deque((request, self._reader.submit(request.ids)) for request in islice(requests, AHEAD))
+        reading = deque((one, self._reader.submit(one.ids, one.frames)) for one in islice(requests, AHEAD))
         while reading:
             request, samples = reading.popleft()
             if self._cache:
                 self._cache.advance(request.step)
-            reading.extend((request, self._reader.submit(request.ids)) for request in islice(requests, 1))
+            reading.extend((one, self._reader.submit(one.ids, one.frames)) for one in islice(requests, 1))
             yield request, samples.result()
 
 

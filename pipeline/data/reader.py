@@ -1,7 +1,8 @@
 """Encoded images by sample id, read from the shards at the offsets the manifest gives and checked on the way.
 
 A sample of a remote shard comes from the node's cache if the shard is there, and otherwise by a range request of its
-own: nobody ever waits for a whole shard, so the first batch comes at once and a cache cannot hold up a run.
+own: nobody ever waits for a whole shard, so the first batch comes at once and a cache cannot hold up a run. Of videos
+that are stored as JPEGs, only the frames of clips are read.
 """
 
 import errno
@@ -11,40 +12,42 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.cache.node import NodeCache
+from pipeline.data.clips import Frames
 from pipeline.data.errors import DataError
+from pipeline.data.pieces import Encoded as Encoded
+from pipeline.data.pieces import Piece, gather
+from pipeline.data.pieces import Sample as Sample
 from shards.files import open_regular, read_at
 from shards.manifest import Manifest
 from shards.remote.urls import is_url
 from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read, refuse_without_ranges
 
-Encoded = NDArray[np.uint8]
-Sample = Encoded | str  # the bytes of an image, or why it cannot be had
-
 TIMEOUT = 600  # seconds a batch may take, beyond the deadline of its requests
 _OPEN_SHARDS = 256  # descriptors kept a process; the usual limit for all files is 1,024
-_PIECE = 8  # samples that a thread reads one after the other
+_AT_ONCE = 8  # samples that a thread reads one after the other
+_GAP = 2**16  # bytes between frames that are read rather than skipped: disks read about as much ahead anyway
+_REMOTE_GAP = 2**18  # the same of a store, where a request takes as long as more bytes than these
 
 
 class Reading:
     """Samples on their way."""
 
-    def __init__(self, pieces: list["Future[list[Sample]]"], timeout: float) -> None:
-        self._pieces, self._timeout = pieces, timeout
+    def __init__(self, parts: list["Future[list[Sample]]"], timeout: float) -> None:
+        self._parts, self._timeout = parts, timeout
 
     def result(self) -> list[Sample]:
-        """Wait for them: for each the encoded image, uint8 (bytes,), or the reason why it cannot be had.
+        """Wait for them, and return each as uint8 (bytes,), or the reason why it cannot be had.
 
         Raises:
             DataError: the storage is out of reach, or hangs.
         """
         try:
             end = time.monotonic() + self._timeout
-            return [sample for piece in self._pieces for sample in piece.result(max(0, end - time.monotonic()))]
+            return [sample for part in self._parts for sample in part.result(max(0, end - time.monotonic()))]
         except TimeoutError:
             raise DataError(
                 f"reading a batch took more than {self._timeout:g} s: the storage hangs; mend it and start again"
@@ -76,6 +79,7 @@ class Reader:
         traffic: Traffic | None = None,
     ) -> None:
         self._manifest, self._cache, self._deadline = manifest, cache, deadline
+        self._jpegs = manifest.video.jpegs if manifest.video is not None else None
         self._locations = [manifest.shard_location(shard) for shard in range(len(manifest.counts))]
         self._remote = manifest.remote
         self._pool = ThreadPoolExecutor(requests if self._remote else threads, thread_name_prefix="reader")
@@ -99,56 +103,74 @@ class Reader:
                 raise _out_of_reach(location, error) from None
             # else it is one shard, whose samples are bad
 
-    def submit(self, ids: NDArray[np.int64]) -> Reading:
-        """Start reading samples, in the order of `ids`."""
-        piece = 1 if self._remote else _PIECE
-        starts = range(0, len(ids), piece)
-        return Reading(
-            [self._pool.submit(self._read, ids[start : start + piece]) for start in starts], self._deadline + TIMEOUT
-        )
+    def submit(self, ids: NDArray[np.int64], frames: Frames | None = None) -> Reading:
+        """Start reading samples, in the order of `ids`.
+
+        Args:
+            ids: (m,).
+            frames: of clips of them, (n, T), those of a sample in a row. Of videos that are stored as JPEGs, these
+                frames alone are read, each once and in ascending order; None: all of the files are.
+        """
+        clips = [None] * len(ids) if frames is None or self._jpegs is None else list(frames.reshape(len(ids), -1))
+        samples = list(zip(ids.tolist(), clips, strict=True))
+        at_once = 1 if self._remote else _AT_ONCE
+        parts = [samples[start : start + at_once] for start in range(0, len(ids), at_once)]
+        return Reading([self._pool.submit(self._read, part) for part in parts], self._deadline + TIMEOUT)
 
     def counters(self) -> dict[str, float]:
         """What was asked of remote storage so far, and how many samples the cache had; empty for local shards."""
         return self._traffic.snapshot() | {"samples_from_cache": self._cached.value} if self._remote else {}
 
-    def _read(self, ids: NDArray[np.int64]) -> list[Sample]:
-        manifest = self._manifest
-        columns = (manifest.shard, manifest.offset, manifest.size, manifest.crc32c)
-        samples = []
-        for shard, *place in zip(*(column[ids].tolist() for column in columns), strict=True):
-            url = is_url(self._locations[shard])
-            samples.append(self._from_url(shard, *place) if url else self._from_disk(shard, *place))
-        return samples
+    def _read(self, samples: list[tuple[int, Frames | None]]) -> list[Sample]:
+        read = []
+        for sample, frames in samples:
+            shard = int(self._manifest.shard[sample])
+            from_where = self._from_url if is_url(self._locations[shard]) else self._from_disk
+            read.append(from_where(shard, self._pieces(sample, frames)))
+        return read
 
-    def _from_disk(self, shard: int, offset: int, size: int, crc32c: int) -> Sample:
+    def _pieces(self, sample: int, frames: Frames | None) -> list[Piece]:
+        """Return what is read of a sample: its file, or some of its frames."""
+        manifest = self._manifest
+        offset = int(manifest.offset[sample])
+        if frames is None or self._jpegs is None:
+            return [Piece(offset, int(manifest.size[sample]), int(manifest.crc32c[sample]))]
+        wanted = np.unique(frames)
+        places = zip(wanted.tolist(), self._jpegs.places(sample, wanted), strict=True)
+        return [Piece(offset + start, size, crc32c, f"frame {frame}") for frame, (start, size, crc32c) in places]
+
+    def _from_disk(self, shard: int, pieces: list[Piece]) -> Sample:
         location = self._locations[shard]
         try:
-            return _checked(self._open(location).read(size, offset), size, crc32c, location)
+            return gather(self._open(location).read, pieces, _GAP, location)
         except OSError as error:
             return f"{location}: {error.strerror or error}"
 
-    def _from_url(self, shard: int, offset: int, size: int, crc32c: int) -> Sample:
+    def _from_url(self, shard: int, pieces: list[Piece]) -> Sample:
         torn = False
         path = self._cache.path(shard) if self._cache else None
         if path:
             # Not kept open: an evicted shard has to give its room back
             with suppress(OSError):  # evicted a moment ago
-                sample = _checked(_OpenFile(str(path)).read(size, offset), size, crc32c, str(path))
+                sample = gather(_OpenFile(str(path)).read, pieces, _GAP, str(path))
                 if not isinstance(sample, str):
                     self._cached.add(1)
                     return sample
                 torn = True
-        sample = self._requested(self._locations[shard], offset, size, crc32c)
+        sample = self._requested(self._locations[shard], pieces)
         if self._cache and torn and not isinstance(sample, str):  # or else the shard is torn at its source
             self._cache.discard(shard)
         return sample
 
-    def _requested(self, url: str, offset: int, size: int, crc32c: int) -> Sample:
+    def _requested(self, url: str, pieces: list[Piece]) -> Sample:
         location = printable_url(url)
+
+        def request(offset: int, size: int) -> bytes:
+            return read(url, offset, size, traffic=self._traffic, deadline=self._deadline)
+
         try:
             for _ in range(2):  # bits may have flipped on the way
-                data = read(url, offset, size, traffic=self._traffic, deadline=self._deadline)
-                sample = _checked(data, size, crc32c, location)
+                sample = gather(request, pieces, _REMOTE_GAP, location)
                 if not isinstance(sample, str):
                     break
             return sample
@@ -163,14 +185,6 @@ def _out_of_reach(location: str, error: StorageError) -> DataError:
         f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
         "and the run resumes from its last checkpoint"
     )
-
-
-def _checked(data: bytes, size: int, crc32c: int, location: str) -> Sample:
-    if len(data) != size:
-        return f"{location}: ends inside the sample"
-    if google_crc32c.value(data) != crc32c:
-        return f"{location}: the sample does not match its checksum"
-    return np.frombuffer(data, dtype=np.uint8)
 
 
 class _Counter:
@@ -190,7 +204,7 @@ class _OpenFile:
     def __init__(self, path: str) -> None:
         self._file = open_regular(path)
 
-    def read(self, size: int, offset: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
         return read_at(self._file, offset, size)
 
     def __del__(self) -> None:

@@ -113,7 +113,7 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
         keys = sample_keys(rank, np.zeros_like(ids), ids)
         requests.append(training_request(0, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data))
     begin = time.perf_counter()
-    reading = [reader.submit(request.ids) for request in requests]
+    reading = [reader.submit(request.ids, request.frames) for request in requests]
     read = [(request, samples.result()) for request, samples in zip(requests, reading, strict=True)]
     seconds = time.perf_counter() - begin
     samples = [sample for _, batch in read for sample in batch]

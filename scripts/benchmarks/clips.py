@@ -35,8 +35,15 @@ Pixels = NDArray[np.uint8]  # (frames, height, width, 3)
 Make = Callable[[Path, np.random.Generator, int], Tensor]  # makes a clip (3, FRAMES, size, size) of a file
 
 
-def clips(shards: Path, threads: int, size: int) -> list[Figure]:
-    """Clips of 16 frames, every 4th: a second of them, and the CPU's milliseconds for one, in as many workers."""
+def clips(shards: Path, threads: int, size: int, jpegs: Path | None = None) -> list[Figure]:
+    """Clips of 16 frames, every 4th: a second of them, and the CPU's milliseconds for one, in as many workers.
+
+    Args:
+        shards: a data set of videos.
+        threads: that decode, or workers of others.
+        size: side of the crops, in pixels.
+        jpegs: a data set of the same videos as JPEGs of their frames.
+    """
     manifest = Manifest.load(shards)
     with TemporaryDirectory() as scratch:
         files = _written(manifest, Path(scratch))
@@ -48,6 +55,8 @@ def clips(shards: Path, threads: int, size: int) -> list[Figure]:
             videomae(files[0], np.random.default_rng(0), size)
             ways["VideoMAE's decord"] = videomae
         contestants = {"ours": _ours(manifest, threads, size)}
+        if jpegs is not None:
+            contestants["ours, of JPEGs"] = _ours(Manifest.load(jpegs), threads, size)
         contestants |= {name: _Peer(files, make, threads, size).start for name, make in ways.items()}
         rates, costs = _race(contestants)
     where = f"of {FRAMES} frames, {size} px, {threads} threads or workers"

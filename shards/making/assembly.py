@@ -204,7 +204,7 @@ def finish(
 
     with scratch_folder(out) as staging:
         with replacing(join(out, MANIFEST), staging) as table:
-            write_manifest(table, rows())
+            write_manifest(table, rows(), jpegs=options is not None and options.frames is not None)
             if not shards:
                 first = ""
                 if rejects:

@@ -9,6 +9,7 @@ DEFAULT_MAX_PIXELS = 100_000_000
 MAX_BYTES = 2**29
 
 Check = Literal["decode", "header"]
+Frames = Literal["jpeg"]
 
 
 class Rejected(Exception):
@@ -28,11 +29,15 @@ class CheckOptions:
         max_pixels: a larger picture is not decoded, but rejected.
         resize: shrink the short side to this many pixels where it is longer, and store all in one format.
         check: `decode` all of a file, or only its `header` where its bytes can be kept.
+        frames: `jpeg` stores videos as JPEGs of their frames; None: in a codec of videos.
+        frame_stride: with `frames`, store every n-th frame only.
     """
 
     max_pixels: int = DEFAULT_MAX_PIXELS
     resize: int | None = None
     check: Check = "decode"
+    frames: Frames | None = None
+    frame_stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class VideoStream:
     """What the manifest says of a video besides its size, in columns of the same names; see docs/data-format.md.
 
     Frames are numbered in the order in which they are shown. With a constant rate, frame i has the time stamp
-    `pts_start + i * pts_step`; otherwise both are None and `pts` has one for each frame.
+    `pts_start + i * pts_step`; otherwise both are None and `pts` has one for each frame. The columns `jpeg_*` are None
+    unless the frames are JPEGs that follow each other in the file.
     """
 
     frames: int
@@ -56,6 +62,15 @@ class VideoStream:
     pts: list[int] | None
     key_frames: list[int]
     key_offsets: list[int] | None
+    jpeg_offset: int | None = None
+    jpeg_sizes: list[int] | None = None
+    jpeg_crc32c: list[int] | None = None
+
+    def stamps(self) -> list[int]:
+        """Return the time stamp of every frame."""
+        if self.pts is not None or self.pts_start is None or self.pts_step is None:
+            return self.pts or []
+        return [self.pts_start + number * self.pts_step for number in range(self.frames)]
 
 
 @dataclass(frozen=True)

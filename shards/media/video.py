@@ -2,7 +2,8 @@
 
 Every video is decoded in full once, strictly, by PyAV (the extra `video`). Bytes are kept of a video of 8 bits and
 4:2:0, which is what GPUs decode, that all readers show alike. Another one, such as a rotated one, is encoded anew
-(`video_encoding`), and so is with `resize` any that is not small and fast to seek in already.
+(`video_encoding`), and so is with `resize` any that is not small and fast to seek in already. With `frames`, all of
+them become JPEGs (`video_jpegs`).
 """
 
 import io
@@ -47,6 +48,8 @@ class VideoMedia:
         if not data:
             raise Rejected("empty", "0 bytes")
         refuse_huge(len(data))
+        if options.frames == "jpeg":
+            return _as_jpegs(data, options)
         with opened(data) as (container, stream):
             suffix = suffix_of(container)
             found = examine(data, container, stream, options.max_pixels)
@@ -64,10 +67,12 @@ class VideoMedia:
     def probe(self, data: bytes) -> Checked:
         """Return what `check` has returned with the bytes that it stored. It decodes them where their index lacks it.
 
+        Where the JPEGs of Motion JPEG lie is told even if `check` has not made them, and then did not tell.
+
         Raises Rejected where they cannot be read.
         """
         with opened(data) as (container, stream):
-            found = indexed(container, stream)
+            found = indexed(data, container, stream)
             height, width, suffix = stream.codec_context.height, stream.codec_context.width, suffix_of(container)
         return self.check(data, CheckOptions()) if found is None else Checked(data, suffix, height, width, found)
 
@@ -105,6 +110,15 @@ class VideoMedia:
 
 
 VIDEO = VideoMedia()
+
+
+def _as_jpegs(data: bytes, options: CheckOptions) -> Checked:
+    with opened(data) as (container, stream):
+        from shards.media.video_jpegs import JpegFrames  # needs PyAV
+
+        jpegs = JpegFrames(options.resize, options.frame_stride)
+        found = examine(data, container, stream, options.max_pixels, jpegs.add)
+    return jpegs.stored(found.stream)
 
 
 def _is_small(found: Examined, side: int) -> bool:

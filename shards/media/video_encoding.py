@@ -44,23 +44,23 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
             "sc_threshold": "0",
         }
         for number, frame in enumerate(islice(source.decode(stream), most)):
-            upright = _upright(frame)
-            height, width = _shrunk(upright.height, upright.width, side)
+            turned = upright(frame)
+            height, width = shrunk(turned.height, turned.width, side)
             if number == 0:
                 encoder.height, encoder.width = height, width
                 encoder.time_base = encoder.codec_context.time_base = 1 / rate
-                encoder.codec_context.colorspace = upright.colorspace
+                encoder.codec_context.colorspace = turned.colorspace
                 encoder.codec_context.color_range = ColorRange.MPEG
-            shrunk = upright.reformat(
+            small = turned.reformat(
                 width, height, "yuv420p", interpolation="BICUBIC", dst_color_range=ColorRange.MPEG, threads=1
             )
-            shrunk.pts, shrunk.time_base, shrunk.pict_type = number, 1 / rate, 0
-            target.mux(encoder.encode(shrunk))
+            small.pts, small.time_base, small.pict_type = number, 1 / rate, 0
+            target.mux(encoder.encode(small))
         target.mux(encoder.encode(None))
     return file.getvalue()
 
 
-def _upright(frame: VideoFrame) -> VideoFrame:
+def upright(frame: VideoFrame) -> VideoFrame:
     """Return a frame as it is to be shown."""
     a, b, c, d = display_matrix(frame) or (1, 0, 0, 1)
     if a == d == 1:
@@ -70,7 +70,7 @@ def _upright(frame: VideoFrame) -> VideoFrame:
     return VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
 
 
-def _shrunk(height: int, width: int, side: int | None) -> tuple[int, int]:
+def shrunk(height: int, width: int, side: int | None) -> tuple[int, int]:
     """Return even sides, at least 2, of which the shorter is `side` at most."""
     scale = 1.0 if side is None else min(1.0, side / min(height, width))
     shrunk_height, shrunk_width = (max(2, round(length * scale / 2) * 2) for length in (height, width))

@@ -2,12 +2,14 @@
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import google_crc32c
 
 from shards.files import ShardError
 from shards.media.containers import missing_bytes
@@ -108,8 +110,21 @@ def suffix_of(container: "InputContainer") -> str:
     return "avi" if "avi" in kinds else "mp4"
 
 
-def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixels: int) -> Examined:
-    """Decode all of a video. Raises Rejected, and what PyAV raises, where it cannot be trained on."""
+def examine(
+    data: bytes,
+    container: "InputContainer",
+    stream: "Stream",
+    max_pixels: int,
+    take: Callable[["VideoFrame"], None] = lambda frame: None,
+) -> Examined:
+    """Decode all of a video. Raises Rejected, and what PyAV raises, where it cannot be trained on.
+
+    Args:
+        data: the file.
+        container, stream: of it, as `opened` gives them.
+        max_pixels: of a frame.
+        take: called with each frame, in the order in which they are shown.
+    """
     if missing := missing_bytes(data):
         raise Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end")
     _refuse_large(stream.codec_context.height, stream.codec_context.width, max_pixels)
@@ -143,6 +158,7 @@ def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixe
             matrices.add(display_matrix(frame))
             if frame.key_frame:
                 keys.add(frame.pts)
+            take(frame)
     if not stamps:
         raise Rejected("no frames", "none of its frames can be decoded")
     lost = max(shown - len(stamps), stream.frames - packets)  # the header of WebM does not tell `frames`: 0
@@ -161,20 +177,37 @@ def examine(data: bytes, container: "InputContainer", stream: "Stream", max_pixe
     )
 
 
-def indexed(container: "InputContainer", stream: "Stream") -> VideoStream | None:
-    """Return what packets tell of a video that `examine` has passed, without decoding it; None if they do not."""
-    stamps, keys = list[int](), set[int]()
+def indexed(data: bytes, container: "InputContainer", stream: "Stream") -> VideoStream | None:
+    """Return what packets tell of a video that `examine` has passed, without decoding it; None if they do not.
+
+    Of Motion JPEG, that includes where the JPEGs lie, if they follow each other. Arguments are those of `examine`.
+    """
+    stamps, keys, places = list[int](), set[int](), list[tuple[int, int]]()
     for packet in container.demux(stream):
         if packet.size and not packet.is_discard:
             if packet.pts is None:
                 return None
             stamps.append(packet.pts)
+            places.append((packet.pos or 0, packet.size))
             if packet.is_keyframe:
                 keys.add(packet.pts)
     pixels: Any = stream.codec_context.format
     if pixels is None or not stamps or _codec(stream) in _SILENT_PACKETS or len(set(stamps)) < len(stamps):
         return None
-    return _described(stream, sorted(stamps), keys, pixels.name)
+    described = _described(stream, sorted(stamps), keys, pixels.name)
+    return _with_jpegs(described, data, places) if _codec(stream) == "mjpeg" else described
+
+
+def _with_jpegs(video: VideoStream, data: bytes, places: list[tuple[int, int]]) -> VideoStream:
+    """Add where the frames of a video lie, by the offset and the size of each, if they are JPEGs without gaps."""
+    if any(offset + size != following for (offset, size), (following, _) in pairwise(places)):
+        return video
+    return replace(
+        video,
+        jpeg_offset=places[0][0],
+        jpeg_sizes=[size for _, size in places],
+        jpeg_crc32c=[google_crc32c.value(data[offset : offset + size]) for offset, size in places],
+    )
 
 
 def _unreadable(data: bytes, why: str) -> Rejected:

@@ -36,8 +36,13 @@ MANIFEST_SCHEMA = pa.schema(
         ("pts", pa.list_(pa.int64())),  # or else the one given here
         ("key_frames", pa.list_(pa.int32())),  # their numbers
         ("key_offsets", pa.list_(pa.int64())),  # of key frames in the file
+        # Only where videos are stored as JPEGs of their frames, which follow each other in the file
+        ("jpeg_offset", pa.int64()),  # of the first one in the file
+        ("jpeg_sizes", pa.list_(pa.int32())),  # bytes of each
+        ("jpeg_crc32c", pa.list_(pa.uint32())),  # of each
     ]
 )
+JPEG_COLUMNS = frozenset(name for name in MANIFEST_SCHEMA.names if name.startswith("jpeg_"))
 _MEDIA_OF_VERSION_1 = "image"
 OPTIONAL = frozenset(MANIFEST_SCHEMA.names[MANIFEST_SCHEMA.names.index("media") + 1 :])  # null where not known
 SINCE_VERSION_2 = OPTIONAL | {"media"}
@@ -45,17 +50,19 @@ NULLABLE = OPTIONAL | {"label"}
 _ROWS_PER_GROUP = 65_536
 
 
-def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]]) -> None:
+def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]], jpegs: bool = False) -> None:
     """Write manifest.parquet from each shard's columns: all but `shard`, which is the shard's position.
 
-    Those that version 1 lacks may be missing, as from the records of a build that it began.
+    Those that version 1 lacks may be missing, as from the records of a build that it began. `JPEG_COLUMNS` are written
+    with `jpegs` only, so that the manifests of all other data sets have the bytes that they had before these columns.
     """
-    with arrow_file(path, "wb") as file, pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
+    written = pa.schema([field for field in MANIFEST_SCHEMA if jpegs or field.name not in JPEG_COLUMNS])
+    with arrow_file(path, "wb") as file, pq.ParquetWriter(file, written, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for position, columns in enumerate(shards):
             columns = columns | {"shard": [position] * len(columns["key"])}
-            schema = pa.schema([field for field in MANIFEST_SCHEMA if field.name in columns])
-            waiting.append(completed(pa.table(columns, schema), MANIFEST_SCHEMA.names))
+            schema = pa.schema([field for field in written if field.name in columns])
+            waiting.append(completed(pa.table(columns, schema), written.names))
             # A row group per shard would make the footer of a large data set as big as its data.
             if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting))

@@ -7,7 +7,61 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-COLUMNS = ("frames", "fps_num", "fps_den", "codec", "pix_fmt", "pts_start", "pts_step", "pts")
+COLUMNS = (
+    *("size", "frames", "fps_num", "fps_den", "codec", "pix_fmt", "pts_start", "pts_step", "pts"),
+    *("jpeg_offset", "jpeg_sizes", "jpeg_crc32c"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Jpegs:
+    """Where the frames of videos lie that are stored as JPEGs, which follow each other in the file of a video.
+
+    Memory holds 8 bytes for each frame.
+    """
+
+    _offset: npt.NDArray[np.int64]  # of the first frame in the file of each video
+    _begin: npt.NDArray[np.int64]  # (samples + 1,), of each video's frames in what follows
+    _sizes: npt.NDArray[np.int32]
+    _crc32c: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, table: pa.Table, frames: npt.NDArray[np.int32]) -> "Jpegs | None":
+        """Take them from the `COLUMNS` of a manifest; None unless all of its videos have them.
+
+        Raises ValueError for a video whose JPEGs cannot lie in its file.
+        """
+        offset = table["jpeg_offset"].fill_null(-1).to_numpy()
+        if (offset[frames > 0] < 0).any():
+            return None
+        lengths = [pa.compute.list_value_length(table[name]).fill_null(0) for name in ("jpeg_sizes", "jpeg_crc32c")]
+        sizes, crc32c = (pa.compute.list_flatten(table[name]).to_numpy() for name in ("jpeg_sizes", "jpeg_crc32c"))
+        wrong = (lengths[0].to_numpy() != frames) | (lengths[1].to_numpy() != frames)
+        if not wrong.any():
+            begin = np.concatenate([[0], np.cumsum(frames, dtype=np.int64)])
+            ends = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])[begin]
+            least = np.minimum.reduceat(sizes, begin[:-1][frames > 0])
+            wrong = offset + np.diff(ends) > table["size"].to_numpy()
+            wrong[frames > 0] |= least < 1
+        if wrong.any():
+            raise ValueError(f"sample {wrong.argmax()}: the JPEGs of its frames do not lie in its file")
+        return cls(offset, begin, sizes, crc32c)
+
+    @property
+    def mean_size(self) -> float:
+        """Return the mean bytes of a frame."""
+        return float(self._sizes.mean())
+
+    def sizes(self, sample: int) -> npt.NDArray[np.int32]:
+        """Return the bytes of each frame of a video, int32 (frames,)."""
+        return self._sizes[self._begin[sample] : self._begin[sample + 1]]
+
+    def places(self, sample: int, frames: npt.NDArray[np.int32]) -> list[tuple[int, int, int]]:
+        """Return offset in the file, size and CRC-32C of frames of a video, which are (m,), in bytes."""
+        sizes = self.sizes(sample)
+        offsets = self._offset[sample] + np.cumsum(sizes, dtype=np.int64) - sizes
+        crc32c = self._crc32c[self._begin[sample] : self._begin[sample + 1]]
+        return list(zip(*(of[frames].tolist() for of in (offsets, sizes, crc32c)), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +70,13 @@ class Videos:
 
     Arrays have the shape (samples,): `frames`, int32, how many are shown, 0 where a sample is an image; `rate`,
     float64, the mean number of frames a second, 0 likewise. `codecs` are the pairs of codec and pixel format that
-    occur.
+    occur. `jpegs` is None unless the frames can be read one by one, as JPEGs.
     """
 
     frames: npt.NDArray[np.int32]
     rate: npt.NDArray[np.float64]
     codecs: Collection[tuple[str, str]]
+    jpegs: Jpegs | None
     _start: npt.NDArray[np.int64]
     _step: npt.NDArray[np.int64]
     _listed: pa.ChunkedArray
@@ -44,6 +99,7 @@ class Videos:
             frames=frames,
             rate=np.divide(numerator, denominator, out=np.zeros(len(frames)), where=video),
             codecs=frozenset((pair["codec"], pair["pix_fmt"]) for pair in pairs if pair["codec"]),
+            jpegs=Jpegs.of(table, frames),
             _start=start,
             _step=step,
             _listed=table["pts"],

@@ -24,6 +24,7 @@ from pipeline.data.decode import queues
 from pipeline.data.decode.gpu import Choice, Outcome, choose, examine, remembered, selftest
 from pipeline.data.decode.graphs import Crops as Crops
 from pipeline.data.decode.graphs import Decoding, Graph, image_nodes
+from pipeline.data.decode.headers import readable
 from pipeline.data.decode.libraries import driver_version, library_versions
 from pipeline.data.decode.queues import Decoded as Decoded
 from pipeline.data.decode.queues import Decoder as Decoder
@@ -50,7 +51,7 @@ class GpuDecoder(GraphDecoder):
         decoding: Decoding,
         repeats: int = 1,
     ) -> None:
-        super().__init__(batch_size, (size, size, 3), device, threads, image_nodes(decoding, size, repeats))
+        super().__init__(batch_size, (size, size, 3), device, threads, image_nodes(decoding, size, repeats), readable)
 
 
 class CpuDecoder:
@@ -91,12 +92,12 @@ class CpuDecoder:
     def _decode(self, crops: Crops) -> Decoded:
         # Copied by NumPy: torch would start a team of threads of its own in every one of ours
         images = np.zeros((len(crops.boxes), 3, self._size, self._size), dtype=np.uint8)
-        problems: dict[int, str] = {}
-        readable = crops.readable
+        crops, problems = readable(crops)
+        places = crops.readable
         try:
-            pieces = self._pieces(self._graph, crops, readable) if readable else {}
+            pieces = self._pieces(self._graph, crops, places) if places else {}
         except RuntimeError:  # DALI drops the whole batch and goes on with the next
-            pieces = self._rescued(crops, readable, problems)
+            pieces = self._rescued(crops, places, problems)
 
         def finish(number: int) -> None:
             resize_into(images[number], pieces[number], bool(crops.flips[number]))
@@ -104,9 +105,9 @@ class CpuDecoder:
         list(self._resizing.map(finish, pieces))
         return Decoded(torch.from_numpy(images), problems)
 
-    def _rescued(self, crops: Crops, readable: list[int], problems: dict[int, str]) -> dict[int, Tensor]:
+    def _rescued(self, crops: Crops, places: list[int], problems: dict[int, str]) -> dict[int, Tensor]:
         pieces: dict[int, Tensor] = {}
-        for place in readable:
+        for place in places:
             try:
                 pieces |= self._pieces(self._alone, crops, [place])
             except RuntimeError as error:

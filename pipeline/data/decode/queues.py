@@ -1,7 +1,7 @@
 """What the decoders share: their interface, the queue of a DALI graph, the resize on a CPU, and how they end."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -63,48 +63,57 @@ class GraphDecoder:
         device: CUDA device; on a CPU, for tests, the same graph does the same.
         threads: CPU threads, which parse what is encoded and feed the device.
         nodes: what the graph computes.
+        check: takes what DALI must not be given out of a batch, and says why, by place.
     """
 
     def __init__(
-        self, batch_size: int, shape: tuple[int, ...], device: torch.device, threads: int, nodes: Nodes
+        self,
+        batch_size: int,
+        shape: tuple[int, ...],
+        device: torch.device,
+        threads: int,
+        nodes: Nodes,
+        check: Callable[[Crops], tuple[Crops, dict[int, str]]] = lambda crops: (crops, {}),
     ) -> None:
+        self._check = check
         self._device, self._shape, self._threads, self._nodes = device, shape, threads, nodes
         self._graph = self._build(batch_size)
         self._alone: Graph | None = None  # for one image or video, built when the first bad one shows up
         self._feeding = ThreadPoolExecutor(1, thread_name_prefix="feed")
-        self._fed: deque[tuple[Crops, Future[None]]] = deque()
+        self._fed: deque[Future[tuple[Crops, dict[int, str]]]] = deque()
 
     def feed(self, crops: Crops) -> None:
         """Queue a batch."""
-        self._fed.append((crops, self._feeding.submit(self._feed, crops)))
+        self._fed.append(self._feeding.submit(self._feed, crops))
 
     def take(self) -> Decoded:
         """Return the oldest batch; the CUDA stream waits for it, the caller for the CPU's part alone.
 
         It is copied only where some of it is missing, or several inputs were made of each image or video.
         """
-        crops, fed = self._fed.popleft()
-        fed.result()
+        crops, problems = self._fed.popleft().result()
         readable = crops.readable
         if not readable:
-            return Decoded(_inputs(self._black(crops)), {})
+            return Decoded(_inputs(self._black(crops)), problems)
         try:
             images = self._taken(self._graph)
         except RuntimeError:  # DALI drops the whole batch and goes on with the next
-            return self._rescued(crops)
+            return self._rescued(crops, problems)
         if len(readable) < len(crops.encoded):
             images, taken = self._black(crops), images
             images[readable] = taken
-        return Decoded(_inputs(images), {})
+        return Decoded(_inputs(images), problems)
 
     def close(self) -> None:
         """End the thread; batches that were not taken are lost."""
-        end(self._feeding, [fed for _, fed in self._fed])
+        end(self._feeding, self._fed)
 
     @record_function("feed")
-    def _feed(self, crops: Crops) -> None:
+    def _feed(self, crops: Crops) -> tuple[Crops, dict[int, str]]:
+        crops, problems = self._check(crops)
         if readable := crops.readable:
             self._graph.feed(crops.of(readable))
+        return crops, problems
 
     def _taken(self, graph: Graph) -> Tensor:
         """Return the oldest batch of a graph, (images, repeats, *shape)."""
@@ -112,9 +121,9 @@ class GraphDecoder:
         repeats = [from_dlpack(output.as_tensor()) for output in graph.take(stream)]
         return repeats[0][:, None] if len(repeats) == 1 else torch.stack(repeats, 1)
 
-    def _rescued(self, crops: Crops) -> Decoded:
+    def _rescued(self, crops: Crops, problems: dict[int, str]) -> Decoded:
         self._alone = self._alone or self._build(1)
-        images, problems = self._black(crops), dict[int, str]()
+        images = self._black(crops)
         for place in crops.readable:
             self._alone.feed(crops.of([place]))
             try:
