@@ -87,8 +87,8 @@ def _few_masks(  # type: ignore[no-untyped-def]
     tl.store(place, mask.to(tl.uint8), mask=(sample < count)[:, None] & inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _reaches(place, start, length, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Say which places (1, CELLS) a stretch (SAMPLES,) covers whose start a number in [0, 1) says: bool (SAMPLES, CELLS)."""
+    """Say which places (1, CELLS) stretches (SAMPLES,) cover, placed by numbers in [0, 1): bool (SAMPLES, CELLS)."""
     first = (start * (SIDE - length + 1).to(tl.float64)).to(tl.int64)
     return (place >= first[:, None]) & (place < (first + length)[:, None])

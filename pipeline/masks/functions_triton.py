@@ -49,7 +49,7 @@ def whole(x):  # type: ignore[no-untyped-def]
     return ((x + _TO_WHOLE) - _TO_WHOLE).to(tl.int64)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def filled(  # type: ignore[no-untyped-def]
     mask,
     missing,
@@ -101,7 +101,7 @@ def filled(  # type: ignore[no-untyped-def]
     return mask | better | (equal & first)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _neighbour(mask, index, step, exists, CELLS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the mask `step` cells further on, 0 where there is no such cell: int32 (SAMPLES, CELLS)."""
     there = tl.minimum(tl.maximum(index + step, 0), CELLS - 1)
