@@ -62,7 +62,13 @@ def main() -> int:
         "--finetune", action="store_true", help="RECIPE is the name of one of fine-tuning; a file says so itself"
     )
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
-    parser.add_argument("--images-per-second", type=float, metavar="R", help="of one rank, that training needs")
+    parser.add_argument(
+        "--images-per-second",
+        "--clips-per-second",
+        type=float,
+        metavar="R",
+        help="of one rank, that training needs",
+    )
     parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
     parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
     parser.add_argument(

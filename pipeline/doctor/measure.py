@@ -21,6 +21,7 @@ from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.decode.decoder import chosen
 from pipeline.data.decode.gpu import Choice
+from pipeline.data.decode.graphs import Decoding
 from pipeline.data.errors import DataError
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request, Shapes, training_request
@@ -35,8 +36,25 @@ _SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "powe
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What rates count.
+
+    Attributes:
+        samples: what is read, "images" or "videos".
+        inputs: what is made of it, "images" or "clips".
+        repeats: inputs that are made of a sample.
+        frames: of a clip; None: the inputs are images.
+    """
+
+    samples: str = "images"
+    inputs: str = "images"
+    repeats: int = 1
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
 class Rate:
-    """Images and bytes a second of one rank, the images that were bad of those tried, and why the first one was."""
+    """Of one rank: `Counted` and bytes a second, those that were bad of those tried, and why the first one was."""
 
     images: float
     bytes: float
@@ -120,9 +138,14 @@ def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data:
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:
-    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU."""
+    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU.
+
+    Nothing has to be chosen for videos: `decoding` finds out whether they are decoded.
+    """
     if world.gpu is None:
         return None
+    if data.clip is not None:
+        return Choice(Decoding(), "videos, by NVDEC", final=False)
     try:
         return chosen(world.device, data.hw_decoder_load)
     except DataError as error:

@@ -21,9 +21,10 @@ from pipeline.cluster.world import World
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.request import Request
-from pipeline.estimate import ITEM_BYTES, wire_bytes
+from pipeline.device import DTYPES
+from pipeline.estimate import wire_bytes
 from pipeline.pretrain.task import MaskedPrediction
-from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
 from pipeline.train.setup import micro_batches
 from pipeline.train.state import set_weights
@@ -230,7 +231,7 @@ def _wire(loop: Loop, batches: Iterator[Pixels]) -> list[Figure]:
     recipe, world = loop.recipe, loop.world
     with Wire(world.size) as wire:
         loop.step(batches)
-    item = ITEM_BYTES[recipe.engine.precision]
+    item = DTYPES[recipe.engine.precision].itemsize
     reckoned = wire_bytes(loop.parameters, item, recipe.engine.zero_stage, world.size, loop.micro_batches)
     latency, bandwidth = latency_and_bandwidth(world, DTYPES[recipe.engine.precision])
     return [
