@@ -72,9 +72,15 @@ def test_healthy_machines_are_well() -> None:
             "/data",
             "verify",
         ),
-        (diagnosis.storage(changed(2, read=Rate(9, 9, 512, 6, "torn")), 0.01, None), PROBLEM, "rank 2", "6 of 512", ""),
         (
-            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 5, "torn")), 0.01, None),
+            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 6, "torn")), 0.01, None, IMAGES),
+            PROBLEM,
+            "rank 2",
+            "6 of 512",
+            "",
+        ),
+        (
+            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 5, "torn")), 0.01, None, IMAGES),
             WARNING,
             "rank 2",
             "torn",
