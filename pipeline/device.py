@@ -1,7 +1,9 @@
-"""The one way from host memory to the device during a step."""
+"""The precisions of a device, and the one way from host memory to it during a step."""
 
 import torch
 from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by `engine.precision`
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -1,10 +1,10 @@
 """What a run of pre-training takes on many GPUs, by a model of its step. `scripts/estimate.py` prints it.
 
 Modelled, a step of W ranks:
-- Compute: images a rank / images per second of one GPU. That rate is taken from the --rates that `scripts/bench.py step
-  --json` or `gpu` wrote, or given by --images-per-second, as measured from pixels to the optimizer step, or else
-  assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of its forward pass, and two for every
-  one of a teacher's.
+- Compute: images a rank / images per second of one GPU, or clips, where the model sees these. That rate is taken from
+  the --rates that `scripts/bench.py step --json` or `gpu` wrote, or given by --images-per-second, as measured from
+  pixels to the optimizer step, or else assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of
+  its forward pass, and two for every one of a teacher's.
 - Wire: what each rank sends, (W - 1) / W times a multiple of the weights in the training precision, as counted with
   DeepSpeed 0.19, for m micro-batches: 2 at ZeRO 0 (all-reduce of the gradient), 3 at ZeRO 1 (the same, and all-gather
   of the weights), 2 m + 1 at ZeRO 2 (an all-reduce for each micro-batch), 2 m at ZeRO 3 (all-gather and reduce-scatter
@@ -13,6 +13,12 @@ Modelled, a step of W ranks:
 - Latency: log2(W) messages one after the other in every all-gather and reduce-scatter, twice in an all-reduce, each of
   --latency; after Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005.
 - The step is the sum of the three, as if nothing of the wire were hidden behind the compute: an upper bound.
+
+Beside the step:
+- Memory of a GPU: weights and the sum of their gradients, the fp32 weights and Adam's two moments that ZeRO shares out
+  (from stage 1 on), and what the forward pass of a micro-batch keeps. At stage 3 weights and gradients are shared out,
+  too. That is a lower bound: buffers, what is computed on the way, and the decoder's memory come on top.
+- Decoding on CPUs: what it took in docs/benchmarks.md; of clips for each frame that has to be decoded.
 
 Not modelled: that small shares of a batch compute less efficiently; waiting for data or for the slowest rank;
 optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/scaling.md compares this
@@ -23,19 +29,30 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from model.activations import activation_bytes
 from model.flops import training_flops
 from pipeline.build import build_masker, build_model, predictions_of
 from pipeline.config import Recipe
+from pipeline.data.clips import placed_clips
+from pipeline.data.settings import Clip
+from pipeline.device import DTYPES
 from pipeline.recipes import reason
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError
 from shards.files import parse_json
 
-ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as checkpoints hold them
+
+# CPU milliseconds of decoding and cropping to 224 pixels, from docs/benchmarks.md: of an image of ImageNet (654/s on 2
+# threads), and for a clip of a frame that is decoded, used or not (40 for 16 frames 4 apart, after --resize 256)
+IMAGE_MS = 2e3 / 654
+DECODED_FRAME_MS = 40 / 68.5
+_VIDEO, _RATE = 300, 30.0  # frames of a video of Kinetics, and frames a second
+_TO_KEY_FRAME = 7.5  # frames from the key frame to a clip that begins anywhere, with a key frame every 16
 
 # Defaults of DeepSpeed, in numbers of a tensor
 BUCKET = 500_000_000  # reduced at once
@@ -118,14 +135,38 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
         )
     share = batch // gpus
     micro_batches = share // recipe.micro_batch(gpus)
-    sent = wire_bytes(size.parameters, ITEM_BYTES[recipe.engine.precision], stage, gpus, micro_batches)
+    sent = wire_bytes(size.parameters, DTYPES[recipe.engine.precision].itemsize, stage, gpus, micro_batches)
     compute, wire = share / rate, sent / cluster.bandwidth
     latency = wire_rounds(size, stage, micro_batches) * math.log2(gpus) * cluster.latency
     return Estimate(sent, compute, wire, latency, batch / (compute + wire + latency))
 
 
+def gpus_for(recipe: Recipe) -> list[int]:
+    """Return 8, 16, ..., 1024 GPUs, those of them that a recipe's batch can be shared out to; if none, one."""
+    share = recipe.optim.batch_size // recipe.data.repeats
+    return [gpus for gpus in (8 * 2**power for power in range(8)) if share % gpus == 0] or [1]
+
+
+def state_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int) -> float:
+    """Return the bytes of a GPU that weights, the sum of their gradients, fp32 weights and Adam's moments take."""
+    gradients = 4
+    everywhere = item_bytes + gradients
+    return parameters * (everywhere / (ranks if zero_stage == 3 else 1) + STATE_BYTES / (ranks if zero_stage else 1))
+
+
+def decoded_frames(clip: Clip) -> float:
+    """Return how many frames are decoded for a clip of a video as those of Kinetics, 10 s of 30 frames a second."""
+    ((first, *_, last),) = placed_clips(np.array([_VIDEO]), np.array([_RATE]), clip) if clip.frames > 1 else ((0, 0),)
+    return float(last - first + 1) + _TO_KEY_FRAME
+
+
+def decode_ms(clip: Clip | None) -> float:
+    """Return the CPU milliseconds that decoding an input takes, an image or, if `clip` says of what, a clip."""
+    return IMAGE_MS if clip is None else DECODED_FRAME_MS * decoded_frames(clip)
+
+
 def measured_rate(file: Path, recipe: Recipe) -> float:
-    """Images a second of one GPU, from what `scripts/bench.py` wrote of the recipe's model.
+    """Return images or clips a second of one GPU, from what `scripts/bench.py` wrote of the recipe's model.
 
     Raises:
         ConfigError: there is none; the message names the command that measures it.
@@ -135,6 +176,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "model.name": recipe.model.name,
         "model.options": values["model"]["options"],
         "data.image_size": recipe.data.image_size,
+        "data.frames": recipe.data.frames,
         "engine.precision": recipe.engine.precision,
         "engine.activation_checkpointing": recipe.engine.activation_checkpointing,
         "target.kind": recipe.target.kind,
@@ -142,13 +184,14 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "ranks": 1,
     }
     try:
-        figures = parse_json(file.read_bytes())["figures"]
-        found = [f for f in figures if f["unit"] == "images/s" and wanted.items() <= f["settings"].items()]
+        figures = [f for f in parse_json(file.read_bytes())["figures"] if f["unit"] in ("images/s", "clips/s")]
+        found = [f for f in figures if wanted.items() <= ({"data.frames": None} | f["settings"]).items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
     if not found:
+        frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
         raise ConfigError(
-            f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px in "
+            f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
             f"{recipe.engine.precision} with this target: measure it with `scripts/bench.py step RECIPE --json {file}`"
         )
     same_stage = [f for f in found if f["settings"]["engine.zero_stage"] == recipe.engine.zero_stage]
@@ -157,14 +200,15 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one image costs, and how large the model is."""
+    """The size of a model, and what one input costs: FLOP to train on it, and bytes that its forward pass keeps."""
 
     size: Size
     flops: int
+    activations: int
 
 
 def costs(recipe: Recipe) -> Costs:
-    """Count the parameters of a recipe's model and the FLOP to train on one image, those of a teacher included.
+    """Count the parameters of a recipe's model, and what one input costs, with the FLOP of a teacher.
 
     Raises:
         ConfigError: the model or its target cannot be.
@@ -173,9 +217,11 @@ def costs(recipe: Recipe) -> Costs:
         model = build_model(recipe)
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
-    flops = training_flops(model, build_masker(recipe, model).masked)
+    masked = build_masker(recipe, model).masked
+    flops = training_flops(model, masked)
+    activations = activation_bytes(model.to(DTYPES[recipe.engine.precision]), masked)
     try:
         teacher = macs(recipe.target, predictions_of(model.view))
     except TargetError as error:
         raise ConfigError(str(error)) from error
-    return Costs(size, flops + 2 * teacher)
+    return Costs(size, flops + 2 * teacher, activations)

@@ -225,24 +225,29 @@ def gpu(
     out: Annotated[Path, typer.Argument(help="JSON; .jsonl and .md come beside it.", callback=_in_a_folder)],
     items: Annotated[str, typer.Option(help="Of the list, like 0-4 or 5,8; what OUT has of others stays.")] = "0-9",
     seconds: Annotated[float, typer.Option(min=15, help="For all.")] = 460,
+    videos: Annotated[Path | None, typer.Option(help="Of --resize 256; else made of the images.")] = None,
     dry: Annotated[bool, typer.Option(help="Tiny, on a CPU: proves that the rest would run.")] = False,
 ) -> None:
-    """All that needs a GPU: first whether it is right, then how fast it is. Under 8 minutes.
+    """All that needs a GPU: first whether it is right, then how fast it is. Under 8 minutes; videos in another 8.
 
     0 machine; 1 decoded pixels; 2 the fused kernel; 3 steps that wait; 4 compiled and resumed runs; 5 ViT-B;
     6 ViT-B from shards; 7 loaders and masks; 8 ViT-L and its checkpoint; 9, if time is left: the JPEG hardware,
     ZeRO stages, recomputed activations, compiler modes.
+
+    With --items 10-14: 10 frames of videos; 11 the kernels of clips and of cube masks; 12 decoding of videos;
+    13 MViTv2-S, also from shards; 14 ViT-B on tubelets.
     """
     from benchmarks.gpu.items import items_of
     from benchmarks.gpu.runner import gpu
 
-    sys.exit(0 if gpu(shards, out, items_of(items), dry, seconds) else 1)
+    sys.exit(0 if gpu(shards, out, items_of(items), dry, seconds, videos) else 1)
 
 
 @app.command(hidden=True)
 def gpu_parts(
     names: list[str],
     shards: Annotated[Path, typer.Option()],
+    videos: Annotated[Path, typer.Option()],
     lines: Annotated[Path, typer.Option()],
     until: Annotated[float, typer.Option()],
     dry: bool = False,
@@ -250,7 +255,7 @@ def gpu_parts(
     """Parts of `gpu`, in a process of their own."""
     from benchmarks.gpu.runner import run_parts
 
-    run_parts(names, shards, lines, until, dry)
+    run_parts(names, shards, videos, lines, until, dry)
 
 
 def _device() -> torch.device:

@@ -63,7 +63,11 @@ def main() -> int:
     )
     parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
     parser.add_argument(
-        "--images-per-second", type=float, metavar="R", help="or clips, of one rank, that training needs"
+        "--images-per-second",
+        "--clips-per-second",
+        type=float,
+        metavar="R",
+        help="of one rank, that training needs",
     )
     parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
     parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")

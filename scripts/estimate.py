@@ -1,4 +1,4 @@
-"""What a recipe will take: hours, GPU-hours, bytes read and stored, on 8 to 1,024 GPUs.
+"""What a recipe will take: hours, GPU-hours, memory, bytes read and stored, on 8 to 1,024 GPUs.
 
     python scripts/estimate.py vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
 
@@ -8,19 +8,36 @@ Examples:
 
     python scripts/estimate.py vit_base_300e --images-per-second 2100
     python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
+    python scripts/estimate.py mvit_small_300e_k400 --clips-per-second 300 --video-bytes 800e3
 """
 
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import load_recipe
-from pipeline.estimate import STATE_BYTES, Cluster, costs, estimate, measured_rate
+from pipeline.config import Recipe, load_recipe
+from pipeline.device import DTYPES
+from pipeline.estimate import (
+    STATE_BYTES,
+    Cluster,
+    Costs,
+    Estimate,
+    costs,
+    decode_ms,
+    estimate,
+    gpus_for,
+    measured_rate,
+    state_bytes,
+)
 from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
+
+IMAGES, IMAGE_BYTES = 1_281_167, 110e3
+VIDEOS, VIDEO_BYTES = 240_000, 1e6
 
 
 def main() -> int:
@@ -30,18 +47,31 @@ def main() -> int:
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8 * 2**i for i in range(8)], metavar="N")
+    parser.add_argument("--gpus", type=int, nargs="+", metavar="N", help="(8 to 1024 that divide the batch)")
     rate_of_one = parser.add_mutually_exclusive_group()
     rate_of_one.add_argument("--rates", type=Path, metavar="FILE", help="measured rates, from scripts/bench.py --json")
-    rate_of_one.add_argument("--images-per-second", type=float, metavar="R", help="of one GPU, measured")
+    rate_of_one.add_argument(
+        "--images-per-second", "--clips-per-second", type=float, metavar="R", help="of one GPU, measured"
+    )
     parser.add_argument("--mfu", type=float, default=0.5, help="assumed where no rate is given (%(default)s)")
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU (%(default)s: H100, bf16, dense)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
     parser.add_argument("--network", type=float, default=400, help="GB/s a node sends (%(default)s)")
     parser.add_argument("--latency", type=float, default=10, help="microseconds from a GPU to another (%(default)s)")
-    parser.add_argument("--samples", type=int, default=1_281_167, help="images (%(default)s: ImageNet-1k)")
-    parser.add_argument("--image-bytes", type=float, default=110e3, help="mean of an encoded image (%(default).0f)")
+    parser.add_argument(
+        "--samples", type=int, help=f"images ({IMAGES:,}: ImageNet-1k) or videos (about {VIDEOS:,}: Kinetics-400)"
+    )
+    parser.add_argument(
+        "--image-bytes",
+        "--video-bytes",
+        type=float,
+        metavar="B",
+        help=f"mean of an encoded image ({IMAGE_BYTES:,.0f}) or video ({VIDEO_BYTES:,.0f}: 10 s, of --resize 256)",
+    )
+    parser.add_argument(
+        "--decode-ms", type=float, metavar="MS", help="of a CPU core for an image or clip (docs/benchmarks.md has ours)"
+    )
     prepare()
     arguments = parser.parse_intermixed_args()
     for name, value in vars(arguments).items():
@@ -50,45 +80,55 @@ def main() -> int:
     try:
         recipe = load_recipe(arguments.recipe, ["data.shards=not read here", *arguments.overrides])
         cost = costs(recipe)
-        size, flops = cost.size, cost.flops
-        rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / flops
+        rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / cost.flops
         if arguments.rates:
             rate = measured_rate(arguments.rates, recipe)
-        steps = round(recipe.optim.epochs * arguments.samples / recipe.optim.batch_size)
-        images = steps * recipe.optim.batch_size
-
         link, network, latency = arguments.link * 1e9, arguments.network * 1e9, arguments.latency / 1e6
         steps_of = {
-            gpus: estimate(recipe, size, rate, Cluster(gpus, arguments.gpus_per_node, link, network, latency))
-            for gpus in arguments.gpus
+            gpus: estimate(recipe, cost.size, rate, Cluster(gpus, arguments.gpus_per_node, link, network, latency))
+            for gpus in arguments.gpus or gpus_for(recipe)
         }
     except ConfigError as error:
         note(f"error: {error}")
         return 2
+    how = "measured" if arguments.images_per_second or arguments.rates else "assumed"
+    tell_of_one_gpu(recipe, cost, rate, f"{how}: {rate * cost.flops / (arguments.peak * 1e12):.1%}", arguments)
+    tell_of_the_run(recipe, cost, steps_of, arguments)
+    return 0
 
-    peak = f"{rate * flops / (arguments.peak * 1e12):.1%} of {arguments.peak:g} TFLOP/s"
-    say(f"model     {size.parameters / 1e6:.1f}M parameters, {flops / 1e9:.1f} GFLOP an image, forward and backward")
-    known = arguments.images_per_second or arguments.rates
-    say(f"one GPU   {rate:,.0f} images/s, {'measured' if known else 'assumed'}: {peak}")
-    say(f"schedule  {steps:,} steps of {recipe.optim.batch_size:,} images, ZeRO {recipe.engine.zero_stage}")
+
+def tell_of_one_gpu(recipe: Recipe, cost: Costs, rate: float, share: str, arguments: Namespace) -> None:
+    """Print the model, and what one GPU does a second, needs of the CPUs, and holds in its memory."""
+    one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
+    frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
+    decoding = arguments.decode_ms or decode_ms(recipe.data.clip)
+    parameters = f"{cost.size.parameters / 1e6:.1f}M parameters"
+    say(f"model     {parameters}, {cost.flops / 1e9:.1f} GFLOP {one}, forward and backward")
+    say(f"one GPU   {rate:,.0f} {many}/s{frames}, {share} of {arguments.peak:g} TFLOP/s")
+    say(
+        f"decoding  {rate * decoding / 1e3:,.1f} CPU cores a GPU at {decoding:.3g} ms {one}; by a GPU: not measured yet"
+    )
+
+
+def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], arguments: Namespace) -> None:
+    """Print the schedule, what it takes on each number of GPUs, and what is read and written."""
+    clips, repeats, batch = recipe.data.clip is not None, recipe.data.repeats, recipe.optim.batch_size
+    many, kind = ("clips", "videos") if clips else ("images", "images")
+    samples = arguments.samples or (VIDEOS if clips else IMAGES)
+    size = arguments.image_bytes or (VIDEO_BYTES if clips else IMAGE_BYTES)
+    steps = round(recipe.optim.epochs * samples * repeats / batch)
+    made_of = f", {repeats} of each of {batch // repeats:,} {kind}" if repeats > 1 else ""
+    say(f"schedule  {steps:,} steps of {batch:,} {many}{made_of}, ZeRO {recipe.engine.zero_stage}")
     table = Table(box=None)
-    for column in (
-        "GPUs",
-        "images each",
-        "compute ms",
-        "sent MB",
-        "wire ms",
-        "latency ms",
-        "images/s",
-        "hours",
-        "GPU-hours",
-        "read GB/s",
-    ):
+    columns = ("GPUs", f"{many} each", "GB each", "compute ms", "sent MB", "wire ms", "latency ms", f"{many}/s")
+    for column in (*columns, "hours", "GPU-hours", "read GB/s"):
         table.add_column(column, justify="right")
     for gpus, step in steps_of.items():
-        hours = images / step.images_per_second / 3600
-        read = step.images_per_second * arguments.image_bytes
+        hours = steps * batch / step.images_per_second / 3600
+        item = DTYPES[recipe.engine.precision].itemsize
+        state = state_bytes(cost.size.parameters, item, recipe.engine.zero_stage, gpus)
         numbers = (
+            (state + recipe.micro_batch(gpus) * cost.activations) / 1e9,
             step.compute * 1e3,
             step.sent / 1e6,
             step.wire * 1e3,
@@ -96,19 +136,18 @@ def main() -> int:
             step.images_per_second,
             hours,
             hours * gpus,
-            read / 1e9,
+            step.images_per_second / repeats * size / 1e9,
         )
-        formats = (".2f", ",.0f", ".2f", ".2f", ",.0f", ",.2f", ",.1f", ",.2f")
+        formats = (",.1f", ".2f", ",.0f", ".2f", ".2f", ",.0f", ",.2f", ",.1f", ",.2f")
         cells = (format(number, form) for number, form in zip(numbers, formats, strict=True))
-        table.add_row(f"{gpus:,}", f"{recipe.optim.batch_size // gpus:,}", *cells)
-    Console(width=110).print(table)
+        table.add_row(f"{gpus:,}", f"{batch // gpus:,}", *cells)
+    Console(width=120).print(table)
     saves = math.ceil(steps / recipe.run.save_every)
-    checkpoint = size.parameters * STATE_BYTES / 1e9
-    say(f"read      {images * arguments.image_bytes / 1e12:,.1f} TB of images in all")
-    say(f"stored    {arguments.samples * arguments.image_bytes / 1e12:,.2f} TB of images")
+    checkpoint = cost.size.parameters * STATE_BYTES / 1e9
+    say(f"read      {steps * batch / repeats * size / 1e12:,.1f} TB of {kind} in all")
+    say(f"stored    {samples * size / 1e12:,.2f} TB of {kind}")
     say(f"          {recipe.run.keep} checkpoints of {checkpoint:.2f} GB")
     say(f"written   {saves:,} checkpoints, {saves * checkpoint:,.0f} GB")
-    return 0
 
 
 if __name__ == "__main__":

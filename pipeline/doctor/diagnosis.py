@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.cluster.findings import Finding, Verdict, conclude
 from pipeline.data.decode.gpu import INSTALL, Choice
-from pipeline.doctor.measure import Gpu, Machine, Rate
+from pipeline.doctor.measure import Counted, Gpu, Machine, Rate
 from pipeline.doctor.network import AllReduce, Clock
 
 _SLOW = 0.5  # of what was expected, or of the median node, deserves a warning
@@ -33,28 +33,31 @@ class Vitals:
     machine: Machine
 
 
-def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None) -> Finding:
+def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None, counted: Counted) -> Finding:
     """Whether samples can be read, and no node's are read slowly.
 
     Args:
         vitals: of all ranks, in order, as in everything here.
         bad_share: of samples that a run puts up with.
-        needed: samples a second of a rank, if that is known.
+        needed: images or clips a second of a rank, if that is known.
+        counted: what was read, and what is made of it.
     """
     remedy = (
         "mend what is named, or raise data.read_threads (data.requests for remote shards) and set data.cache; "
         "`maskfeat-shards verify` finds all bad samples"
     )
-    return _rates("storage", vitals, [rank.read for rank in vitals], bad_share, needed, remedy)
+    samples = needed / counted.repeats if needed else None
+    return _rates("storage", vitals, [rank.read for rank in vitals], bad_share, samples, remedy, counted.samples)
 
 
-def decoding(vitals: Sequence[Vitals], bad_share: float, needed: float | None) -> Finding:
+def decoding(vitals: Sequence[Vitals], bad_share: float, needed: float | None, counted: Counted) -> Finding:
     """Whether what was read can be decoded, and no node is slow at it."""
     remedy = (
-        "raise data.decode_threads where cores are idle, build smaller images (--resize), or free the slow nodes from "
-        "what else they do"
+        f"raise data.decode_threads where cores are idle, build smaller {counted.samples} (--resize), or free the slow "
+        "nodes from what else they do"
     )
-    return _rates("decoding", vitals, [rank.decoded for rank in vitals], bad_share, needed, remedy)
+    decoded = [rank.decoded for rank in vitals]
+    return _rates("decoding", vitals, decoded, bad_share, needed, remedy, counted.inputs, counted.frames)
 
 
 def gpu_decoding(vitals: Sequence[Vitals], choices: Sequence[Choice | str | None]) -> Finding:
@@ -91,13 +94,8 @@ def cores(vitals: Sequence[Vitals], decode_threads: int) -> Finding:
 def open_files(vitals: Sequence[Vitals], requests: int) -> Finding:
     """Whether a rank may open its shards, its requests and its connections to all others."""
     needed = _FILES + requests + _CONNECTIONS * len(vitals)
-    told = [
-        (
-            _if(rank.machine.open_files < needed, Verdict.PROBLEM),
-            f"{rank.machine.open_files:,.0f} of about {needed:,} needed",
-        )
-        for rank in vitals
-    ]
+    allowed = [rank.machine.open_files for rank in vitals]
+    told = [(_if(few < needed, Verdict.PROBLEM), f"{few:,.0f} of about {needed:,} needed") for few in allowed]
     return conclude("open files", _hosts(vitals), told, "run `ulimit -n 65536` first, or set LimitNOFILE of the daemon")
 
 
@@ -119,9 +117,8 @@ def shared_memory(vitals: Sequence[Vitals], gpus: Sequence[Gpu | None]) -> Findi
     for rank, gpu in zip(vitals, gpus, strict=True):
         little = gpu is not None and ranks_of[rank.node] > 1 and rank.machine.shared_memory < _SHARED_MEMORY
         told.append((_if(little, Verdict.WARNING), f"{rank.machine.shared_memory / 2**30:.1f} GiB free"))
-    return conclude(
-        "/dev/shm", _hosts(vitals), told, "give the container more: --shm-size=8g, or an emptyDir in memory"
-    )
+    remedy = "give the container more: --shm-size=8g, or an emptyDir in memory"
+    return conclude("/dev/shm", _hosts(vitals), told, remedy)
 
 
 def room(vitals: Sequence[Vitals], checkpoint: int, wanted: int) -> Finding:
@@ -141,9 +138,8 @@ def cache(vitals: Sequence[Vitals], wanted: int | None) -> Finding:
         has = rank.machine.cache_room or 0
         verdict = max(_if(wanted is not None and has < wanted, Verdict.WARNING), _if(not has, Verdict.PROBLEM))
         told.append((verdict, f"{has / 1e9:,.0f} GB" if has else "cannot be written"))
-    return conclude(
-        "data.cache", _hosts(vitals), told, "choose a folder with room on a local disk, or lower cache_size"
-    )
+    remedy = "choose a folder with room on a local disk, or lower cache_size"
+    return conclude("data.cache", _hosts(vitals), told, remedy)
 
 
 def clocks(vitals: Sequence[Vitals], measured: Sequence[Clock]) -> Finding:
@@ -180,8 +176,9 @@ def gpus(vitals: Sequence[Vitals], measured: Sequence[Gpu | None]) -> Finding:
     told, remedies = [], dict[str, None]()
     for gpu in measured:
         faults = _faults(gpu) if gpu else []
+        name = gpu.name if gpu else "none"
         worst = max((verdict for verdict, _, _ in faults), default=Verdict.OK)
-        told.append((worst, ", ".join([gpu.name if gpu else "none", *(text for _, text, _ in faults)])))
+        told.append((worst, ", ".join([name, *(text for _, text, _ in faults)])))
         remedies |= dict.fromkeys(remedy for _, _, remedy in faults)
     return conclude("GPUs", _hosts(vitals), told, "; ".join(remedies))
 
@@ -212,6 +209,8 @@ def _rates(
     bad_share: float,
     needed: float | None,
     remedy: str,
+    what: str,
+    frames: int | None = None,
 ) -> Finding:
     images, sizes, ranks_of = (defaultdict[int, float](float) for _ in range(3))  # by node
     for rank, rate in zip(vitals, measured, strict=True):
@@ -231,8 +230,8 @@ def _rates(
             told.append((verdict, f"{rate.bad} of {rate.tried} samples are bad, for instance {rate.why}"))
         else:
             node = rank.node
-            text = f"{images[node]:,.0f} {rate.unit}/s" + (f", {sizes[node] / 1e6:,.0f} MB/s" if sizes[node] else "")
-            text += f", {images[node] * rate.frames:,.0f} frames/s" if rate.frames else ""
+            text = f"{images[node]:,.0f} {what}/s" + (f", {sizes[node] / 1e6:,.0f} MB/s" if sizes[node] else "")
+            text += f", {images[node] * frames:,.0f} frames/s" if frames else ""
             wanted = needed * ranks_of[node] if needed else 0.0
             if images[node] < wanted:
                 text += f" of {wanted:,.0f} needed"

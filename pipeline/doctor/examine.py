@@ -21,9 +21,10 @@ from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
+from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
-from pipeline.doctor.measure import BATCH, Rate
+from pipeline.doctor.measure import BATCH, Counted, Rate
 from pipeline.doctor.network import all_reduce, clocks
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
@@ -45,7 +46,7 @@ class Wanted:
 
     Attributes:
         samples: that each rank reads and decodes.
-        images_per_second: of one rank, or clips, that training needs; None: ranks are compared with each other alone.
+        images_per_second: images or clips of one rank that training needs; None: ranks are compared with others only.
         network: GB/s that a node of GPUs sends.
         link: GB/s that a GPU sends within a node.
         deadline: seconds that a check may take.
@@ -95,11 +96,11 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
     states = len(PARTS) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
-    needed = wanted.images_per_second
+    counted = _counted(recipe.data)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
-        diagnosis.storage(vitals, recipe.data.bad_share, needed and needed / recipe.data.repeats),
-        diagnosis.decoding(vitals, recipe.data.bad_share, needed),
+        diagnosis.storage(vitals, recipe.data.bad_share, wanted.images_per_second, counted),
+        diagnosis.decoding(vitals, recipe.data.bad_share, wanted.images_per_second, counted),
         diagnosis.gpu_decoding(vitals, decoders),
         diagnosis.network(vitals, reduced, expected),
         diagnosis.clocks(vitals, times),
@@ -113,6 +114,13 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     if recipe.data.cache:
         findings.append(diagnosis.cache(vitals, recipe.data.cache_size))
     return findings
+
+
+def _counted(data: Data) -> Counted:
+    """What rates count: of a model of clips, the videos that are read and the clips that are made of them."""
+    if data.clip is None:
+        return Counted(repeats=data.repeats)
+    return Counted("videos", "clips", data.repeats, data.clip.frames)
 
 
 def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:

@@ -21,6 +21,7 @@ from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.decode.decoder import chosen
 from pipeline.data.decode.gpu import Choice
+from pipeline.data.decode.graphs import Decoding
 from pipeline.data.errors import DataError
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request, Shapes, training_request
@@ -35,25 +36,31 @@ _SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "powe
 
 
 @dataclass(frozen=True)
-class Rate:
-    """How fast one rank reads or decodes.
+class Counted:
+    """What rates count.
 
     Attributes:
-        images: a second; of videos, which are counted as `unit` says, too.
-        bytes: a second, 0 where they are not counted.
-        tried, bad: samples, and those of them that were bad.
-        why: the first one was bad.
-        unit: `images`, `videos` or `clips`.
-        frames: of a clip, where these are decoded.
+        samples: what is read, "images" or "videos".
+        inputs: what is made of it, "images" or "clips".
+        repeats: inputs that are made of a sample.
+        frames: of a clip; None: the inputs are images.
     """
+
+    samples: str = "images"
+    inputs: str = "images"
+    repeats: int = 1
+    frames: int | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one rank: `Counted` and bytes a second, those that were bad of those tried, and why the first one was."""
 
     images: float
     bytes: float
     tried: int
     bad: int = 0
     why: str = ""
-    unit: str = "images"
-    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,27 +120,32 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
         keys = sample_keys(rank, np.zeros_like(ids), ids)
         requests.append(training_request(0, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data))
     begin = time.perf_counter()
-    reading = [reader.submit(request.ids, request.frames) for request in requests]
+    reading = [reader.submit(request.ids) for request in requests]
     read = [(request, samples.result()) for request, samples in zip(requests, reading, strict=True)]
     seconds = time.perf_counter() - begin
     samples = [sample for _, batch in read for sample in batch]
     sizes = [len(sample) for sample in samples if not isinstance(sample, str)]
     bad = [sample for sample in samples if isinstance(sample, str)]
-    unit = "images" if manifest.video is None else "videos"
-    return read, Rate(len(sizes) / seconds, sum(sizes) / seconds, len(samples), len(bad), (bad or [""])[0], unit)
+    return read, Rate(len(sizes) / seconds, sum(sizes) / seconds, len(samples), len(bad), (bad or [""])[0])
 
 
 def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data: Data, device: torch.device) -> Rate:
     """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
-    batcher = Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video)
-    return replace(_rate(batcher.batches(read), device), unit=data.inputs, frames=data.frames)
+    return _rate(
+        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video).batches(read), device
+    )
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:
-    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU."""
+    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU.
+
+    Nothing has to be chosen for videos: `decoding` finds out whether they are decoded.
+    """
     if world.gpu is None:
         return None
+    if data.clip is not None:
+        return Choice(Decoding(), "videos, by NVDEC", final=False)
     try:
         return chosen(world.device, data.hw_decoder_load)
     except DataError as error:
@@ -149,15 +161,14 @@ def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
 def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
     """Of all but the first batch, for which queues and buffers are filled."""
     bad = next(batches).bad
-    begin, images, tried = time.perf_counter(), 0, BATCH
+    begin, images = time.perf_counter(), 0
     for batch in batches:
         images += len(batch.inputs)
-        tried += len(batch.request.ids)
         bad += batch.bad
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
-    return Rate(images / seconds, 0, tried, len(bad), bad[0].reason if bad else "")
+    return Rate(images / seconds, 0, BATCH + images, len(bad), bad[0].reason if bad else "")
 
 
 def machine(recipe: TrainingRecipe) -> Machine:

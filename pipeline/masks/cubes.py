@@ -39,13 +39,14 @@ def smallest_area(grid: Grid) -> int:
     return max(1, grid[1] * grid[2] // 5)
 
 
-def cube_masks(keys: Tensor, grid: Grid = (8, 7, 7), ratio: float = 0.4) -> Tensor:
+def cube_masks(keys: Tensor, grid: Grid = (8, 7, 7), ratio: float = 0.4, compile: bool = False) -> Tensor:
     """Draw one mask for every key, on the device of the keys and without a loop over the batch.
 
     Args:
         keys: int64 (B,); equal keys give equal masks, whatever the batch around them.
         grid: frames, rows and columns of cells.
         ratio: share of masked cells.
+        compile: on a GPU, make them by one kernel instead of some 740.
 
     Returns:
         bool (B, frames, rows, columns), True where masked, exactly `masked_cells(grid, ratio)` in each.
@@ -54,6 +55,10 @@ def cube_masks(keys: Tensor, grid: Grid = (8, 7, 7), ratio: float = 0.4) -> Tens
         ValueError: the ratio leaves nothing to mask or nothing to see.
     """
     target = _some_of(masked_cells(grid, ratio), math.prod(grid), grid, ratio)
+    if compile and keys.is_cuda:
+        from pipeline.masks import cubes_triton  # torch has Triton only where there are GPUs
+
+        return cubes_triton.cube_masks(keys, grid, ratio)
     cubes = _cubes(uniform(derive(keys[:, None], torch.arange(FILL, device=keys.device))).double(), grid)
     mask = torch.zeros(len(keys), math.prod(grid), dtype=torch.bool, device=keys.device)
     missing = torch.full_like(keys, target)

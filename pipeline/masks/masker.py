@@ -81,7 +81,7 @@ class CubeMasker(_GridMasker):
         return masked_cells(self._grid, self._ratio)
 
     def _draw(self, keys: Tensor) -> Tensor:
-        return cube_masks(keys, self._grid, self._ratio)
+        return cube_masks(keys, self._grid, self._ratio, self._compile)
 
 
 class TubeMasker(_GridMasker):

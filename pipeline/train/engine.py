@@ -32,6 +32,7 @@ from pipeline.checkpoints.checkpoint import AVERAGE
 from pipeline.cluster.world import World
 from pipeline.config import Engine as EngineSettings
 from pipeline.config import Optim
+from pipeline.device import DTYPES as DTYPES
 from pipeline.train.deepspeed_config import clips_here, deepspeed_config, under_bf16_optimizer
 from pipeline.train.errors import TrainingError
 
@@ -41,7 +42,6 @@ NO_SCALE = (
     "engine.precision=bf16 or fp32"
 )
 _LARGEST_BUCKET = 500_000_000  # elements, DeepSpeed's default; ZeRO 2 allocates a whole bucket, however small the model
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.figures import Figure
 from benchmarks.racing import ROUNDS
-from benchmarks.step import Loop, Pixels, resident, settings_of, title
+from benchmarks.step import Loop, Pixels, inputs_of, resident, settings_of, title
 from pipeline.data.batch import DEPTH, Batch
 from pipeline.data.loader import AHEAD
 from pipeline.report.pace import Clock
@@ -41,7 +41,7 @@ def end_to_end(loop: Loop, times: int, rounds: int = ROUNDS, how: str = "") -> l
     return [
         Figure(
             f"training step from shards, {title(recipe, world)}{how and ', ' + how}",
-            "images/s",
+            f"{inputs_of(recipe)}/s",
             median["from shards"],
             limits={"resident data": median["resident"]},
             settings=settings_of(recipe, world) | {"data": "shards"},

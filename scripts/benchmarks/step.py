@@ -21,9 +21,10 @@ from pipeline.cluster.world import World
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.request import Request
-from pipeline.estimate import ITEM_BYTES, wire_bytes
+from pipeline.device import DTYPES
+from pipeline.estimate import wire_bytes
 from pipeline.pretrain.task import MaskedPrediction
-from pipeline.train.engine import DTYPES, Engine
+from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
 from pipeline.train.setup import micro_batches
 from pipeline.train.state import set_weights
@@ -34,6 +35,7 @@ SETTINGS = (  # what a rate depends on
     "model.name",
     "model.options",
     "data.image_size",
+    "data.frames",
     "target.kind",
     "target.teacher",
     "engine.zero_stage",
@@ -42,7 +44,8 @@ SETTINGS = (  # what a rate depends on
     "engine.activation_checkpointing",
 )
 
-Pixels = tuple[Tensor, Tensor]  # a micro-batch: uint8 images (B, 3, H, W) and int64 mask keys (B,), on the device
+# A micro-batch on the device: uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), and int64 mask keys (B,)
+Pixels = tuple[Tensor, Tensor]
 
 
 def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe:
@@ -135,11 +138,13 @@ def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
 
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
     """One micro-batch of random pixels again and again, in memory as the decoder leaves them."""
-    size, micro = recipe.data.image_size, recipe.micro_batch(world.size)
+    size, micro, frames = recipe.data.image_size, recipe.micro_batch(world.size), recipe.data.frames
+    shape = (micro, 3, *([] if frames is None else [frames]), size, size)
     generator = torch.Generator().manual_seed(world.rank)
-    images = torch.randint(0, 256, (micro, 3, size, size), dtype=torch.uint8, generator=generator).to(world.device)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
     if world.device.type == "cuda":
-        images = images.contiguous(memory_format=torch.channels_last)
+        last = torch.channels_last if frames is None else torch.channels_last_3d
+        images = images.contiguous(memory_format=last)
     return repeat((images, torch.arange(micro, device=world.device)))
 
 
@@ -188,13 +193,15 @@ def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rou
     elif card and recipe.engine.precision != "fp32":
         limits.append(f"{card.tflops:g} TFLOP/s, bf16 on an {card.name}")
         rates[limits[-1]] = card.tflops * 1e12 * world.size / first.flops
-    images = compare(f"training step, {title(recipe, world)}", "images/s", rates, limits, settings_of(recipe, world))
+    images = compare(
+        f"training step, {title(recipe, world)}", f"{inputs_of(recipe)}/s", rates, limits, settings_of(recipe, world)
+    )
     to_tflops = first.flops / 1e12 / world.size
     others = list(loops.items())[1:]
     figures = [
         images,
         Figure(
-            f"the same a device, {first.flops / 1e9:.3g} GFLOP an image",
+            f"the same a device, {first.flops / 1e9:.3g} GFLOP for each of the {inputs_of(recipe)}",
             "TFLOP/s",
             images.achieved * to_tflops,
             limits={name: rates[name] * to_tflops for name in limits},
@@ -212,10 +219,16 @@ def title(recipe: Recipe, world: World) -> str:
     """What was trained, in words."""
     model, options = recipe.model.name, recipe.model.options
     size = "".join(f", {name} {value}" for name, value in options.items())
+    frames = "" if recipe.data.frames is None else f"{recipe.data.frames} frames of "
     return (
-        f"{model}{size}, {recipe.data.image_size} px, {recipe.micro_batch(world.size)} images a rank, "
-        f"{recipe.engine.precision}, ranks: {world.size}"
+        f"{model}{size}, {frames}{recipe.data.image_size} px, {recipe.micro_batch(world.size)} {inputs_of(recipe)} a "
+        f"rank, {recipe.engine.precision}, ranks: {world.size}"
     )
+
+
+def inputs_of(recipe: Recipe) -> str:
+    """The word for what a model sees: images or clips."""
+    return "images" if recipe.data.frames is None else "clips"
 
 
 def _examples(loop: Loop, times: int, batches: Iterator[Pixels]) -> int:
@@ -230,7 +243,7 @@ def _wire(loop: Loop, batches: Iterator[Pixels]) -> list[Figure]:
     recipe, world = loop.recipe, loop.world
     with Wire(world.size) as wire:
         loop.step(batches)
-    item = ITEM_BYTES[recipe.engine.precision]
+    item = DTYPES[recipe.engine.precision].itemsize
     reckoned = wire_bytes(loop.parameters, item, recipe.engine.zero_stage, world.size, loop.micro_batches)
     latency, bandwidth = latency_and_bandwidth(world, DTYPES[recipe.engine.precision])
     return [

@@ -36,11 +36,11 @@ def _hog_on_cpu(images: Tensor) -> list[Figure]:
 
     rates = race(
         {
-            "compiled": _times(1, compiled(hog_target), images),
-            "eager": _times(1, hog_target, images),
-            "official definition": _times(1, official_hog, images),
+            "compiled": repeated(1, compiled(hog_target), images),
+            "eager": repeated(1, hog_target, images),
+            "official definition": repeated(1, official_hog, images),
             "skimage.feature.hog": with_skimage,
-            "a copy of the pixels": _times(10, Tensor.clone, images),
+            "a copy of the pixels": repeated(10, Tensor.clone, images),
         }
     )
     return [compare(f"HOG target, {images.shape[-1]} px", "images/s", rates, limits=("a copy of the pixels",))]
@@ -65,10 +65,10 @@ def _hog_on_gpu(images: Tensor) -> list[Figure]:
     of_all = partial(fused, mask=every, masked=every.numel())
     rates = race(
         {
-            "masked patches": _replays(100, of_masked, images),
-            "all patches": _replays(100, of_all, images),
-            "masked patches, launched one by one": _times(100, of_masked, images),
-            "official definition": _times(5, unfused, images),
+            "masked patches": replayed(100, of_masked, images),
+            "all patches": replayed(100, of_all, images),
+            "masked patches, launched one by one": repeated(100, of_masked, images),
+            "official definition": repeated(5, unfused, images),
         }
     )
     card = peak()
@@ -84,7 +84,7 @@ def _hog_on_gpu(images: Tensor) -> list[Figure]:
     ]
 
 
-def _times(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
+def repeated(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
     """Run a function so many times; what counts is the elements of the batches."""
 
     def run() -> int:
@@ -96,14 +96,14 @@ def _times(times: int, function: Callable[[Tensor], object], batch: Tensor) -> C
     return run
 
 
-def _replays(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
+def replayed(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
     """The same on a GPU without the time that launching takes, which a training step hides: by a CUDA graph."""
     function(batch)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function(batch)
-    return _times(times, lambda _: graph.replay(), batch)
+    return repeated(times, lambda _: graph.replay(), batch)
 
 
 def official_hog(images: Tensor) -> Tensor:
@@ -130,5 +130,5 @@ def masks(device: Device) -> list[Figure]:
     keys = torch.randint(0, 2**62, (256,), device=device)
     gpu = device.type == "cuda"
     make = partial(block_masks, compile=gpu)
-    rates = race({f"batch of {n}": _times(10 if gpu else 1, make, keys[:n]) for n in (256, 32)})
+    rates = race({f"batch of {n}": repeated(10 if gpu else 1, make, keys[:n]) for n in (256, 32)})
     return [Figure(f"block masks, {batch}", "masks/s", rate) for batch, rate in rates.items()]

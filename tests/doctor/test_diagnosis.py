@@ -13,7 +13,7 @@ from pipeline.data.decode.gpu import Choice
 from pipeline.data.decode.graphs import Decoding
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
-from pipeline.doctor.measure import Gpu, Machine, Rate
+from pipeline.doctor.measure import Counted, Gpu, Machine, Rate
 from pipeline.doctor.network import AllReduce, Clock, clock_of
 
 OK, WARNING, PROBLEM = Verdict
@@ -27,6 +27,7 @@ GPU = Gpu("H100", GIB, "", 0, (), 50, 87)
 SOUND: list[Gpu | None] = [GPU] * 6
 BEST = Choice(Decoding(), "regions of images, as tested on this node", True)
 CHOICES: list[Choice | str | None] = [BEST] * 6
+IMAGES, CLIPS = Counted(), Counted("videos", "clips", repeats=2, frames=16)
 SLOW = replace(HEALTHY[4], decoded=Rate(390, 0, 512))
 
 
@@ -39,8 +40,8 @@ def changed(rank: int, **to: Any) -> list[Vitals]:
 
 def test_healthy_machines_are_well() -> None:
     findings = [
-        diagnosis.storage(HEALTHY, 0.01, 800),
-        diagnosis.decoding(HEALTHY, 0.01, 800),
+        diagnosis.storage(HEALTHY, 0.01, 800, IMAGES),
+        diagnosis.decoding(HEALTHY, 0.01, 800, IMAGES),
         diagnosis.gpu_decoding(HEALTHY, CHOICES),
         diagnosis.gpu_decoding(HEALTHY, [None] * 6),
         diagnosis.cores(HEALTHY, 8),
@@ -72,28 +73,48 @@ def test_rates_name_what_they_count() -> None:
     ("finding", "verdict", "place", "result", "remedy"),
     [
         (
-            diagnosis.storage(changed(2, read="/data: no such folder"), 0.01, None),
+            diagnosis.storage(changed(2, read="/data: no such folder"), 0.01, None, IMAGES),
             PROBLEM,
             "rank 2 (n2)",
             "/data",
             "verify",
         ),
-        (diagnosis.storage(changed(2, read=Rate(9, 9, 512, 6, "torn")), 0.01, None), PROBLEM, "rank 2", "6 of 512", ""),
         (
-            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 5, "torn")), 0.01, None),
+            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 6, "torn")), 0.01, None, IMAGES),
+            PROBLEM,
+            "rank 2",
+            "6 of 512",
+            "",
+        ),
+        (
+            diagnosis.storage(changed(2, read=Rate(9, 9, 512, 5, "torn")), 0.01, None, IMAGES),
             WARNING,
             "rank 2",
             "torn",
             "cache",
         ),
-        (diagnosis.storage(HEALTHY, 0.01, 901), WARNING, "ranks 0-5", "1,800 images/s, 180 MB/s of 1,802 needed", ""),
         (
-            diagnosis.decoding([*HEALTHY[:4], SLOW, SLOW], 0.01, None),
+            diagnosis.storage(HEALTHY, 0.01, 901, IMAGES),
+            WARNING,
+            "ranks 0-5",
+            "1,800 images/s, 180 MB/s of 1,802 needed",
+            "",
+        ),
+        (
+            diagnosis.decoding([*HEALTHY[:4], SLOW, SLOW], 0.01, None, IMAGES),
             WARNING,
             "ranks 4-5 (n3)",
             "780 images/s, where the median node has 1,600",
             "raise data.decode_threads where cores are idle, build smaller images",
         ),
+        (
+            diagnosis.decoding(HEALTHY, 0.01, 801, CLIPS),
+            WARNING,
+            "ranks 0-5",
+            "1,600 clips/s, 25,600 frames/s of 1,602 needed",
+            "build smaller videos (--resize)",
+        ),
+        (diagnosis.storage(HEALTHY, 0.01, 1810, CLIPS), WARNING, "ranks 0-5", "videos/s, 180 MB/s of 1,810 needed", ""),
         (
             diagnosis.gpu_decoding(
                 HEALTHY, [*CHOICES[:3], replace(BEST, note="whole", remedy="install it"), BEST, BEST]

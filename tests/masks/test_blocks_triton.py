@@ -1,15 +1,13 @@
 """The kernel that makes masks: the very masks of the reference, interpreted on a CPU, and compiled for GPUs."""
 
 import hashlib
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from kernels import compiled
 
 from pipeline.masks import blocks
 from pipeline.masks.blocks_triton import block_masks
@@ -48,46 +46,11 @@ def test_masks_stay_what_they_were() -> None:
     )
 
 
-COMPILE = """
-import json, subprocess, triton
-from pathlib import Path
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pipeline.masks.blocks_triton import _few_masks as kernel
-
-tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-sizes = {"ROWS": 14, "COLUMNS": 14, "CELLS": 256, "SAMPLES": 1}
-types = {"keys": "*i64", "masks": "*u8", "count": "i32", "target": "i32", "smallest": "i32"}
-types |= dict.fromkeys(sizes, "constexpr")
-constants = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
-for capability in (80, 90, 100):
-    source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, constants)
-    options = {"num_warps": 1, "enable_fp_fusion": False}
-    built = triton.compile(source, GPUTarget("cuda", capability, 32), options).asm
-    Path("kernel.cubin").write_bytes(built["cubin"])
-    usage = subprocess.run([tool, "-res-usage", "kernel.cubin"], capture_output=True, text=True, check=True).stdout
-    print(json.dumps([capability, usage, built["ptx"]]))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton brings its assembler for Linux only")
 def test_compiles_for_gpus_without_spills_and_in_full_precision(tmp_path: Path) -> None:
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        cwd=tmp_path,
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [capability for capability, _, _ in built] == [80, 90, 100]
-    for capability, usage, ptx in built:
-        resources = dict(part.split(":") for part in usage.split() if part.startswith(("REG:", "STACK:", "LOCAL:")))
-        assert int(resources["REG"]) <= 72 and resources["STACK"] == resources["LOCAL"] == "0", (capability, usage)
+    sizes = {"ROWS": 14, "COLUMNS": 14, "CELLS": 256, "SAMPLES": 1}
+    for usage, ptx in compiled(tmp_path, "pipeline.masks.blocks_triton", sizes, warps=1):
+        assert int(usage["REG"]) <= 72 and usage["STACK"] == usage["LOCAL"] == "0", usage
         assert "sqrt.rn.f64" in ptx and "div.rn.f64" in ptx and "sqrt.approx" not in ptx
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(CHECKOUT / "scripts"))  # as for a script there
 
 from benchmarks.children import run
 from benchmarks.figures import Figure
+from benchmarks.films import ENCODINGS
 from benchmarks.gpu import runner
 from benchmarks.gpu.contest import Contestant, contest
 from benchmarks.gpu.items import PARTS, Process, items_of
@@ -34,14 +35,24 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def bench(shards: Path) -> Bench:
-    return Bench(DRY, shards, time.monotonic() + 600)
+    return Bench(DRY, shards, shards.with_name("videos"), time.monotonic() + 600)
 
 
 def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     """The same code from the first check to the last figure, so that no mistake of writing costs time on a GPU."""
     out = tmp_path / "gpu.json"
     done = subprocess.run(
-        [sys.executable, CHECKOUT / "scripts" / "bench.py", "gpu", shards, out, "--dry", "--seconds", "1200"],
+        [
+            sys.executable,
+            CHECKOUT / "scripts" / "bench.py",
+            "gpu",
+            shards,
+            out,
+            "--items=0-14",
+            "--dry",
+            "--seconds",
+            "1200",
+        ],
         capture_output=True,
         text=True,
         timeout=1200,
@@ -54,7 +65,9 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     assert all(check["passed"] for check in checks.values())
     for kind in ("4:2:0", "4:4:4", "grey", "progressive", "CMYK", "EXIF 1", "EXIF 3", "EXIF 6", "EXIF 8"):
         assert f"pixels of JPEG {kind}, hw_decoder_load=1" in checks
-    assert sum(name.startswith("kernel") for name in checks) == 12
+    assert sum(name.startswith("kernel") for name in checks) == 12 + 4  # of images and of clips
+    assert {f"frames of {name}" for name in ENCODINGS} < checks.keys()
+    assert {"rescue of a bad video, cut off", "masks of the kernel of cubes"} < checks.keys()
     assert sum(name.startswith("no wait") for name in checks) == 3
     figures = {figure["name"]: figure for figure in content["figures"]}
     for name, figure in figures.items():
@@ -63,8 +76,10 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     (loaders,) = (figure for name, figure in figures.items() if name.startswith("crops of 16 px from shards"))
     assert loaders["peers"].keys() == {"bare DALI", "webdataset + torchvision"}
     left_out = " ".join(f"{entry['name']}: {entry['why']}" for entry in content["left out"])
-    for what in ("time of the kernel", "share of the peak", "the GPU decodes", "the CUDA runtime", "idles"):
+    for what in ("time of the kernel", "share of the peak", "the GPU decodes", "the CUDA runtime", "idles", "by NVDEC"):
         assert what in left_out
+    rates = [figure for name, figure in figures.items() if name.startswith("training step") and "frames of" in name]
+    assert len(rates) == 3 and all(figure["unit"] == "clips/s" for figure in rates)  # two models, one also from shards
     table = out.with_suffix(".md").read_text()
     assert table in done.stdout and table.count("\n| ") > len(checks) + len(figures)
     assert "found: libnvjpeg" in done.stdout or "missing: libnvjpeg" in done.stdout
@@ -103,8 +118,8 @@ def test_a_first_contestant_that_cannot_run_ends_the_contest(bench: Bench) -> No
 
 def test_what_takes_longer_than_is_left_is_left_out(shards: Path) -> None:
     real = replace(DRY, dry=False)
-    assert Bench(real, shards, time.monotonic() + 100).too_late("ours", 60) is None
-    assert Bench(real, shards, time.monotonic() + 50).too_late("ours", 60) == LeftOut(
+    assert Bench(real, shards, shards, time.monotonic() + 100).too_late("ours", 60) is None
+    assert Bench(real, shards, shards, time.monotonic() + 50).too_late("ours", 60) == LeftOut(
         "ours", "estimated at 60 s, 50 s were left"
     )
 
@@ -135,8 +150,8 @@ def test_a_part_that_dies_or_hangs_costs_no_other(
     monkeypatch.setattr(runner, "_START", 0)
     lines = tmp_path / "gpu.jsonl"
     parts = [Part(1, name, lambda bench: iter([])) for name in ("one", "dies", "two", "hangs", "three")]
-    runner._run(parts, 5, time.monotonic() + 60, shards, lines, {}, False)
-    runner._run(parts[:1], 5, time.monotonic() - 1, shards, lines, {}, False)
+    runner._run(parts, 5, time.monotonic() + 60, shards, shards, lines, {}, False)
+    runner._run(parts[:1], 5, time.monotonic() - 1, shards, shards, lines, {}, False)
     found = read_lines(lines)
     assert [line.content["name"] for line in found if line.kind == "check"] == ["one", "dies", "two", "hangs"]
     failures = {line.content["name"]: line.content["why"] for line in found if line.kind == "failure"}
@@ -153,7 +168,14 @@ def test_halves_meet_in_one_file(shards: Path, tmp_path: Path, monkeypatch: pyte
     taken = []
 
     def fake(
-        parts: list[Part], limit: float, end: float, shards: Path, lines: Path, environment: Any, dry: bool
+        parts: list[Part],
+        limit: float,
+        end: float,
+        shards: Path,
+        videos: Path,
+        lines: Path,
+        environment: Any,
+        dry: bool,
     ) -> None:
         for part in parts:
             taken.append(part.name)
@@ -205,8 +227,8 @@ def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("items", ["5-", "x", "10", "4-2", ""])
+@pytest.mark.parametrize("items", ["5-", "x", "15", "4-2", ""])
 def test_items_that_are_none_are_refused(items: str) -> None:
     assert items_of("0-2,9") == {0, 1, 2, 9}
-    with pytest.raises(ConfigError, match=f"--items {items}: give some of 0 to 9"):
+    with pytest.raises(ConfigError, match=f"--items {items}: give some of 0 to 14"):
         items_of(items)

@@ -1,9 +1,11 @@
 """The checks of `scripts/bench.py gpu` can fail: what they are there to find is planted."""
 
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.profiler import record_function
 
 sys.path.insert(0, str(CHECKOUT / "scripts"))  # as for a script there
 
-from benchmarks.gpu import pixels
+from benchmarks.gpu import clip_kernels, pixels, videos
 from benchmarks.gpu.results import Bench, Check
 from benchmarks.gpu.scale import DRY
 from benchmarks.gpu.traces import Trace, traced
@@ -23,13 +25,16 @@ from benchmarks.gpu.training import from_shards
 from benchmarks.gpu.waiting import waiting
 from benchmarks.step import Loop
 from pipeline.data.decode.decoder import Crops, Decoded, decoder_for
+from pipeline.data.decode.graphs import Clips
+from pipeline.data.decode.video import GpuClipDecoder
+from pipeline.masks import cubes_triton
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def bench(shards: Path) -> Bench:
-    return Bench(DRY, shards, time.monotonic() + 600)
+    return Bench(DRY, shards, shards.with_name("videos"), time.monotonic() + 600)
 
 
 def test_a_step_that_waits_is_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +108,39 @@ def test_wrong_pixels_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatc
     checks = list(pixels.by_kind(bench, 0))
     assert len(checks) == 11
     assert not any(check.passed for check in checks if isinstance(check, Check))
+
+
+def test_wrong_frames_of_a_video_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late:
+        """Takes the frame after the last one that is wanted."""
+
+        def __init__(self, batch: int, frames: int, size: int, device: torch.device, threads: int) -> None:
+            self._decoder = GpuClipDecoder(batch, frames, size, device, threads)
+
+        def feed(self, clips: Clips) -> None:
+            frames = clips.frames.copy()
+            frames[:, -1] += 1
+            self._decoder.feed(replace(clips, frames=frames))
+
+        def take(self) -> Decoded:
+            return self._decoder.take()
+
+    monkeypatch.setattr(videos, "ENCODINGS", {"VP9": videos.ENCODINGS["VP9"]})
+    right, wrong = [], []
+    for decoder, found in ((GpuClipDecoder, right), (Late, wrong)):
+        monkeypatch.setattr(videos, "GpuClipDecoder", decoder)
+        with tempfile.TemporaryDirectory() as folder:
+            here = replace(bench, videos=Path(folder) / "videos")
+            found += [result for result in videos.exact_frames(here) if isinstance(result, Check)]
+    assert [check.passed for check in right] == [True]
+    assert [check.passed for check in wrong] == [False]
+    assert wrong[0].numbers["found"][-1] == wrong[0].numbers["wanted"][-1] + 1
+
+
+def test_masks_of_another_size_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubes_triton, "masked_cells", lambda grid, ratio: 150)
+    (check, _) = clip_kernels.cubes(bench)
+    assert isinstance(check, Check) and not check.passed and check.numbers["different"] == 8
 
 
 def test_pixels_that_change_during_a_step_are_found_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

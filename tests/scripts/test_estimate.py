@@ -11,10 +11,23 @@ import pytest
 import torch
 from scripting import run_script
 
+from model.activations import activation_bytes
+from model.encoders.registry import build_network, encoder_of
 from model.flops import forward_macs, training_flops
 from pipeline.build import build_masker, build_model
 from pipeline.config import Recipe, load_recipe
-from pipeline.estimate import Cluster, Size, estimate, measured_rate, wire_bytes, wire_rounds
+from pipeline.data.settings import Clip
+from pipeline.estimate import (
+    Cluster,
+    Size,
+    decoded_frames,
+    estimate,
+    gpus_for,
+    measured_rate,
+    state_bytes,
+    wire_bytes,
+    wire_rounds,
+)
 from pipeline.settings import ConfigError
 from scripts.estimate import main
 
@@ -49,6 +62,33 @@ def test_cheaper_recipes_cost_what_arithmetic_says(name: str, settings: list[str
         model = build_model(made)
     masked = build_masker(made, model).masked
     assert training_flops(model, masked) / 1e9 == pytest.approx(gflop, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "frames", "published"),
+    [
+        ("mvit_v2_s", 224, 16, 71),
+        ("mvit_v2_l", 224, 16, 377),
+        ("vit_base_patch16_224", 224, 16, 180),
+        ("vit_large_patch16_224", 224, 16, 597),
+    ],
+)
+def test_multiply_adds_of_a_clip_are_the_published_ones(name: str, size: int, frames: int, published: float) -> None:
+    """GFLOPs of a view, as multiply-adds are called in the tables of MaskFeat and VideoMAE on Kinetics-400."""
+    with torch.device("meta"):
+        view = encoder_of(build_network(name, size, frames, 400))
+    assert view.macs() / 1e9 == pytest.approx(published, rel=0.004)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_activations_are_those_that_a_transformer_keeps(again: bool) -> None:
+    """Of a block in widths of a token: what three of its layers take (x, the norm of x, both twice), queries, keys and
+    values, what attention gives, and 4 before and 4 behind the GELU; recomputed, its input alone."""
+    video = recipe("vit_base_video", f"engine.activation_checkpointing={again}")
+    with torch.device("meta"):
+        model = build_model(video).to(torch.bfloat16)
+    expected = 12 * (1 if again else 16) * 768 * 1569 * 2
+    assert activation_bytes(model, masked=157 * 4) == pytest.approx(expected, rel=0.03 if not again else 0.3)
 
 
 def test_a_teacher_looks_at_each_image_once(
@@ -143,6 +183,32 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
         estimate(recipe(), Size(10**6, 100), 1000, Cluster(7, per_node=8, link=1e9, network=1e9, latency=1e-5))
 
 
+@pytest.mark.parametrize(("stage", "bytes_each"), [(0, 2 + 4 + 12), (1, 2 + 4 + 3), (2, 2 + 4 + 3), (3, 18 / 4)])
+def test_memory_of_weights_gradients_and_moments(stage: int, bytes_each: float) -> None:
+    assert state_bytes(1000, 2, stage, ranks=4) == pytest.approx(1000 * bytes_each)
+
+
+def test_gpus_are_those_that_share_out_the_batch() -> None:
+    assert gpus_for(recipe("vit_base_300e")) == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert gpus_for(recipe("mvit_small_300e_k400")) == [8, 16, 32, 64, 128, 256, 512]
+    assert gpus_for(recipe("vit_base_video")) == [8, 16, 32, 64, 128]  # 4 clips of each video
+    assert gpus_for(recipe("demo", "optim.batch_size=12")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("clip", "frames"),
+    [
+        (Clip(16, "nominal", 4, None), 64),
+        (Clip(16, "stride", 4, None), 61),
+        (Clip(16, "fps", 4, 5.0), 91),
+        (Clip(1, "stride", 4, None), 1),
+    ],
+)
+def test_frames_that_are_decoded_for_a_clip(clip: Clip, frames: int) -> None:
+    """From its first to its last, and from a key frame, of which every 16th is one, to the first."""
+    assert decoded_frames(clip) == frames + 7.5
+
+
 def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
     """Of the same model, size and precision on one rank; the fastest, but of the recipe's stage if there is any."""
     settings = {
@@ -173,12 +239,14 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         figure(9000, data__image_size=96),
         figure(9000, target__kind="pixels"),
         figure(9000, engine__activation_checkpointing=True),
+        figure(8000, "clips/s", data__frames=16),
         {"unit": "images/s", "achieved": 9000, "settings": {}},
     ]
     file = tmp_path / "rates.json"
     file.write_text(json.dumps({"figures": figures}))
     assert measured_rate(file, recipe()) == 4100
     assert measured_rate(file, recipe("vit_base_300e", "engine.zero_stage=2")) == 4200
+    assert measured_rate(file, recipe("vit_base_300e", "data.frames=16")) == 8000
     with pytest.raises(
         ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16 with this target: measure it with"
     ):
@@ -197,11 +265,28 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert main() == 0
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
     assert lines["schedule"][1] == "300,000"
-    assert lines["1"][7:9] == ["85.33", "85.3"]
-    assert float(lines["8"][7]) == pytest.approx(85.33 / 8, rel=0.01)
+    assert lines["1"][8:10] == ["85.33", "85.3"]
+    assert float(lines["8"][8]) == pytest.approx(85.33 / 8, rel=0.01)
     assert lines["read"][1:3] == ["30.7", "TB"]
     assert lines["3"][1:] == ["checkpoints", "of", "1.03", "GB"]
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
+
+
+def test_clips_and_the_videos_that_they_are_made_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10 epochs of 1,024 videos of 1 MB, 4 clips of each, 64 clips a step: 640 steps, 41 s at 1,000 clips/s."""
+    command = ["vit_base_video", "--gpus", "1", "--clips-per-second", "1000", "--samples", "1024", "--decode-ms", "50"]
+    command += ["optim.batch_size=64", "optim.epochs=10", "optim.warmup_epochs=1", "--video-bytes", "1000000"]
+    monkeypatch.setattr(sys, "argv", ["estimate.py", *command])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "one GPU   1,000 clips/s, 16,000 frames/s, measured: " in said
+    assert "decoding  50.0 CPU cores a GPU at 50 ms a clip" in said
+    assert "schedule  640 steps of 64 clips, 4 of each of 16 videos, ZeRO 1" in said
+    row = next(line.split() for line in said.splitlines() if line.startswith("    1 "))
+    assert row[1] == "64" and row[-4:] == ["1,000", "0.01", "0.0", "0.25"]  # 250 videos a second
+    assert "read      0.0 TB of videos in all" in said
 
 
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

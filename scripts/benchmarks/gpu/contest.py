@@ -11,7 +11,7 @@ from benchmarks.figures import Figure
 from benchmarks.gpu.results import Bench, Failure, LeftOut, Result
 from benchmarks.hardware import matrix_product, peak
 from benchmarks.racing import Rates, compare, race
-from benchmarks.step import Loop, resident, settings_of, title
+from benchmarks.step import Loop, inputs_of, resident, settings_of, title
 from pipeline.train.engine import DTYPES
 
 
@@ -67,7 +67,7 @@ def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Lo
 
 
 def _enter(bench: Bench, contestant: Contestant) -> Generator[Result, None, tuple[Loop, float, float] | None]:
-    """Build and compile a loop; return it, its peak memory in GiB and its images/s, or None if it cannot run."""
+    """Build and compile a loop; return it, its peak memory in GiB and its inputs/s, or None if it cannot run."""
     if late := bench.too_late(contestant.name, contestant.seconds):
         yield late
         return None
@@ -94,7 +94,7 @@ def _rate(loop: Loop, times: int) -> float:
 
 
 def _limits(loop: Loop, rounds: int) -> Rates:
-    """Return the images/s that the device would allow: by a product of matrices, timed, and by its data sheet."""
+    """Return the inputs/s that the device would allow: by a product of matrices, timed, and by its data sheet."""
     precision = loop.recipe.engine.precision
     product = matrix_product(loop.world.device, DTYPES[precision], times=3)
     name = f"a product of matrices, {precision}"
@@ -110,11 +110,12 @@ def _figures(
     ours = next(iter(loops.values()))
     what, settings = title(ours.recipe, ours.world), settings_of(ours.recipe, ours.world)
     medians = {name: median(rates[name]) for name in loops}
-    yield compare(f"training step, {what}", "images/s", medians | limits, limits, settings)
+    inputs = inputs_of(ours.recipe)
+    yield compare(f"training step, {what}", f"{inputs}/s", medians | limits, limits, settings)
     card = peak()
     if card and ours.recipe.engine.precision != "fp32":
         share = ours.flops / (card.tflops * 1e12)
-        name = f"MFU of {card.tflops:g} TFLOP/s, {ours.flops / 1e9:.4g} GFLOP an image, {what}"
+        name = f"MFU of {card.tflops:g} TFLOP/s, {ours.flops / 1e9:.4g} GFLOP for each of the {inputs}, {what}"
         yield compare(name, "share of the peak", {name: rate * share for name, rate in medians.items()})
     if any(memory.values()):
         yield compare(f"peak memory of a step, {what}", "GiB", memory)

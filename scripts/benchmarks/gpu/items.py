@@ -1,16 +1,29 @@
-"""The list of `scripts/bench.py gpu`, by importance: correctness before speed."""
+"""The list of `scripts/bench.py gpu`, by importance: correctness before speed; images, then videos."""
 
 import re
 from dataclasses import dataclass
 from functools import partial
 
+from benchmarks.gpu.clip_kernels import clip_kernel, clip_kernel_time, cubes
+from benchmarks.gpu.clip_rates import clip_rates
 from benchmarks.gpu.equality import compiled_loss, resumed_run
 from benchmarks.gpu.kernel import augmented_pixels, fused_kernel, kernel_time
 from benchmarks.gpu.loaders import decoding, loaders, masks_alone
 from benchmarks.gpu.machine import machine_facts
 from benchmarks.gpu.pixels import bad_image, by_kind, decodes_itself
 from benchmarks.gpu.results import Part
-from benchmarks.gpu.training import base, from_shards, large, modes, recomputing, stages
+from benchmarks.gpu.training import (
+    base,
+    from_shards,
+    large,
+    modes,
+    mvit,
+    mvit_from_shards,
+    recomputing,
+    stages,
+    tubelets,
+)
+from benchmarks.gpu.videos import bad_video, exact_frames
 from benchmarks.gpu.waiting import waiting
 from pipeline.settings import ConfigError
 
@@ -64,6 +77,18 @@ PROCESSES = [
     Process(80, [Part(9, "ZeRO stages", stages)]),
     Process(120, [Part(9, "recomputed activations", recomputing)]),
     Process(250, [Part(9, "compiler modes", modes)]),
+    Process(60, [Part(10, "frames of videos", exact_frames), Part(10, "bad video", bad_video)]),
+    Process(
+        40,
+        [
+            Part(11, "kernel of clips", clip_kernel),
+            Part(11, "time of the kernel of clips", clip_kernel_time),
+            Part(11, "cube masks", cubes),
+        ],
+    ),
+    Process(60, [Part(12, "clips", clip_rates)]),
+    Process(170, [Part(13, "MViTv2-S", mvit), Part(13, "MViTv2-S from shards", mvit_from_shards)]),
+    Process(110, [Part(14, "ViT-B on tubelets", tubelets)]),
 ]
 PARTS = {part.name: part for process in PROCESSES for part in process.parts}
 

@@ -1,5 +1,6 @@
 """Item 0: the GPU, and the software that the script needs beyond the project's own."""
 
+import ctypes
 import ctypes.util
 import importlib.util
 import os
@@ -40,6 +41,14 @@ def _nvjpeg() -> bool:
     return next(packaged, None) is not None or ctypes.util.find_library("nvjpeg") is not None
 
 
+def _nvcuvid() -> bool:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return False
+    return True
+
+
 NEEDS = (
     Need(
         "a C compiler",
@@ -55,6 +64,8 @@ NEEDS = (
     ),
     Need("libnvjpeg", "without which the CPU decodes in silence", "pip install nvidia-nvjpeg", _nvjpeg),
     Need("pynvml", "which tells the use of the JPEG hardware", "pip install nvidia-ml-py", _module("pynvml")),
+    Need("PyAV", "which makes videos and decodes them on the CPU", "pip install av", _module("av")),
+    Need("libnvcuvid", "by which a GPU decodes videos", "let the container have the driver's video", _nvcuvid),
     Need("webdataset", "a loader to compare with", "pip install webdataset", _module("webdataset")),
     Need("torchvision", "its transforms", "pip install torchvision, of torch's version", _module("torchvision")),
 )

@@ -46,12 +46,14 @@ class Bench:
 
     Attributes:
         scale: sizes.
-        shards: a data set.
+        shards: a data set of images.
+        videos: a data set of videos, or the place where one is to be made.
         until: end of its process, by `time.monotonic`, whose clock all processes share.
     """
 
     scale: Scale
     shards: Path
+    videos: Path
     until: float
 
     def too_late(self, name: str, seconds: float) -> LeftOut | None:

@@ -32,8 +32,10 @@ _MARGIN = 3  # seconds from when a process should have ended to when it is kille
 _SCRIPT = Path(__file__).parents[2] / "bench.py"
 
 
-def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: float = SECONDS) -> bool:
-    """Run these items, and keep the results that `out` has of others.
+def gpu(
+    shards: Path, out: Path, items: Collection[int], dry: bool, seconds: float = SECONDS, videos: Path | None = None
+) -> bool:
+    """Run these items, and keep the results that `out` has of others. Without `videos` these are made of `shards`.
 
     Returns:
         Whether every part ran and no check failed.
@@ -43,6 +45,8 @@ def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: flo
     """
     if not dry and not torch.cuda.is_available():
         raise DataError("no GPU: --dry tries all that does not need one")
+    if dry and videos:
+        raise DataError("--dry makes videos that a CPU decodes: leave out --videos")
     end = time.monotonic() + seconds
     for need in NEEDS:
         say(need.line())
@@ -56,7 +60,8 @@ def gpu(shards: Path, out: Path, items: Collection[int], dry: bool, seconds: flo
         else:
             groups = [(process.seconds, process.parts) for process in PROCESSES]
         for limit, parts in groups:
-            _run([part for part in parts if part.item in items], limit, end, shards, lines, environment, dry)
+            chosen = [part for part in parts if part.item in items]
+            _run(chosen, limit, end, shards, videos or Path(cache, "videos"), lines, environment, dry)
             found = report(lines, out)
     for line in found.text.splitlines():
         say(line)
@@ -74,7 +79,14 @@ def _keep_others(lines: Path, items: Collection[int], dry: bool) -> None:
 
 
 def _run(
-    parts: list[Part], limit: float, end: float, shards: Path, lines: Path, environment: dict[str, str], dry: bool
+    parts: list[Part],
+    limit: float,
+    end: float,
+    shards: Path,
+    videos: Path,
+    lines: Path,
+    environment: dict[str, str],
+    dry: bool,
 ) -> None:
     """Run parts in a process, and those after a part that ended it in another."""
     stop = min(time.monotonic() + limit, end)
@@ -86,8 +98,8 @@ def _run(
             return
         names = [part.name for part in parts]
         until = f"{stop - _MARGIN:.3f}"
-        command = [sys.executable, str(_SCRIPT), "gpu-parts", *names, "--shards", str(shards), "--lines", str(lines)]
-        problem = run([*command, "--until", until, *["--dry"] * dry], environment, left)
+        command = [sys.executable, str(_SCRIPT), "gpu-parts", *names, "--shards", str(shards), "--videos", str(videos)]
+        problem = run([*command, "--lines", str(lines), "--until", until, *["--dry"] * dry], environment, left)
         over = {line.part for line in read_lines(lines) if line.kind == "seconds"}
         parts = [part for part in parts if part.name not in over]
         if parts:
@@ -97,12 +109,12 @@ def _run(
             _add(lines, PARTS[names[-1]], Failure(names[-1], problem))
 
 
-def run_parts(names: list[str], shards: Path, lines: Path, until: float, dry: bool) -> None:
+def run_parts(names: list[str], shards: Path, videos: Path, lines: Path, until: float, dry: bool) -> None:
     """Run parts one after the other, write a line for each result and each part's end, and end the process."""
     if not dry:
         torch._dynamo.config.recompile_limit = 64  # beyond it, models of a class that has many would go uncompiled
     gc.freeze()  # DeepSpeed collects garbage several times for every engine: let it not go through all modules
-    bench = Bench(DRY if dry else GPU, shards, until)
+    bench = Bench(DRY if dry else GPU, shards, videos, until)
     first = PARTS[names[0]]
     _append(lines, Line(first.item, first.name, "machine", machine() | {"dry": dry}))
     for part in (PARTS[name] for name in names):

@@ -7,6 +7,16 @@ import torch
 from pipeline.config import Recipe, load_recipe
 
 _TINY = ("demo", "data.image_size=32", "model.options={embed_dim: 32, depth: 1, num_heads: 1}", "engine.precision=bf16")
+_TINY_CLIPS = ("demo_video", *_TINY[1:], "data.frames=4")
+_TINY_MVIT = (
+    "demo_video",
+    "model.name=mvit_v2",
+    "model.position_init=random",
+    "model.options={embed_dim: 8, depth: 4, stages: [1, 2, 3]}",
+    "data.image_size=32",
+    "data.frames=4",
+    "engine.precision=bf16",
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +28,9 @@ class Scale:
         times: steps a round.
         rounds: of a race.
         check_images, check_size: of a batch that is checked.
-        images: of a batch that is timed.
+        images, clips: of a batch that is timed.
+        clip_frames: frames of a clip.
+        films, film: videos that are made where none are given; their frames, height and width.
     """
 
     dry: bool
@@ -27,6 +39,10 @@ class Scale:
     check_images: int
     check_size: tuple[int, int]  # height and width, whole patches
     images: int
+    clips: int
+    clip_frames: int
+    films: int
+    film: tuple[int, int, int]
 
     @property
     def device(self) -> torch.device:
@@ -45,23 +61,53 @@ class Scale:
 
     def base(self, *overrides: str) -> Recipe:
         """ViT-B, 256 images."""
-        return self._recipe("vit_base_300e", self.images, *overrides)
+        return self._recipe("vit_base_300e", _TINY, self.images, *overrides)
 
     def large(self, *overrides: str) -> Recipe:
         """ViT-L, 128 images."""
-        return self._recipe("vit_large_1600e", 128, *overrides)
+        return self._recipe("vit_large_1600e", _TINY, 128, *overrides)
 
     def small(self, *overrides: str) -> Recipe:
         """Two blocks of ViT-B, 32 images."""
-        return self._recipe("vit_base_300e", 32, "model.options={depth: 2}", *overrides)
+        return self._recipe("vit_base_300e", _TINY, 32, "model.options={depth: 2}", *overrides)
 
-    def _recipe(self, name: str, images: int, *overrides: str) -> Recipe:
+    def mvit(self, *overrides: str) -> Recipe:
+        """MViTv2-S, 32 clips."""
+        return self._recipe("mvit_small_300e_k400", _TINY_MVIT, self.clips, *overrides)
+
+    def tubelets(self, *overrides: str) -> Recipe:
+        """ViT-B on tubelets, 32 clips."""
+        return self._recipe("vit_base_video", _TINY_CLIPS, self.clips, "data.repeats=1", *overrides)
+
+    def _recipe(self, name: str, tiny: tuple[str, ...], inputs: int, *overrides: str) -> Recipe:
         if self.dry:
-            name, *tiny = _TINY
-            images, overrides = 2, (*(o for o in overrides if not o.startswith("model.")), *tiny)
-        batch = ["data.shards=none", f"optim.batch_size={images}", "engine.micro_batch=null", "data.lanes=1"]
+            name, *small = tiny
+            inputs, overrides = 2, (*(o for o in overrides if not o.startswith("model.")), *small)
+        batch = ["data.shards=none", f"optim.batch_size={inputs}", "engine.micro_batch=null", "data.lanes=1"]
         return load_recipe(name, [*batch, *overrides])
 
 
-GPU = Scale(dry=False, times=10, rounds=3, check_images=16, check_size=(224, 224), images=256)
-DRY = Scale(dry=True, times=1, rounds=1, check_images=2, check_size=(16, 16), images=2)
+GPU = Scale(
+    dry=False,
+    times=10,
+    rounds=3,
+    check_images=16,
+    check_size=(224, 224),
+    images=256,
+    clips=32,
+    clip_frames=16,
+    films=32,
+    film=(150, 256, 340),
+)
+DRY = Scale(
+    dry=True,
+    times=1,
+    rounds=1,
+    check_images=2,
+    check_size=(16, 16),
+    images=2,
+    clips=2,
+    clip_frames=4,
+    films=4,
+    film=(24, 48, 64),
+)

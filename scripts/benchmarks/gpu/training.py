@@ -1,8 +1,8 @@
-"""Items 5, 6, 8 and 9: rates of training, waits for data, and the cost of a save."""
+"""Items 5, 6, 8, 9, 13 and 14: rates of training, waits for data, and the cost of a save."""
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from benchmarks.figures import Figure
 from benchmarks.gpu.contest import Contestant, contest
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
 from benchmarks.gpu.traces import traced
+from benchmarks.gpu.videos import videos_of
 from benchmarks.hardware import synchronise
 from benchmarks.plain import PlainEngine
 from benchmarks.racing import race
@@ -22,6 +23,7 @@ from benchmarks.step import Loop, resident, title
 from pipeline.checkpoints.checkpoint import Facts
 from pipeline.checkpoints.saver import Saver
 from pipeline.cluster.world import join
+from pipeline.config import Recipe
 from pipeline.estimate import STATE_BYTES
 from pipeline.report.pace import Clock
 from pipeline.train.engine import Engine
@@ -34,14 +36,29 @@ OURS, PLAIN = "ours, compiled", "plain PyTorch, compiled"
 
 def base(bench: Bench) -> Iterator[Result]:
     """Measure ViT-B: ours and plain PyTorch, compiled, and ours eager."""
+    yield from _side_by_side(bench, bench.scale.base, 60, 15)
+
+
+def mvit(bench: Bench) -> Iterator[Result]:
+    """Measure MViTv2-S: ours and plain PyTorch, compiled, and ours eager."""
+    yield from _side_by_side(bench, bench.scale.mvit, 80, 25)
+
+
+def tubelets(bench: Bench) -> Iterator[Result]:
+    """Measure ViT-B on tubelets: ours and plain PyTorch, compiled, and ours eager."""
+    yield from _side_by_side(bench, bench.scale.tubelets, 60, 20)
+
+
+def _side_by_side(bench: Bench, recipe: Callable[[str], Recipe], first: float, further: float) -> Iterator[Result]:
+    """Measure a model in three ways: the first, which compiles, takes `first` seconds by estimate, others `further`."""
     scale, world, loops = bench.scale, join(), dict[str, Loop]()
-    compiled, eager = (scale.base(f"engine.compile={how}") for how in (scale.compiled, scale.eager))
+    compiled, eager = (recipe(f"engine.compile={how}") for how in (scale.compiled, scale.eager))
     yield from contest(
         bench,
         [
-            Contestant(OURS, 60, partial(Loop, compiled, world)),
-            Contestant(PLAIN, 15, partial(Loop, compiled, world, PlainEngine)),
-            Contestant("ours, eager", 15, partial(Loop, eager, world)),
+            Contestant(OURS, first, partial(Loop, compiled, world)),
+            Contestant(PLAIN, further, partial(Loop, compiled, world, PlainEngine)),
+            Contestant("ours, eager", further, partial(Loop, eager, world)),
         ],
         loops,
     )
@@ -58,13 +75,23 @@ def _idle(bench: Bench, loop: Loop) -> Iterator[Result]:
 
 def from_shards(bench: Bench, load: int) -> Iterator[Result]:
     """Measure ViT-B fed by the loader, and check that its pixels stay right while the GPU is busy."""
-    scale, how = bench.scale, f"hw_decoder_load={load}"
+    recipe = partial(bench.scale.base, f"data.hw_decoder_load={load}")
+    yield from _fed(bench, recipe, bench.shards, f"hw_decoder_load={load}")
+
+
+def mvit_from_shards(bench: Bench) -> Iterator[Result]:
+    """Measure MViTv2-S fed by the loader, and check that its pixels stay right while the GPU is busy."""
+    yield from _fed(bench, bench.scale.mvit, videos_of(bench), "clips of videos")
+
+
+def _fed(bench: Bench, recipe: Callable[..., Recipe], shards: Path, how: str) -> Iterator[Result]:
+    scale = bench.scale
     if late := bench.too_late(f"training from shards, {how}", 35):
         yield late
         return
     threads = THREADS if not scale.dry else 1
-    data = [f"data.shards={bench.shards}", f"data.read_threads={threads}", f"data.decode_threads={threads}"]
-    loop = Loop(scale.base(*data, f"data.hw_decoder_load={load}", f"engine.compile={scale.compiled}"), join())
+    data = [f"data.shards={shards}", f"data.read_threads={threads}", f"data.decode_threads={threads}"]
+    loop = Loop(recipe(*data, f"engine.compile={scale.compiled}"), join())
     yield from end_to_end(loop, scale.times, scale.rounds, how)
     with closing(open_data(loop.recipe, loop.world)) as images:
         fed = pixels(images.batches(0, 5), Clock(scale.device))
@@ -91,7 +118,7 @@ def _pixels_under_load(bench: Bench, loop: Loop, how: str) -> Iterator[Result]:
 
 
 def _hashes(images: Tensor) -> Tensor:
-    """Hash each of uint8 (B, 3, H, W) on the device, without waiting for it: int64 (B,)."""
+    """Hash each of uint8 (B, 3, ..., H, W) on the device, without waiting for it: int64 (B,)."""
     flat = images.flatten(1).long()
     factors = torch.arange(flat.shape[1], device=images.device) * 2654435761 + 1  # Knuth's multiplicative hash
     return (flat * factors).sum(1)
