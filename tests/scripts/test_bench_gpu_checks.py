@@ -125,6 +125,9 @@ def test_wrong_frames_of_a_video_are_found_out(bench: Bench, monkeypatch: pytest
         def take(self) -> Decoded:
             return self._decoder.take()
 
+        def close(self) -> None:
+            self._decoder.close()
+
     monkeypatch.setattr(videos, "ENCODINGS", {"VP9": videos.ENCODINGS["VP9"]})
     right, wrong = [], []
     for decoder, found in ((GpuClipDecoder, right), (Late, wrong)):

@@ -87,8 +87,8 @@ PROCESSES = [
         ],
     ),
     Process(60, [Part(12, "clips", clip_rates)]),
-    Process(170, [Part(13, "MViTv2-S", mvit), Part(13, "MViTv2-S from shards", mvit_from_shards)]),
-    Process(110, [Part(14, "ViT-B on tubelets", tubelets)]),
+    Process(200, [Part(13, "MViTv2-S", mvit), Part(13, "MViTv2-S from shards", mvit_from_shards)]),
+    Process(100, [Part(14, "ViT-B on tubelets", tubelets)]),
 ]
 PARTS = {part.name: part for process in PROCESSES for part in process.parts}
 

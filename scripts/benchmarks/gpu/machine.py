@@ -18,12 +18,19 @@ from benchmarks.hardware import peak
 
 @dataclass(frozen=True)
 class Need:
-    """Software that `scripts/bench.py gpu` uses: its name, its use, how to get it, and a search for it."""
+    """Software that `scripts/bench.py gpu` uses.
+
+    Attributes:
+        name, use, remedy: in words; the last says how to get it.
+        found: searches for it.
+        of_driver: whether it comes with the driver of a GPU.
+    """
 
     name: str
     use: str
     remedy: str
     found: Callable[[], bool]
+    of_driver: bool = False
 
     def line(self) -> str:
         """Say whether it is here, and if not, how to get it."""
@@ -65,7 +72,13 @@ NEEDS = (
     Need("libnvjpeg", "without which the CPU decodes in silence", "pip install nvidia-nvjpeg", _nvjpeg),
     Need("pynvml", "which tells the use of the JPEG hardware", "pip install nvidia-ml-py", _module("pynvml")),
     Need("PyAV", "which makes videos and decodes them on the CPU", "pip install av", _module("av")),
-    Need("libnvcuvid", "by which a GPU decodes videos", "let the container have the driver's video", _nvcuvid),
+    Need(
+        "libnvcuvid",
+        "by which a GPU decodes videos",
+        "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video",
+        _nvcuvid,
+        of_driver=True,
+    ),
     Need("webdataset", "a loader to compare with", "pip install webdataset", _module("webdataset")),
     Need("torchvision", "its transforms", "pip install torchvision, of torch's version", _module("torchvision")),
 )
@@ -75,6 +88,9 @@ def machine_facts(bench: Bench) -> Iterator[Result]:
     """Check the needs, and describe the GPU."""
     for need in NEEDS:
         name = f"needed: {need.name}"
+        if bench.scale.dry and need.of_driver:
+            yield LeftOut(name, "there is no GPU")
+            continue
         yield Check(name, True) if need.found() else Failure(name, need.line())
     if bench.scale.dry:
         yield LeftOut("the GPU's name, memory and engines", "there is no GPU")

@@ -41,7 +41,7 @@ def base(bench: Bench) -> Iterator[Result]:
 
 def mvit(bench: Bench) -> Iterator[Result]:
     """Measure MViTv2-S: ours and plain PyTorch, compiled, and ours eager."""
-    yield from _side_by_side(bench, bench.scale.mvit, 80, 25)
+    yield from _side_by_side(bench, bench.scale.mvit, 100, 25)
 
 
 def tubelets(bench: Bench) -> Iterator[Result]:

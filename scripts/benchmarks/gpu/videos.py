@@ -1,6 +1,7 @@
 """Item 10: a GPU decodes the very frames of a video that a CPU does, and a bad video costs its slot alone."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def exact_frames(bench: Bench) -> Iterator[Result]:
         decoder: Decoder = CpuClipDecoder(size, 1)
         if not scale.dry or name in _ON_CPU:
             decoder = GpuClipDecoder(1, scale.clip_frames, size, scale.device, 2)
-        decoder.feed(wanted)
-        made = decoder.take()
+        with closing(decoder):
+            decoder.feed(wanted)
+            made = decoder.take()
         if made.problems and name in _SOME_GPUS:
             yield LeftOut(f"frames of {name}", f"this GPU does not decode it: {made.problems[0]}")
             continue
@@ -82,9 +84,9 @@ def _all_frames(videos: Path, like: Clips, size: int) -> Tensor:
     assert manifest.video is not None
     stamps = manifest.video.time_stamps(0)
     every = replace(like, frames=np.arange(len(stamps), dtype=np.int32)[None], stamps=stamps[None])
-    decoder = CpuClipDecoder(size, 1)
-    decoder.feed(every)
-    return decoder.take().images[0]
+    with closing(CpuClipDecoder(size, 1)) as decoder:
+        decoder.feed(every)
+        return decoder.take().images[0]
 
 
 def _nearest(clip: Tensor, frames: Tensor) -> tuple[list[int], list[float]]:
