@@ -54,7 +54,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one rank: `Counted` and bytes a second, those that were bad of those tried, and why the first one was."""
+    """Of one rank: `Counted` and bytes a second, samples that were bad of those tried, and why the first one was."""
 
     images: float
     bytes: float
@@ -161,14 +161,15 @@ def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
 def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
     """Of all but the first batch, for which queues and buffers are filled."""
     bad = next(batches).bad
-    begin, images = time.perf_counter(), 0
+    begin, images, tried = time.perf_counter(), 0, BATCH
     for batch in batches:
         images += len(batch.inputs)
+        tried += len(batch.request.ids)
         bad += batch.bad
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - begin
-    return Rate(images / seconds, 0, BATCH + images, len(bad), bad[0].reason if bad else "")
+    return Rate(images / seconds, 0, tried, len(bad), bad[0].reason if bad else "")
 
 
 def machine(recipe: TrainingRecipe) -> Machine:

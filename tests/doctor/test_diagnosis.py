@@ -62,13 +62,6 @@ def test_healthy_machines_are_well() -> None:
     assert findings[10].results == {"ranks 0-5 (3 nodes)": "1,000.00 MB in 10.0 ms, bus bandwidth 166.67 GB/s"}
 
 
-def test_rates_name_what_they_count() -> None:
-    read, decoded = Rate(10, 2e7, 512, unit="videos"), Rate(20, 0, 512, unit="clips", frames=16)
-    of_clips = [replace(rank, read=read, decoded=decoded) for rank in HEALTHY]
-    assert [*diagnosis.storage(of_clips, 0.01, 5).results.values()] == ["20 videos/s, 40 MB/s"]
-    assert [*diagnosis.decoding(of_clips, 0.01, 21).results.values()] == ["40 clips/s, 640 frames/s of 42 needed"]
-
-
 @pytest.mark.parametrize(
     ("finding", "verdict", "place", "result", "remedy"),
     [
