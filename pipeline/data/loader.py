@@ -32,6 +32,7 @@ class Loader:
         cache: where this node keeps remote shards.
         traffic: counts the requests of remote storage.
         repeats: inputs that the requests make of each sample.
+        remedy: what to do about bad samples; None: verify the data set.
 
     Attributes:
         notes: see `Batcher`.
@@ -49,11 +50,12 @@ class Loader:
         cache: NodeCache | None = None,
         traffic: Traffic | None = None,
         repeats: int = 1,
+        remedy: str | None = None,
     ) -> None:
         _check_kind(manifest, data)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
-        remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
+        remedy = remedy or f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
         self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video)
         self.notes = self._batcher.notes
 
