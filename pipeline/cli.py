@@ -92,7 +92,7 @@ def plan(
             "change it, --nodes or --ranks-per-node"
         )
     sets = _data_sets(roots, weights, samples, size, shards)
-    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), sets.order(seed, lanes, block)
+    fleet, order = Fleet(nodes, ranks_per_node, batch, cache), sets.order(seed, lanes, block, batch)
     shard_bytes = sets.shard_bytes
     found = forecast(order, shard_bytes, fleet, epochs)
     total = int(shard_bytes.sum())

@@ -85,12 +85,12 @@ class DataSets:
             identity[f"data.mixture.{name} (share)"] = f"{weight}/{sum(self._weights)}"
         return identity
 
-    def order(self, seed: int) -> Order:
-        """Return the order of their samples."""
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Return the order of their samples, of which a step takes `batch_size`."""
         lanes, block = self._data.lanes, self._data.block
         if not self._mixed:
             return Plan(self.manifest.counts, seed, lanes, block)
-        return Mixture([part.counts for part in self._parts], self._weights, seed, lanes, block)
+        return Mixture([part.counts for part in self._parts], self._weights, seed, lanes, block, batch_size)
 
     @property
     def notes(self) -> list[str]:

@@ -34,14 +34,14 @@ class ExactData:
         self._data, self._part = data, part
         self._sets = DataSets(data)
         self.manifest, self.identity = self._sets.manifest, self._sets.identity
-        self._order = self._sets.order(part.seed)
+        samples = part.batch_size // data.repeats
+        self._order = self._sets.order(part.seed, samples)
         self.samples = self._order.samples
         remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
-            order = self._sets.order(part.seed)  # the cache has threads of its own, and plans remember epochs
+            order = self._sets.order(part.seed, samples)  # the cache has threads of its own, and plans remember epochs
             first_of_node = part.rank - part.local_rank
-            samples = part.batch_size // data.repeats
             schedule = Schedule(order, samples, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
         no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"

@@ -10,6 +10,9 @@ Bresenham's line (IBM Systems Journal 4, 1965), whose points can be counted and 
 ways, slot to position and back, take whole numbers and a few operations for each data set. After any number of slots
 every data set has had its share, to within as many samples as there are data sets.
 
+Where batches are large against the number of lanes, whole rounds of all lanes are dealt out instead of single slots.
+Then every batch draws equally from every lane, as it does of one data set, and each node keeps to its own shards.
+
 Like that of a plan, this order is part of a run's identity: whoever changes it raises `MIXTURE_VERSION`.
 """
 
@@ -26,6 +29,7 @@ from pipeline.random import mix_int
 
 MIXTURE_VERSION = 1
 _MOST = 2**31  # is above the sum of whole weights, so that 64 bits hold products of two of them
+_ROUNDS = 16  # of all lanes in a batch, from which on they are dealt out whole: a batch then has at least so many parts
 _ALWAYS = 64  # epochs of a data set within one of the mixture, above which all its shards count as always in use
 
 
@@ -50,7 +54,9 @@ class Mixture:
         counts: of each data set, the samples in each of its shards. Ids number the samples of all in this order.
         weights: how often each is drawn from, see `whole`.
         seed: another seed is another order.
-        lanes, block: of the plan of each data set.
+        lanes: of the plan of each data set.
+        block: samples of a lane of the run that are permuted among themselves; a data set has its share of it.
+        batch_size: samples of a step.
 
     Attributes:
         counts: samples in each shard of all data sets, int64.
@@ -59,18 +65,22 @@ class Mixture:
         first_ids: the first sample of each, int64 (data sets,).
     """
 
-    def __init__(self, counts: Sequence[Int64s], weights: Sequence[int], seed: int, lanes: int, block: int) -> None:
+    def __init__(
+        self, counts: Sequence[Int64s], weights: Sequence[int], seed: int, lanes: int, block: int, batch_size: int
+    ) -> None:
         self.seed, self.lanes, self.block = seed, lanes, block
-        self.plans = [
-            Plan(of_set, mix_int(mix_int(seed) + number), lanes, block) for number, of_set in enumerate(counts)
-        ]
-        self.counts: Int64s = np.concatenate([plan.counts for plan in self.plans])
-        sizes = np.array([plan.samples for plan in self.plans], np.int64)
-        self.samples = int(sizes.sum())
-        self.first_ids: Int64s = np.cumsum(sizes) - sizes
-        self._first_shards = np.cumsum([0, *(len(plan.counts) for plan in self.plans)])
         self.weights = list(weights)
         self._left = [sum(self.weights[number:]) for number in range(len(self.weights))]  # from each data set on
+        self.plans = [
+            Plan(of_set, mix_int(mix_int(seed) + number), lanes, -(-block * weight // self._left[0]))
+            for number, (of_set, weight) in enumerate(zip(counts, self.weights, strict=True))
+        ]
+        self.counts: Int64s = np.concatenate([plan.counts for plan in self.plans])
+        self._sizes: Int64s = np.array([plan.samples for plan in self.plans], np.int64)
+        self.samples = int(self._sizes.sum())
+        self.first_ids: Int64s = np.cumsum(self._sizes) - self._sizes
+        self._first_shards = np.cumsum([0, *(len(plan.counts) for plan in self.plans)])
+        self._round = lanes if batch_size % lanes == 0 and batch_size >= _ROUNDS * lanes else 1  # slots dealt at once
 
     def batch(self, step: int, batch_size: int) -> Int64s:
         """See `Plan.batch`."""
@@ -85,8 +95,7 @@ class Mixture:
     def epochs(self, slots: Int64s) -> Int64s:
         """Return at every slot the epoch of the data set that it belongs to."""
         number, positions = self.dealt(slots)
-        sizes = np.array([plan.samples for plan in self.plans], np.int64)
-        return positions // sizes[number]
+        return positions // self._sizes[number]
 
     def ids(self, slots: Int64s) -> Int64s:
         """Return the sample id at every slot; int64, the shape of `slots`."""
@@ -100,29 +109,37 @@ class Mixture:
 
     def dealt(self, slots: Int64s) -> tuple[Int64s, Int64s]:
         """Return of every slot the number of its data set, and the position in that one's plan; int64, of one shape."""
-        number, positions = np.zeros_like(slots), slots.copy()
-        for place, (weight, left) in enumerate(zip(self.weights, self._left, strict=True)):
-            here = number == place
-            before, after = (_times(positions[here] + more, weight, left) for more in (0, 1))
+        rounds, places = np.divmod(slots, self._round)
+        number = np.zeros_like(slots)
+        for candidate, (weight, left) in enumerate(zip(self.weights, self._left, strict=True)):
+            here = number == candidate
+            before, after = (_times(rounds[here] + more, weight, left) for more in (0, 1))
             other = after == before
             number[here] += other
-            positions[here] = np.where(other, positions[here] - before, before)
-        return number, positions
+            rounds[here] = np.where(other, rounds[here] - before, before)
+        return number, rounds * self._round + places
 
     def slots(self, number: int, positions: Int64s) -> Int64s:
         """Return the slot of each position in the plan of a data set: the inverse of `dealt`."""
-        slots = -_times(-(positions + 1), self._left[number], self.weights[number]) - 1
+        rounds, places = np.divmod(positions, self._round)
+        rounds = -_times(-(rounds + 1), self._left[number], self.weights[number]) - 1
         for before in range(number - 1, -1, -1):
-            slots = _times(slots, self._left[before], self._left[before + 1])
-        return slots
+            rounds = _times(rounds, self._left[before], self._left[before + 1])
+        return rounds * self._round + places
 
     def taken(self, slots: int) -> list[int]:
         """Return how many of the first so many slots each data set has."""
-        taken = []
+        rounds, rest = divmod(slots, self._round)
+        before, after = self._rounds_of(rounds), self._rounds_of(rounds + 1)
+        return [had * self._round + (will_have - had) * rest for had, will_have in zip(before, after, strict=True)]
+
+    def _rounds_of(self, rounds: int) -> list[int]:
+        """Return how many of the first so many rounds each data set has."""
+        had = []
         for weight, left in zip(self.weights, self._left, strict=True):
-            taken.append(slots * weight // left)
-            slots -= taken[-1]
-        return taken
+            had.append(rounds * weight // left)
+            rounds -= had[-1]
+        return had
 
     def passages(self, epoch: int) -> list[Passage]:
         """See `Order`."""
@@ -135,8 +152,10 @@ class Mixture:
             found += [Passage(plan, one, int(self._first_shards[number]), in_run) for one in epochs]
         return found
 
-    def shares(self, batch_size: int) -> list[tuple[int, int]]:
+    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
         """See `Order`."""
+        if self._round > 1:
+            return [(batch_size, batch_size)]
         found, least, most = [], batch_size, batch_size  # of the slots that are left to a data set and those after it
         for weight, left in zip(self.weights, self._left, strict=True):
             found.append((least * weight // left, -(-most * weight // left)))

@@ -65,6 +65,6 @@ class Order(Protocol):
         """Return the epochs of data sets that lie in an epoch of the run, wholly or in part."""
         ...
 
-    def shares(self, batch_size: int) -> list[tuple[int, int]]:
-        """Return how many samples of a batch are of each data set, at least and at most."""
+    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
+        """Return how many samples of a batch are of lanes in turn: all, or of each data set, at least and at most."""
         ...

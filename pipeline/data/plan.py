@@ -86,7 +86,7 @@ class Plan:
         """See `Order`: the epoch itself."""
         return [Passage(self, epoch, 0, lambda positions: positions)]
 
-    def shares(self, batch_size: int) -> list[tuple[int, int]]:
+    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
         """See `Order`: all of the batch."""
         return [(batch_size, batch_size)]
 

@@ -54,7 +54,7 @@ class Schedule:
         if begin == end:
             raise ValueError(f"a batch of {batch_size} has nothing for ranks {first_rank} to {first_rank + ranks - 1}")
         self.part = slice(begin, end)  # of every global batch
-        self.lanes = _lanes(plan.lanes, plan.shares(batch_size), begin, end)
+        self.lanes = _lanes(plan.lanes, plan.in_turn(batch_size), begin, end)
 
     def uses(self, epoch: int) -> Uses:
         """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
@@ -117,27 +117,27 @@ class Schedule:
         return _peak(used, size), _peak(used, np.ones_like(size))
 
 
-def _lanes(lanes: int, shares: Sequence[tuple[int, int]], begin: int, end: int) -> Int64s:
+def _lanes(lanes: int, in_turn: Sequence[tuple[int, int]], begin: int, end: int) -> Int64s:
     """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,).
 
     Args:
         lanes: how many there are.
-        shares: of a batch, how many samples are of each data set, at least and at most.
+        in_turn: see `Order`.
         begin, end: of the part of every batch.
     """
     lane = np.arange(lanes, dtype=np.int64)
-    starts = lanes // gcd(lanes, shares[0][0])  # later batches start in the same lanes again
-    if len(shares) > 1 or starts > _MOST_STARTS:
+    starts = lanes // gcd(lanes, in_turn[0][0])  # later batches start in the same lanes again
+    if len(in_turn) > 1 or starts > _MOST_STARTS:
         # A data set has `rest` lanes in a ring that give one more sample, of which so many lie before each lane.
         before, most_before, most_in = np.zeros((3, lanes), dtype=np.int64)
-        for least, most in shares:
+        for least, most in in_turn:
             whole, rest = divmod(least, lanes)
             before += lane * whole + np.maximum(lane - (lanes - rest), 0)
             whole, rest = divmod(most, lanes)
             most_before += lane * whole + np.minimum(lane, rest)
             most_in += whole + (rest > 0)
         return np.flatnonzero((before < end) & (most_before + most_in > begin))
-    batch_size = shares[0][0]
+    batch_size = in_turn[0][0]
     whole, rest = divmod(batch_size, lanes)
     used = np.zeros(lanes, dtype=bool)
     for step in range(starts):

@@ -38,11 +38,11 @@ class ShardSizes:
         """Return the bytes of the shards of all, (shards,)."""
         return np.concatenate(self.sizes)
 
-    def order(self, seed: int, lanes: int, block: int) -> Order:
-        """Return the order in which a run takes their samples."""
+    def order(self, seed: int, lanes: int, block: int, batch_size: int) -> Order:
+        """Return the order in which a run takes their samples, so many a step."""
         if len(self.counts) == 1:
             return Plan(self.counts[0], seed, lanes, block)
-        return Mixture(self.counts, self.weights, seed, lanes, block)
+        return Mixture(self.counts, self.weights, seed, lanes, block, batch_size)
 
     def cut(self, n: int) -> "ShardSizes":
         """Return the same with every shard cut into `n`."""
@@ -68,17 +68,17 @@ def remedies(sets: ShardSizes, order: Order, fleet: Fleet) -> Iterator[tuple[str
     """The least changes that let a node's working set fit into its cache, and what it is then, in bytes."""
 
     def smaller_blocks(n: int) -> Candidate | None:
-        plan = sets.order(0, order.lanes, max(order.block // n, 1))
+        plan = sets.order(0, order.lanes, max(order.block // n, 1), fleet.batch_size)
         return f"--block {plan.block}", plan, sets.shard_bytes
 
     def fewer_lanes(n: int) -> Candidate | None:
-        plan = sets.order(0, max(order.lanes // n, 1), order.block)
+        plan = sets.order(0, max(order.lanes // n, 1), order.block, fleet.batch_size)
         return (f"--lanes {plan.lanes}", plan, sets.shard_bytes) if plan.lanes >= fleet.nodes else None
 
     def smaller_shards(n: int) -> Candidate | None:
         if n * len(order.counts) > _MOST_SHARDS or n > min(of_set.max() for of_set in sets.counts):
             return None
-        plan = (cut := sets.cut(n)).order(0, order.lanes, order.block)
+        plan = (cut := sets.cut(n)).order(0, order.lanes, order.block, fleet.batch_size)
         return f"shards of {plan.counts.max()} images", plan, cut.shard_bytes
 
     for change in (smaller_blocks, fewer_lanes, smaller_shards):
