@@ -4,14 +4,14 @@ A run takes slots s = 0, 1, 2, ... Every slot belongs to one data set, by its we
 data set's own `Plan`. So each data set is visited as it would be alone, every sample exactly once in each of its
 epochs, and only how fast it is passed through follows from its weight.
 
-The slots are dealt out by halves. The first data set has floor(k w / W) of the first k slots, where w is its weight
-and W the sum of all. What it leaves is numbered anew and dealt out to the others in the same way. Each step is
-Bresenham's line (IBM Systems Journal 4, 1965), whose points can be counted and found without walking along it: both
-ways, slot to position and back, take whole numbers and a few operations for each data set. After any number of slots
-every data set has had its share, to within as many samples as there are data sets.
+The first data set has floor(k w / W) of the first k slots, where w is its weight and W the sum of all. What it leaves
+is numbered anew and dealt out to the others in the same way. Each of these is a line as Bresenham draws it ("Algorithm
+for computer control of a digital plotter", IBM Systems Journal 4, 1965), whose points can be counted and found without
+walking along it: from slot to position and back it takes a few operations on whole numbers for each data set. After any
+number of slots every data set has had its share, to within as many samples as there are data sets.
 
-Where batches are large against the number of lanes, whole rounds of all lanes are dealt out instead of single slots.
-Then every batch draws equally from every lane, as it does of one data set, and each node keeps to its own shards.
+Where batches are large beside the number of lanes, whole rounds of all lanes are dealt out instead of single slots.
+Then every batch draws equally from every lane, as it does from one data set, and each node keeps to its own shards.
 
 Like that of a plan, this order is part of a run's identity: whoever changes it raises `MIXTURE_VERSION`.
 """
@@ -28,8 +28,8 @@ from pipeline.data.plan import Plan
 from pipeline.random import mix_int
 
 MIXTURE_VERSION = 1
-_MOST = 2**31  # is above the sum of whole weights, so that 64 bits hold products of two of them
-_ROUNDS = 16  # of all lanes in a batch, from which on they are dealt out whole: a batch then has at least so many parts
+_MOST = 2**31  # more than the sum of whole weights, so that 64 bits hold products of two of them
+_ROUNDS = 16  # of all lanes in a batch, at least, where they are dealt out whole: fewer would mix a batch unevenly
 _ALWAYS = 64  # epochs of a data set within one of the mixture, above which all its shards count as always in use
 
 
@@ -48,7 +48,7 @@ def whole(weights: Sequence[float]) -> list[int]:
 
 
 class Mixture:
-    """The sample order of a run of several data sets. It has the members of `Plan` by which batches are made.
+    """The sample order of a run of several data sets, an `Order`.
 
     Args:
         counts: of each data set, the samples in each of its shards. Ids number the samples of all in this order.
