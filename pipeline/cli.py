@@ -53,7 +53,7 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Images of a global batch.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
     roots: Annotated[
-        list[str] | None, typer.Argument(metavar="DIR...", help="A finished data set, or its URL; several are mixed.")
+        list[str] | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL; several are mixed.")
     ] = None,
     weights: Annotated[
         list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Of each DIR, in their order.")

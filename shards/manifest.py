@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,12 @@ class Manifest:
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_SAMPLES
         }
-        samples = np.cumsum([0, *(len(part) for part in parts)])
+        samples = np.cumsum([0, *(len(part) for part in parts)]).tolist()
         shared = [
             replace(part, **{name: column[begin:end] for name, column in columns.items()})
-            for part, begin, end in zip(parts, samples, samples[1:], strict=False)
+            for part, (begin, end) in zip(parts, pairwise(samples), strict=True)
         ]
-        shards = np.cumsum([0, *(len(part.counts) for part in parts)])
+        shards = np.cumsum([0, *(len(part.counts) for part in parts[:-1])]).tolist()
         classes = parts[0].classes
         if any(part.classes != classes for part in parts):
             classes = []
@@ -133,7 +134,7 @@ class Manifest:
             shard_names=[_anywhere(part.shard_location(shard)) for part in parts for shard in range(len(part.counts))],
             shard_bytes=np.concatenate([part.shard_bytes for part in parts]),
             counts=np.concatenate([part.counts for part in parts]),
-            shard=np.concatenate([part.shard + first for part, first in zip(parts, shards.tolist(), strict=False)]),
+            shard=np.concatenate([part.shard + first for part, first in zip(parts, shards, strict=True)]),
             media=frozenset().union(*(part.media for part in parts)),
             video=Videos.joined(videos) if len(videos) == len(parts) else None,
             classes=classes,
