@@ -99,7 +99,7 @@ class DataSets:
             return []
         samples, weights = len(self.manifest), sum(self._weights)
         return [
-            f"data.mixture.{name}: {counted(len(part), part.noun)}, {weight / weights:.1%} of all that are seen; "
+            f"data.mixture.{name}: {counted(len(part), part.noun)}, {weight / weights:.1%} of what the model sees; "
             f"{samples * weight / weights / len(part):.3g} of its own epochs in one of the run"
             for name, part, weight in zip(self._names, self._parts, self._weights, strict=True)
         ]
@@ -107,14 +107,14 @@ class DataSets:
     @property
     def remedy(self) -> str:
         """What to do about bad samples."""
-        which = self.manifest.root if not self._mixed else "DIR"
-        return f"run `maskfeat-shards verify {which}` and restore what it names"
+        verify = "verify` on its data set" if self._mixed else f"verify {self.manifest.root}`"
+        return f"run `maskfeat-shards {verify} and restore what it names"
 
     def counts(self, samples: Sequence[int]) -> dict[str, int]:
         """Count samples by the name of their data set; empty where there is no mixture."""
         if not self._mixed:
             return {}
-        numbers = np.bincount(self._numbers(samples), minlength=len(self._names))
+        numbers = np.bincount(self.numbers(np.asarray(samples, np.int64)), minlength=len(self._names))
         return dict(zip(self._names, numbers.tolist(), strict=True))
 
     def where(self, samples: Sequence[int]) -> list[dict[str, str]]:
@@ -123,7 +123,7 @@ class DataSets:
         Where a manifest cannot be read any more, key and path are missing: a bad sample is worth no more than that.
         """
         found, readable = [], True
-        for sample, number in zip(samples, self._numbers(samples).tolist(), strict=True):
+        for sample, number in zip(samples, self.numbers(np.asarray(samples, np.int64)).tolist(), strict=True):
             part, own = self._parts[number], sample - int(self._first_ids[number])
             names = {"shard": part.shard_names[part.shard[own]]}
             if self._mixed:
@@ -138,9 +138,9 @@ class DataSets:
             found.append(names)
         return found
 
-    def _numbers(self, samples: Sequence[int]) -> Int64s:
+    def numbers(self, samples: Int64s) -> Int64s:
         """Return the number of each sample's data set."""
-        numbers: Int64s = np.searchsorted(self._first_ids, np.asarray(samples, np.int64), side="right") - 1
+        numbers: Int64s = np.searchsorted(self._first_ids, samples, side="right") - 1
         return numbers
 
     def _read_names(self, number: int, chunk: int) -> list[tuple[str, str]]:

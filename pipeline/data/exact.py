@@ -54,7 +54,7 @@ class ExactData:
             cache,
             traffic,
             data.repeats,
-            remedy=self._sets.remedy,
+            self._sets,
         )
         self.notes += self._loader.notes
 

@@ -66,5 +66,8 @@ class Order(Protocol):
         ...
 
     def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
-        """Return how many samples of a batch are of lanes in turn: all, or of each data set, at least and at most."""
+        """Return of how many samples of a batch each is of the lane after that of the one before it.
+
+        It is one pair, of all of them, or a pair for each data set: at least and at most so many.
+        """
         ...

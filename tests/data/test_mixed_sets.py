@@ -126,8 +126,8 @@ def test_samples_are_counted_and_found_by_data_set(sets: dict[str, Path]) -> Non
         for name, manifest, row in (("art", art, 10), ("photos", photos, 0), ("photos", photos, 22))
     ]
     assert found.notes == [
-        "data.mixture.art: 11 images, 25.0% of all that are seen; 0.773 of its own epochs in one of the run",
-        "data.mixture.photos: 23 images, 75.0% of all that are seen; 1.11 of its own epochs in one of the run",
+        "data.mixture.art: 11 images, 25.0% of what the model sees; 0.773 of its own epochs in one of the run",
+        "data.mixture.photos: 23 images, 75.0% of what the model sees; 1.11 of its own epochs in one of the run",
     ]
 
 
@@ -231,3 +231,16 @@ def test_a_mixture_is_given_in_a_recipe_and_on_the_command_line(tmp_path: Path) 
         "optim: {epochs: 40, batch_size: 8}\ndata:\n  mixture:\n    b: {shards: /sets/b}\n    a: {shards: /sets/a}\n"
     )
     assert load_recipe(str(tmp_path / "mine.yaml")).data.mixture is not None
+
+
+def test_a_data_set_whose_disk_is_gone_ends_the_run_with_its_name(sets: dict[str, Path], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    shutil.copytree(sets["art"], gone)
+    for tar in gone.glob("*.tar"):
+        tar.unlink()
+    data = settings({"art": gone, "photos": sets["photos"]}, bad_in_a_row=5)
+    with pytest.raises(DataError) as error:
+        batches_of(data, 32, 32, 3)
+    text = str(error.value)
+    assert "bad samples in a row" in text and f"{gone}/" in text
+    assert text.endswith("run `maskfeat-shards verify` on its data set and restore what it names")

@@ -58,18 +58,16 @@ class Schedule:
 
     def uses(self, epoch: int) -> Uses:
         """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
-        begin, end = (
-            epoch * self.plan.samples // self.batch_size,
-            ((epoch + 1) * self.plan.samples - 1) // self.batch_size,
-        )
+        samples = self.plan.samples
+        begin, end = epoch * samples // self.batch_size, ((epoch + 1) * samples - 1) // self.batch_size
         found = [self._uses_of(passage, begin, end) for passage in self.plan.passages(epoch)]
         shard, first_step, last_step = (np.concatenate(column) for column in zip(*found, strict=True))
-        # An epoch of a data set may reach into several epochs of a mixture, of which each has its part
+        # An epoch of a data set may reach into several epochs of a mixture, each of which has its part.
         here = (first_step <= end) & (last_step >= begin)
         return _merged(shard[here], np.maximum(first_step[here], begin), np.minimum(last_step[here], end))
 
     def _uses_of(self, passage: Passage, begin: int, end: int) -> tuple[Int64s, Int64s, Int64s]:
-        """Shards, first and last steps of an epoch of one data set; always in use is from `begin` to `end`."""
+        """Return shards, first and last steps of an epoch of one data set; `begin` and `end` are those of the run's."""
         plan = passage.plan
         if passage.epoch is None:
             always = np.flatnonzero(plan.counts) + passage.first_shard
@@ -79,10 +77,10 @@ class Schedule:
         has = size > 0
         first, start, size = first[has], start[has], size[has]
         # A row for every shard of every lane.
-        place_begin = np.searchsorted(starts, start, side="right") - 1
-        shards = np.searchsorted(starts, start + size - 1, side="right") - place_begin
+        begins = np.searchsorted(starts, start, side="right") - 1
+        shards = np.searchsorted(starts, start + size - 1, side="right") - begins
         lane = np.repeat(np.arange(len(size)), shards)
-        place = np.arange(len(lane)) + np.repeat(place_begin - (np.cumsum(shards) - shards), shards)
+        place = np.arange(len(lane)) + np.repeat(begins - (np.cumsum(shards) - shards), shards)
         # Its blocks, and the steps of the first position of the first and of the last position of the last.
         lanes, sizes = self.lanes[has][lane], size[lane]
         first_sample = np.maximum(starts[place] - start[lane], 0)
