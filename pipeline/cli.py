@@ -2,27 +2,23 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated
 
-import numpy as np
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pipeline.data.cache.simulate import Fleet, Forecast, forecast
-from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES, Int64s, Plan
+from pipeline.data.cache.sizes import MOST_SAMPLES, ShardSizes, remedies, shards_of, shared_out
+from pipeline.data.mixture import whole
+from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from shards import cli
-from shards.files import ShardError
-from shards.manifest import Dataset
+from shards.storage import printable_url
 from shards.terminal import note, say
 from shards.text import counted
 
-# What is tried where a cache is too small: lanes, blocks or shards of these fractions, up to so many shards.
-_FRACTIONS = [2, 4, 8, 16, 32, 64, 128, 256]
-_MOST_SHARDS = 4_000_000
 _MOST = 2**62  # bytes
-_MOST_SAMPLES, _MOST_IMAGINED_SHARDS = 10**15, 10**8  # which keeps products of them in 64 bits, and arrays in memory
-Candidate = tuple[str, Plan, Int64s]  # what to change, the plan with it, the bytes of its shards
+_MOST_SHARDS = 10**8  # which keeps arrays in memory
 
 
 def _bytes(text: str) -> int:
@@ -42,7 +38,7 @@ def _number(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 1 <= number <= _MOST_SAMPLES or not number.is_integer():
+    if not 1 <= number <= MOST_SAMPLES or not number.is_integer():
         raise typer.BadParameter(f"{text!r} is not a whole number from 1 to 1e15 such as 1281167 or 10e9")
     return int(number)
 
@@ -56,7 +52,12 @@ def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
     batch: Annotated[int, typer.Option(min=1, help="As optim.batch_size of the recipe.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
-    root: Annotated[str | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL.")] = None,
+    roots: Annotated[
+        list[str] | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL; several are mixed.")
+    ] = None,
+    weights: Annotated[
+        list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Of each DIR, in their order.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
     shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
@@ -84,7 +85,8 @@ def plan(
 ) -> None:
     """Simulate what a run on many machines asks of storage and of the machines' caches.
 
-    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead.
+    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
+    those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there.
     A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
     --repeats N, a batch has N clips or crops of each of its samples.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
@@ -93,6 +95,7 @@ def plan(
     Examples:
       maskfeat-shards plan shards/train --nodes 8 --batch 4096 --cache 500GB --bandwidth 25Gbit
       maskfeat-shards plan shards/k400 --nodes 8 --batch 512 --repeats 4 --cache 500GB --clips-per-second 1500
+      maskfeat-shards plan photos --weight 3 sketches --weight 1 --nodes 8 --batch 4096 --cache 500GB
       maskfeat-shards plan --samples 10e9 --bytes 1PB --shards 1e6 --nodes 512 --batch 65536 --lanes 4096 --cache 8TB
     """
     if batch % (nodes * ranks_per_node * repeats):
@@ -102,18 +105,20 @@ def plan(
             f"change it, --nodes or --ranks-per-node{' or --repeats' if repeats > 1 else ''}"
         )
     at_once = batch // repeats
-    counts, shard_bytes = _data_set(root, samples, size, shards)
-    fleet, order = Fleet(nodes, ranks_per_node, at_once, cache), Plan(counts, seed, lanes, block)
+    sets = _data_sets(roots, weights, samples, size, shards)
+    fleet, order = Fleet(nodes, ranks_per_node, at_once, cache), sets.order(seed, lanes, block, at_once)
+    shard_bytes = sets.shard_bytes
     found = forecast(order, shard_bytes, fleet, epochs)
     total = int(shard_bytes.sum())
     if as_json:
-        data_set = {"samples": order.samples, "shards": len(counts), "bytes": total}
+        data_set = {"samples": order.samples, "shards": len(shard_bytes), "bytes": total}
         settings = asdict(fleet) | {"repeats": repeats, "lanes": lanes, "block": block, "bandwidth": bandwidth}
         print(json.dumps(data_set | settings | asdict(found), indent=1))
     else:
         machines = counted(nodes, "node")
         rows = [
-            ("data set", f"{counted(order.samples, 'sample')} in {counted(len(counts), 'shard')}, {_text(total)}"),
+            ("data set", f"{counted(order.samples, 'sample')} in {counted(len(shard_bytes), 'shard')}, {_text(total)}"),
+            *_mixed(roots or [], sets, order.samples),
             (
                 "run",
                 f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / at_once:,.1f} batches an epoch",
@@ -138,32 +143,38 @@ def plan(
         )
     if cache < found.smallest_cache:
         note(f"a cache of {_text(cache)} is too small: it takes {_text(found.smallest_cache)}")
-        for change, need in _remedies(order, shard_bytes, fleet):
+        for change, need in remedies(sets, order, fleet):
             note(f"or {change}, with which it takes {_text(need)}")
         raise typer.Exit(1)
 
 
-def _data_set(root: str | None, samples: int | None, size: int | None, shards: int | None) -> tuple[Int64s, Int64s]:
-    """Samples and bytes of every shard, two of (shards,), of the data set in `root` or of an even one."""
+def _data_sets(
+    roots: list[str] | None, weights: list[float] | None, samples: int | None, size: int | None, shards: int | None
+) -> ShardSizes:
+    """Return the data sets in `roots`, or an even one."""
     imagined = (samples, size, shards)
-    if root is not None and not any(imagined):
-        dataset = Dataset.load(root)
-        if dataset.samples > _MOST_SAMPLES or sum(shard.samples for shard in dataset.shards) != dataset.samples:
-            raise ShardError(f"{root}: its dataset.json counts {dataset.samples:,} samples wrongly; build it again")
-        found = dataset.shards
-        return np.array([shard.samples for shard in found]), np.array([shard.bytes for shard in found])
-    if root is not None or samples is None or size is None or shards is None:
+    if roots and not any(imagined):
+        if weights and len(weights) != len(roots):
+            raise typer.BadParameter("give --weight as often as DIR, in the same order, or not at all")
+        counts, sizes = zip(*(shards_of(root) for root in roots), strict=True)
+        return ShardSizes([*counts], [*sizes], whole(weights or [int(of_set.sum()) for of_set in counts]))
+    if roots or weights or samples is None or size is None or shards is None:
         raise typer.BadParameter("give either DIR or all of --samples, --bytes and --shards")
-    if shards > _MOST_IMAGINED_SHARDS:
-        raise typer.BadParameter(f"{shards:,} shards are more than {_MOST_IMAGINED_SHARDS:,}; lower --shards")
+    if shards > _MOST_SHARDS:
+        raise typer.BadParameter(f"{shards:,} shards are more than {_MOST_SHARDS:,}; lower --shards")
     if shards > samples:
         raise typer.BadParameter(f"{samples:,} samples cannot fill {shards:,} shards; lower --shards")
-    return _shared_out(samples, shards), _shared_out(size, shards)
+    return ShardSizes([shared_out(samples, shards)], [shared_out(size, shards)], [1])
 
 
-def _shared_out(total: int, shards: int) -> Int64s:
-    """`total` in `shards` parts that differ by one at most, (shards,)."""
-    return total // shards + (np.arange(shards) < total % shards).astype(np.int64)
+def _mixed(roots: list[str], sets: ShardSizes, samples: int) -> Iterator[tuple[str, str]]:
+    """Tell of each data set of a mixture how often it is drawn from; nothing of one that is alone."""
+    if len(roots) < 2:
+        return
+    for root, counts, weight in zip(roots, sets.counts, sets.weights, strict=True):
+        share, own = weight / sum(sets.weights), int(counts.sum())
+        epochs = f"{share * samples / own:.3g} of its epochs in one of the run"
+        yield "mixed", f"{share:.1%} from {printable_url(root)}: {counted(own, 'sample')}, {epochs}"
 
 
 def _outlook(found: Forecast, data_set_bytes: int, bandwidth: int) -> Iterator[tuple[str, str]]:
@@ -182,34 +193,6 @@ def _outlook(found: Forecast, data_set_bytes: int, bandwidth: int) -> Iterator[t
             f"a node reads {_text(found.node_reads[epoch])}, at most {_text(most)} in {_time(most / bandwidth)}; "
             f"{found.hit_rate[epoch]:.0%} from caches; in all {_text(egress)}, {egress / data_set_bytes:.2f} data sets",
         )
-
-
-def _remedies(order: Plan, shard_bytes: Int64s, fleet: Fleet) -> Iterator[tuple[str, int]]:
-    """The least changes that let a node's working set fit into its cache, and what it is then, in bytes."""
-
-    def smaller_blocks(n: int) -> Candidate | None:
-        plan = Plan(order.counts, lanes=order.lanes, block=max(order.block // n, 1))
-        return f"--block {plan.block}", plan, shard_bytes
-
-    def fewer_lanes(n: int) -> Candidate | None:
-        plan = Plan(order.counts, lanes=max(order.lanes // n, 1), block=order.block)
-        return (f"--lanes {plan.lanes}", plan, shard_bytes) if plan.lanes >= fleet.nodes else None
-
-    def smaller_shards(n: int) -> Candidate | None:
-        if n * len(order.counts) > _MOST_SHARDS or n > order.counts.max():
-            return None
-        plan = Plan(np.repeat(order.counts // n, n), lanes=order.lanes, block=order.block)
-        return f"shards of {plan.counts.max()} samples", plan, np.repeat(shard_bytes // n, n)
-
-    for change in (smaller_blocks, fewer_lanes, smaller_shards):
-        for n in _FRACTIONS:
-            if (candidate := change(n)) is None:
-                break
-            text, plan, sizes = candidate
-            need = forecast(plan, sizes, replace(fleet, cache=0), epochs=1).smallest_cache
-            if need <= fleet.cache:
-                yield text, need
-                break
 
 
 def _text(size: float) -> str:

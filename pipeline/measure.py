@@ -14,6 +14,7 @@ from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.config import load, load_recipe
+from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.views import accuracy_by_views
@@ -63,7 +64,7 @@ def measure_classifier(
     """
     recipe = load(FinetuneRecipe, str(run / "config.yaml"), overrides)
     model = load_model(found, recipe)
-    training, validation = Manifest.load(recipe.data.shards), Manifest.load(recipe.data.validation)
+    training, validation = DataSets(recipe.data).manifest, Manifest.load(recipe.data.validation)
     labels = labels_of(training, validation)[1]
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])

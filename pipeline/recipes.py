@@ -128,7 +128,7 @@ def _value(key: str, annotation: Any, typed: str) -> Any:
     types = _types(annotation)
     if NoneType in types and not quoted and text in ("", "null"):
         return None
-    if not any(is_typeddict(one) or one is tuple for one in types):
+    if not any(is_typeddict(one) or one in (tuple, dict) for one in types):
         return text
     if "#" in text:
         raise ConfigError(f"{key}={shown(typed)}: a comment (#) is not part of a value: leave it out")
@@ -178,7 +178,9 @@ def _explain(kind: Kind, problem: Any) -> str:
     if wrong == "extra_forbidden" and len(location) == 2:
         return _unknown(kind, key)
     if wrong == "extra_forbidden":
-        known = ", ".join(_annotations(kind)[".".join(location[:2])].__annotations__)
+        known = ", ".join(getattr(_annotations(kind)[".".join(location[:2])], "__annotations__", ()))
+        if not known:
+            return f"unknown key {shown(key)}"
         return f"{shown(key)}={shown(problem['input'])}: not an option that works here, which are {known}"
     if wrong == "missing" and len(location) == 2:
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"

@@ -42,7 +42,7 @@ def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides
         f"{section}.{key}"
         for section, keys in settings.items()
         for key, value in keys.items()
-        if isinstance(value, str) and MASK in value and f"{section}.{key}" not in given
+        if MASK in str(value) and f"{section}.{key}" not in given
     ]
     if secret:
         return f"{path}: {MASK} in {secret[0]} stands for something secret: give {secret[0]}=... again"

@@ -1,8 +1,11 @@
 """manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +29,12 @@ from shards.tables.columns import (
 from shards.tables.reading import local_copy, read_columns, readable, unusable
 from shards.tables.videos import COLUMNS as VIDEO_COLUMNS
 from shards.tables.videos import Videos
-from shards.text import excerpt, one_line
+from shards.text import excerpt, one_line, portable
 
 __all__ = ["DATASET", "MANIFEST", "Dataset", "Manifest", "Options", "Shard"]
 
-_IN_MEMORY = ("shard", "offset", "size", "label", "height", "width", "crc32c")
+_OF_SAMPLES = ("offset", "size", "label", "height", "width", "crc32c")
+_IN_MEMORY = ("shard", *_OF_SAMPLES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +116,41 @@ class Manifest:
             identity=dataset.manifest_sha256,
         )
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Manifest]") -> "tuple[Manifest, list[Manifest]]":
+        """Return data sets as one, and the data sets themselves with their columns in its memory.
+
+        Samples and shards of the second data set are numbered after those of the first, and so on. The whole lies
+        nowhere: its `root` names all, and its rows are read from its parts. Where their classes differ it has none.
+        """
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_SAMPLES
+        }
+        samples = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        shared = [
+            replace(part, **{name: column[begin:end] for name, column in columns.items()})
+            for part, (begin, end) in zip(parts, pairwise(samples), strict=True)
+        ]
+        shards = np.cumsum([0, *(len(part.counts) for part in parts[:-1])]).tolist()
+        classes = parts[0].classes
+        if any(part.classes != classes for part in parts):
+            classes = []
+            columns["label"] = np.full_like(columns["label"], -1)
+        videos = [part.video for part in parts if part.video is not None]
+        whole = cls(
+            root=", ".join(part.root for part in parts),
+            shard_names=[_anywhere(part.shard_location(shard)) for part in parts for shard in range(len(part.counts))],
+            shard_bytes=np.concatenate([part.shard_bytes for part in parts]),
+            counts=np.concatenate([part.counts for part in parts]),
+            shard=np.concatenate([part.shard + first for part, first in zip(parts, shards, strict=True)]),
+            media=frozenset().union(*(part.media for part in parts)),
+            video=Videos.joined(videos) if len(videos) == len(parts) else None,
+            classes=classes,
+            identity=hashlib.sha256("".join(part.identity for part in parts).encode()).hexdigest(),
+            **columns,
+        )
+        return whole, shared
+
     def __len__(self) -> int:
         return len(self.size)
 
@@ -168,6 +207,11 @@ class Manifest:
                         raise ValueError(f"column {nulls[0]} has nulls")
                 first = end
             return pa.concat_tables(found)
+
+
+def _anywhere(location: str) -> str:
+    """Return the name of a shard that means the same whatever the folder of its data set."""
+    return location if is_url(location) else portable(str(Path(location).absolute()))
 
 
 def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:

@@ -1,7 +1,7 @@
 """Encoded samples -> batches on the device, with the bad samples taken out of the loss."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -13,6 +13,7 @@ from pipeline.data.decode.decoder import Crops, Decoder, chosen, decoder_for
 from pipeline.data.decode.graphs import Clips
 from pipeline.data.decode.jpegs import JpegClipDecoder, JpegClips
 from pipeline.data.decode.video import clip_decoder_for
+from pipeline.data.order import Int64s
 from pipeline.data.quarantine import BadRowLimit, BadSample
 from pipeline.data.reader import Sample
 from pipeline.data.request import Request
@@ -53,6 +54,7 @@ class Batcher:
         remedy: what to do about bad samples.
         repeats: inputs that are made of each sample.
         videos: what is known of the samples; None: they are images.
+        numbers: tells the data sets of samples; None: all are of one.
 
     Attributes:
         notes: what an operator should know, a line each.
@@ -69,11 +71,12 @@ class Batcher:
         remedy: str,
         repeats: int = 1,
         videos: Videos | None = None,
+        numbers: Callable[[Int64s], Int64s] | None = None,
     ) -> None:
         self._device, self._videos = device, videos
         self._single_frames = videos is None and data.clip is not None
         self._decoder = _decoder_for(data, micro_batch // repeats, device, repeats, videos)
-        self._bad_row = BadRowLimit(data.bad_in_a_row, remedy)
+        self._bad_row, self._numbers = BadRowLimit(data.bad_in_a_row, remedy), numbers
         self.notes: list[str] = []
         if device.type == "cuda" and (videos is None or videos.jpegs is not None):
             self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
@@ -104,7 +107,7 @@ class Batcher:
                 BadSample(request.step, int(request.ids[place]), problems[place]) if place in problems else None
                 for place in range(len(request.ids))
             ]
-            self._bad_row.check(bad)
+            self._bad_row.check(bad, None if self._numbers is None else self._numbers(request.ids).tolist())
             weights = request.weights.copy()
             weights.reshape(len(request.ids), -1)[list(problems)] = 0
             yield Batch(

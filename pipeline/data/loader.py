@@ -11,6 +11,7 @@ import torch
 
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.cache.node import NodeCache
+from pipeline.data.data_sets import DataSets
 from pipeline.data.errors import DataError
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
@@ -32,6 +33,7 @@ class Loader:
         cache: where this node keeps remote shards.
         traffic: counts the requests of remote storage.
         repeats: inputs that the requests make of each sample.
+        sets: the data sets that `manifest` is of; None: of one.
 
     Attributes:
         notes: see `Batcher`.
@@ -49,12 +51,14 @@ class Loader:
         cache: NodeCache | None = None,
         traffic: Traffic | None = None,
         repeats: int = 1,
+        sets: DataSets | None = None,
     ) -> None:
         _check_kind(manifest, data)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
-        remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
-        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video)
+        remedy = sets.remedy if sets else f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
+        numbers = sets.numbers if sets else None
+        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video, numbers)
         self.notes = self._batcher.notes
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:

@@ -18,9 +18,8 @@ The order is part of a run's identity: whoever changes what `ids` returns raises
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.data.order import Int64s, Passage
 from pipeline.random import derive, mix
-
-Int64s = NDArray[np.int64]
 
 PLAN_VERSION = 2
 LANES, BLOCK = 64, 8192
@@ -34,7 +33,7 @@ _ROUNDS = 6  # even, so that the two halves of an odd width return to their plac
 
 
 class Plan:
-    """The sample order of a whole run.
+    """The sample order of a whole run of one data set.
 
     Args:
         counts: samples in each shard, (shards,) non-negative integers. Ids number the samples in this order.
@@ -82,6 +81,14 @@ class Plan:
             here = epochs == epoch
             ids[here] = self._ids_of_epoch(epoch, positions[here])
         return ids
+
+    def passages(self, epoch: int) -> list[Passage]:
+        """See `Order`: the epoch itself."""
+        return [Passage(self, epoch, 0, lambda positions: positions)]
+
+    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
+        """See `Order`: all of the batch."""
+        return [(batch_size, batch_size)]
 
     def line(self, epoch: int) -> tuple[NDArray[np.int32], Int64s]:
         """An epoch's shards that have samples, in the order in which its line has them, and where each begins there.

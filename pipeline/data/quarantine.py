@@ -4,7 +4,10 @@ Leaving a sample out would shift every later one, and give ranks unequal batches
 sample's weight in the loss is 0, it is written to quarantine.jsonl, and it is tried again in the next epoch.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 from pipeline.data.errors import DataError
 
@@ -27,7 +30,7 @@ class TooManyBad(DataError):
 
 
 class BadRowLimit:
-    """Counts the bad samples of one reader that come one after the other.
+    """Counts the bad samples of one reader that come one after the other, of each data set of a mixture by itself.
 
     Args:
         in_a_row: so many are too many.
@@ -36,19 +39,23 @@ class BadRowLimit:
 
     def __init__(self, in_a_row: int, remedy: str) -> None:
         self._in_a_row, self._remedy = in_a_row, remedy
-        self._row = 0
+        self._rows: defaultdict[int, int] = defaultdict(int)
 
-    def check(self, samples: list[BadSample | None]) -> None:
+    def check(self, samples: list[BadSample | None], data_sets: Iterable[int] | None = None) -> None:
         """Count the next samples, in their order, None for each good one.
+
+        Args:
+            samples: the samples.
+            data_sets: numbers of their data sets; None: all are of one.
 
         Raises:
             TooManyBad: there were too many in a row.
         """
-        for sample in samples:
-            self._row = self._row + 1 if sample else 0
-            if sample and self._row >= self._in_a_row:
+        for sample, data_set in zip(samples, repeat(0) if data_sets is None else data_sets, strict=False):
+            row = self._rows[data_set] = self._rows[data_set] + 1 if sample else 0
+            if sample and row >= self._in_a_row:
                 raise TooManyBad(
-                    f"{self._row:,} bad samples in a row, the last at step {sample.step}, sample {sample.id}: "
+                    f"{row:,} bad samples in a row, the last at step {sample.step}, sample {sample.id}: "
                     f"{sample.reason}; {self._remedy}",
                     [bad for bad in samples if bad],
                 )

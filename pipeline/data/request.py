@@ -17,7 +17,7 @@ from pipeline.data.augment import (
     sample_keys,
 )
 from pipeline.data.clips import Frames, Rates, placed_clips, random_clips
-from pipeline.data.plan import Plan
+from pipeline.data.order import Order
 from pipeline.data.settings import Clip, Data
 from shards.manifest import Manifest
 
@@ -93,7 +93,7 @@ class Shapes:
 
 
 def training_requests(
-    plan: Plan,
+    plan: Order,
     manifest: Manifest,
     data: Data,
     *,

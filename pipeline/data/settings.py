@@ -1,9 +1,10 @@
 """Settings of the data: what is read, in which order, and how it is cropped."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.settings import Count, Free, LocalPath, Place, Range, Seconds, Section, Threads
@@ -23,11 +24,25 @@ class Clip:
     fps: float | None
 
 
+class MixedSet(Section):
+    """A data set of a mixture."""
+
+    shards: Place  # folder or URL that `maskfeat-shards` built or indexed
+    weight: float | None = Field(None, ge=1e-6, le=1e9)  # beside those of the others; None: of all, their samples
+
+
+SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names of metrics
+
+
 class Data(Section):
     """What is read, in which order, and how it is cropped."""
 
+    labelled: ClassVar[bool] = False  # whether labels are used
+
     mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
-    shards: Free[Place]  # folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars
+    mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)  # several data sets, instead of `shards`
+    # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: there is a mixture
+    shards: Free[Place | None] = None
     validation: Free[Place | None] = None  # another such folder or URL
     validation_samples: Free[Count | None] = 4096  # of these, the first so many; null: all
     stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
@@ -53,6 +68,13 @@ class Data(Section):
     decode_threads: Free[Threads] = 4
     hw_decoder_load: int = Field(0, ge=0, le=1)  # share of the GPU's JPEG hardware: leave it at 0, see docs/data.md
 
+    @field_validator("shards")
+    @classmethod
+    def _is_there(cls, shards: str | None, checked: ValidationInfo) -> str | None:
+        if shards is None and checked.data.get("mixture", {}) is None:
+            raise PydanticCustomError("missing", "neither data.shards nor data.mixture is set")
+        return shards
+
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
         for key in ("crop_scale", "crop_ratio"):
@@ -61,14 +83,8 @@ class Data(Section):
                 raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
-        if (self.mode != "stream" and self.shards.startswith(PIPE)) or (self.validation or "").startswith(PIPE):
-            raise ValueError(f"only data.shards of data.mode=stream may be a command ({PIPE}): give a folder or a URL")
-        for key in ("shards", "validation"):
-            urls = [text for text in (getattr(self, key) or "").split("::") if MASK not in text and PIPE not in text]
-            if any(shows_credentials(url) or has_query(url) for url in urls):
-                raise ValueError(
-                    f"data.{key} holds credentials or a query: leave them out, credentials come from the environment"
-                )
+        self._check_places()
+        self._check_mixture()
         if self.mode == "stream" and self.stream_samples is None:
             raise ValueError("data.mode=stream cannot count the samples: set data.stream_samples, for the schedule")
         if (self.sampling == "fps") != (self.fps is not None):
@@ -78,6 +94,38 @@ class Data(Section):
         if self.mode == "stream" and (self.clip or self.repeats > 1):
             raise ValueError("data.mode=stream reads images, each once: index the tars, and leave data.mode out")
         return self
+
+    def _check_places(self) -> None:
+        """Raise ValueError for commands where none are run, and for secrets in URLs."""
+        streamed = self.mode == "stream"
+        places = {"data.shards": self.shards, "data.validation": self.validation} | {
+            f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()
+        }
+        for key, place in places.items():
+            if (place or "").startswith(PIPE) and not (streamed and key == "data.shards"):
+                raise ValueError(
+                    f"only data.shards of data.mode=stream may be a command ({PIPE}): give a folder or a URL"
+                )
+            urls = [text for text in (place or "").split("::") if MASK not in text and PIPE not in text]
+            if any(shows_credentials(url) or has_query(url) for url in urls):
+                raise ValueError(
+                    f"{key} holds credentials or a query: leave them out, credentials come from the environment"
+                )
+
+    def _check_mixture(self) -> None:
+        """Raise ValueError where it is unclear what is read, or how often."""
+        if self.mixture is None:
+            return
+        if self.shards is not None:
+            raise ValueError("data.shards and data.mixture exclude each other: set one of them to null")
+        if self.mode == "stream":
+            raise ValueError("data.mode=stream reads data.shards: index the tars for data.mixture, or leave it out")
+        unweighted = [name for name, one in self.mixture.items() if one.weight is None]
+        if 0 < len(unweighted) < len(self.mixture):
+            raise ValueError(
+                f"data.mixture.{unweighted[0]}.weight is missing: give all data sets a weight or, to weigh them by "
+                "their samples, none"
+            )
 
     @property
     def clip(self) -> Clip | None:

@@ -63,7 +63,7 @@ class StreamData:
         self._data, self._seed = data, part.seed
         self._micro_batch, self._batch_size = part.micro_batch, part.batch_size
         self._rank, self._world_size = part.rank, part.world_size
-        assert data.stream_samples
+        assert data.stream_samples and data.shards is not None
         self.samples = data.stream_samples
         self.identity: dict[str, Any] = {"data.shards (URLs)": masked(data.shards)}
         tars = _expanded(data.shards)
@@ -99,6 +99,10 @@ class StreamData:
     def close(self) -> None:
         """End the threads that decode."""
         self._batcher.close()
+
+    def counts(self, samples: Sequence[int]) -> dict[str, int]:
+        """Nothing: there is no mixture."""
+        return {}
 
     def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
         """Nothing: what was streamed has no number to look up."""

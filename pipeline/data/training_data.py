@@ -58,8 +58,12 @@ class TrainingData(Protocol):
         """Return what reading has done so far in this process, by name. All ranks have the same names."""
         ...
 
+    def counts(self, samples: Sequence[int]) -> dict[str, int]:
+        """Count samples by the data set of a mixture that they are of, by its name; empty where there is no mixture."""
+        ...
+
     def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
-        """Return where samples are found, of each by what that is: key, path or shard, as far as it is known."""
+        """Return where samples are found, of each by what that is: data set, key, path or shard, as far as known."""
         ...
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from pipeline.cluster.launchers import place
 from pipeline.cluster.preflight import agreement, exchange
 from pipeline.cluster.world import World, lost_a_rank
 from pipeline.config import Recipe, TrainingRecipe
+from pipeline.data.data_sets import DataSets
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
@@ -79,7 +80,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     with within(4 * LIMIT + deadline, "testing how the GPU decodes"):
         decoders = world.gather(measure.gpu_decoding(recipe.data, world))
     batches = max(2, -(-wanted.samples // BATCH))
-    with within(deadline, f"reading and decoding {batches * BATCH} samples of {masked(recipe.data.shards)}"):
+    with within(deadline, f"reading and decoding {batches * BATCH} samples of {_read(recipe)}"):
         read, decoded = _data_rates(manifest, recipe, world, batches)
     node = world.rank - world.local_rank
     mine = Vitals(socket.gethostname(), node, read, decoded, measure.machine(recipe))
@@ -138,19 +139,25 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
 def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
     """Training and validation set, or why one cannot be opened, and the identities of all that is read."""
     if recipe.data.mode == "stream":
-        return [""], {"data.shards": masked(recipe.data.shards)}
-    opened = {"data.shards": _opened(recipe.data.shards)}
-    if recipe.data.validation:
-        opened["data.validation"] = _opened(recipe.data.validation)
+        return [""], {"data.shards": _read(recipe)}
+    training = "data.shards" if recipe.data.mixture is None else "data.mixture"
+    opened = {training: _opened(lambda: DataSets(recipe.data).manifest)}
+    if validation := recipe.data.validation:
+        opened["data.validation"] = _opened(lambda: Manifest.load(validation))
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
 
 
-def _opened(root: str) -> Manifest | str:
+def _read(recipe: TrainingRecipe) -> str:
+    """Name what is read, without secrets."""
+    return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
+
+
+def _opened(load: Callable[[], Manifest]) -> Manifest | str:
     try:
-        return Manifest.load(root)
-    except ShardError as error:
+        return load()
+    except (ShardError, DataError) as error:
         return str(error)
 
 

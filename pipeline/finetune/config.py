@@ -20,6 +20,8 @@ class FinetuneRun(Run):
 class LabelledData(Data):
     """Both data sets need labels."""
 
+    labelled: ClassVar[bool] = True
+
     mode: Literal["exact"] = "exact"
     validation: Free[Place]
     validation_samples: Free[Count | None] = None

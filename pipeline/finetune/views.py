@@ -10,7 +10,7 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.data.errors import no_validation_image
 from pipeline.data.loader import Loader
-from pipeline.data.plan import Int64s
+from pipeline.data.order import Int64s
 from pipeline.data.views import view_requests, views
 from pipeline.device import to_device
 from pipeline.finetune.config import FinetuneRecipe

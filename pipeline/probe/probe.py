@@ -15,6 +15,7 @@ from rich.table import Table
 from model.encoders.encoder import Pool
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster.world import World
+from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.files import Writing
 from pipeline.probe.features import View, compute
@@ -70,7 +71,7 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     recipe, encoder = source.recipe, source.encoder
     if recipe.data.validation is None:
         raise ConfigError("a probe is judged on labelled images that it was not trained on: set data.validation")
-    training, validation = Manifest.load(recipe.data.shards), Manifest.load(recipe.data.validation)
+    training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(recipe.data.validation)
     labels = labels_of(training, validation)
     depth = len(encoder.blocks)
     if wrong := [layer for layer in asked.layers if not -depth <= layer < depth]:

@@ -2,7 +2,8 @@
 
 import math
 import resource
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -54,6 +55,7 @@ class TrainingLog:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
         self._batch_size, self._views, self._frames = batch_size, views, frames
+        self._of_mixture = Counter[str]()  # samples since the last log, by metric
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
 
@@ -61,9 +63,15 @@ class TrainingLog:
         """Pass batches on, keeping which of their samples are bad and, for the trace, all of their samples."""
         for batch in batches:
             self._bad.add(batch.bad)
+            self._count("samples", batch.request.ids.tolist())
+            self._count("bad_samples", [sample.id for sample in batch.bad])
             if self._trace:
                 self._trace.add(batch.request)
             yield batch
+
+    def _count(self, what: str, samples: Sequence[int]) -> None:
+        counts = self._data.counts(samples)
+        self._of_mixture.update({f"{what}/{name}": count for name, count in counts.items()})
 
     def learned(self, step: int) -> None:
         """Note what came of a step that was learned from. Does not wait for the device."""
@@ -86,7 +94,7 @@ class TrainingLog:
         not_finite = self._not_finite.count()
         clock = self.meter.clock
         own = {"seconds": clock.own_seconds(), "data_wait": clock.wait / clock.elapsed, "bad": len(self._bad)}
-        counters = {f"data/{name}": count for name, count in self._data.counters().items()}
+        counters = {f"data/{name}": count for name, count in self._data.counters().items()} | dict(self._of_mixture)
         gathered = self.meter.gather(self._world, own | counters)
         total, seconds = gathered.total, gathered.by_rank["seconds"]
         seen = clock.steps * self._batch_size
@@ -118,6 +126,7 @@ class TrainingLog:
         for problem in self._saver.problems():
             self._report.say(f"warning: {problem}")
         self.meter = Meter(self._world.device)
+        self._of_mixture.clear()
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """What a manifest tells of its videos, in memory."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +103,18 @@ class Videos:
             _start=start,
             _step=step,
             _listed=table["pts"],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Videos"]) -> "Videos":
+        """Return the videos of several manifests, one after the other."""
+        return cls(
+            frames=np.concatenate([part.frames for part in parts]),
+            rate=np.concatenate([part.rate for part in parts]),
+            codecs=frozenset().union(*(part.codecs for part in parts)),
+            _start=np.concatenate([part._start for part in parts]),
+            _step=np.concatenate([part._step for part in parts]),
+            _listed=pa.chunked_array([chunk for part in parts for chunk in part._listed.chunks], parts[0]._listed.type),
         )
 
     def time_stamps(self, sample: int) -> npt.NDArray[np.int64]:

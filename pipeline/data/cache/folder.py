@@ -21,7 +21,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.plan import Int64s
+from pipeline.data.order import Int64s
 from pipeline.files import flock
 
 _NAME = re.compile(r"(\d+)-(\d+)\.(?:tar|\w+\.partial)")

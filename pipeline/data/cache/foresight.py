@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.data.cache.schedule import Schedule
-from pipeline.data.plan import Int64s
+from pipeline.data.order import Int64s
 
 _NEVER = np.iinfo(np.int64).max  # as the step of a next use: not within what is foreseen
 _EPOCHS = 8  # foreseen at most

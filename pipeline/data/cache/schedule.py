@@ -4,12 +4,13 @@ A lane walks its stretch of an epoch's line block by block, so a shard is in use
 block that it reaches into to the last step of the last one. Nothing is computed sample by sample.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 
-from pipeline.data.plan import Int64s, Plan
+from pipeline.data.order import Int64s, Order, Passage
 
 _MOST_STARTS = 1024  # of batches in different lanes, until their exact places are bounded instead
 
@@ -35,7 +36,7 @@ class Schedule:
     `lanes` is a multiple of the nodes and `batch_size` of `lanes`: each node then counts all of that lane.
 
     Args:
-        plan: the order of the samples.
+        plan: the order of the samples, of one data set or of several.
         batch_size: samples of a global batch.
         first_rank: the node's first rank.
         ranks: ranks of the node.
@@ -45,7 +46,7 @@ class Schedule:
         ValueError: these are no ranks of the run, or no sample of a batch is theirs.
     """
 
-    def __init__(self, plan: Plan, batch_size: int, first_rank: int, ranks: int, world_size: int) -> None:
+    def __init__(self, plan: Order, batch_size: int, first_rank: int, ranks: int, world_size: int) -> None:
         if ranks < 1 or first_rank < 0 or first_rank + ranks > world_size:
             raise ValueError(f"{ranks} ranks from {first_rank} on are no ranks of a run of {world_size}")
         self.plan, self.batch_size = plan, batch_size
@@ -53,29 +54,45 @@ class Schedule:
         if begin == end:
             raise ValueError(f"a batch of {batch_size} has nothing for ranks {first_rank} to {first_rank + ranks - 1}")
         self.part = slice(begin, end)  # of every global batch
-        self.lanes = _lanes(plan.lanes, batch_size, begin, end)
+        self.lanes = _lanes(plan.lanes, plan.in_turn(batch_size), begin, end)
 
     def uses(self, epoch: int) -> Uses:
         """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
-        order, starts = self.plan.line(epoch)
-        first, start, size = self.plan.stretch(epoch, self.lanes)
+        samples = self.plan.samples
+        begin, end = epoch * samples // self.batch_size, ((epoch + 1) * samples - 1) // self.batch_size
+        found = [self._uses_of(passage, begin, end) for passage in self.plan.passages(epoch)]
+        shard, first_step, last_step = (np.concatenate(column) for column in zip(*found, strict=True))
+        # An epoch of a data set may reach into several epochs of a mixture, each of which has its part.
+        here = (first_step <= end) & (last_step >= begin)
+        return _merged(shard[here], np.maximum(first_step[here], begin), np.minimum(last_step[here], end))
+
+    def _uses_of(self, passage: Passage, begin: int, end: int) -> tuple[Int64s, Int64s, Int64s]:
+        """Return shards, first and last steps of an epoch of one data set; `begin` and `end` are those of the run's."""
+        plan = passage.plan
+        if passage.epoch is None:
+            always = np.flatnonzero(plan.counts) + passage.first_shard
+            return always, np.full(len(always), begin), np.full(len(always), end)
+        order, starts = plan.line(passage.epoch)
+        first, start, size = plan.stretch(passage.epoch, self.lanes)
         has = size > 0
         first, start, size = first[has], start[has], size[has]
         # A row for every shard of every lane.
-        begin = np.searchsorted(starts, start, side="right") - 1
-        shards = np.searchsorted(starts, start + size - 1, side="right") - begin
+        begins = np.searchsorted(starts, start, side="right") - 1
+        shards = np.searchsorted(starts, start + size - 1, side="right") - begins
         lane = np.repeat(np.arange(len(size)), shards)
-        place = np.arange(len(lane)) + np.repeat(begin - (np.cumsum(shards) - shards), shards)
+        place = np.arange(len(lane)) + np.repeat(begins - (np.cumsum(shards) - shards), shards)
         # Its blocks, and the steps of the first position of the first and of the last position of the last.
         lanes, sizes = self.lanes[has][lane], size[lane]
         first_sample = np.maximum(starts[place] - start[lane], 0)
-        last_sample = np.minimum(starts[place] + self.plan.counts[order[place]] - start[lane], sizes) - 1
-        first_in_lane, _ = self.plan.block_around(lanes, sizes, first_sample)
-        _, after_last = self.plan.block_around(lanes, sizes, last_sample)
-        return _merged(
-            order[place].astype(np.int64),
-            (first[lane] + first_in_lane * self.plan.lanes) // self.batch_size,
-            (first[lane] + (after_last - 1) * self.plan.lanes) // self.batch_size,
+        last_sample = np.minimum(starts[place] + plan.counts[order[place]] - start[lane], sizes) - 1
+        first_in_lane, _ = plan.block_around(lanes, sizes, first_sample)
+        _, after_last = plan.block_around(lanes, sizes, last_sample)
+        first_position = first[lane] + first_in_lane * plan.lanes
+        last_position = first[lane] + (after_last - 1) * plan.lanes
+        return (
+            order[place].astype(np.int64) + passage.first_shard,
+            passage.in_run(first_position) // self.batch_size,
+            passage.in_run(last_position) // self.batch_size,
         )
 
     def working_set(self, epoch: int, shard_bytes: Int64s) -> tuple[int, int]:
@@ -98,17 +115,29 @@ class Schedule:
         return _peak(used, size), _peak(used, np.ones_like(size))
 
 
-def _lanes(lanes: int, batch_size: int, begin: int, end: int) -> Int64s:
-    """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,)."""
-    whole, rest = divmod(batch_size, lanes)
+def _lanes(lanes: int, in_turn: Sequence[tuple[int, int]], begin: int, end: int) -> Int64s:
+    """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,).
+
+    Args:
+        lanes: how many there are.
+        in_turn: see `Order`.
+        begin, end: of the part of every batch.
+    """
     lane = np.arange(lanes, dtype=np.int64)
+    starts = lanes // gcd(lanes, in_turn[0][0])  # later batches start in the same lanes again
+    if len(in_turn) > 1 or starts > _MOST_STARTS:
+        # A data set has `rest` lanes in a ring that give one more sample, of which so many lie before each lane.
+        before, most_before, most_in = np.zeros((3, lanes), dtype=np.int64)
+        for least, most in in_turn:
+            whole, rest = divmod(least, lanes)
+            before += lane * whole + np.maximum(lane - (lanes - rest), 0)
+            whole, rest = divmod(most, lanes)
+            most_before += lane * whole + np.minimum(lane, rest)
+            most_in += whole + (rest > 0)
+        return np.flatnonzero((before < end) & (most_before + most_in > begin))
+    batch_size = in_turn[0][0]
+    whole, rest = divmod(batch_size, lanes)
     used = np.zeros(lanes, dtype=bool)
-    starts = lanes // gcd(lanes, batch_size)  # later batches start in the same lanes again
-    if starts > _MOST_STARTS:
-        # Of the `rest` lanes in a ring that give one more sample, so many lie before each lane, at least and at most.
-        least, most = np.maximum(lane - (lanes - rest), 0), np.minimum(lane, rest)
-        used = (lane * whole + least < end) & (lane * whole + most + whole + 1 > begin)
-        return np.flatnonzero(used)
     for step in range(starts):
         samples = whole + ((lane - step * batch_size) % lanes < rest)
         before = np.cumsum(samples) - samples

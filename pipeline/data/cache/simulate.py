@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from pipeline.data.cache.schedule import Schedule, Uses
-from pipeline.data.plan import Int64s, Plan
+from pipeline.data.order import Int64s, Order
 
 _USES = 2_000_000  # followed at most, which takes seconds: of a larger run evenly spaced nodes stand for all
 _NEVER = np.iinfo(np.int64).max
@@ -45,7 +45,7 @@ class Forecast:
     first_batch_shards: int  # the whole shards that a node's part of the first batch lies in; the most
 
 
-def forecast(plan: Plan, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> Forecast:
+def forecast(plan: Order, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> Forecast:
     """Simulate a run from its start, with empty caches, as if every shard came whole and in time.
 
     What a node reads by ranges while a shard is still on its way comes on top.
@@ -84,7 +84,7 @@ def forecast(plan: Plan, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> Fore
     )
 
 
-def _schedules(plan: Plan, fleet: Fleet, epochs: int) -> list[Schedule]:
+def _schedules(plan: Order, fleet: Fleet, epochs: int) -> list[Schedule]:
     """The nodes to follow: all, or evenly spaced ones."""
     ranks, world_size = fleet.ranks_per_node, fleet.nodes * fleet.ranks_per_node
     uses = (epochs + 1) * max(1, len(Schedule(plan, fleet.batch_size, 0, ranks, world_size).uses(0).shard))

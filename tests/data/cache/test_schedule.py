@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.cache.schedule import Schedule, Uses
+from pipeline.data.mixture import Mixture
+from pipeline.data.order import Order
 from pipeline.data.plan import Plan
 
 ragged = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
@@ -22,14 +24,24 @@ def nodes(draw: st.DrawFn) -> tuple[Plan, int, int, int, int]:
     return plan, world * draw(st.integers(1, 12)), first, draw(st.integers(1, world - first)), world
 
 
-def touched(plan: Plan, batch_size: int, first_rank: int, ranks: int, world: int, epoch: int) -> set[tuple[int, int]]:
+@st.composite
+def nodes_of_mixtures(draw: st.DrawFn) -> tuple[Mixture, int, int, int, int]:
+    """The same of a mixture of one to four data sets."""
+    plan, *node = draw(nodes())
+    sets = [np.array(of_set) for of_set in draw(st.lists(ragged, min_size=1, max_size=4))]
+    weights = draw(st.lists(st.integers(1, 20), min_size=len(sets), max_size=len(sets)))
+    made_for = draw(st.sampled_from([node[0], 16 * plan.lanes]))  # so that whole rounds of lanes are dealt out, too
+    return Mixture(sets, weights, plan.seed, plan.lanes, plan.block, made_for), *node
+
+
+def touched(plan: Order, batch_size: int, first_rank: int, ranks: int, world: int, epoch: int) -> set[tuple[int, int]]:
     """Every (shard, step) that the node's ranks read in an epoch, by asking the plan for every sample."""
     shard_of = np.repeat(np.arange(len(plan.counts)), plan.counts)
     part = batch_size // world
     pairs = set()
     for step in range(epoch * plan.samples // batch_size, ((epoch + 1) * plan.samples - 1) // batch_size + 1):
         mine = plan.positions(step, batch_size)[first_rank * part : (first_rank + ranks) * part]
-        mine = mine[plan.epochs(mine) == epoch]
+        mine = mine[mine // plan.samples == epoch]
         if len(mine):
             pairs |= {(int(shard), step) for shard in shard_of[plan.ids(mine)]}
     return pairs
@@ -50,6 +62,39 @@ def test_a_node_reads_nothing_outside_its_uses(node: tuple[Plan, int, int, int, 
     assert (uses.last_step >= uses.first_step).all()
     rows = uses.last_step - uses.first_step + 1
     assert rows.sum() == len(predicted(uses)), "a shard has two rows at one step"
+
+
+@settings(max_examples=150, deadline=None)
+@given(node=nodes_of_mixtures(), epoch=st.integers(0, 5))
+def test_a_node_reads_of_a_mixture_nothing_outside_its_uses(
+    node: tuple[Mixture, int, int, int, int], epoch: int
+) -> None:
+    plan, batch_size, *_ = node
+    uses = Schedule(*node).uses(epoch)
+    assert touched(*node, epoch) <= predicted(uses)
+    keys = list(zip(uses.first_step.tolist(), uses.shard.tolist(), strict=True))
+    assert keys == sorted(keys)
+    assert (uses.last_step - uses.first_step + 1).sum() == len(predicted(uses)), "a shard has two rows at one step"
+    assert (uses.first_step >= epoch * plan.samples // batch_size).all()
+    assert (uses.last_step <= ((epoch + 1) * plan.samples - 1) // batch_size).all()
+
+
+@pytest.mark.parametrize(("batch_size", "lanes", "shards", "in_use"), [(2048, 8, 92, 60), (2040, 11, 130, 90)])
+def test_a_node_keeps_to_its_shards_of_all_data_sets(batch_size: int, lanes: int, shards: int, in_use: int) -> None:
+    """Of 8 nodes and 704 shards, a node reads an eighth; where batches are not whole rounds of lanes, a few more."""
+    mixture = Mixture([np.full(640, 1000), np.full(64, 500)], [3, 1], 5, 64, 1024, batch_size)
+    for node in range(8):
+        schedule = Schedule(mixture, batch_size, node, 1, 8)
+        assert len(schedule.lanes) <= lanes
+        assert len(np.unique(schedule.uses(0).shard)) <= shards
+        assert schedule.working_set(0, np.ones(704, np.int64))[1] <= in_use
+
+
+def test_a_small_data_set_that_is_passed_through_all_the_time_is_always_in_use() -> None:
+    mixture = Mixture([np.full(50, 1000), np.array([3, 0, 2])], [1, 1], 5, 4, 1024, 64)
+    uses = Schedule(mixture, 64, 0, 1, 1).uses(2)
+    rows = dict(zip(uses.shard, zip(uses.first_step, uses.last_step, strict=True), strict=True))
+    assert rows[50] == rows[52] == (2 * mixture.samples // 64, (3 * mixture.samples - 1) // 64) and 51 not in rows
 
 
 @settings(max_examples=200, deadline=None)

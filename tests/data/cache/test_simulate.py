@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.cache.simulate import Fleet, forecast
+from pipeline.data.mixture import Mixture
 from pipeline.data.plan import Plan
 from shards.manifest import Dataset, Shard
 
@@ -76,6 +77,21 @@ def test_a_cache_reads_what_one_that_looks_at_every_step_reads(
     np.testing.assert_allclose(found.hit_rate, 1 - np.sum(nodes, axis=0) / np.sum(used, axis=1), atol=1e-12)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    sets=st.lists(st.lists(st.integers(1, 20), min_size=3, max_size=9), min_size=2, max_size=3),
+    weights=st.tuples(*[st.integers(1, 9)] * 3),
+    spare=st.integers(0, 10),
+)
+def test_so_does_one_of_a_mixture(sets: list[list[int]], weights: tuple[int, ...], spare: int) -> None:
+    order = Mixture([np.array(counts) for counts in sets], weights[: len(sets)], 7, 4, 8, 8)
+    sizes = np.full(len(order.counts), 7)
+    cache = forecast(order, sizes, Fleet(2, 1, 8, 0), epochs=3).smallest_cache + 7 * spare
+    found = forecast(order, sizes, Fleet(2, 1, 8, cache), epochs=3)
+    nodes = [reads_step_by_step(Schedule(order, 8, node, 1, 2), sizes.tolist(), cache, 3) for node in range(2)]
+    assert found.egress == np.sum(nodes, axis=0).tolist()
+
+
 def test_a_cache_of_everything_reads_every_shard_once_and_a_smaller_one_more() -> None:
     plan = Plan([100] * 64, seed=1, lanes=8, block=64)
     sizes = np.random.default_rng(0).integers(10, 1000, 64)
@@ -109,6 +125,38 @@ def test_a_real_data_set_needs_only_its_description(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["egress"] == expected.egress
     assert (found["samples"], found["shards"], found["bytes"]) == (samples, 40, sum(shard.bytes for shard in shards))
+
+
+def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
+    """In JSON what `forecast` says of the order that a run takes; for people, what each data set gets."""
+    sets = {"art": [Shard(f"{shard}.tar", 40, 4000, "") for shard in range(10)]}
+    sets["photos"] = [Shard(f"{shard}.tar", 100, 10_000, "") for shard in range(40)]
+    for name, shards in sets.items():
+        (tmp_path / name).mkdir()
+        described = Dataset(sum(shard.samples for shard in shards), 1, [], shards, "", 0, 0, None, "")
+        (tmp_path / name / "dataset.json").write_text(described.dump())
+    roots = [tmp_path / "art", "--weight", "1", tmp_path / "photos", "--weight", "3"]
+    fleet = ("--nodes", "2", "--batch", "64", "--cache", "1MB", "--lanes", "4", "--block", "50", "--seed", "5")
+    done = run(*roots, *fleet, "--json")
+    assert done.returncode == 0, done.stderr
+    order = Mixture([np.full(10, 40), np.full(40, 100)], [1, 3], 5, 4, 50, 64)
+    expected = forecast(order, np.repeat([4000, 10_000], [10, 40]), Fleet(2, 8, 64, 10**6), epochs=3)
+    found = json.loads(done.stdout)
+    assert (found["egress"], found["smallest_cache"]) == (expected.egress, expected.smallest_cache)
+    assert (found["samples"], found["shards"], found["bytes"]) == (4400, 50, 440_000)
+    lines = run(*roots, *fleet).stdout.splitlines()
+    told = [line.removeprefix("mixed").strip() for line in lines if line.startswith("mixed")]
+    assert told == [
+        f"25.0% from {tmp_path}/art: 400 images, 2.75 of its epochs in one of the run",
+        f"75.0% from {tmp_path}/photos: 4,000 images, 0.825 of its epochs in one of the run",
+    ]
+    small = run(*roots, *fleet, "--cache", "50kB", "--json")
+    too_small, *remedies = small.stderr.splitlines()
+    assert small.returncode == 1 and too_small.startswith("a cache of 50.0 KB is too small")
+    options = [remedy.removeprefix("or ").partition(",")[0].split() for remedy in remedies if "--" in remedy]
+    assert options and {run(*roots, *fleet, "--cache", "50kB", *option).returncode for option in options} == {0}
+    wrong = run(tmp_path / "art", tmp_path / "photos", "--weight", "1", *fleet)
+    assert wrong.returncode == 2 and "give --weight as often as DIR, in the same order, or not at all" in wrong.stderr
 
 
 @pytest.mark.parametrize(("samples", "in_shard"), [(2**59, 2**59), (3, 4)])

@@ -1,0 +1,152 @@
+"""The data sets that a run reads, seen as one: a manifest, an order, an identity, and where samples are found."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.errors import DataError
+from pipeline.data.mixture import MIXTURE_VERSION, Mixture, whole
+from pipeline.data.order import Int64s, Order
+from pipeline.data.plan import PLAN_VERSION, Plan
+from pipeline.data.settings import Data
+from shards.files import ShardError
+from shards.manifest import Manifest
+from shards.text import counted, excerpt
+
+_NAMES = 65_536  # rows of the manifest read at once to name a sample: a row group
+_PATIENCE = 20.0  # seconds that a name is worth waiting for a store
+
+
+class DataSets:
+    """The one data set of `data.shards`, or those of `data.mixture`, which are numbered in the order of their names.
+
+    Args:
+        data: says which.
+        labelled: whether their labels are used, which then have to mean the same; None: as `data` says.
+
+    Attributes:
+        manifest: of all.
+
+    Raises:
+        ShardError: no such data set.
+        DataError: they cannot be mixed.
+    """
+
+    def __init__(self, data: Data, labelled: bool | None = None) -> None:
+        self._data, self._mixed = data, data.mixture is not None
+        if data.mixture is None:
+            assert data.shards is not None  # as the settings see to
+            self.manifest = Manifest.load(data.shards)
+            self._parts, self._names = [self.manifest], [""]
+        else:
+            self._names = sorted(data.mixture)
+            parts = [Manifest.load(data.mixture[name].shards) for name in self._names]
+            self._check(parts, data.labelled if labelled is None else labelled)
+            self.manifest, self._parts = Manifest.joined(parts)
+            given = [data.mixture[name].weight for name in self._names]
+            self._weights = whole([weight or len(part) for weight, part in zip(given, parts, strict=True)])
+        self._first_ids = np.cumsum([0, *(len(part) for part in self._parts[:-1])])
+        self._names_of = lru_cache(maxsize=4)(self._read_names)
+
+    def _check(self, parts: Sequence[Manifest], labelled: bool) -> None:
+        """Raise DataError where data sets cannot be mixed."""
+        first = self._names[0]
+        for name, part in zip(self._names, parts, strict=True):
+            if part.media != parts[0].media:
+                raise DataError(
+                    f"data.mixture: {first} has {_kinds(parts[0])} and {name} has {_kinds(part)}, and a model is "
+                    "trained on one kind: leave out the data sets of the other"
+                )
+            if labelled and part.classes != parts[0].classes:
+                odd = sorted({*part.classes} ^ {*parts[0].classes})
+                why = f"only one of them has {excerpt(repr(odd[0]))}" if odd else "they are in another order"
+                raise DataError(
+                    f"data.mixture: {first} and {name} do not have the same classes ({why}): build both from the same"
+                )
+        roots: dict[str, str] = {}
+        for name, part in zip(self._names, parts, strict=True):
+            if part.identity in roots:
+                raise DataError(
+                    f"data.mixture: {roots[part.identity]} and {name} are one data set: list it once, with a larger "
+                    "weight"
+                )
+            roots[part.identity] = name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which samples there are, and their order, besides the settings, by name; JSON."""
+        if not self._mixed:
+            return {"data.shards (manifest)": self.manifest.identity, "plan version": PLAN_VERSION}
+        identity: dict[str, Any] = {"plan version": PLAN_VERSION, "mixture version": MIXTURE_VERSION}
+        for name, part, weight in zip(self._names, self._parts, self._weights, strict=True):
+            identity[f"data.mixture.{name} (manifest)"] = part.identity
+            identity[f"data.mixture.{name} (share)"] = f"{weight}/{sum(self._weights)}"
+        return identity
+
+    def order(self, seed: int, batch_size: int) -> Order:
+        """Return the order of their samples, of which a step takes `batch_size`."""
+        lanes, block = self._data.lanes, self._data.block
+        if not self._mixed:
+            return Plan(self.manifest.counts, seed, lanes, block)
+        return Mixture([part.counts for part in self._parts], self._weights, seed, lanes, block, batch_size)
+
+    @property
+    def notes(self) -> list[str]:
+        """What an operator should know of a mixture, a line for each data set."""
+        if not self._mixed:
+            return []
+        samples, weights = len(self.manifest), sum(self._weights)
+        return [
+            f"data.mixture.{name}: {counted(len(part), part.noun)}, {weight / weights:.1%} of what the model sees; "
+            f"{samples * weight / weights / len(part):.3g} of its own epochs in one of the run"
+            for name, part, weight in zip(self._names, self._parts, self._weights, strict=True)
+        ]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about bad samples."""
+        verify = "verify` on its data set" if self._mixed else f"verify {self.manifest.root}`"
+        return f"run `maskfeat-shards {verify} and restore what it names"
+
+    def counts(self, samples: Sequence[int]) -> dict[str, int]:
+        """Count samples by the name of their data set; empty where there is no mixture."""
+        if not self._mixed:
+            return {}
+        numbers = np.bincount(self.numbers(np.asarray(samples, np.int64)), minlength=len(self._names))
+        return dict(zip(self._names, numbers.tolist(), strict=True))
+
+    def where(self, samples: Sequence[int]) -> list[dict[str, str]]:
+        """Return what a person looks for when samples are bad: data set, key, path in the source, and shard.
+
+        Where a manifest cannot be read any more, key and path are missing: a bad sample is worth no more than that.
+        """
+        found, readable = [], True
+        for sample, number in zip(samples, self.numbers(np.asarray(samples, np.int64)).tolist(), strict=True):
+            part, own = self._parts[number], sample - int(self._first_ids[number])
+            names = {"shard": part.shard_names[part.shard[own]]}
+            if self._mixed:
+                names = {"data_set": self._names[number]} | names
+            chunk, row = divmod(own, _NAMES)
+            try:
+                if readable:
+                    key, path = self._names_of(number, chunk)[row]
+                    names = {"key": key, "path": path} | names
+            except ShardError:
+                readable = False  # a store that is out of reach is waited for once
+            found.append(names)
+        return found
+
+    def numbers(self, samples: Int64s) -> Int64s:
+        """Return the number of each sample's data set."""
+        numbers: Int64s = np.searchsorted(self._first_ids, samples, side="right") - 1
+        return numbers
+
+    def _read_names(self, number: int, chunk: int) -> list[tuple[str, str]]:
+        part, first = self._parts[number], chunk * _NAMES
+        return part.names(first, min(first + _NAMES, len(part)), _PATIENCE)
+
+
+def _kinds(manifest: Manifest) -> str:
+    return " and ".join(f"{kind}s" for kind in sorted(manifest.media))

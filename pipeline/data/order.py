@@ -1,0 +1,73 @@
+"""The interface between the order of samples and those who read them, whether a run has one data set or several."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pipeline.data.plan import Plan
+
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """An epoch of one data set as a run goes through it.
+
+    Attributes:
+        plan: of the data set.
+        epoch: of this plan; None: so many in a short time that all its shards are in use throughout.
+        first_shard: by which the shards of the data set are numbered in the run's `counts`.
+        in_run: from positions of the plan to positions of the run, int64 of one shape.
+    """
+
+    plan: "Plan"
+    epoch: int | None
+    first_shard: int
+    in_run: Callable[[Int64s], Int64s]
+
+
+class Order(Protocol):
+    """The sample order of a whole run. `plan.Plan` is that of one data set, `mixture.Mixture` that of several.
+
+    Attributes:
+        counts: samples in each shard, int64 (shards,). Ids number the samples in this order.
+        samples: of an epoch.
+        seed, lanes, block: as `Plan` has them.
+    """
+
+    counts: Int64s
+    samples: int
+    seed: int
+    lanes: int
+    block: int
+
+    def batch(self, step: int, batch_size: int) -> Int64s:
+        """Return the sample ids of the whole global batch `step`, (batch_size,) int64."""
+        ...
+
+    def positions(self, step: int, batch_size: int) -> Int64s:
+        """Return the positions of global batch `step`, (batch_size,) int64, in the order of the lanes."""
+        ...
+
+    def epochs(self, positions: Int64s) -> Int64s:
+        """Return the epoch of every position, in which its data set is."""
+        ...
+
+    def ids(self, positions: Int64s) -> Int64s:
+        """Return the sample id at every position; int64, the shape of `positions`."""
+        ...
+
+    def passages(self, epoch: int) -> Sequence[Passage]:
+        """Return the epochs of data sets that lie in an epoch of the run, wholly or in part."""
+        ...
+
+    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
+        """Return of how many samples of a batch each is of the lane after that of the one before it.
+
+        It is one pair, of all of them, or a pair for each data set: at least and at most so many.
+        """
+        ...
