@@ -47,6 +47,17 @@ class Jpegs:
             raise ValueError(f"sample {wrong.argmax()}: the JPEGs of its frames do not lie in its file")
         return cls(offset, begin, sizes, crc32c)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Jpegs"]) -> "Jpegs":
+        """Return those of several manifests, one after the other."""
+        frames = np.concatenate([np.diff(part._begin) for part in parts])
+        return cls(
+            np.concatenate([part._offset for part in parts]),
+            np.concatenate([[0], np.cumsum(frames)]),
+            np.concatenate([part._sizes for part in parts]),
+            np.concatenate([part._crc32c for part in parts]),
+        )
+
     @property
     def mean_size(self) -> float:
         """Return the mean bytes of a frame."""
@@ -108,10 +119,12 @@ class Videos:
     @classmethod
     def joined(cls, parts: Sequence["Videos"]) -> "Videos":
         """Return the videos of several manifests, one after the other."""
+        jpegs = [part.jpegs for part in parts if part.jpegs is not None]
         return cls(
             frames=np.concatenate([part.frames for part in parts]),
             rate=np.concatenate([part.rate for part in parts]),
             codecs=frozenset().union(*(part.codecs for part in parts)),
+            jpegs=Jpegs.joined(jpegs) if len(jpegs) == len(parts) else None,
             _start=np.concatenate([part._start for part in parts]),
             _step=np.concatenate([part._step for part in parts]),
             _listed=pa.chunked_array([chunk for part in parts for chunk in part._listed.chunks], parts[0]._listed.type),
