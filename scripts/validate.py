@@ -27,6 +27,17 @@ from pipeline.settings import ConfigError
 from pipeline.train.command import leave, status_of
 from shards.terminal import Parser, say
 
+MOST_CLIPS = 100  # of a video, which are in memory at once
+
+
+def clips(text: str) -> int:
+    """Return a number of clips. Raises ArgumentTypeError for what is not such a number."""
+    if "=" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a setting: give it before the options")
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_CLIPS):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MOST_CLIPS}")
+    return int(text)
+
 
 def main() -> int:
     """Exit status 0: measured; 1: it cannot be; 2: it was not understood."""
@@ -36,12 +47,10 @@ def main() -> int:
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )
     parser.add_argument("--step", type=int, help="of an older checkpoint")
-    parser.add_argument("--clips", type=int, nargs="+", metavar="N", help="of each video (10), or image (1)")
+    parser.add_argument("--clips", type=clips, nargs="+", metavar="N", help="of each video (10), or image (1)")
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="of each clip (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
-    if arguments.clips and min(arguments.clips) < 1:
-        parser.error("--clips are at least 1")
     run, overrides = arguments.run, arguments.overrides
 
     def tell() -> None:

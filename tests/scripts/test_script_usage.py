@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scripting import CHECKOUT, run_script
 
-NAMES = ("report", "convert", "export", "doctor", "estimate", "probe", "pretrain", "finetune")
+NAMES = ("report", "convert", "export", "doctor", "estimate", "probe", "pretrain", "finetune", "validate")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,6 +38,23 @@ def test_numbers_that_cannot_be_are_one_line(
     assert run_script(monkeypatch, f"{name}.py", "demo", f"--{option}", value) == 2
     errors = capsys.readouterr().err
     assert f"--{option} " in errors and "above 0" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("0", "not a number from 1 to 100"),
+        ("101", "not a number from 1 to 100"),
+        ("1e1", "not a number from 1 to 100"),
+        ("data.frames=8", "a setting: give it before the options"),
+    ],
+)
+def test_numbers_of_clips_that_cannot_be_are_one_line(
+    value: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os._exit", lambda status: pytest.fail(f"it went on, to status {status}"))
+    assert run_script(monkeypatch, "validate.py", "runs/demo", "--clips", "3", value) == 2
+    assert capsys.readouterr().err == f"validate.py: error: argument --clips: {value} is {why}\n"
 
 
 @pytest.mark.parametrize("name", [*NAMES, "compare", "demo_data", "launch/supervise", "launch/stop", "bench"])
