@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -21,6 +22,7 @@ from PIL import Image
 from resealing import put, rewrite
 
 from shards.build import build
+from shards.cli import main
 from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Dataset, Manifest
@@ -240,6 +242,28 @@ def test_places_that_cannot_be_are_refused(
     rewrite(out, put(column, 3, wrong(rows[3][column])))
     with pytest.raises(ShardError, match="sample 3: the JPEGs of its frames do not lie in its file"):
         Manifest.load(out)
+
+
+def test_the_command_builds_of_images_and_videos_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shell(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["maskfeat-shards", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    (tmp_path / "source").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "source" / "a.png")
+    for name in ("B frames.mp4", "VP8.webm"):
+        (tmp_path / "source" / name).write_bytes(KINDS[name])
+    shell("build", tmp_path / "source", tmp_path / "set", "--workers", 1, "--frames", "jpeg", "--frame-stride", 10)
+    assert "all as they were built" in shell("verify", tmp_path / "set")
+    assert "5 min, 5 median, 5 max" in shell("info", tmp_path / "set")
+    manifest = Manifest.load(tmp_path / "set")
+    assert manifest.media == {"image", "video"} and manifest.video is not None and manifest.video.jpegs is not None
+    assert sorted(len(manifest.video.jpegs.sizes(sample)) for sample in range(3)) == [0, 5, 5]
 
 
 def test_other_data_sets_say_nothing_of_jpegs(source: Path, built: Path, tmp_path: Path) -> None:
