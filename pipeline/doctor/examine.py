@@ -21,6 +21,8 @@ from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
+from pipeline.data.loader import check_kind
+from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
 from pipeline.doctor.measure import BATCH, Rate
@@ -128,22 +130,24 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
 
 
 def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
-    """Training and validation set, or why one cannot be opened, and the identities of all that is read."""
+    """Training and validation set, or why one cannot be used, and the identities of all that is read."""
     if recipe.data.mode == "stream":
         return [""], {"data.shards": masked(recipe.data.shards)}
-    opened = {"data.shards": _opened(recipe.data.shards)}
+    opened = {"data.shards": _opened(recipe.data.shards, recipe.data)}
     if recipe.data.validation:
-        opened["data.validation"] = _opened(recipe.data.validation)
+        opened["data.validation"] = _opened(recipe.data.validation, recipe.data)
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
 
 
-def _opened(root: str) -> Manifest | str:
+def _opened(root: str, data: Data) -> Manifest | str:
     try:
-        return Manifest.load(root)
-    except ShardError as error:
+        manifest = Manifest.load(root)
+        check_kind(manifest, data)
+    except (ShardError, DataError) as error:
         return str(error)
+    return manifest
 
 
 def _data_rates(
