@@ -53,7 +53,7 @@ class Loader:
         repeats: int = 1,
         sets: DataSets | None = None,
     ) -> None:
-        _check_kind(manifest, data)
+        check_kind(manifest, data)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
         remedy = sets.remedy if sets else f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
@@ -89,7 +89,7 @@ class Loader:
             yield request, samples.result()
 
 
-def _check_kind(manifest: Manifest, data: Data) -> None:
+def check_kind(manifest: Manifest, data: Data) -> None:
     """Raise DataError where inputs of the kind that the settings ask for cannot be made of the samples."""
     root, clip = printable_url(manifest.root), data.clip
     if len(manifest.media) > 1:

@@ -22,6 +22,7 @@ from pipeline.data.data_sets import DataSets
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
+from pipeline.data.loader import check_kind
 from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
@@ -137,13 +138,13 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
 
 
 def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
-    """Training and validation set, or why one cannot be opened, and the identities of all that is read."""
+    """Training and validation set, or why one cannot be used, and the identities of all that is read."""
     if recipe.data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
     training = "data.shards" if recipe.data.mixture is None else "data.mixture"
-    opened = {training: _opened(lambda: DataSets(recipe.data).manifest)}
+    opened = {training: _opened(lambda: DataSets(recipe.data).manifest, recipe.data)}
     if validation := recipe.data.validation:
-        opened["data.validation"] = _opened(lambda: Manifest.load(validation))
+        opened["data.validation"] = _opened(lambda: Manifest.load(validation), recipe.data)
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
@@ -154,11 +155,13 @@ def _read(recipe: TrainingRecipe) -> str:
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
-def _opened(load: Callable[[], Manifest]) -> Manifest | str:
+def _opened(load: Callable[[], Manifest], data: Data) -> Manifest | str:
     try:
-        return load()
+        manifest = load()
+        check_kind(manifest, data)
     except (ShardError, DataError) as error:
         return str(error)
+    return manifest
 
 
 def _data_rates(

@@ -6,6 +6,7 @@ import shutil
 from math import isclose
 from pathlib import Path
 
+import pytest
 import torch
 from labelled import labelled_shards
 from launching import FINETUNE, SMALL, finetune_recipe, free_port, small_recipe
@@ -64,6 +65,23 @@ def test_examines_a_run_on_clips(video_shards: Path, tmp_path: Path) -> None:
     assert rates, decoded
     clips, frames = (float(rate.replace(",", "")) for rate in rates.groups())
     assert abs(frames - 4 * clips) <= 2
+
+
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [("null", "has videos: set data.frames to the number"), ("4", "has images, and data.frames=4 asks for clips")],
+)
+def test_samples_of_another_kind_are_a_problem(
+    video_shards: Path, shards: Path, tmp_path: Path, frames: str, why: str
+) -> None:
+    """Of the training set, and of the validation set."""
+    told, data = tmp_path / "findings.json", [f"data.shards={video_shards}", f"data.validation={shards}"]
+    settings = ["demo", *SMALL, *data, f"data.frames={frames}", "data.image_size=64", f"run.dir={tmp_path / 'run'}"]
+    alone = Ranks(1, [*settings, "--json", str(told)], tmp_path / "said", free_port(), "scripts/doctor.py")
+    assert alone.wait(240) == [1], alone.said()
+    findings = {finding["check"]: finding for finding in json.loads(told.read_text())}
+    assert [name for name, finding in findings.items() if finding["verdict"] == "problem"] == ["storage"]
+    assert why in findings["storage"]["results"].popitem()[1]
 
 
 def test_bad_videos_are_counted_among_the_videos_that_were_tried(video_shards: Path, tmp_path: Path) -> None:

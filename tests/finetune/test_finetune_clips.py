@@ -1,5 +1,6 @@
 """Fine-tuning on clips: one draw a clip, mixing, learning, resuming, and the multi-view test against NumPy."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -239,6 +240,7 @@ def test_a_fine_tuned_mvit_is_exported_and_a_setting_of_another_model_is_one_lin
     exported = load_file(tmp_path / "out" / "model.safetensors")
     assert exported.keys() == network.keys() and exported["head.1.weight"].shape == (2, 32)
     assert all(torch.equal(exported[name], network[name]) for name in network)
+    assert re.search(r"\| steps \| \d of \d+ clips \|", (tmp_path / "out" / "README.md").read_text())
 
     with pytest.raises(CheckpointError, match=r"its recipe and its weights make no model \(size mismatch") as error:
         measure_classifier(tmp_path / "run", found, ("data.frames=2",), None, 1, join())
