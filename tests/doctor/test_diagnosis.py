@@ -11,8 +11,10 @@ from pipeline.checkpoints.saver import snapshot_bytes
 from pipeline.cluster.findings import Finding, Verdict
 from pipeline.data.decode.gpu import Choice
 from pipeline.data.decode.graphs import Decoding
+from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
+from pipeline.doctor.examine import _counted
 from pipeline.doctor.measure import Counted, Gpu, Machine, Rate
 from pipeline.doctor.network import AllReduce, Clock, clock_of
 
@@ -203,6 +205,11 @@ def test_a_fault_is_judged_and_placed(finding: Finding, verdict: Verdict, place:
     assert finding.verdict is verdict
     worst = next(iter(finding.results.items()))
     assert place in worst[0] and result in worst[1] and remedy in finding.remedy and finding.remedy
+
+
+def test_rates_count_what_is_read_and_what_the_model_sees() -> None:
+    assert _counted(Data(shards="none", repeats=2)) == Counted("images", "images", 2)
+    assert _counted(Data(shards="none", frames=16, repeats=2)) == CLIPS
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from benchmarks.figures import Figure
 from benchmarks.films import ENCODINGS
 from benchmarks.gpu import runner
 from benchmarks.gpu.contest import Contestant, contest
-from benchmarks.gpu.items import PARTS, Process, items_of
+from benchmarks.gpu.items import PARTS, PROCESSES, Process, items_of
 from benchmarks.gpu.report import report
 from benchmarks.gpu.results import Bench, Failure, LeftOut, Line, Part, read_lines
 from benchmarks.gpu.scale import DRY
@@ -225,6 +225,10 @@ def test_a_process_that_hangs_or_fails_is_told(tmp_path: Path) -> None:
     left = Path(f"/proc/{(tmp_path / 'left').read_text().strip()}/stat")
     while left.exists() and left.read_text().split()[2] != "Z":  # for ever, had it not been killed
         time.sleep(0.05)
+
+
+def test_videos_fit_in_the_time_of_a_call() -> None:
+    assert sum(process.seconds for process in PROCESSES if process.parts[0].item >= 10) <= runner.SECONDS
 
 
 @pytest.mark.parametrize("items", ["5-", "x", "15", "4-2", ""])
