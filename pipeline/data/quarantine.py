@@ -5,9 +5,8 @@ sample's weight in the loss is 0, it is written to quarantine.jsonl, and it is t
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 from pipeline.data.errors import DataError
 
@@ -41,7 +40,7 @@ class BadRowLimit:
         self._in_a_row, self._remedy = in_a_row, remedy
         self._rows: defaultdict[int, int] = defaultdict(int)
 
-    def check(self, samples: list[BadSample | None], data_sets: Iterable[int] | None = None) -> None:
+    def check(self, samples: list[BadSample | None], data_sets: Sequence[int] | None = None) -> None:
         """Count the next samples, in their order, None for each good one.
 
         Args:
@@ -51,7 +50,7 @@ class BadRowLimit:
         Raises:
             TooManyBad: there were too many in a row.
         """
-        for sample, data_set in zip(samples, repeat(0) if data_sets is None else data_sets, strict=False):
+        for sample, data_set in zip(samples, data_sets or [0] * len(samples), strict=True):
             row = self._rows[data_set] = self._rows[data_set] + 1 if sample else 0
             if sample and row >= self._in_a_row:
                 raise TooManyBad(
