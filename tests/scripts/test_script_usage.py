@@ -40,7 +40,9 @@ def test_numbers_that_cannot_be_are_one_line(
     assert f"--{option} " in errors and "above 0" in errors and errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", [*NAMES, "compare", "demo_data", "launch/supervise", "launch/stop", "bench"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "compare", "demo_data", "motion_classes", "launch/supervise", "launch/stop", "bench"]
+)
 def test_help_has_an_example(name: str) -> None:
     text = (CHECKOUT / "scripts" / f"{name}.py").read_text().split('"""')[1]
     assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
