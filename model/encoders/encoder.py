@@ -31,6 +31,8 @@ class Encoder(Protocol):
         prediction_patch: frames, rows and columns of pixels that one prediction is about.
         embedding_width: numbers of an embedded patch.
         width: numbers of an encoded patch.
+        block_widths: numbers of a token behind each block.
+        key_layouts: grid of the keys that each block attends to, besides the `prefix`.
         prefix: tokens before the patches, such as the class token.
         depth: blocks.
         classes: outputs of the network's head; 0: it has none.
@@ -46,6 +48,8 @@ class Encoder(Protocol):
     prediction_patch: tuple[int, int, int]
     embedding_width: int
     width: int
+    block_widths: tuple[int, ...]
+    key_layouts: tuple[Layout, ...]
     prefix: int
     depth: int
     classes: int
@@ -87,6 +91,13 @@ class Encoder(Protocol):
 
     def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
         """Return the pooled output of some blocks, counted from 0, after the final norm: (B, its width) each."""
+        ...
+
+    def attention(self, inputs: Tensor) -> list[Tensor]:
+        """Return each block's attention to normalised inputs: of each query the shares of the keys, which add up to 1.
+
+        They are float32 (B, heads, prefix + queries, prefix + keys), and take much memory.
+        """
         ...
 
     def initialise(self, position_init: PositionInit) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.video import MViT
 
+from model.encoders.attention import softmaxes
 from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, mask_layout
 from model.encoders.mvit import KERNEL, STRIDE
 from model.layout import Layout
@@ -41,6 +42,11 @@ class MViTEncoder:
         self.mask_layout = mask_layout(self.prediction_layout, self.input_shape)
         self.embedding_width: int = network.conv_proj.out_channels
         self.width: int = self.network.norm.normalized_shape[0]
+        self.block_widths = tuple(block.mlp[3].out_features for block in self.network.blocks)
+        self.key_layouts = tuple(
+            _pooled(grid, block.attn.pool_k.pool.stride)
+            for block, grid in zip(self.network.blocks, self._grids, strict=False)
+        )
         self.prefix = 1
         self.depth = len(network.blocks)
         self.classes: int = 0 if isinstance(network.head, nn.Identity) else self.network.head[-1].out_features
@@ -84,6 +90,10 @@ class MViTEncoder:
                 normed = norm(x) if width == self.width else F.layer_norm(x, (width,), eps=norm.eps)
                 features.append(normed[:, 1:].float().mean(1) if pool == "mean" else normed[:, 0].float())
         return features
+
+    def attention(self, inputs: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        return softmaxes(lambda: self.encode(self.embed(inputs)))
 
     def initialise(self, position_init: PositionInit) -> None:
         """See `Encoder`. Biases start as in the published code of videos."""

@@ -11,6 +11,7 @@ from timm.models import Beit, VisionTransformer, checkpoint, is_model_in_modules
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.encoders.attention import timm_softmaxes
 from model.encoders.encoder import Pool, PositionInit, draw, fix, gathered
 from model.encoders.positions import sincos_positions
 from model.layout import Layout
@@ -79,6 +80,7 @@ class TimmEncoder:
         self.width: int = network.embed_dim
         self.prefix: int = network.num_prefix_tokens
         self.depth = len(network.blocks)
+        self.block_widths, self.key_layouts = (self.width,) * self.depth, (self.token_layout,) * self.depth
         self.classes: int = network.num_classes
 
     @property
@@ -127,6 +129,10 @@ class TimmEncoder:
             intermediates_only=True,
         )
         return [patches.float().mean(1) if pool == "mean" else prefix[:, 0].float() for patches, prefix in tokens]
+
+    def attention(self, inputs: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        return timm_softmaxes(self.network.blocks, lambda: self.encode(self.embed(inputs)))
 
     def initialise(self, position_init: PositionInit) -> None:
         """See `Encoder`."""

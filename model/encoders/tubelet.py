@@ -12,6 +12,7 @@ from timm.models import VisionTransformer, checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.encoders.attention import timm_softmaxes
 from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
 from model.encoders.positions import sincos_frames, sincos_positions
 from model.encoders.timm_vit import blocks_macs, build_encoder, through
@@ -145,6 +146,7 @@ class TubeletEncoder:
         self.width = self.embedding_width
         self.prefix = 1
         self.depth = len(network.blocks)
+        self.block_widths, self.key_layouts = (self.width,) * self.depth, (self.token_layout,) * self.depth
         self.classes = network.num_classes
 
     @property
@@ -185,6 +187,10 @@ class TubeletEncoder:
                 normed = network.norm(x)
                 features.append(normed[:, 1:].float().mean(1) if pool == "mean" else normed[:, 0].float())
         return features
+
+    def attention(self, inputs: Tensor) -> list[Tensor]:
+        """See `Encoder`."""
+        return timm_softmaxes(self.network.blocks, lambda: self.encode(self.embed(inputs)))
 
     def initialise(self, position_init: PositionInit) -> None:
         """See `Encoder`. Biases start as in the published code of videos."""

@@ -1,10 +1,10 @@
-"""Pooled features of a data set's images, computed once and kept on disk.
+"""Pooled features of a data set's images or clips, computed once and kept on disk.
 
-    KEY/part-00000.safetensors   ids, int64 (n,) ascending, and features, float32 (n, width), of one rank's images
+    KEY/part-00000.safetensors   ids, int64 (n,) ascending, and features, float32 (n, width), of one rank's samples
     KEY/identity.json            what decides the features, and size and SHA-256 of the parts; written last
 
-A rank takes a contiguous range of ids, so that each image is there once whatever the ranks, and another number of
-ranks reads the same rows. Bad samples have no row.
+A rank takes a contiguous range of ids, so that each sample is there once whatever the ranks, and another number of
+ranks reads the same rows. Bad samples have no row. Of a video it is the clip in its middle.
 """
 
 import hashlib
@@ -22,9 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.encoders.encoder import Pool
-from model.encoders.registry import encoder_of
-from model.encoders.timm_vit import TimmViT
+from model.encoders.encoder import Encoder, Pool
 from model.weights import share
 from pipeline.cluster.world import World
 from pipeline.config import Recipe
@@ -32,13 +30,14 @@ from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
+from pipeline.data.settings import Clip
 from pipeline.pixels import IMAGENET, Statistics, normalise
 from pipeline.train.engine import DTYPES
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
 from shards.terminal import shown
 
-BATCH = 128  # images
+BATCH = 128  # images, or frames of clips
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ class View:
         precision: that the encoder computes in; features are kept in float32.
         pool: the mean of the patch tokens, or the class token.
         statistics: of the pixels that the encoder takes.
+        clip: how clips are taken of videos; None: the samples are images.
     """
 
     weights: str
@@ -60,6 +60,11 @@ class View:
     precision: str
     pool: Pool
     statistics: Statistics = IMAGENET
+    clip: Clip | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return all of it that decides the features, as JSON; of images without a word of clips."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +76,8 @@ class Features:
 
 
 def encode(
-    encoder: TimmViT,
-    images: Tensor,
+    encoder: Encoder,
+    inputs: Tensor,
     layers: Sequence[int],
     pool: Pool,
     dtype: torch.dtype,
@@ -81,29 +86,31 @@ def encode(
     """Pooled output of some blocks, each after the encoder's final norm, as in DINO's probes: float32 (B, width) each.
 
     Args:
-        images: uint8 (B, 3, H, W).
+        encoder: on the device of the inputs.
+        inputs: uint8 (B, 3, H, W), or clips (B, 3, frames, H, W).
         layers: blocks counted from 0, ascending.
+        pool: what of a block's output is taken.
         dtype: computed in under autocast; float32: without.
         statistics: of the pixels that the encoder takes.
     """
-    with torch.no_grad(), torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-        return encoder_of(encoder).pooled_blocks(normalise(images, torch.float32, statistics), layers, pool)
+    with torch.no_grad(), torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
+        return encoder.pooled_blocks(normalise(inputs, torch.float32, statistics), layers, pool)
 
 
 def compute(
-    folder: Path, encoder: TimmViT, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+    folder: Path, encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> dict[int, Path]:
     """Where the features of each layer lie, having computed those that did not lie there. All ranks together.
 
     Args:
         folder: that all ranks see.
-        encoder: on the ranks' device.
+        encoder: whose network is on the ranks' device.
         layers: blocks counted from 0.
 
     Raises:
         DataError: too many samples are bad.
     """
-    identities = {layer: asdict(view) | {"data_set": manifest.identity, "layer": layer} for layer in layers}
+    identities = {layer: view.identity() | {"data_set": manifest.identity, "layer": layer} for layer in layers}
     places = {layer: folder / _key(identity) for layer, identity in identities.items()}
     missing = world.from_first(
         sorted(layer for layer, place in places.items() if not _complete(place)) if world.rank == 0 else []
@@ -148,15 +155,17 @@ def load(place: Path, part: int, parts: int, device: torch.device) -> Features:
 
 
 def _computed(
-    encoder: TimmViT, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
+    encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> tuple[Tensor, list[Tensor]]:
     """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
-    loader = Loader(manifest, recipe.data, BATCH, world.device)
-    batches = loader.batches(centre_requests(manifest, begin, end, BATCH, view.crop, recipe.data.clip))
+    clip = recipe.data.clip
+    at_once = max(1, BATCH // clip.frames) if clip else BATCH
+    loader = Loader(manifest, recipe.data, at_once, world.device)
+    batches = loader.batches(centre_requests(manifest, begin, end, at_once, view.crop, clip))
     ids: list[Tensor] = []
-    values: list[list[Tensor]] = [[torch.empty(0, encoder.embed_dim)] for _ in layers]
-    total = -(-(end - begin) // BATCH)
+    values: list[list[Tensor]] = [[torch.empty(0, encoder.block_widths[layer])] for layer in layers]
+    total = -(-(end - begin) // at_once)
     what = escape(shown(f"features of {manifest.root}"))
     for batch in track(batches, what, total, disable=world.rank > 0, transient=True):
         good = batch.weights > 0

@@ -1,21 +1,23 @@
-"""Look at a few validation images as an encoder does."""
+"""Look at a few validation samples as an encoder does."""
 
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from model.encoders.encoder import Pool
+from model.encoders.encoder import Encoder, Pool
 from pipeline.cluster.world import World
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
+from pipeline.pixels import Statistics
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.judge import Judgement
-from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours
+from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours, still
 from pipeline.probe.source import Source
 from shards.manifest import Manifest
 
-PICTURED, SHOWN = 8, 6  # validation images in the pictures, and nearest training images of each
+PICTURED, SHOWN = 8, 6  # validation samples in the pictures, and nearest training samples of each
 
 
 def look(
@@ -27,7 +29,9 @@ def look(
     judgement: Judgement,
     world: World,
 ) -> tuple[dict[str, Picture], list[float]]:
-    """Pictures of a few validation images, by their names, and how many tokens a query of each block attends to.
+    """Draw a few validation samples, by the pictures' names, and tell how many tokens a query of each block attends to.
+
+    Among its neighbours, a clip is the frame in its middle.
 
     Args:
         source, training, validation, judgement: what was probed on what, and how that went.
@@ -37,19 +41,30 @@ def look(
     ids = judgement.validation_ids[chosen]
     near = judgement.nearest[chosen, :SHOWN]
 
-    def images(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+    def inputs(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
         loader = Loader(manifest, source.recipe.data, len(ids), world.device)
         (batch,) = loader.batches([centre_request(manifest, ids, crop, clip=source.recipe.data.clip)])
         return batch.inputs
 
-    pictured = images(validation, ids)
-    neighbours = images(training, near.flatten())
+    pictured = inputs(validation, ids)
+    neighbours = still(inputs(training, near.flatten()))
     neighbours = neighbours.view(*near.shape, *neighbours.shape[1:])
     names = [validation.classes[label] for label in validation.label[ids]]
     near_names = [[training.classes[label] for label in training.label[row]] for row in near]
-    weights = attention_weights(source.encoder, pictured, source.recipe.model.statistics)
+    looked, attended = _attention(source.encoder, pictured, pool, source.recipe.model.statistics)
+    cosines = judgement.cosines[chosen, :SHOWN]
     pictures = {
-        "neighbours": draw_neighbours(pictured, names, neighbours, near_names, judgement.cosines[chosen, :SHOWN]),
-        "attention": draw_attention(pictured, looked_at(weights[-1], source.encoder, pool)),
+        "neighbours": draw_neighbours(still(pictured), names, neighbours, near_names, cosines),
+        "attention": draw_attention(pictured, looked),
     }
-    return pictures, [attended_tokens(of_block) for of_block in weights]
+    return pictures, attended
+
+
+def _attention(encoder: Encoder, inputs: Tensor, pool: Pool, statistics: Statistics) -> tuple[Tensor, list[float]]:
+    """Return `looked_at` and, of each block, `attended_tokens`: of one input at a time, for clips have many tokens."""
+    looked, tokens = [], []
+    for one in inputs:
+        weights = attention_weights(encoder, one[None], statistics)
+        looked.append(looked_at(weights[-1], encoder, pool))
+        tokens.append([attended_tokens(of_block) for of_block in weights])
+    return torch.cat(looked), torch.tensor(tokens).log().mean(0).exp().tolist()

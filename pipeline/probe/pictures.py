@@ -17,13 +17,34 @@ _RIGHT, _WRONG, _PLAIN = (0, 120, 0), (190, 0, 0), (0, 0, 0)
 _DARK = 0.2  # brightness where the last block does not look at all
 
 
-def draw_attention(images: Tensor, looked: Tensor) -> Picture:
-    """Each image beside itself in the light of `looked`, (B, rows, columns): uint8 (height, width, 3)."""
-    lit = F.interpolate(looked[:, None], images.shape[2:], mode="nearest")
+def draw_attention(inputs: Tensor, looked: Tensor) -> Picture:
+    """Draw each input beside itself in the light of `looked`: uint8 (height, width, 3).
+
+    A clip is two rows of frames, those that the rows of `looked` begin with.
+
+    Args:
+        inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
+        looked: float (B, rows, columns), or of clips (B, frames, rows, columns), where there are as many frames or
+            fewer.
+    """
+    frames = _frames(inputs, looked.shape[1] if looked.ndim == 4 else 1)  # (B, frames, 3, H, W)
+    lit = F.interpolate(looked.view(len(looked), -1, *looked.shape[-2:]), frames.shape[3:], mode="nearest")
     lit = lit / lit.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    dimmed = (images * (_DARK + (1 - _DARK) * lit)).to(torch.uint8)
-    captions = [("image", _PLAIN), ("attention", _PLAIN)]
-    return _sheet([([image, light], captions) for image, light in zip(images, dimmed, strict=True)])
+    dimmed = (frames * (_DARK + (1 - _DARK) * lit[:, :, None])).to(torch.uint8)
+    if frames.shape[1] == 1:
+        captions = [("image", _PLAIN), ("attention", _PLAIN)]
+        return _sheet([([image, light], captions) for (image,), (light,) in zip(frames, dimmed, strict=True)])
+    step = inputs.shape[2] // frames.shape[1]
+    numbers = [(f"frame {step * index}", _PLAIN) for index in range(frames.shape[1])]
+    rows = []
+    for clip, light in zip(frames, dimmed, strict=True):
+        rows += [(list(clip), numbers), (list(light), [("attention", _PLAIN)] * len(light))]
+    return _sheet(rows)
+
+
+def still(inputs: Tensor) -> Tensor:
+    """Return the images that stand for inputs: (B, 3, H, W) as they are, of clips the frame in the middle."""
+    return inputs if inputs.ndim == 4 else inputs[:, :, inputs.shape[2] // 2]
 
 
 def draw_neighbours(
@@ -50,6 +71,12 @@ def draw_neighbours(
         ]
         rows.append(([image, *near], captions))
     return _sheet(rows)
+
+
+def _frames(inputs: Tensor, count: int) -> Tensor:
+    """Return so many evenly spaced frames of each input, from the first on: (B, count, 3, H, W); an image is one."""
+    clips = inputs[:, :, None] if inputs.ndim == 4 else inputs
+    return clips[:, :, :: max(1, clips.shape[2] // count)].transpose(1, 2)
 
 
 def _sheet(rows: Sequence[tuple[Sequence[Tensor], Sequence[tuple[str, tuple[int, int, int]]]]]) -> Picture:

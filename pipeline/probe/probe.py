@@ -70,10 +70,10 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     source, name, step = find(asked)
     recipe, encoder = source.recipe, source.encoder
     if recipe.data.validation is None:
-        raise ConfigError("a probe is judged on labelled images that it was not trained on: set data.validation")
+        raise ConfigError("a probe is judged on labelled samples that it was not trained on: set data.validation")
     training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(recipe.data.validation)
     labels = labels_of(training, validation)
-    depth = len(encoder.blocks)
+    depth = encoder.depth
     if wrong := [layer for layer in asked.layers if not -depth <= layer < depth]:
         raise ConfigError(f"--layer {wrong[0]}: {recipe.model.name} has blocks 0 to {depth - 1}, or -1 to -{depth}")
     layers = sorted({layer % depth for layer in asked.layers})
@@ -84,9 +84,15 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     # Features, of which those already there are not computed again
     out = asked.out or default_folder(asked.source)
     weights = source.identity()
-    encoder.to(world.device)
+    encoder.network.to(world.device)
     view = View(
-        weights, recipe.data.image_size, asked.crop, recipe.engine.precision, asked.pool, recipe.model.statistics
+        weights,
+        recipe.data.image_size,
+        asked.crop,
+        recipe.engine.precision,
+        asked.pool,
+        recipe.model.statistics,
+        recipe.data.clip,
     )
     places = [compute(out / "features", encoder, layers, view, of, recipe, world) for of in (training, validation)]
     computed = time.perf_counter()
@@ -100,7 +106,7 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     if world.rank > 0:
         return
     ended = time.perf_counter()
-    show(f"{asked.source}, {name}", judgements)
+    show(f"{asked.source}, {name}", judgements, "clips" if recipe.data.clip else "images")
     seconds = {"features": computed - started, "probes": ended - computed}
     say(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
     report = {
@@ -146,8 +152,8 @@ def described(manifest: Manifest) -> dict[str, Any]:
     return {"shards": masked(manifest.root), "identity": manifest.identity, "samples": len(manifest)}
 
 
-def show(title: str, judgements: dict[int, Judgement]) -> None:
-    """The tables. The rate is chosen on held-out training images: the best on validation would flatter."""
+def show(title: str, judgements: dict[int, Judgement], samples: str) -> None:
+    """Print the tables. The rate is chosen on held-out training samples: the best on validation would flatter."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for layer, judgement in judgements.items():
         heading = shown(f"{title}, block {layer}")
@@ -160,8 +166,8 @@ def show(title: str, judgements: dict[int, Judgement]) -> None:
         console.print(table)
     counts = next(iter(judgements.values()))
     say(
-        f"{counts.trained:,} training images, {counts.held_out:,} held out to choose the rate (bold), "
-        f"{counts.validated:,} validation images; {counts.bad:,} bad ones left out"
+        f"{counts.trained:,} training {samples}, {counts.held_out:,} held out to choose the rate (bold), "
+        f"{counts.validated:,} validation {samples}; {counts.bad:,} bad ones left out"
     )
 
 

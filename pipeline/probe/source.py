@@ -10,7 +10,7 @@ import timm
 import torch
 
 from model.convert import fill
-from model.encoders.timm_vit import TimmViT
+from model.encoders.encoder import Encoder
 from model.geometry import Architecture, geometry
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model
@@ -31,19 +31,19 @@ class Source:
 
     Attributes:
         recipe: `data`, `model`, `run.seed` and `engine.precision` count.
-        encoder: on the CPU, for evaluation.
+        encoder: of images or clips; its network is on the CPU, for evaluation.
         notes: what of the weights was not carried over as it is.
     """
 
     recipe: Recipe
-    encoder: TimmViT
+    encoder: Encoder
     notes: list[str]
 
     def identity(self) -> str:
         """SHA-256 of all that makes features of pixels: architecture, options and weights."""
         model = self.recipe.model
         digest = hashlib.sha256(json.dumps([model.name, model.options], sort_keys=True).encode())
-        for name, tensor in self.encoder.state_dict().items():
+        for name, tensor in self.encoder.network.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
@@ -74,7 +74,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         fill(model, Weights(found.folder, TIMM, tensors))
-    return Source(recipe, model.encoder.eval(), [])
+    return Source(recipe, model.eval().view, [])
 
 
 def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Source:
@@ -91,7 +91,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     """
     if Path(weights).exists():
         loaded = read(Path(weights))
-        told = _settings(loaded)
+        told = _settings(loaded) + _statistics(loaded)
     elif timm.is_model(weights):
         loaded = _pretrained(weights)
         told = [f"model.name={weights}", f"data.image_size={timm.get_pretrained_cfg(weights).input_size[1]}"]
@@ -101,7 +101,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
     notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics))
-    return Source(recipe, model.encoder.eval(), notes)
+    return Source(recipe, model.eval().view, notes)
 
 
 def _settings(weights: Weights) -> list[str]:
@@ -113,11 +113,21 @@ def _settings(weights: Weights) -> list[str]:
         return []
     try:
         stated = parse_json(config.read_bytes())
-        size = stated.get("pretrained_cfg", stated)["input_size"][1]
+        _, *frames, size, _ = stated.get("pretrained_cfg", stated)["input_size"]
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
-        return _overrides(Architecture(stated["architecture"], size, None, options))
+        return _overrides(Architecture(stated["architecture"], size, frames[0] if frames else None, options))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{config} is not a timm configuration ({error!r})") from error
+
+
+def _statistics(weights: Weights) -> list[str]:
+    """Overrides that tell the pixels that weights of clips take; those of images are rewritten for the recipe's.
+
+    A MViT pads its inputs, which is why its weights cannot be rewritten.
+    """
+    if not weights.of_clips or weights.normalisation is None:
+        return []
+    return [f"model.{key}={list(getattr(weights.normalisation, key))}" for key in ("mean", "std")]
 
 
 def _overrides(found: Architecture) -> list[str]:

@@ -13,6 +13,7 @@ from ranks import Ranks
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
+from model.encoders.registry import encoder_of
 from model.export import export_timm
 from model.maskfeat import build_encoder
 from pipeline.checkpoints.checkpoint import read
@@ -138,11 +139,13 @@ def test_layers_are_those_of_timm(name: str) -> None:
         want = [encoder.norm(outputs[layer]) for layer in (1, 3)]
     torch.testing.assert_close(want[1], last)
     for pool, pooled in (("mean", lambda x: x[:, 1:].mean(1)), ("class", lambda x: x[:, 0])):
-        got = encode(encoder, images, [1, 3], pool, torch.float32)
+        got = encode(encoder_of(encoder), images, [1, 3], pool, torch.float32)
         torch.testing.assert_close(got, [pooled(tokens) for tokens in want])
     if name.startswith("vit"):
         theirs = encoder.get_intermediate_layers(pixels, n=[1, 3], norm=True)
-        torch.testing.assert_close(encode(encoder, images, [1, 3], "mean", torch.float32), [x.mean(1) for x in theirs])
+        torch.testing.assert_close(
+            encode(encoder_of(encoder), images, [1, 3], "mean", torch.float32), [x.mean(1) for x in theirs]
+        )
 
 
 def test_attention_is_what_queries_and_keys_make_it() -> None:
@@ -155,7 +158,7 @@ def test_attention_is_what_queries_and_keys_make_it() -> None:
     for block in encoder.blocks:
         block.attn.qkv.register_forward_hook(lambda _, __, out: outputs.append(out))
     fused = [block.attn.fused_attn for block in encoder.blocks]
-    got = attention_weights(encoder, images)
+    got = attention_weights(encoder_of(encoder), images)
     assert [block.attn.fused_attn for block in encoder.blocks] == fused
     for output, weights in zip(outputs, got, strict=True):
         q, k, _ = output.view(2, 10, 3, 2, 16).permute(2, 0, 3, 1, 4).detach().numpy()
@@ -166,7 +169,7 @@ def test_attention_is_what_queries_and_keys_make_it() -> None:
         assert 1.5 < attended_tokens(weights) < 9.5 and abs(np.log(attended_tokens(weights)) - entropy) < 1e-5
     heads = want.mean(1)  # of the last block
     for pool, looked in (("class", heads[:, 0, 1:]), ("mean", heads[:, 1:, 1:].mean(1))):
-        np.testing.assert_allclose(looked_at(got[-1], encoder, pool), looked.reshape(2, 3, 3), atol=1e-6)
+        np.testing.assert_allclose(looked_at(got[-1], encoder_of(encoder), pool), looked.reshape(2, 3, 3), atol=1e-6)
 
 
 def test_attended_tokens_are_one_of_a_collapsed_block_and_all_of_a_uniform_one() -> None:
@@ -202,8 +205,8 @@ def test_features_are_computed_once_and_torn_ones_again(
     manifest = Manifest.load(labelled["train"])
     view = View(source.identity(), 32, 0.875, "fp32", "mean")
     calls: list[int] = []
-    source.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    source.encoder.norm.register_forward_hook(lambda *_: calls.append(1))
+    source.encoder.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    source.encoder.network.norm.register_forward_hook(lambda *_: calls.append(1))
 
     def places() -> dict[int, Path]:
         calls.clear()
@@ -234,12 +237,12 @@ def test_exported_weights_are_those_of_the_run(run: Path, tmp_path: Path) -> Non
     for source in (trained, untrained):
         model = source.recipe.model
         export_timm(
-            source.encoder, tmp_path, image_size=32, options=model.options, mean=IMAGENET.mean, std=IMAGENET.std
+            source.encoder.network, tmp_path, image_size=32, options=model.options, mean=IMAGENET.mean, std=IMAGENET.std
         )
         again = of_weights(str(tmp_path), False, ["data.shards=unused"])
         assert again.identity() == source.identity() and again.recipe.data.image_size == 32
     larger = of_weights(str(tmp_path), False, ["data.shards=unused", "data.image_size=64"])
-    assert larger.encoder.patch_embed.grid_size == (4, 4) and "pos_embed resampled to 4x4" in larger.notes[-1]
+    assert larger.encoder.network.patch_embed.grid_size == (4, 4) and "pos_embed resampled to 4x4" in larger.notes[-1]
 
 
 def test_two_ranks_judge_as_one(run: Path, labelled: dict[str, Path], tmp_path: Path) -> None:

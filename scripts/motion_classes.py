@@ -1,0 +1,133 @@
+"""Make videos of ten motions over photographs, which show whether a model uses time.
+
+    python scripts/motion_classes.py OUT [--train 800] [--validation 400]
+
+A clip is a window of 32 pixels that moves over a photograph of scikit-image or scikit-learn: left, right, up or down,
+slow or fast, or it zooms in or out; these are the classes. Beyond its borders a photograph goes on as its mirror image,
+and a window may be anywhere, so that all frames of the moving clips are distributed alike, whatever the class and the
+number of the frame: a single one tells nothing. (The windows of a zoom grow or shrink by half from the first frame to
+the last; those in the middle are like all others.) Frames whose order is unknown do not tell a motion from the opposite
+one. Training and validation are windows on the same eight photographs.
+
+Three sets of the same clips are written, each as SET/train/CLASS/*.mp4 and SET/validation/CLASS/*.mp4:
+
+    OUT/clips       the clips
+    OUT/still       of each clip the frame in its middle, in place of all frames
+    OUT/shuffled    the frames of each clip in a random order
+
+docs/video.md says what a probe finds there. What an earlier call wrote to OUT is written anew.
+
+Example:
+
+    python scripts/motion_classes.py motions/videos --train 400 --validation 200
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from demo_data import photographs
+from demo_video_data import write
+from shards.terminal import Parser
+
+MARK = "made-by-motion_classes"  # an empty file in OUT
+SHORT_SIDE = 160  # of the photographs, in pixels
+SIDE, FRAMES = 32, 8  # of a clip
+SLOW, FAST = 2.0, 4.0  # pixels a frame
+ZOOM = 1.06  # by which the window's side grows or shrinks from frame to frame
+SCALES = (0.8, 1.25)  # pixels of the photograph to a pixel of the frame in the middle, from and to
+MARGIN = 64  # pixels that a window may lie beyond its middle's place
+
+# What a class does to the window: its step down and across, in pixels a frame, and by what its side is multiplied
+MOTIONS = {
+    f"{direction}-{speed}": (down * step, across * step, 1.0)
+    for direction, (down, across) in {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.items()
+    for speed, step in {"slow": SLOW, "fast": FAST}.items()
+} | {"zoom-in": (0.0, 0.0, 1 / ZOOM), "zoom-out": (0.0, 0.0, ZOOM)}
+
+Frames = NDArray[np.uint8]  # (frames, height, width, 3)
+
+
+def textured() -> list[NDArray[np.uint8]]:
+    """Return eight photographs whose windows nearly all show something: uint8 (height, width, 3)."""
+    named = photographs()
+    grey = [skimage.data.brick(), skimage.data.coins(), skimage.data.grass(), skimage.data.gravel()]
+    colours = [named["cat"], named["china"], named["motorcycle-left"], skimage.data.immunohistochemistry()]
+    return [*(np.repeat(photograph[..., None], 3, axis=2) for photograph in grey), *colours]
+
+
+def mirrored(photograph: NDArray[np.uint8]) -> Image.Image:
+    """Return a photograph, shrunk, and its mirror images to the right of it, below it and around both."""
+    image = Image.fromarray(photograph)
+    scale = SHORT_SIDE / min(image.size)
+    pixels = np.asarray(image.resize((round(image.width * scale), round(image.height * scale))))
+    height, width, _ = pixels.shape
+    return Image.fromarray(
+        np.pad(pixels, ((MARGIN, height + MARGIN), (MARGIN, width + MARGIN), (0, 0)), mode="symmetric")
+    )
+
+
+def moving(plane: Image.Image, motion: str, rng: np.random.Generator) -> Frames:
+    """Cut a clip from what `mirrored` returned: of a motion at a random place and scale."""
+    down, across, growth = MOTIONS[motion]
+    scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
+    middle = [rng.uniform(MARGIN, side - MARGIN) for side in plane.size]
+    frames = []
+    for frame in range(FRAMES):
+        time = frame - (FRAMES - 1) / 2
+        x, y = middle[0] + across * scale * time, middle[1] + down * scale * time
+        half = SIDE * scale * growth**time / 2
+        frames.append(plane.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (x - half, y - half, x + half, y + half)))
+    return np.stack([np.asarray(frame) for frame in frames])
+
+
+def variants(clip: Frames, rng: np.random.Generator) -> dict[str, Frames]:
+    """Return a clip in each of the sets."""
+    still = np.repeat(clip[FRAMES // 2 : FRAMES // 2 + 1], FRAMES, axis=0)
+    return {"clips": clip, "still": still, "shuffled": rng.permutation(clip)}
+
+
+def make(out: Path, counts: dict[str, int]) -> None:
+    """Write all sets anew.
+
+    Args:
+        out: their folder.
+        counts: of the clips, by "train" and "validation".
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
+    names, planes = list(MOTIONS), [mirrored(photograph) for photograph in textured()]
+    for part, count in counts.items():
+        rng = np.random.default_rng([0, len(part)])
+        for index in track(range(count), f"{count} {part} clips"):
+            motion, plane = names[index % len(names)], planes[rng.integers(len(planes))]
+            for kind, frames in variants(moving(plane, motion, rng), rng).items():
+                folder = out / kind / part / motion
+                folder.mkdir(parents=True, exist_ok=True)
+                write(folder / f"{index:05d}.mp4", frames)
+
+
+def main() -> None:
+    """Write the sets; exit status 2 when OUT holds something else."""
+    parser = Parser(__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    parser.add_argument("--train", type=int, default=800, help="clips of all classes (%(default)s)")
+    parser.add_argument("--validation", type=int, default=400, help="clips of all classes (%(default)s)")
+    arguments = parser.parse_args()
+    if min(arguments.train, arguments.validation) < len(MOTIONS):
+        parser.error(f"--train and --validation are at least {len(MOTIONS)}, one clip a class")
+    out: Path = arguments.out
+    if out.exists() and not (out / MARK).exists() and (out.is_file() or any(out.iterdir())):
+        parser.error(f"{out} holds what this program did not write: name a new folder")
+    make(out, {"train": arguments.train, "validation": arguments.validation})
+
+
+if __name__ == "__main__":
+    main()
