@@ -121,18 +121,37 @@ def test_torchrun(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
 
 
 def test_clips_under_the_deepspeed_launcher(nodes: list[Node], video_shards: Path, tmp_path: Path) -> None:
-    """`small_video`, shrunk: a node is killed, and the same command resumes from the last checkpoint, bit for bit."""
+    options = ("data.image_size=64", "data.repeats=2", "model.options={embed_dim: 32, depth: 2, num_heads: 1}")
+    whole = resumed_on_two_nodes(nodes, tmp_path, "small_video", f"data.shards={video_shards}", *options)
+    for rank in (0, 1):
+        trace = [json.loads(line) for line in (whole / f"samples-rank{rank}.jsonl").read_text().splitlines()]
+        assert [len(line["frames"]) for line in trace] == [8] * 12
+
+
+def test_visible_patches_under_the_deepspeed_launcher(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
+    options = ("data.image_size=64", "mask.repeats=2", "model.options={embed_dim: 32, depth: 4, num_heads: 1}")
+    whole = resumed_on_two_nodes(nodes, tmp_path, "small_visible", f"data.shards={shards}", *options)
+    for rank in (0, 1):
+        trace = [json.loads(line) for line in (whole / f"samples-rank{rank}.jsonl").read_text().splitlines()]
+        assert [len(line["ids"]) for line in trace] == [4] * 12  # of 8 views
+
+
+def resumed_on_two_nodes(nodes: list[Node], folder: Path, recipe: str, *settings: str) -> Path:
+    """Kill a node of a run; the same command resumes from the last checkpoint, like the undisturbed run, bit for bit.
+
+    Returns:
+        The undisturbed run, of two ranks and 12 steps of 16 inputs.
+    """
     options = [
-        *("data.image_size=64", "data.repeats=2", "data.decode_threads=1", "run.trace_samples=true", "run.log_every=1"),
-        *("model.options={embed_dim: 32, depth: 2, num_heads: 1}", "optim.batch_size=16", "engine.compile=none"),
-        *(f"data.shards={video_shards}", "run.max_steps=12", "run.save_every=4", "run.eval_every=1000"),
+        *("data.decode_threads=1", "run.trace_samples=true", "run.log_every=1", "run.max_steps=12", "run.save_every=4"),
+        *("run.eval_every=1000", "optim.batch_size=16", "engine.compile=none", *settings),
     ]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    (tmp_path / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
+    run, whole = folder / "run", folder / "whole"
+    (folder / "hosts").write_text("".join(f"{node.name} slots=1\n" for node in nodes))
 
     def started() -> "subprocess.Popen[str]":
-        launcher, *rest = [*deepspeed("small_video"), *options, f"run.dir={run}"]
-        return nodes[0].popen(launcher, "--hostfile", str(tmp_path / "hosts"), *rest, env=environment(tmp_path))
+        launcher, *rest = [*deepspeed(recipe), *options, f"run.dir={run}"]
+        return nodes[0].popen(launcher, "--hostfile", str(folder / "hosts"), *rest, env=environment(folder))
 
     killed = started()
     wait_until(lambda: (run / "checkpoints" / "step-00000004").exists(), killed)
@@ -140,14 +159,13 @@ def test_clips_under_the_deepspeed_launcher(nodes: list[Node], video_shards: Pat
     assert killed.wait(120) != 0 and reached(run) < 12
     nodes[1].start()
     assert started().wait(240) == 0
-    undisturbed = Ranks(2, ["small_video", *options, f"run.dir={whole}"], tmp_path / "said", free_port())
+    undisturbed = Ranks(2, [recipe, *options, f"run.dir={whole}"], folder / "said", free_port())
     assert undisturbed.wait(240) == [0, 0], undisturbed.said()
     assert_same_weights(run, whole)
     assert losses(run) == losses(whole) and list(losses(run)) == list(range(1, 13))
     for rank in (0, 1):
-        trace = [json.loads(line) for line in (run / f"samples-rank{rank}.jsonl").read_text().splitlines()]
-        assert [len(line["frames"]) for line in trace] == [8] * 12
         assert (run / f"samples-rank{rank}.jsonl").read_text() == (whole / f"samples-rank{rank}.jsonl").read_text()
+    return whole
 
 
 def supervise(node: Node, shards: Path, run: Path, *overrides: str, least: int = 1) -> "subprocess.Popen[str]":
