@@ -30,7 +30,7 @@ class CheckOptions:
         resize: shrink the short side to this many pixels where it is longer, and store all in one format.
         check: `decode` all of a file, or only its `header` where its bytes can be kept.
         frames: `jpeg` stores videos as JPEGs of their frames; None: in a codec of videos.
-        frame_stride: with `frames`, store every n-th frame only.
+        frame_stride: with `frames`, store only every `frame_stride`-th frame, from the first on.
     """
 
     max_pixels: int = DEFAULT_MAX_PIXELS

@@ -1,7 +1,7 @@
-"""Images that DALI would find wrong before it decodes them, found here instead.
+"""Images that DALI must not be given, found by their headers.
 
-DALI 2.4 ends the process where it can, for a batch of some dozens of images, neither tell the format of one of them nor
-cut its crop out: it gives up the batch while other threads still decode it. Damage behind a header is an error there.
+DALI 2.4 may end the process (SIGSEGV) where one image of some dozens in a batch has no known format, or a crop outside
+of it. Damage behind a header is an ordinary error there.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from shards.media.media import Rejected
 
 
 def readable(crops: Crops) -> tuple[Crops, dict[int, str]]:
-    """Return the crops without the images whose headers do not fit them, and why by their places."""
+    """Return the crops without images whose headers cannot be read or that a crop does not lie in, and why by place."""
     problems: dict[int, str] = {}
     boxes = crops.boxes.reshape(len(crops.encoded), -1, 4)
     for place, encoded in enumerate(crops.encoded):

@@ -34,7 +34,10 @@ from shards.preview import write_preview
 from shards.tables.columns import JPEG_COLUMNS
 from shards.verify import verify
 
-KINDS = kinds()
+KINDS = kinds() | {
+    # Whose unit of time, 1001/30000 s, MP4 cannot have
+    "NTSC.avi": encoded(film(20), "mpeg4", "avi", rate=Fraction(30_000, 1001)),  # type: ignore[arg-type]
+}
 CONVERTED = {"10-bit", "12-bit", "not 4:2:0"}  # as with --resize
 
 
