@@ -99,7 +99,7 @@ def test_ctrl_c_is_one_line_and_a_re_run_gives_the_same_bytes(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert [line.partition(": ")[2][:26] for line in err.splitlines()] == [
-        "no classes: its files lie",
+        "no classes: its files lie ",
         "run the same command again",
     ]
     assert "run the same command again" in err
