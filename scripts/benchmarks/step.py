@@ -139,12 +139,11 @@ def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
     """One micro-batch of random pixels again and again, in memory as the decoder leaves them."""
     size, micro, frames = recipe.data.image_size, recipe.micro_batch(world.size), recipe.data.frames
-    shape = (micro, 3, *([] if frames is None else [frames]), size, size)
-    generator = torch.Generator().manual_seed(world.rank)
+    shape, generator = (micro, 3, frames or 1, size, size), torch.Generator().manual_seed(world.rank)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
+    images = images.squeeze(2) if frames is None else images
     if world.device.type == "cuda":
-        last = torch.channels_last if frames is None else torch.channels_last_3d
-        images = images.contiguous(memory_format=last)
+        images = images.contiguous(memory_format=torch.channels_last if frames is None else torch.channels_last_3d)
     return repeat((images, torch.arange(micro, device=world.device)))
 
 
@@ -193,9 +192,8 @@ def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rou
     elif card and recipe.engine.precision != "fp32":
         limits.append(f"{card.tflops:g} TFLOP/s, bf16 on an {card.name}")
         rates[limits[-1]] = card.tflops * 1e12 * world.size / first.flops
-    images = compare(
-        f"training step, {title(recipe, world)}", f"{inputs_of(recipe)}/s", rates, limits, settings_of(recipe, world)
-    )
+    what, unit = f"training step, {title(recipe, world)}", f"{inputs_of(recipe)}/s"
+    images = compare(what, unit, rates, limits, settings_of(recipe, world))
     to_tflops = first.flops / 1e12 / world.size
     others = list(loops.items())[1:]
     figures = [
