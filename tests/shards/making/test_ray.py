@@ -33,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
     here = Path(__file__)
     patch.setenv("PYTHONPATH", os.pathsep.join(map(str, [Path(shards.__file__).parents[1], *here.parents[:3]])))
     head = {"include_dashboard": False, **NODE}
-    faulthandler.dump_traceback_later(300, exit=True)  # Ray waits without end for a cluster that does not answer
+    faulthandler.dump_traceback_later(900, exit=True)  # Ray waits without end for a cluster that does not answer
     cluster = Cluster(initialize_head=True, head_node_args=head)
     cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False)
