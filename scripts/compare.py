@@ -2,7 +2,8 @@
 
     python scripts/compare.py FOLDER
 
-FOLDER holds probe/KIND/*.json and finetune/KIND-SEED of the kinds scratch, hog and pixels. Writes results.png there.
+FOLDER holds probe/KIND/*.json and finetune/KIND-SEED of the kinds scratch and hog, and of pixels, light and local if
+these were pre-trained, too. Writes results.png there.
 
 Example, after scripts/reproduce_small.sh /data/flowers reproduction:
 
@@ -25,7 +26,13 @@ from shards.terminal import Parser, note, prepare, say
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # reads which backend to use
 
-KINDS = {"scratch": "no pre-training", "hog": "HOG", "pixels": "pixels"}
+KINDS = {
+    "scratch": "no pre-training",
+    "hog": "HOG",
+    "pixels": "pixels",
+    "light": "HOG, visible patches only",
+    "local": "HOG at four scales, visible patches only",
+}
 Curve = dict[int, float]  # top-1 by step
 
 
@@ -54,9 +61,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="OUT of scripts/reproduce_small.sh")
     prepare()
     folder: Path = parser.parse_args().folder
+    kinds = [kind for kind in KINDS if kind in ("scratch", "hog") or (folder / "probe" / kind).exists()]
     try:
-        probes = {kind: probed(folder / "probe" / kind) for kind in KINDS}
-        curves = {kind: fine_tuned(folder / "finetune", kind) for kind in KINDS}
+        probes = {kind: probed(folder / "probe" / kind) for kind in kinds}
+        curves = {kind: fine_tuned(folder / "finetune", kind) for kind in kinds}
         ends = {kind: [max(curve.items())[1] for curve in of.values()] for kind, of in curves.items()}
         spread = {kind: f"{statistics.fmean(values):.1%}" for kind, values in ends.items()}
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
@@ -64,10 +72,10 @@ def main() -> int:
         return 1
 
     table = Table("pre-training", "linear", "k-NN", "fine-tuned", "each seed", box=SIMPLE_HEAD, title="top-1")
-    for kind, name in KINDS.items():
+    for kind in kinds:
         linear, neighbours = probes[kind]
         each = ", ".join(f"{value:.1%}" for value in ends[kind])
-        table.add_row(name, f"{linear:.1%}", f"{neighbours:.1%}", spread[kind], each)
+        table.add_row(KINDS[kind], f"{linear:.1%}", f"{neighbours:.1%}", spread[kind], each)
     Console(highlight=False, markup=False).print(table)
     draw(folder / "results.png", probes, curves)
     say(f"plots: {folder}/results.png")
@@ -77,13 +85,15 @@ def main() -> int:
 def draw(path: Path, probes: dict[str, tuple[float, float]], curves: dict[str, dict[str, Curve]]) -> None:
     """Bars of the probes, and curves of fine-tuning, a line a seed."""
     figure, (bars, lines) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for place, (kind, name) in enumerate(KINDS.items()):
-        drawn = bars.bar([place, place + 4], [100 * value for value in probes[kind]], label=name, color=f"C{place}")
+    apart = len(probes) + 1
+    for place, (kind, of_kind) in enumerate(probes.items()):
+        name = KINDS[kind]
+        drawn = bars.bar([place, place + apart], [100 * value for value in of_kind], label=name, color=f"C{place}")
         bars.bar_label(drawn, fmt="%.1f")
         for index, curve in enumerate(curves[kind].values()):
             top1 = [100 * value for value in curve.values()]
             lines.plot(list(curve), top1, color=f"C{place}", label=None if index else name)
-    bars.set(title="frozen features", ylabel="top-1 (%)", xticks=[1, 5], xticklabels=["linear probe", "k-NN"])
+    bars.set(title="frozen features", ylabel="top-1 (%)", xticks=[apart / 2 - 1, 1.5 * apart - 1], xticklabels=["linear probe", "k-NN"])
     lines.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
     lines.legend()
     figure.savefig(path, dpi=120)

@@ -85,7 +85,8 @@ def test_the_demo_where_paths_have_spaces(checkout: Path) -> None:
         ["maskfeat-shards", "build", f"{folder}/images/train", f"{folder}/shards/train", "--samples-per-shard", "500"],
         ["maskfeat-shards", "build", f"{folder}/images/validation", f"{folder}/shards/validation"],
         [
-            *("deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py", "demo", f"run.dir={folder}/run"),
+            *("deepspeed", "--quiet", "--num_gpus", "2", "--master_port", "29500", "scripts/pretrain.py", "demo"),
+            f"run.dir={folder}/run",
             *(f"data.shards={folder}/shards/train", f"data.validation={folder}/shards/validation"),
         ],
         ["python", "scripts/export.py", f"{folder}/run", f"{folder}/weights"],
@@ -103,9 +104,14 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
     out, made = checkout / "my results", calls(checkout)
     sets = [f"data.shards={out}/shards/train", f"data.validation={out}/shards/validation"]
     assert (out / "validation" / "a class" / "test").resolve() == checkout / ODD / "test" / "a class"
-    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py", "small"]
-    for kind in ("hog", "pixels"):
-        assert [*launched, f"run.dir={out}/pretrain/{kind}", f"target.kind={kind}", *sets] in made
+    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py"]
+    for kind, options in {
+        "hog": ["small", "optim.epochs=100"],
+        "pixels": ["small", "target.kind=pixels", "optim.epochs=100"],
+        "light": ["small_visible", "optim.epochs=260"],
+        "local": ["small_visible", "model.decoder=local", "target.kind=hog_scales", "optim.epochs=190"],
+    }.items():
+        assert [*launched, *options, f"run.dir={out}/pretrain/{kind}", *sets] in made
     launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/finetune.py", "small"]
     init = f"model.init={out}/weights/pixels"
     assert [*launched, f"run.dir={out}/finetune/pixels-1", "run.seed=1", init, *sets] in made
@@ -118,9 +124,11 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
     [
         ("demo.sh", ["a", "b"], "error: usage: scripts/demo.sh [FOLDER]"),
         ("demo.sh", ["--nonsense"], "error: usage: scripts/demo.sh [FOLDER]"),
-        ("reproduce_small.sh", [], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
-        ("reproduce_small.sh", ["a", "b", "c"], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
-        ("reproduce_small.sh", ["-x"], "error: usage: scripts/reproduce_small.sh DATA [OUT]"),
+        ("reproduce_small.sh", [], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
+        ("reproduce_small.sh", ["a", "b", "c"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
+        ("reproduce_small.sh", ["a", "b", "10", "x"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
+        ("reproduce_small.sh", ["a", "b", "10", "1", "1"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
+        ("reproduce_small.sh", ["-x"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
         ("reproduce_small.sh", ["no where"], "error: there is no no where/train: DATA holds train/CLASS/*"),
     ],
 )
