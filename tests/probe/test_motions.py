@@ -13,6 +13,8 @@ from pipeline.probe.judge import Settings
 from pipeline.probe.probe import Asked, probe
 from shards.build import build
 
+pytestmark = pytest.mark.slow  # it trains for two minutes
+
 KINDS = ("clips", "still", "shuffled")
 TRAINED, JUDGED = 600, 300  # clips
 
