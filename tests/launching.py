@@ -53,6 +53,11 @@ def small_recipe(shards: Path | str, run: Path, *overrides: str) -> Recipe:
 
 def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     """Train in this process, a world of one."""
+    train(small_recipe(shards, run, *overrides))
+
+
+def train(recipe: Recipe) -> None:
+    """Train by any recipe in this process, a world of one."""
     from pipeline.cluster.phases import Phases
     from pipeline.cluster.preemption import Preemption
     from pipeline.cluster.world import join
@@ -60,8 +65,8 @@ def pretrain(shards: Path | str, run: Path, *overrides: str) -> None:
     from pipeline.train.loop import Outcome
     from pipeline.train.setup import set_up
 
-    recipe, world = small_recipe(shards, run, *overrides), join()
-    with Phases(run, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
+    world = join()
+    with Phases(recipe.run.dir, world.rank, recipe.run.deadline) as phases, Preemption(world) as preemption:
         while set_up(recipe, world, phases, Pretraining).run(preemption) is Outcome.ROLLED_BACK:
             pass
 
