@@ -44,6 +44,13 @@ class Run(Section):
     trace_samples: bool = False  # write the ids of every batch, and the frames of its clips, to samples-rank{r}.jsonl
 
 
+class PretrainRun(Run):
+    """Where a run lives and what it reports when. `*_every` count steps."""
+
+    probe_every: Count | None = None  # judge the frozen encoder by labels on the way; None: do not
+    probe_samples: Count = 4096  # of the training and of the validation set, at most so many of each
+
+
 class Model(Section):
     """The encoder: a timm vision transformer."""
 
@@ -175,6 +182,7 @@ class Recipe(TrainingRecipe):
 
     folder: ClassVar[Path] = RECIPES
 
+    run: Free[PretrainRun]
     mask: MaskSettings = MaskSettings()
     target: Free[TargetSettings] = TargetSettings()  # tells its own identity, with that of its weights
 

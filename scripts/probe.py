@@ -21,17 +21,16 @@ import math
 from pathlib import Path
 
 from pipeline.cluster.world import join
+from pipeline.data.views import CENTRE
 from pipeline.probe.judge import Settings
 from pipeline.probe.probe import Asked, probe
 from pipeline.train.command import leave, status_of
 from shards.terminal import Parser
 
-RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
-
 
 def main() -> int:
     """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
-    parser = Parser(__doc__)
+    parser, usual = Parser(__doc__), Settings()
     parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
@@ -43,15 +42,23 @@ def main() -> int:
     )
     parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
     parser.add_argument(
-        "--crop", type=float, default=224 / 256, help="of the short side, whose centre is seen (%(default)s)"
+        "--crop", type=float, default=CENTRE, help="of the short side, whose centre is seen (%(default)s)"
     )
-    parser.add_argument("--k", type=int, nargs="+", default=[20], metavar="K", help="neighbours that vote (20)")
-    parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (%(default)s)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, metavar="LR", help="trained side by side")
-    parser.add_argument("--epochs", type=int, default=100, help="of the linear classifier (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=1024, help="of the linear classifier (%(default)s)")
+    parser.add_argument("--k", type=int, nargs="+", default=usual.k, metavar="K", help="neighbours that vote (20)")
+    parser.add_argument("--temperature", type=float, default=usual.temperature, help="of the votes (%(default)s)")
     parser.add_argument(
-        "--held-out", type=float, default=0.1, metavar="SHARE", help="of training, to choose the rate by (%(default)s)"
+        "--rates", type=float, nargs="+", default=usual.rates, metavar="LR", help="trained side by side"
+    )
+    parser.add_argument("--epochs", type=int, default=usual.epochs, help="of the linear classifier (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=usual.batch_size, help="of the linear classifier (%(default)s)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=usual.held_out,
+        metavar="SHARE",
+        help="of training, to choose the rate by (%(default)s)",
     )
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
@@ -82,7 +89,6 @@ def main() -> int:
             arguments.epochs,
             arguments.batch_size,
             arguments.held_out,
-            seed=0,
         )
         probe(asked, settings, world)
 

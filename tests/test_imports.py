@@ -22,10 +22,10 @@ LAYERS = [
     ["cluster", "estimate"],
     ["checkpoints", "report"],
     ["train"],
-    ["validation", "words"],
+    ["validation", "words", "probe"],
     ["pretrain"],
     ["card"],
-    ["finetune", "probe"],
+    ["finetune"],
     ["trained"],
     ["cli", "doctor", "measure"],
 ]

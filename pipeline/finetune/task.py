@@ -49,6 +49,7 @@ class Finetuning:
     """
 
     name = "fine-tuning"
+    probe_every: int | None = None
 
     def __init__(self, recipe: FinetuneRecipe, data: ListedData, world: World, phases: Phases) -> None:
         self._recipe, self._world, self.average = recipe, world, recipe.optim.average
@@ -143,6 +144,10 @@ class Finetuning:
             if len(self.names) <= PICTURED:
                 report.picture(done, "confusion", draw_table(confusion, self.names))
         return metrics
+
+    def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
+        """Measure nothing: the accuracy is what is trained for."""
+        return {}
 
     def _write(self, name: str, content: bytes) -> None:
         path = self._recipe.run.dir / name

@@ -34,6 +34,10 @@ class Validation:
         data, run: settings of the run.
         micro_batch: inputs that a rank computes at once.
         world, examples, phases: those of the run.
+
+    Attributes:
+        manifest: of the images.
+        identity: of the manifest.
     """
 
     def __init__(
@@ -46,9 +50,9 @@ class Validation:
         examples: ExampleMaker,
         phases: Phases,
     ) -> None:
-        self._manifest = Manifest.load(shards)
-        self.identity = self._manifest.identity
-        self._images = ValidationImages(self._manifest, data, micro_batch, run.seed, world, phases)
+        self.manifest = Manifest.load(shards)
+        self.identity = self.manifest.identity
+        self._images = ValidationImages(self.manifest, data, micro_batch, run.seed, world, phases)
         self._samples, self._folder = data.validation_samples, run.dir
         self._world, self._examples = world, examples
 

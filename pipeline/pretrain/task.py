@@ -1,6 +1,6 @@
 """MaskFeat: from pixels to the loss of predicting what is under masked patches."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -9,10 +9,12 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
-from pipeline.data.training_data import TrainingData
+from pipeline.data.training_data import ListedData, TrainingData
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import Validation
+from pipeline.probe.run_probe import RunProbe, collapse, described
 from pipeline.report.report import Metrics, Report
+from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, Engine, decay_groups
 from pipeline.train.task import Predictor
 
@@ -55,7 +57,7 @@ class Pretraining(MaskedPrediction):
     average: float | None = None
 
     def __init__(self, recipe: Recipe, data: TrainingData, world: World, phases: Phases) -> None:
-        self._recipe, self._data = recipe, data
+        self._recipe, self._data, self._world = recipe, data, world
         self.model = build_model(recipe)
         examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
         super().__init__(examples, recipe.mask.repeats)
@@ -74,6 +76,27 @@ class Pretraining(MaskedPrediction):
                 phases,
             )
             self.inputs["data.validation (manifest)"] = self._validation.identity
+        self._probe, self._unprobed = self._make_probe(phases)
+        self.probe_every = recipe.run.probe_every if self._probe else None
+
+    def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
+        """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
+
+        Raises:
+            DataError: the samples cannot be decoded here.
+        """
+        recipe = self._recipe
+        if recipe.run.probe_every is None:
+            return None, None
+        if self._validation is None:
+            return None, "data.validation is not set"
+        if recipe.data.mode == "stream":
+            return None, "labels are not streamed"
+        training, validation = cast(ListedData, self._data).manifest, self._validation.manifest
+        try:
+            return RunProbe(recipe, self.model.encoder, training, validation, self._world, phases), None
+        except ConfigError as error:
+            return None, str(error)
 
     def load_initial_weights(self) -> list[str]:
         """See `Task`."""
@@ -86,7 +109,19 @@ class Pretraining(MaskedPrediction):
         return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read."""
+        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read.
+
+        Of a new run, probe the encoder, too, for the same reason.
+        """
+        if self._unprobed:
+            report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
+        self._measure_constants(engine, done, report)
+        if self._probe and not done:
+            metrics = self._probe.measure(engine)
+            report.say(f"probes of the untrained encoder: {described(metrics)}")
+            report.baselines(0, {name: metrics[name] for name in ("probe_linear", "probe_knn")})
+
+    def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
         if self._validation is None:
             return
         report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
@@ -108,4 +143,14 @@ class Pretraining(MaskedPrediction):
                 report.animation(done, "animation", pictures.animation)
         if done:
             report.baselines(done, self._constants)
+        return metrics
+
+    def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
+        """Judge the frozen encoder by labels, and warn where its attention has collapsed."""
+        if self._probe is None:
+            return {}
+        metrics = self._probe.measure(engine)
+        report.say(f"probes after step {done}: {described(metrics)}")
+        if warning := collapse(metrics):
+            report.say(warning)
         return metrics

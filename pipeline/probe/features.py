@@ -31,8 +31,8 @@ from pipeline.data.loader import Loader
 from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
 from pipeline.data.settings import Clip
+from pipeline.device import DTYPES
 from pipeline.pixels import IMAGENET, Statistics, normalise
-from pipeline.train.engine import DTYPES
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
 from shards.terminal import shown
@@ -73,6 +73,11 @@ class Features:
 
     ids: Tensor
     values: Tensor
+
+
+def at_once(clip: Clip | None) -> int:
+    """Return how many inputs are encoded at once, of images (None) or such clips."""
+    return BATCH if clip is None else max(1, BATCH // clip.frames)
 
 
 def encode(
@@ -160,12 +165,12 @@ def _computed(
     """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
     clip = recipe.data.clip
-    at_once = max(1, BATCH // clip.frames) if clip else BATCH
-    loader = Loader(manifest, recipe.data, at_once, world.device)
-    batches = loader.batches(centre_requests(manifest, begin, end, at_once, view.crop, clip))
+    count = at_once(clip)
+    loader = Loader(manifest, recipe.data, count, world.device)
+    batches = loader.batches(centre_requests(manifest, begin, end, count, view.crop, clip))
     ids: list[Tensor] = []
     values: list[list[Tensor]] = [[torch.empty(0, encoder.block_widths[layer])] for layer in layers]
-    total = -(-(end - begin) // at_once)
+    total = -(-(end - begin) // count)
     what = escape(shown(f"features of {manifest.root}"))
     for batch in track(batches, what, total, disable=world.rank > 0, transient=True):
         good = batch.weights > 0

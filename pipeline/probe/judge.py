@@ -1,7 +1,6 @@
 """Features of two data sets -> accuracies of both probes."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,10 +9,12 @@ from torch import Tensor
 from pipeline.cluster.world import World
 from pipeline.data.labels import Int64s, held_out
 from pipeline.metrics import hits
-from pipeline.probe.features import load
+from pipeline.probe.features import Features
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.settings import ConfigError
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +73,35 @@ class Settings:
         seed: of the order of the training images.
     """
 
-    k: list[int]
-    temperature: float
-    rates: list[float]
-    epochs: int
-    batch_size: int
-    held_out: float
-    seed: int
+    k: list[int] = field(default_factory=lambda: [20])
+    temperature: float = 0.07
+    rates: list[float] = field(default_factory=lambda: [*RATES])
+    epochs: int = 100
+    batch_size: int = 1024
+    held_out: float = 0.1
+    seed: int = 0
 
 
 def judge(
-    training: Path, validation: Path, labels: tuple[Int64s, Int64s], classes: int, settings: Settings, world: World
+    bank: Features,
+    queries: Features,
+    samples: int,
+    labels: tuple[Int64s, Int64s],
+    classes: int,
+    settings: Settings,
+    world: World,
 ) -> Judgement:
-    """Both probes of one layer. All ranks together; each holds its share of the training features.
+    """Both probes of one layer. All ranks together.
 
     Args:
-        training, validation: where `features.compute` left the features.
-        labels: of all samples of both data sets.
+        bank: this rank's share of the training features.
+        queries: all of the validation features, the same on all ranks.
+        samples: how many of both data sets there would be if none were bad.
+        labels: of all samples of both data sets, by their ids.
 
     Raises:
         ConfigError: there are too few training images.
     """
-    bank = load(training, world.rank, world.size, world.device)
-    queries = load(validation, 0, 1, world.device)
     truth_of_bank, truth = (
         torch.from_numpy(of)[rows.ids.cpu()].to(world.device) for of, rows in zip(labels, (bank, queries), strict=True)
     )
@@ -138,7 +145,7 @@ def judge(
         total - kept_out,
         kept_out,
         len(truth),
-        sum(len(of) for of in labels) - total - len(truth),
+        samples - total - len(truth),
         queries.ids.cpu().numpy(),
         near.cpu().numpy(),
         cosines.cpu(),

@@ -1,13 +1,12 @@
 """Look at a few validation samples as an encoder does."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.encoders.encoder import Encoder, Pool
 from pipeline.cluster.world import World
+from pipeline.data.labels import Int64s
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
 from pipeline.pixels import Statistics
@@ -37,11 +36,11 @@ def look(
         source, training, validation, judgement: what was probed on what, and how that went.
         crop, pool: as in `View`.
     """
-    chosen = np.linspace(0, len(judgement.validation_ids) - 1, PICTURED).astype(np.int64)
+    chosen = pictured_of(len(judgement.validation_ids))
     ids = judgement.validation_ids[chosen]
     near = judgement.nearest[chosen, :SHOWN]
 
-    def inputs(manifest: Manifest, ids: np.ndarray[Any, np.dtype[np.int64]]) -> torch.Tensor:
+    def inputs(manifest: Manifest, ids: Int64s) -> torch.Tensor:
         loader = Loader(manifest, source.recipe.data, len(ids), world.device)
         (batch,) = loader.batches([centre_request(manifest, ids, crop, clip=source.recipe.data.clip)])
         return batch.inputs
@@ -58,6 +57,11 @@ def look(
         "attention": draw_attention(pictured, looked),
     }
     return pictures, attended
+
+
+def pictured_of(samples: int) -> Int64s:
+    """Return which of so many samples are looked at, spread evenly: positions, (PICTURED,)."""
+    return np.linspace(0, samples - 1, PICTURED).astype(np.int64)
 
 
 def _attention(encoder: Encoder, inputs: Tensor, pool: Pool, statistics: Statistics) -> tuple[Tensor, list[float]]:

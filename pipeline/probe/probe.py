@@ -18,7 +18,7 @@ from pipeline.cluster.world import World
 from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.files import Writing
-from pipeline.probe.features import View, compute
+from pipeline.probe.features import View, compute, load
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
@@ -99,10 +99,11 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
 
     # Probes
     settings = replace(settings, seed=recipe.run.seed)
-    judgements = {
-        layer: judge(places[0][layer], places[1][layer], labels, len(training.classes), settings, world)
-        for layer in layers
-    }
+    judgements, samples = {}, len(training) + len(validation)
+    for layer in layers:
+        bank = load(places[0][layer], world.rank, world.size, world.device)
+        queries = load(places[1][layer], 0, 1, world.device)
+        judgements[layer] = judge(bank, queries, samples, labels, len(training.classes), settings, world)
     if world.rank > 0:
         return
     ended = time.perf_counter()

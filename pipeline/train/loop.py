@@ -122,19 +122,24 @@ class Training:
             stop = preemption.agreed()
         last = stop or done == self.end
         evaluate = done == self.end or done % settings.eval_every == 0
+        every = self.task.probe_every
+        probe = every is not None and (done == self.end or done % every == 0)
         save = last or done % settings.save_every == 0
-        if evaluate or save or done % settings.log_every == 0:  # a save too: a resumed run then logs the same
-            self._log(done, evaluate)
+        # At a save, too: a resumed run then logs the same
+        if evaluate or probe or save or done % settings.log_every == 0:
+            self._log(done, evaluate, probe)
         if save:
             with self.phases("save"), self.log.meter.clock.stopped():
                 self._save(done, last)
         return stop
 
-    def _log(self, done: int, evaluate: bool) -> None:
+    def _log(self, done: int, evaluate: bool, probe: bool) -> None:
         with self.phases("logging"):
             metrics = self.log.metrics(done)
         if evaluate:
             metrics |= self.task.evaluate(self.engine, done, self.report)
+        if probe:
+            metrics |= self.task.probe(self.engine, done, self.report)
         self.log.write(done, metrics)
 
     def _save(self, done: int, last: bool) -> None:

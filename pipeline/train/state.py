@@ -77,6 +77,16 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     _set_counters(engine, checkpoint.facts.step, checkpoint.facts.counters)
 
 
+def full_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Every trained weight by the model's own name: fp32, whole, on all ranks, which go through them as in `capture`.
+
+    A weight may be the state itself, or is gone when the next one is asked for.
+    """
+    masters = _stage_0_masters(engine)
+    for name, parameter in named_parameters(engine):
+        yield name, safe_get_full_fp32_param(parameter) if masters is None else masters[parameter].detach()
+
+
 @contextmanager
 def averaged(engine: Engine) -> Iterator[None]:
     """Inside, the model computes with the average of its weights. Not at stage 3, where it has pieces of them only."""

@@ -53,12 +53,14 @@ class Task(TaskLoss, Protocol):
         identity: what decides the run's numbers beyond its settings and its training images, by name; JSON.
         inputs: the same of what a run may change between its lives, but ranks must agree in.
         average: decay of a moving average of the weights; None: there is none.
+        probe_every: steps between probes; None: there are none.
     """
 
     name: str
     identity: dict[str, Any]
     inputs: dict[str, Any]
     average: float | None
+    probe_every: int | None
 
     @property
     def model(self) -> nn.Module:
@@ -79,4 +81,8 @@ class Task(TaskLoss, Protocol):
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
         """Measure the model after `done` steps, and show what it does."""
+        ...
+
+    def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
+        """Judge what the model has learned after `done` steps by something else than its loss."""
         ...

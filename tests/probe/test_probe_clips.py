@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import pretrain
+from launching import metrics, pretrain
 from making_videos import all_frames, encoded, film
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +19,7 @@ from model.export_video import export_video
 from model.weights import Normalisation
 from pipeline.checkpoints.checkpoint import chosen
 from pipeline.cluster.world import join
+from pipeline.data.views import CENTRE
 from pipeline.pixels import normalise
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, load
@@ -228,3 +229,22 @@ def test_a_run_of_clips_is_judged_and_drawn(
         assert picture.size == (2 * (32 + 4) - 4, 8 * 2 * (32 + 14 + 4))
     with Image.open(out / "step-00000001-neighbours.png") as picture:
         assert picture.size == (4 * (32 + 4) - 4, 8 * (32 + 14 + 4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_of_clips_is_probed_while_it_trains(
+    family: tuple[str, dict[str, Any]], moving: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the numbers of `scripts/probe.py`."""
+    model = [f"model.name={family[0]}", f"model.options={json.dumps(family[1])}", "model.position_init=random"]
+    data = f"data.validation={moving['validation']}"
+    settings = [*CLIPS, *model, data, "optim.batch_size=8", "run.max_steps=1", "run.probe_every=1"]
+    pretrain(moving["train"], tmp_path / "run", *settings)
+    (found,) = metrics(tmp_path / "run")
+    asked = Asked(str(tmp_path / "run"), [data], None, False, [-1], "mean", CENTRE, None)
+    probe(asked, Settings(), join())
+    report = json.loads((tmp_path / "run" / "probe" / "step-00000001.json").read_text())
+    (layer,) = report["layers"].values()
+    assert found["probe_linear"] == layer["linear"]["top1"] and found["probe_knn"] == layer["neighbours"][0]["top1"]
+    assert found["attended_tokens"] == pytest.approx(report["attended_tokens"][-1], rel=1e-5)
+    assert 1 <= found["effective_rank"] <= 8  # validation clips

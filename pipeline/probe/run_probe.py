@@ -1,0 +1,163 @@
+"""The probes of a run while it trains: both accuracies, and what tells a collapse of attention or of the features."""
+
+import copy
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.encoders.registry import encoder_of
+from pipeline.cluster.phases import Phases
+from pipeline.cluster.world import World
+from pipeline.config import Recipe
+from pipeline.data.labels import Int64s, held_out, labels_of
+from pipeline.data.views import CENTRE
+from pipeline.device import DTYPES
+from pipeline.probe.attention import attended_tokens, attention_weights
+from pipeline.probe.effective_rank import effective_rank
+from pipeline.probe.features import Features, encode
+from pipeline.probe.judge import Settings, judge
+from pipeline.probe.kept_crops import KeptCrops
+from pipeline.probe.look import pictured_of
+from pipeline.report.report import Metrics
+from pipeline.settings import ConfigError
+from pipeline.train.engine import Engine
+from pipeline.train.state import full_weights
+from shards.manifest import Manifest
+
+COLLAPSED = 2.0  # tokens that a query attends to; below that, attention has collapsed
+
+
+class RunProbe:
+    """Judges the frozen encoder of a run on labelled samples of its training and its validation set.
+
+    What is judged is a copy of the encoder that is given the fp32 weights each time, so that the model, its engine and
+    what they do next stay as they are, at every ZeRO stage. Results are those of `scripts/probe.py` with its usual
+    settings, where both data sets have no more than `run.probe_samples`.
+
+    All ranks call everything together.
+
+    Args:
+        recipe: of the run.
+        network: its encoder's, before an engine takes it.
+        training, validation: data sets, of which `run.probe_samples` each are used, spread evenly.
+        world, phases: of the run.
+
+    Raises:
+        ConfigError: samples have no labels, or are too few.
+    """
+
+    def __init__(
+        self, recipe: Recipe, network: Any, training: Manifest, validation: Manifest, world: World, phases: Phases
+    ) -> None:
+        self._world, self._phases = world, phases
+        self._labels, self._classes = labels_of(training, validation), len(training.classes)
+        self._settings = Settings(seed=recipe.run.seed)
+        banked, asked = (_spread(len(of), recipe.run.probe_samples) for of in (training, validation))
+        self._check(banked)
+        self._samples = len(banked) + len(asked)
+        self._pictured = asked[pictured_of(len(asked))]
+        self._bank, self._queries = (
+            KeptCrops(manifest, ids, recipe.data, CENTRE, world)
+            for manifest, ids in ((training, banked), (validation, asked))
+        )
+        self._encoder = encoder_of(copy.deepcopy(network).eval().requires_grad_(False))
+        self._dtype, self._statistics = DTYPES[recipe.engine.precision], recipe.model.statistics
+
+    def _check(self, ids: Int64s) -> None:
+        """Raise ConfigError where so few training samples cannot be judged by."""
+        most, out = max(self._settings.k), int(held_out(ids, self._settings.held_out).sum())
+        if len(ids) < most or not 0 < out < len(ids):
+            raise ConfigError(f"{len(ids)} training samples are too few, of which {most} have to be neighbours")
+
+    def measure(self, engine: Engine) -> Metrics:
+        """Return the accuracies of both probes in [0, 1], `attended_tokens`, `effective_rank`, and the seconds it took.
+
+        Raises:
+            DataError: too many samples in a row are bad, or the storage is out of reach.
+        """
+        started = time.perf_counter()
+        with self._phases("validation"):
+            self._take_weights(engine)
+        bank, _ = self._features(self._bank)
+        own, tokens = self._features(self._queries, self._pictured)
+        with self._phases("validation"):
+            queries = self._of_all(own)
+            samples, labels = self._samples, self._labels
+            judged = judge(bank, queries, samples, labels, self._classes, self._settings, self._world)
+            (knn, _), (_, linear, _) = judged.neighbours[self._settings.k[0]], judged.linear[judged.chosen]
+            rank = effective_rank(queries.values)
+        self._encoder.network.cpu()
+        return {
+            "probe_linear": linear,
+            "probe_knn": knn,
+            "attended_tokens": tokens,
+            "effective_rank": rank,
+            "probe_seconds": time.perf_counter() - started,
+        }
+
+    def _take_weights(self, engine: Engine) -> None:
+        """Give the copy the weights of the encoder, as a checkpoint would hold them."""
+        network = self._encoder.network.to(self._world.device)
+        own = {f"encoder.{name}": parameter for name, parameter in network.named_parameters()}
+        for name, weight in full_weights(engine):
+            if name in own:
+                own[name].copy_(weight)
+
+    def _features(self, crops: KeptCrops, looked_at: Int64s | None = None) -> tuple[Features, float]:
+        """Return this rank's features of the last block, and how many tokens queries attend to there.
+
+        Args:
+            crops: this rank's.
+            looked_at: ids of the samples whose attention counts, over all ranks; None: it is nan.
+        """
+        last, chosen = self._encoder.depth - 1, set([] if looked_at is None else looked_at.tolist())
+        ids: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
+        values: list[Tensor] = [torch.empty(0, self._encoder.block_widths[last], device=self._world.device)]
+        entropy = torch.zeros(2, dtype=torch.float64, device=self._world.device)  # its sum, and of how many samples
+        for of_batch, inputs in crops.batches():
+            with self._phases("validation"):
+                values += encode(self._encoder, inputs, [last], "mean", self._dtype, self._statistics)
+                ids.append(of_batch)
+                for place in [place for place, sample in enumerate(of_batch.tolist()) if sample in chosen]:
+                    weights = attention_weights(self._encoder, inputs[place : place + 1], self._statistics)[-1]
+                    entropy += entropy.new_tensor([math.log(attended_tokens(weights)), 1])
+        features = Features(torch.cat(ids).to(self._world.device), torch.cat(values))
+        total, count = self._world.sum(entropy).tolist()
+        return features, math.exp(total / count) if count else math.nan
+
+    def _of_all(self, own: Features) -> Features:
+        """Return the features of all ranks, in the order of their ids."""
+        parts = self._world.gather((own.ids.cpu(), own.values.cpu()))
+        ids, values = (torch.cat(of_ranks).to(self._world.device) for of_ranks in zip(*parts, strict=True))
+        return Features(ids, values)
+
+
+def described(metrics: Metrics) -> str:
+    """Return what was measured, for the operator."""
+    return (
+        f"linear {metrics['probe_linear']:.1%}, k-NN {metrics['probe_knn']:.1%}, "
+        f"{metrics['attended_tokens']:.3g} tokens attended to, effective rank {metrics['effective_rank']:.3g} "
+        f"({metrics['probe_seconds']:.1f} s)"
+    )
+
+
+def collapse(metrics: Metrics) -> str | None:
+    """Return a warning for the operator if attention has collapsed, see `attended_tokens`."""
+    tokens = metrics["attended_tokens"]
+    if not tokens < COLLAPSED:
+        return None
+    return (
+        f"warning: attention has collapsed: a query of the last block attends to {tokens:.2g} tokens on average. Such "
+        "an encoder learns badly from here on, and when it is fine-tuned, though its loss may fall: stop this run, and "
+        "start another with a lower optim.lr, such as half or a quarter (see docs/results.md)"
+    )
+
+
+def _spread(samples: int, most: int) -> Int64s:
+    """Return the ids of at most so many samples, spread evenly over all, ascending."""
+    count = min(samples, most)
+    return np.arange(count, dtype=np.int64) * samples // count
