@@ -93,7 +93,8 @@ def draw(path: Path, probes: dict[str, tuple[float, float]], curves: dict[str, d
         for index, curve in enumerate(curves[kind].values()):
             top1 = [100 * value for value in curve.values()]
             lines.plot(list(curve), top1, color=f"C{place}", label=None if index else name)
-    bars.set(title="frozen features", ylabel="top-1 (%)", xticks=[apart / 2 - 1, 1.5 * apart - 1], xticklabels=["linear probe", "k-NN"])
+    ticks = [apart / 2 - 1, 1.5 * apart - 1]
+    bars.set(title="frozen features", ylabel="top-1 (%)", xticks=ticks, xticklabels=["linear probe", "k-NN"])
     lines.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
     lines.legend()
     figure.savefig(path, dpi=120)
