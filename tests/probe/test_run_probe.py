@@ -24,6 +24,7 @@ from pipeline.data.views import CENTRE
 from pipeline.pretrain import task as pretraining
 from pipeline.probe import features
 from pipeline.probe.effective_rank import effective_rank
+from pipeline.probe.features import load
 from pipeline.probe.judge import Settings
 from pipeline.probe.kept_crops import KeptCrops
 from pipeline.probe.probe import Asked, probe
@@ -58,11 +59,14 @@ def probes(run: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: {name: line[name] for name in NUMBERS} for line in metrics(run) if "probe_linear" in line}
 
 
-def test_a_probed_run_is_the_same_run(run: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
-    pretrain(labelled["train"], tmp_path / "plain", f"data.validation={labelled['validation']}", "run.max_steps=4")
-    assert losses(tmp_path / "plain") == losses(run)
-    assert_same_weights(tmp_path / "plain", run)
-    assert list(probes(run)) == [2, 4] and not probes(tmp_path / "plain")
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_probed_run_is_the_same_run(stage: int, labelled: dict[str, Path], tmp_path: Path) -> None:
+    settings = [f"data.validation={labelled['validation']}", f"engine.zero_stage={stage}", "run.max_steps=4"]
+    pretrain(labelled["train"], tmp_path / "plain", *settings)
+    pretrain(labelled["train"], tmp_path / "probed", *settings, "run.probe_every=2")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "probed")
+    assert_same_weights(tmp_path / "plain", tmp_path / "probed")
+    assert list(probes(tmp_path / "probed")) == [2, 4] and not probes(tmp_path / "plain")
 
 
 def by_script(run: Path, validation: Path, out: Path) -> dict[str, float]:
@@ -72,10 +76,13 @@ def by_script(run: Path, validation: Path, out: Path) -> dict[str, float]:
     )
     (report,) = (json.loads(path.read_text()) for path in out.glob("step-*.json"))
     (layer,) = report["layers"].values()
+    places = [load(place, 0, 1, torch.device("cpu")) for place in (out / "features").iterdir()]
+    of_validation = min(places, key=lambda features: len(features.ids))
     return {
         "probe_linear": layer["linear"]["top1"],
         "probe_knn": layer["neighbours"][0]["top1"],
         "attended_tokens": report["attended_tokens"][-1],
+        "effective_rank": effective_rank(of_validation.values),
     }
 
 
