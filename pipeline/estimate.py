@@ -143,8 +143,8 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
 
 def gpus_for(recipe: Recipe) -> list[int]:
     """Return 8, 16, ..., 1024 GPUs, those of them that a recipe's batch can be shared out to; if none, one."""
-    share = recipe.optim.batch_size // recipe.data.repeats
-    return [gpus for gpus in (8 * 2**power for power in range(8)) if share % gpus == 0] or [1]
+    samples, rest = divmod(recipe.optim.batch_size, recipe.views)
+    return [gpus for gpus in (8 * 2**power for power in range(8)) if rest == samples % gpus == 0] or [1]
 
 
 def state_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int) -> float:
