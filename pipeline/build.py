@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
@@ -25,6 +25,8 @@ from pipeline.targets.target import Computing, Predictions, TargetError
 from shards.files import sha256_of
 
 Network = TypeVar("Network", MaskFeat, Classifier)
+
+_PREDICTORS = ("head.weight", "decoder.head.weight")  # the latter of a light decoder
 
 
 def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
@@ -50,6 +52,11 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
         return tuple(predictions.shape) == (masked, model.target_width)
 
     return tried(recipe, make, predicts)
+
+
+def predicted_width(weights: Mapping[str, Tensor]) -> int | None:
+    """Return how many numbers weights of pre-training predict for a patch; None where only their recipe tells it."""
+    return next((len(weights[name]) for name in _PREDICTORS if name in weights), None)
 
 
 def network_of(recipe: TrainingRecipe, classes: int = 0) -> nn.Module:

@@ -143,8 +143,8 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
 
 def gpus_for(recipe: Recipe) -> list[int]:
     """Return 8, 16, ..., 1024 GPUs, those of them that a recipe's batch can be shared out to; if none, one."""
-    share = recipe.optim.batch_size // recipe.data.repeats
-    return [gpus for gpus in (8 * 2**power for power in range(8)) if share % gpus == 0] or [1]
+    samples, rest = divmod(recipe.optim.batch_size, recipe.views)
+    return [gpus for gpus in (8 * 2**power for power in range(8)) if rest == samples % gpus == 0] or [1]
 
 
 def state_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int) -> float:
@@ -182,17 +182,23 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "target.kind": recipe.target.kind,
         "target.teacher": recipe.target.teacher,
         "ranks": 1,
+        "model.decoder": recipe.model.decoder,
     }
+    if recipe.model.decoder:
+        wanted |= {"model.decoder_width": recipe.model.decoder_width, "mask.ratio": recipe.mask.ratio}
+    unsaid = {"data.frames": None, "model.decoder": None}  # in files of earlier versions
     try:
         figures = [f for f in parse_json(file.read_bytes())["figures"] if f["unit"] in ("images/s", "clips/s")]
-        found = [f for f in figures if wanted.items() <= ({"data.frames": None} | f["settings"]).items()]
+        found = [f for f in figures if wanted.items() <= (unsaid | f["settings"]).items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
     if not found:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
+        decoder = ", decoder and mask.ratio" if recipe.model.decoder else ""
         raise ConfigError(
             f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
-            f"{recipe.engine.precision} with this target: measure it with `scripts/bench.py step RECIPE --json {file}`"
+            f"{recipe.engine.precision} with this target{decoder}: measure it with "
+            f"`scripts/bench.py step RECIPE --json {file}`"
         )
     same_stage = [f for f in found if f["settings"]["engine.zero_stage"] == recipe.engine.zero_stage]
     return float(max(f["achieved"] for f in same_stage or found))

@@ -93,10 +93,10 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
     assert isinstance(model, MaskFeat)
     dtype = DTYPES[recipe.engine.precision]
     examples = build_examples(recipe, model, dtype, world.device)
-    if model.head.out_features != (width := output_width(recipe.target, predictions_of(model.view))):
+    if model.target_width != (width := output_width(recipe.target, predictions_of(model.view))):
         raise ConfigError(
             f"target.kind={recipe.target.kind} has {width} numbers a patch, and the model of {found.folder} predicts "
-            f"{model.head.out_features}: leave it out, to measure the target that the run was trained for"
+            f"{model.target_width}: leave it out, to measure the target that the run was trained for"
         )
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
     micro_batch, shards = recipe.micro_batch(world.size), recipe.data.validation

@@ -5,7 +5,7 @@ from safetensors import SafetensorError
 
 from model.classifier import Classifier
 from model.maskfeat import MaskFeat
-from pipeline.build import build_model, load_trained
+from pipeline.build import build_model, load_trained, predicted_width
 from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.finetune.build import build_classifier
@@ -47,7 +47,7 @@ def load_model(found: Checkpoint, recipe: TrainingRecipe, average: bool = False)
             model = build_classifier(recipe, len(head))
         else:
             assert isinstance(recipe, Recipe)
-            model = build_model(recipe, len(weights["head.weight"]) if "head.weight" in weights else None)
+            model = build_model(recipe, predicted_width(weights))
         load_trained(model, weights)
     except (ConfigError, LookupError, StopIteration, TypeError, RuntimeError, SafetensorError) as error:
         raise _no_model(found, error) from error

@@ -102,23 +102,23 @@ def tell_of_one_gpu(recipe: Recipe, cost: Costs, rate: float, share: str, argume
     one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
     frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
     decoding = arguments.decode_ms or decode_ms(recipe.data.clip)
+    cores = rate / recipe.masks * decoding / 1e3  # an input is decoded once for all of its masks
     parameters = f"{cost.size.parameters / 1e6:.1f}M parameters"
     say(f"model     {parameters}, {cost.flops / 1e9:.1f} GFLOP {one}, forward and backward")
     say(f"one GPU   {rate:,.0f} {many}/s{frames}, {share} of {arguments.peak:g} TFLOP/s")
-    say(
-        f"decoding  {rate * decoding / 1e3:,.1f} CPU cores a GPU at {decoding:.3g} ms {one}; by a GPU: not measured yet"
-    )
+    say(f"decoding  {cores:,.1f} CPU cores a GPU at {decoding:.3g} ms {one}; by a GPU: not measured yet")
 
 
 def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], arguments: Namespace) -> None:
     """Print the schedule, what it takes on each number of GPUs, and what is read and written."""
-    clips, repeats, batch = recipe.data.clip is not None, recipe.data.repeats, recipe.optim.batch_size
+    clips, views, batch = recipe.data.clip is not None, recipe.views, recipe.optim.batch_size
     many, kind = ("clips", "videos") if clips else ("images", "images")
     samples = arguments.samples or (VIDEOS if clips else IMAGES)
     size = arguments.image_bytes or (VIDEO_BYTES if clips else IMAGE_BYTES)
-    steps = round(recipe.optim.epochs * samples * repeats / batch)
-    made_of = f", {repeats} of each of {batch // repeats:,} {kind}" if repeats > 1 else ""
-    say(f"schedule  {steps:,} steps of {batch:,} {many}{made_of}, ZeRO {recipe.engine.zero_stage}")
+    steps = round(recipe.optim.epochs * samples * views / batch)
+    made_of = f", {views} of each of {batch // views:,} {kind}" if views > 1 else ""
+    seen = many if recipe.masks == 1 else "views"
+    say(f"schedule  {steps:,} steps of {batch:,} {seen}{made_of}, ZeRO {recipe.engine.zero_stage}")
     table = Table(box=None)
     columns = ("GPUs", f"{many} each", "GB each", "compute ms", "sent MB", "wire ms", "latency ms", f"{many}/s")
     for column in (*columns, "hours", "GPU-hours", "read GB/s"):
@@ -136,7 +136,7 @@ def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], 
             step.images_per_second,
             hours,
             hours * gpus,
-            step.images_per_second / repeats * size / 1e9,
+            step.images_per_second / views * size / 1e9,
         )
         formats = (",.1f", ".2f", ",.0f", ".2f", ".2f", ",.0f", ",.2f", ",.1f", ",.2f")
         cells = (format(number, form) for number, form in zip(numbers, formats, strict=True))
@@ -144,7 +144,7 @@ def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], 
     Console(width=120).print(table)
     saves = math.ceil(steps / recipe.run.save_every)
     checkpoint = cost.size.parameters * STATE_BYTES / 1e9
-    say(f"read      {steps * batch / repeats * size / 1e12:,.1f} TB of {kind} in all")
+    say(f"read      {steps * batch / views * size / 1e12:,.1f} TB of {kind} in all")
     say(f"stored    {samples * size / 1e12:,.2f} TB of {kind}")
     say(f"          {recipe.run.keep} checkpoints of {checkpoint:.2f} GB")
     say(f"written   {saves:,} checkpoints, {saves * checkpoint:,.0f} GB")

@@ -13,7 +13,7 @@ from model.convert import fill
 from model.encoders.encoder import Encoder
 from model.geometry import Architecture, geometry
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
-from pipeline.build import build_model
+from pipeline.build import build_model, predicted_width
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Recipe, load_recipe
 from pipeline.recipes import read_settings
@@ -66,10 +66,10 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
     recipe = load_recipe(str(config), overrides)
     weights = found.weights() if found else None
-    if found and "weight/head.weight" not in found.shapes:
-        raise WeightsError(f"{found.folder} is not of pre-training: it has no head.weight; choose another --step")
+    if found and not any(name.endswith("mask_token") for name in found.shapes):
+        raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
     torch.manual_seed(recipe.run.seed)  # as the run did
-    model = build_model(recipe, len(weights["head.weight"]) if weights else None)  # with them, a teacher is not needed
+    model = build_model(recipe, predicted_width(weights) if weights else None)  # a teacher is not needed
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -34,6 +34,9 @@ STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and n
 SETTINGS = (  # what a rate depends on
     "model.name",
     "model.options",
+    "model.decoder",
+    "model.decoder_width",
+    "mask.ratio",
     "data.image_size",
     "data.frames",
     "target.kind",

@@ -193,6 +193,9 @@ def test_gpus_are_those_that_share_out_the_batch() -> None:
     assert gpus_for(recipe("mvit_small_300e_k400")) == [8, 16, 32, 64, 128, 256, 512]
     assert gpus_for(recipe("vit_base_video")) == [8, 16, 32, 64, 128]  # 4 clips of each video
     assert gpus_for(recipe("demo", "optim.batch_size=12")) == [1]
+    assert gpus_for(recipe("vit_base_visible", "mask.repeats=16")) == [8, 16, 32, 64, 128]
+    assert gpus_for(recipe("vit_base_visible", "mask.repeats=16", "data.repeats=4")) == [8, 16, 32]
+    assert gpus_for(recipe("vit_base_visible", "mask.repeats=3")) == [1]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +243,8 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         figure(9000, target__kind="pixels"),
         figure(9000, engine__activation_checkpointing=True),
         figure(8000, "clips/s", data__frames=16),
+        figure(9000, model__decoder="light", model__decoder_width=256, mask__ratio=0.5),
+        figure(7000, model__decoder="light", model__decoder_width=256, mask__ratio=0.75),
         {"unit": "images/s", "achieved": 9000, "settings": {}},
     ]
     file = tmp_path / "rates.json"
@@ -247,6 +252,9 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
     assert measured_rate(file, recipe()) == 4100
     assert measured_rate(file, recipe("vit_base_300e", "engine.zero_stage=2")) == 4200
     assert measured_rate(file, recipe("vit_base_300e", "data.frames=16")) == 8000
+    assert measured_rate(file, recipe("vit_base_300e", "model.decoder=light", "mask.ratio=0.75")) == 7000
+    with pytest.raises(ConfigError, match=r"with this target, decoder and mask\.ratio: measure it"):
+        measured_rate(file, recipe("vit_base_300e", "model.decoder=light", "model.decoder_width=64", "mask.ratio=0.75"))
     with pytest.raises(
         ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16 with this target: measure it with"
     ):
@@ -287,6 +295,23 @@ def test_clips_and_the_videos_that_they_are_made_of(
     row = next(line.split() for line in said.splitlines() if line.startswith("    1 "))
     assert row[1] == "64" and row[-4:] == ["1,000", "0.01", "0.0", "0.25"]  # 250 videos a second
     assert "read      0.0 TB of videos in all" in said
+
+
+def test_views_and_the_images_that_they_are_made_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10 epochs of 10,240 images of 10 MB, two crops under four masks each, 64 views a step: 12,800 steps."""
+    command = ["vit_base_visible", "--gpus", "1", "--images-per-second", "1000", "--samples", "10240"]
+    command += ["--decode-ms", "2", "--image-bytes", "10e6", "mask.repeats=4", "data.repeats=2"]
+    command += ["optim.batch_size=64", "optim.epochs=10", "optim.warmup_epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["estimate.py", *command])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "decoding  0.5 CPU cores a GPU at 2 ms an image" in said
+    assert "schedule  12,800 steps of 64 views, 8 of each of 8 images, ZeRO 1" in said
+    row = next(line.split() for line in said.splitlines() if line.startswith("    1 "))
+    assert row[-4:] == ["1,000", "0.23", "0.2", "1.25"]  # 125 images a second
+    assert "read      1.0 TB of images in all" in said
 
 
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,11 @@ from launching import (
 from safetensors.torch import load_file
 from scripting import run_script
 
-from pipeline.build import build_examples, build_model, compile_forward
+from pipeline.build import build_examples, build_model, compile_forward, predicted_width
+from pipeline.cluster.world import join
 from pipeline.data.augment import mask_keys
+from pipeline.measure import measure
+from pipeline.probe.source import of_run
 from pipeline.trained import load_model, recipe_of
 
 COMMON = (
@@ -96,6 +99,30 @@ def test_the_export_is_the_trained_encoder_with_its_positions(
         visible = torch.arange(16).expand(2, -1)
         seen = model.view.encode_visible(images, visible, [3])[0].mean(1)
     torch.testing.assert_close(network(images), seen, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_is_measured_and_probed_as_any_other(undisturbed: Path) -> None:
+    found = last_checkpoint(undisturbed)
+    measured = measure(undisturbed, found, [], join())
+    assert measured["val_loss"] == pytest.approx(metrics(undisturbed)[-1]["val_loss"], rel=1e-5)
+    probed, trained = of_run(undisturbed, found, []).encoder, load_model(found, recipe_of(found)).encoder
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in probed.network.state_dict().items())
+    untrained = of_run(undisturbed, None, []).encoder.network.state_dict()
+    torch.manual_seed(0)
+    as_started = build_model(recipe_of(found)).encoder.state_dict()
+    assert all(torch.equal(tensor, as_started[name]) for name, tensor in untrained.items())
+
+
+def test_a_light_decoder_needs_no_teacher_to_be_measured_or_probed(shards: Path, tmp_path: Path) -> None:
+    """Its head tells how many numbers it predicts, wherever the teacher was."""
+    run = tmp_path / "run"
+    pretrain(shards, run, *VARIANTS["light"], "run.max_steps=1")
+    config = run / "config.yaml"
+    text = config.read_text().replace("kind: hog", "kind: features").replace("teacher: null", "teacher: gone/teacher")
+    config.write_text(text)
+    found = last_checkpoint(run)
+    assert predicted_width(found.weights()) == 108
+    assert of_run(run, found, []).recipe.target.kind == "features"
 
 
 def test_views_of_a_crop_have_masks_of_their_own_and_the_targets_of_the_crop(shards: Path, tmp_path: Path) -> None:
