@@ -59,7 +59,7 @@ def probes(run: Path) -> dict[int, dict[str, float]]:
     return {line["step"]: {name: line[name] for name in NUMBERS} for line in metrics(run) if "probe_linear" in line}
 
 
-@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_probed_run_is_the_same_run(stage: int, labelled: dict[str, Path], tmp_path: Path) -> None:
     settings = [f"data.validation={labelled['validation']}", f"engine.zero_stage={stage}", "run.max_steps=4"]
     pretrain(labelled["train"], tmp_path / "plain", *settings)
@@ -118,8 +118,11 @@ def test_a_resumed_run_probes_the_same(run: Path, labelled: dict[str, Path], tmp
 
 def test_two_ranks_find_what_one_finds(run: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
     """With the weights in pieces, too."""
-    arguments = (f"data.validation={labelled['validation']}", "engine.zero_stage=3", *PROBED)
-    launch(labelled["train"], tmp_path / "run", *arguments)
+    settings = (f"data.validation={labelled['validation']}", "engine.zero_stage=3", "run.max_steps=4")
+    launch(labelled["train"], tmp_path / "run", *settings, "run.probe_every=2")
+    launch(labelled["train"], tmp_path / "plain", *settings)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "run")
+    assert_same_weights(tmp_path / "plain", tmp_path / "run")
     found = probes(tmp_path / "run")
     assert found.keys() == probes(run).keys()
     for step, numbers in probes(run).items():
