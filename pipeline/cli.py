@@ -61,7 +61,7 @@ def plan(
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
     shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=64, help="As data.repeats of the recipe.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=4096, help="As data.repeats x mask.repeats of the recipe.")] = 1,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
     lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="As data.lanes of the recipe.")] = LANES,
     block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="As data.block of the recipe.")] = BLOCK,
@@ -88,7 +88,7 @@ def plan(
     DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
     those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there.
     A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
-    --repeats N, a batch has N clips or crops of each of its samples.
+    --repeats N, a batch has N views of each of its samples: clips or crops, under each of their masks.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
 
     \b

@@ -98,11 +98,11 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
     states = len(PARTS) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
-    counted = _counted(recipe.data)
+    counted, needed = _counted(recipe.data), _needed(recipe, wanted.images_per_second)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
-        diagnosis.storage(vitals, recipe.data.bad_share, wanted.images_per_second, counted),
-        diagnosis.decoding(vitals, recipe.data.bad_share, wanted.images_per_second, counted),
+        diagnosis.storage(vitals, recipe.data.bad_share, needed, counted),
+        diagnosis.decoding(vitals, recipe.data.bad_share, needed, counted),
         diagnosis.gpu_decoding(vitals, decoders),
         diagnosis.network(vitals, reduced, expected),
         diagnosis.clocks(vitals, times),
@@ -123,6 +123,11 @@ def _counted(data: Data) -> Counted:
     if data.clip is None:
         return Counted(repeats=data.repeats)
     return Counted("videos", "clips", data.repeats, data.clip.frames)
+
+
+def _needed(recipe: TrainingRecipe, views: float | None) -> float | None:
+    """Return the images or clips a second that have to be made for so many views, which are these under all masks."""
+    return None if views is None else views / recipe.masks
 
 
 def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:

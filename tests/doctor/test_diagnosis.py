@@ -9,12 +9,13 @@ import pytest
 
 from pipeline.checkpoints.saver import snapshot_bytes
 from pipeline.cluster.findings import Finding, Verdict
+from pipeline.config import load_recipe
 from pipeline.data.decode.gpu import Choice
 from pipeline.data.decode.graphs import Decoding
 from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
-from pipeline.doctor.examine import _counted
+from pipeline.doctor.examine import _counted, _needed
 from pipeline.doctor.measure import Counted, Gpu, Machine, Rate
 from pipeline.doctor.network import AllReduce, Clock, clock_of
 
@@ -234,3 +235,8 @@ def test_the_fastest_exchange_tells_the_clock() -> None:
     clock = clock_of([(10.0, 15.9, 11.0), (20.0, 25.1, 20.2), (30.0, 35.1, 30.9)])
     assert clock.ahead == pytest.approx(5.0)
     assert clock.bound == pytest.approx(0.1)
+
+
+def test_an_image_is_decoded_once_for_all_of_its_masks() -> None:
+    once, four_times = (load_recipe("demo", ["data.shards=none", f"mask.repeats={masks}"]) for masks in (1, 4))
+    assert [_needed(once, 1000.0), _needed(four_times, 1000.0), _needed(four_times, None)] == [1000, 250, None]
