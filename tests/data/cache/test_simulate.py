@@ -147,8 +147,8 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     lines = run(*roots, *fleet).stdout.splitlines()
     told = [line.removeprefix("mixed").strip() for line in lines if line.startswith("mixed")]
     assert told == [
-        f"25.0% from {tmp_path}/art: 400 images, 2.75 of its epochs in one of the run",
-        f"75.0% from {tmp_path}/photos: 4,000 images, 0.825 of its epochs in one of the run",
+        f"25.0% from {tmp_path}/art: 400 samples, 2.75 of its epochs in one of the run",
+        f"75.0% from {tmp_path}/photos: 4,000 samples, 0.825 of its epochs in one of the run",
     ]
     small = run(*roots, *fleet, "--cache", "50kB", "--json")
     too_small, *remedies = small.stderr.splitlines()
