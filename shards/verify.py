@@ -194,7 +194,7 @@ class _Comparison:
             ]
         size = tar_path.stat().st_size
         what = "has other bytes" if size == shard.bytes else f"has {size} bytes instead of {shard.bytes}"
-        where = f"{len(damaged)} of its {len(rows)} {self._manifest.noun}s are damaged"
+        where = f"{len(damaged)} of its {len(rows)} samples are damaged"
         if not damaged:
             where = f"all its {self._manifest.noun}s are intact, so the damage is in headers, labels or padding"
         return [Problem(shard.name, f"{what}: {where}")] + [

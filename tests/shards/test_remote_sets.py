@@ -113,7 +113,7 @@ def test_verify_names_what_is_damaged_missing_or_strange_on_s3(local: Path, s3: 
     sample = int(manifest.counts[0] + 1)
     key, path = manifest.names(sample, sample + 1)[0]
     assert [str(problem) for problem in verify(root)] == [
-        f"shard-000001.tar: has other bytes: 1 of its {manifest.counts[1]} images are damaged",
+        f"shard-000001.tar: has other bytes: 1 of its {manifest.counts[1]} samples are damaged",
         f"shard-000001.tar: sample {key} ({path}) is damaged",
         "shard-000002.tar: cannot be read: not found",
         "other.tar: is not part of the data set; move it away",
