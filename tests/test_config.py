@@ -151,7 +151,7 @@ def test_uneven_batches_are_refused() -> None:
 def test_the_readme_lists_recipes_as_they_are() -> None:
     text = (RECIPES.parents[1] / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \| (\d+) \| (\S+) \|", text, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 9
     for name, epochs, batch, rate in rows:
         optim = load_recipe(name, [SHARDS]).optim
         peak = optim.lr * optim.batch_size / 256
