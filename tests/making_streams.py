@@ -43,6 +43,16 @@ def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data:
     return StreamData(recipe.data, Part(16, 8, seed, torch.device("cpu"), rank, world_size))
 
 
+def seen(data: StreamData, everything: set[int]) -> set[int]:
+    """Which images a stream gives until these have been there; one thread may be far ahead of the others."""
+    found = set[int]()
+    for batch in data.batches(0, 3000):
+        found.update(numbers(iter([batch])))
+        if found >= everything:
+            break
+    return found
+
+
 def numbers(batches: Iterator[Batch]) -> list[int]:
     """Which images these are, from their grey."""
     return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.inputs]

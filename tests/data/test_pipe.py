@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import small_recipe
-from making_streams import grey, numbers, stream, write_tar
+from making_streams import grey, seen, stream, write_tar
 from servers import http_server
 
 from pipeline.config import load_recipe
@@ -38,7 +38,7 @@ def read(command: str, deadline: float = 60) -> bytes:
 def test_a_command_that_names_a_url_runs_with_its_braces_expanded(tars: Path) -> None:
     with http_server(tars) as server:
         data = stream(f"pipe:curl -s {server.url}/{{0..1}}.tar")
-        assert set(numbers(data.batches(0, 4))) == set(range(4))
+        assert seen(data, set(range(4))) == set(range(4))
         assert data.counters()["tar_errors"] == 0
         assert {path for path, _ in server.requests} == {"/0.tar", "/1.tar"}
 
@@ -47,7 +47,7 @@ def test_variables_are_those_of_the_shell_or_of_webdataset(tars: Path, monkeypat
     monkeypatch.setenv("FOLDER", str(tars))
     monkeypatch.setenv("WDS_NUMBER", "1")
     data = stream("pipe:cat ${FOLDER}/0.tar::pipe:cat $FOLDER/${NUMBER}.tar")
-    assert set(numbers(data.batches(0, 4))) == set(range(4))
+    assert seen(data, set(range(4))) == set(range(4))
     with pytest.raises(DataError, match=r"^data\.shards=/\$\{NOWHERE\}\.tar: .* set the variable WDS_NOWHERE$"):
         stream("/${NOWHERE}.tar")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import launch, losses, small_recipe
-from making_streams import grey, numbers, stream, write_tar
+from making_streams import grey, numbers, seen, stream, write_tar
 from PIL import Image
 from servers import http_server
 
@@ -37,12 +37,12 @@ def test_a_pass_sees_every_image_of_a_rank_s_own_tars(tars: Path) -> None:
     urls = str(tars / "{0..7}.tar")
     for rank in (0, 1):
         own = {tar * PER_TAR + place for tar in range(rank, 8, 2) for place in range(PER_TAR)}
-        seen = Counter[int]()
+        times = Counter[int]()
         for batch in stream(urls, rank, 2).batches(0, 3000):  # one thread may be far ahead of the other
-            seen.update(numbers([batch]))
-            if seen.keys() >= own and min(seen.values()) >= 4:
+            times.update(numbers(iter([batch])))
+            if times.keys() >= own and min(times.values()) >= 4:
                 break
-        assert seen.keys() == own and min(seen.values()) >= 4
+        assert times.keys() == own and min(times.values()) >= 4
 
 
 def test_the_order_is_shuffled_and_follows_the_seed_and_the_step(tars: Path) -> None:
@@ -62,11 +62,11 @@ def test_a_tar_that_was_not_there_is_read_once_it_is(
     batches = stream(f"{tars}/0.tar::{tmp_path}/late.tar").batches(0, 10**6)
     assert set(numbers(itertools.islice(batches, 20))) == set(range(6))
     shutil.copy(tars / "1.tar", tmp_path / "late.tar")
-    seen: set[int] = set()
+    found: set[int] = set()
     deadline = time.monotonic() + 60
-    while seen < set(range(12)):
+    while found < set(range(12)):
         assert time.monotonic() < deadline
-        seen.update(numbers(itertools.islice(batches, 1)))
+        found.update(numbers(itertools.islice(batches, 1)))
 
 
 def test_a_pipe_that_fails_costs_its_tar_only(tars: Path) -> None:
@@ -90,7 +90,7 @@ def test_pipes_and_http_and_joined_lists(tars: Path) -> None:
     with http_server(tars) as server:
         urls = f"pipe:cat {tars}/0.tar::{server.url}/1.tar::{tars}/2.tar"
         data = stream(urls)
-        assert set(numbers(data.batches(0, 60))) == set(range(18))
+        assert seen(data, set(range(18))) == set(range(18))
         assert data.counters()["tar_errors"] == 0
 
 
