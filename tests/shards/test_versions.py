@@ -98,7 +98,7 @@ def test_an_index_is_known_by_what_it_was_known_by_in_version_1(tmp_path: Path) 
     [
         (["info"], "samples        8\n"),
         (["verify"], "8 samples in 1 shard: all as they were built"),
-        (["plan", "--nodes", "1", "--batch", "8", "--cache", "1MB"], "8 images in 1 shard, 30.7 KB"),
+        (["plan", "--nodes", "1", "--batch", "8", "--cache", "1MB"], "8 samples in 1 shard, 30.7 KB"),
     ],
 )
 def test_every_command_reads_version_1(

@@ -155,9 +155,9 @@ def test_the_deadline_is_for_each_batch_of_the_baselines(
         phases.append(self)
         return begin(self)
 
-    def note(self: ExampleMaker, images: Tensor, mask_keys: Tensor) -> Example:
+    def note(self: ExampleMaker, images: Tensor, keys: Tensor, repeats: int = 1) -> Example:
         entered.append((phases[0]._name, phases[0]._entered))
-        return example(self, images, mask_keys)
+        return example(self, images, keys, repeats)
 
     monkeypatch.setattr(Phases, "__enter__", remember)
     monkeypatch.setattr(ExampleMaker, "example", note)

@@ -34,8 +34,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
             begun[:] = [phases]
             return enter(phases)
 
-        def spoiled(maker: ExampleMaker, images: Tensor, mask_keys: Tensor) -> Example:
-            made = example(maker, images, mask_keys)
+        def spoiled(maker: ExampleMaker, images: Tensor, keys: Tensor, repeats: int) -> Example:
+            made = example(maker, images, keys, repeats)
             if begun[0].step in steps:
                 made.inputs[0, 0, 0, 0] = torch.inf
             return made

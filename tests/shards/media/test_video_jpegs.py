@@ -189,7 +189,7 @@ def test_a_build_is_the_same_with_other_workers_and_after_an_interruption(
     build(source, tmp_path / "stopped", samples_per_shard=2, workers=1, frames="jpeg")
     assert (tmp_path / "stopped" / "shard-000000.tar").stat().st_mtime_ns == written
     assert contents(tmp_path / "stopped") == contents(built)
-    with pytest.raises(ShardError, match="other images or options"):
+    with pytest.raises(ShardError, match="other files or options"):
         build(source, tmp_path / "two", samples_per_shard=2, workers=1, frames="jpeg", frame_stride=2)
 
 
