@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 from braceexpand import braceexpand
-from PIL import Image
 from webdataset.filters import shuffle
 
 from pipeline.data.augment import sample_keys
 from pipeline.data.batch import Batch, Batcher
+from pipeline.data.decode.headers import shown_size
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
@@ -34,9 +34,7 @@ from pipeline.data.settings import Data
 from pipeline.data.tarstream import images_in
 from pipeline.data.training_data import Part
 from pipeline.random import mix_int
-from shards.media import jpeg
-from shards.media.exif import TURNED, orientation
-from shards.media.image import FORMATS, IMAGE
+from shards.media.image import IMAGE
 from shards.media.media import DEFAULT_MAX_PIXELS
 from shards.secrets import PIPE, masked
 from shards.storage import opened
@@ -241,14 +239,7 @@ def _open(tar: str, deadline: float) -> io.BufferedIOBase:
 def _size(image: bytes) -> tuple[int, int] | None:
     """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
     try:
-        if image.startswith(jpeg.SIGNATURE):
-            probed = IMAGE.probe(image)
-            height, width = probed.height, probed.width
-        else:
-            with Image.open(io.BytesIO(image), formats=FORMATS) as header:
-                height, width = header.height, header.width
-                if orientation(header.info.get("exif", b"")) >= TURNED:
-                    height, width = width, height
+        height, width = shown_size(image)
     except Exception:  # Pillow raises nearly every type on damaged input
         return None
     return (height, width) if width * height <= DEFAULT_MAX_PIXELS else None

@@ -13,6 +13,7 @@ from pipeline.data.decode.graphs import Crops, Decoding
 from pipeline.data.decode.headers import readable
 
 COUNT, SIDE = 48, 64
+KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # GIF is read where data sets are built only
 
 
 def image(seed: int, kind: str = "JPEG", turn: int = 1) -> NDArray[np.uint8]:
@@ -35,7 +36,7 @@ BAD = {
 
 def crops(bad: str | None) -> Crops:
     """Crops of the left half of 48 images; one is bad, or is asked for more than it has."""
-    images: list[NDArray[np.uint8] | None] = [image(seed, ("JPEG", "PNG")[seed % 2]) for seed in range(COUNT)]
+    images: list[NDArray[np.uint8] | None] = [image(seed, KINDS[seed % len(KINDS)]) for seed in range(COUNT)]
     boxes = np.tile(np.array([0, 0, SIDE, SIDE], np.int32), (COUNT, 1))
     if bad is not None:
         images[17] = BAD[bad]

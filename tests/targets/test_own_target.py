@@ -58,7 +58,8 @@ def test_it_trains_resumes_draws_and_exports(
 
 
 def test_no_other_kind_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"target\.kind=colour is not a kind of target: choose one of hog, hog_scales, pixels"):
+    kinds = r"target\.kind=colour is not a kind of target: choose one of hog, hog_scales, pixels"
+    with pytest.raises(ConfigError, match=kinds):
         load_recipe("demo", ["data.shards=none", "target.kind=colour"])
     with pytest.raises(ConfigError, match=r"target\.kind=label is not a kind of target: did you mean labels\?"):
         load_recipe("demo", ["data.shards=none", "target.kind=label"])

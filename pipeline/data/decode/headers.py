@@ -4,13 +4,17 @@ DALI 2.4 may end the process (SIGSEGV) where one image of some dozens in a batch
 of it. Damage behind a header is an ordinary error there.
 """
 
+import io
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.decode.graphs import Crops
-from shards.media.image import IMAGE
+from shards.media import jpeg
+from shards.media.exif import TURNED, orientation
+from shards.media.image import FORMATS, IMAGE
 from shards.media.media import Rejected
 
 
@@ -27,12 +31,29 @@ def readable(crops: Crops) -> tuple[Crops, dict[int, str]]:
     return replace(crops, encoded=encoded_left), problems
 
 
+def shown_size(image: bytes) -> tuple[int, int]:
+    """Return height and width of an encoded image as it is to be shown.
+
+    Raises Rejected, for a damaged header; Pillow raises nearly every type, too.
+    """
+    if image.startswith(jpeg.SIGNATURE):
+        probed = IMAGE.probe(image)
+        return probed.height, probed.width
+    with Image.open(io.BytesIO(image), formats=FORMATS) as header:
+        turned = orientation(header.info.get("exif", b"")) >= TURNED
+        return (header.width, header.height) if turned else (header.height, header.width)
+
+
 def _why_not(encoded: NDArray[np.uint8], boxes: NDArray[np.int32]) -> str | None:
     try:
-        header = IMAGE.probe(encoded.tobytes())
+        height, width = shown_size(encoded.tobytes())
     except Rejected as error:
         return error.detail
+    except UnidentifiedImageError:
+        return f"not a readable {', '.join(FORMATS)} file"
+    except Exception as error:  # as above
+        return str(error) or type(error).__name__
     bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(0).tolist()
-    if bottom > header.height or right > header.width:
-        return f"it is {header.width} x {header.height} pixels, not as when indexed"
+    if bottom > height or right > width:
+        return f"it is {width} x {height} pixels, not as when indexed"
     return None
