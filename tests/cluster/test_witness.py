@@ -13,7 +13,7 @@ from launching import metrics, start
 
 from pipeline.cluster.witness import explain, killed_for_memory
 
-RANK = """
+RANK = '''
 import ctypes, os, signal, sys, threading
 from pathlib import Path
 from pipeline.cluster import phases
@@ -21,9 +21,13 @@ from pipeline.cluster.witness import witnessed
 
 libc, run = ctypes.CDLL(None), Path(sys.argv[1])
 
-def abort_in_a_thread():  # one that Python knows nothing of, as NCCL's watchdog
-    thread, abort = ctypes.c_ulong(), ctypes.cast(libc.abort, ctypes.c_void_p)
-    libc.pthread_create(ctypes.byref(thread), None, abort, None)
+def abort_in_a_thread():
+    """One that Python knows nothing of, as NCCL's watchdog; after a while, when the stack of this one stands still."""
+    event, timer = (ctypes.c_uint64 * 8)(), ctypes.c_void_p()  # struct sigevent, with SIGEV_THREAD and a function
+    ctypes.c_int.from_buffer(event, 12).value = 2
+    ctypes.c_void_p.from_buffer(event, 16).value = ctypes.cast(libc.abort, ctypes.c_void_p).value
+    assert not libc.timer_create(1, event, ctypes.byref(timer))
+    assert not libc.timer_settime(timer, 0, (ctypes.c_long * 4)(0, 0, 0, 300_000_000), None)
     threading.Event().wait(60)
 
 def give_up():
@@ -32,7 +36,7 @@ def give_up():
 
 with witnessed(run, 3):
     exec(sys.argv[2])
-"""
+'''
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
