@@ -1,4 +1,4 @@
-"""What the kernels of HOG have in common: normalised pixels of a patch, and histograms of cells."""
+"""The parts that the kernels of HOG share: the place and the normalised pixels of a patch, and histograms of cells."""
 
 import math
 
@@ -12,6 +12,27 @@ _BINS = tl.constexpr(BINS)
 _CHANNELS = tl.constexpr(CHANNELS)
 # Cotangents of 20, 40, 60 and 80 degrees; those of 100 to 160 are the same with the other sign.
 _COT_20, _COT_40, _COT_60, _COT_80 = (tl.constexpr(1 / math.tan(k * math.pi / BINS)) for k in range(1, 5))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def place(  # type: ignore[no-untyped-def]
+    program,
+    FRAMES: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PATCH: tl.constexpr,
+    PIXEL: tl.constexpr,
+):
+    """Return where the frame of a program's patch begins, in elements, and the patch's first row and column in it.
+
+    Pixels lie PIXEL elements apart. An image is a clip of one frame.
+    """
+    COLUMNS: tl.constexpr = WIDTH // PATCH
+    PATCHES: tl.constexpr = HEIGHT // PATCH * COLUMNS
+    frame = program // PATCHES
+    clip = (frame // FRAMES).to(tl.int64) * (_CHANNELS * FRAMES * HEIGHT * WIDTH)
+    begin = clip + frame % FRAMES * (HEIGHT * WIDTH * PIXEL)
+    return begin, program % PATCHES // COLUMNS * PATCH, program % COLUMNS * PATCH
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -120,7 +141,7 @@ def store(target, sums, cell, CELLS: tl.constexpr, LANES: tl.constexpr):  # type
 
 @triton.jit
 def _row(row, before, x, after):  # type: ignore[no-untyped-def]
-    """How a row changes across each pixel, left minus right, and its smoothed values; exact integers in float32."""
+    """Return a row's change across each pixel, left minus right, and its smoothed values: exact integers in float32."""
     left = tl.load(row + before).to(tl.float32)
     right = tl.load(row + after).to(tl.float32)
     return left - right, left + 2 * tl.load(row + x).to(tl.float32) + right

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.layout import Mask
 from pipeline.targets.hog.arithmetic import BINS, CHANNELS
-from pipeline.targets.hog.kernel import histogram, normalise, store
+from pipeline.targets.hog.kernel import histogram, normalise, place, store
 from pipeline.targets.hog.scales import NUMBERS, SIDES, WIDTH, WIDTHS, check_scales
 from pipeline.targets.hog.triton import in_a_known_format, per_run, rows_of_targets
 
@@ -89,25 +89,20 @@ def _one_patch(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, from a channel of a pixel to the next, and from a frame of a clip to the next
+    # Elements from a pixel to the next, and from a channel of a pixel to the next
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
     PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
-    FRAME: tl.constexpr = HEIGHT * WIDTH * PIXEL
-    COLUMNS: tl.constexpr = WIDTH // PATCH
-    PATCHES: tl.constexpr = HEIGHT // PATCH * COLUMNS
+    PATCHES: tl.constexpr = (HEIGHT // PATCH) * (WIDTH // PATCH)
     program = tl.program_id(0)
     frame = program // PATCHES
-    image = (frame // FRAMES).to(tl.int64) * (_CHANNELS * FRAMES * HEIGHT * WIDTH) + frame % FRAMES * FRAME
+    image, top, left = place(program, FRAMES, HEIGHT, WIDTH, PATCH, PIXEL)
     images += image
     normalised += image
-    top = program % PATCHES // COLUMNS * PATCH
-    left = program % COLUMNS * PATCH
-
     normalise(images, normalised, statistics, top, left, WIDTH, PATCH, PIXEL, PATCH if CHANNELS_LAST else PLANE)
     if frame % FRAMES % STEP == 0:
         DESCRIBED: tl.constexpr = (FRAMES + STEP - 1) // STEP
-        place = (frame // FRAMES * DESCRIBED + frame % FRAMES // STEP) * PATCHES + program % PATCHES
-        sums += place.to(tl.int64) * (_CHANNELS * _BINS)
+        described = (frame // FRAMES * DESCRIBED + frame % FRAMES // STEP) * PATCHES + program % PATCHES
+        sums += described.to(tl.int64) * (_CHANNELS * _BINS)
         target = tl.load(row + program)
         targets += target.to(tl.int64) * _WIDTH
         for plane in range(_CHANNELS):

@@ -24,7 +24,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS, check, target_width
-from pipeline.targets.hog.kernel import histogram, normalise, store
+from pipeline.targets.hog.kernel import histogram, normalise, place, store
 
 # As the compiler of kernels needs its constants
 _CELL, _BINS, _CHANNELS = tl.constexpr(CELL), tl.constexpr(BINS), tl.constexpr(CHANNELS)
@@ -134,20 +134,13 @@ def _one_patch(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, from a channel of a pixel to the next, and from a frame of a clip to the next
+    # Elements from a pixel to the next, and from a channel of a pixel to the next
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
     PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
-    FRAME: tl.constexpr = HEIGHT * WIDTH * PIXEL
-    COLUMNS: tl.constexpr = WIDTH // PATCH
-    PATCHES: tl.constexpr = HEIGHT // PATCH * COLUMNS
     program = tl.program_id(0)
-    frame = program // PATCHES
-    image = (frame // FRAMES).to(tl.int64) * (_CHANNELS * FRAMES * HEIGHT * WIDTH) + frame % FRAMES * FRAME
+    image, top, left = place(program, FRAMES, HEIGHT, WIDTH, PATCH, PIXEL)
     images += image
     normalised += image
-    top = program % PATCHES // COLUMNS * PATCH
-    left = program % COLUMNS * PATCH
-
     normalise(images, normalised, statistics, top, left, WIDTH, PATCH, PIXEL, PATCH if CHANNELS_LAST else PLANE)
     target = tl.load(row + program)
     if (target >= 0) & (target < masked):
