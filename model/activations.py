@@ -1,4 +1,4 @@
-"""How much memory training an input takes beside the weights, by running the model where tensors have no memory."""
+"""Count the memory that training on an input takes beside the weights, with tensors that have no memory."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -27,7 +27,7 @@ from shards.secrets import masked_values
 
 
 class Run(Section):
-    """Where a run lives and what it reports when. `*_every` count steps."""
+    """Settings of a run's folder, and of what it reports and saves when. `*_every` count steps."""
 
     dir: LocalPath
     kind: Literal["pretrain"] = "pretrain"  # of run, for those who find its record
@@ -45,7 +45,7 @@ class Run(Section):
 
 
 class PretrainRun(Run):
-    """Where a run lives and what it reports when. `*_every` count steps."""
+    """Settings of a run's folder, and of what it reports and saves when. `*_every` count steps."""
 
     probe_every: Count | None = None  # judge the frozen encoder by labels on the way; None: do not
     probe_samples: Count = 4096  # of the training and of the validation set, at most so many of each

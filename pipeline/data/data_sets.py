@@ -76,7 +76,7 @@ class DataSets:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which samples there are, and their order, besides the settings, by name; JSON."""
+        """Return what decides the samples and their order besides the settings, by name; JSON."""
         if not self._mixed:
             return {"data.shards (manifest)": self.manifest.identity, "plan version": PLAN_VERSION}
         identity: dict[str, Any] = {"plan version": PLAN_VERSION, "mixture version": MIXTURE_VERSION}
@@ -94,7 +94,7 @@ class DataSets:
 
     @property
     def notes(self) -> list[str]:
-        """What an operator should know of a mixture, a line for each data set."""
+        """Tell the operator of a mixture, in a line for each data set."""
         if not self._mixed:
             return []
         samples, weights = len(self.manifest), sum(self._weights)
@@ -106,7 +106,7 @@ class DataSets:
 
     @property
     def remedy(self) -> str:
-        """What to do about bad samples."""
+        """Return what to do about bad samples."""
         verify = "verify` on its data set" if self._mixed else f"verify {self.manifest.root}`"
         return f"run `maskfeat-shards {verify} and restore what it names"
 

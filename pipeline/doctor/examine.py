@@ -119,7 +119,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
 
 
 def _counted(data: Data) -> Counted:
-    """What rates count: of a model of clips, the videos that are read and the clips that are made of them."""
+    """Return what rates count: for a model of clips, videos that are read and clips that are made of them."""
     if data.clip is None:
         return Counted(repeats=data.repeats)
     return Counted("videos", "clips", data.repeats, data.clip.frames)

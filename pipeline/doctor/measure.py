@@ -37,7 +37,7 @@ _SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "powe
 
 @dataclass(frozen=True)
 class Counted:
-    """What rates count.
+    """The things that rates count.
 
     Attributes:
         samples: what is read, "images" or "videos".
@@ -54,7 +54,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one rank: `Counted` and bytes a second, samples that were bad of those tried, and why the first one was."""
+    """The rate of one rank in `Counted` and bytes a second, its bad samples of those tried, and why the first is."""
 
     images: float
     bytes: float

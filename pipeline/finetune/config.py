@@ -12,7 +12,7 @@ Strength = Annotated[float, Field(ge=0, le=1000)]
 
 
 class FinetuneRun(Run):
-    """Where a run lives and what it reports when."""
+    """Settings of a run's folder, and of what it reports and saves when."""
 
     kind: Literal["finetune"] = "finetune"  # type: ignore[assignment]
 

@@ -1,4 +1,4 @@
-"""What the kernels that make masks have in common: random numbers, and filling masks up to an exact size.
+"""The parts that the kernels of masks share: random numbers, and filling masks up to an exact size.
 
 The kernels make the masks of the references, in the same order and precision: integers of 64 bits, and floating-point
 numbers of 64 bits without fused multiply-add. Only the exponential may differ from that of a CPU, in its last bit. It

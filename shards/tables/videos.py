@@ -15,7 +15,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Jpegs:
-    """Where the frames of videos lie that are stored as JPEGs, which follow each other in the file of a video.
+    """The places of the frames of videos that are stored as JPEGs, which follow each other in the file of a video.
 
     Memory holds 8 bytes for each frame.
     """
