@@ -1,7 +1,8 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/deepspeed_config.py). How files and overrides become settings, recipes.py says.
+configuration is made from it (train/deepspeed_config.py). recipe_files.py
+makes settings of files and overrides.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
 from pipeline.pixels import IMAGENET, Channels, Statistics
-from pipeline.recipes import RECIPES as RECIPES
-from pipeline.recipes import AnyRecipe as AnyRecipe
-from pipeline.recipes import load as load
+from pipeline.recipe_files import RECIPES as RECIPES
+from pipeline.recipe_files import AnyRecipe as AnyRecipe
+from pipeline.recipe_files import load as load
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.settings import Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked

@@ -105,7 +105,7 @@ def test_a_section_that_is_left_out_is_an_empty_one(tmp_path: Path) -> None:
         (Recipe, "small", "runs/small"),
         (Recipe, "MINE", "runs/mine"),
         (FinetuneRecipe, "small", "runs/finetune/small"),
-        (FinetuneRecipe, "scripts/recipes/finetune/small.yaml", "runs/finetune/small"),
+        (FinetuneRecipe, "pipeline/recipes/finetune/small.yaml", "runs/finetune/small"),
         (FinetuneRecipe, "MINE", "runs/finetune/mine"),
     ],
 )
