@@ -37,7 +37,7 @@ maskfeat-shards build "$out/validation" "$out/shards/validation" "${options[@]}"
 sets=(data.shards="$out/shards/train" data.validation="$out/shards/validation")
 
 # By variant: its recipe and settings, and how many epochs it makes in the time of ten of the paper's. Of a CPU these are
-# the ratios of docs/visible.md.
+# the ratios of docs/explanation/visible.md.
 declare -A variants=(
   [hog]="small" [pixels]="small target.kind=pixels"
   [light]="small_visible" [local]="small_visible model.decoder=local target.kind=hog_scales"

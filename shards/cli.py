@@ -65,13 +65,13 @@ def build(
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
-    docs/sources.md says what else these columns may be called, and which folders and files are passed over.
+    docs/reference/sources.md says what else these columns may be called, and which folders and files are passed over.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
     store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
 
     With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes that are poor in CPU.
-    Such a data set is several times as large; docs/video.md says how much, and how to choose --frame-stride.
+    Such a data set is several times as large; docs/how-to/video.md says how much, and how to choose --frame-stride.
 
     With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
     node, by a shared file system for instance. The result is the same, byte for byte.

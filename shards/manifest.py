@@ -1,4 +1,4 @@
-"""manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
+"""manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/reference/data-format.md."""
 
 import hashlib
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from shards.media.media import MAX_BYTES, Checked, Rejected, VideoStream
 from shards.media.video_encoding import shrunk, upright
 from shards.media.video_stream import indexed, opened
 
-_QUALITY = 90  # of libjpeg: docs/video.md says what others take and lose
+_QUALITY = 90  # of libjpeg: docs/how-to/video.md says what others take and lose
 
 
 class JpegFrames:

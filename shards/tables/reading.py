@@ -46,7 +46,7 @@ def unreadable(file: str, error: OSError) -> ShardError:
 
 
 def unusable(file: str, error: Exception | str) -> ShardError:
-    """What to say of a file whose content is not what docs/data-format.md asks for."""
+    """What to say of a file whose content is not what docs/reference/data-format.md asks for."""
     kind = "description" if file.endswith(".json") else "table"
     why = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return ShardError(f"{printable_url(file)}: is not a {FORMAT} {kind} ({one_line(why)}); {AGAIN}")
