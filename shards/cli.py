@@ -65,13 +65,13 @@ def build(
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
-    docs/sources.md lists the other names of these columns, and the folders and files that are ignored.
+    docs/reference/sources.md lists the other names of these columns, and the folders and files that are ignored.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
     store's own tools; shards are kept in the folder for temporary files ($TMPDIR) until they are uploaded.
 
     With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes with few CPU cores.
-    Such a data set is several times larger; docs/video.md says by how much, and how to choose --frame-stride.
+    Such a data set is several times larger; docs/how-to/video.md says by how much, and how to choose --frame-stride.
 
     With --engine ray, the workers run on a Ray cluster, where SRC and OUT must have the same paths or URLs on every
     node, for instance on a shared file system. The result is the same, byte for byte.

@@ -1,4 +1,4 @@
-"""dataset.json, the description of a data set; docs/data-format.md describes its fields.
+"""dataset.json, the description of a data set; docs/reference/data-format.md describes its fields.
 
 It is written last: a folder without it holds an unfinished build.
 """

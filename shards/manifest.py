@@ -1,4 +1,4 @@
-"""Read manifest.parquet, which has a row for every sample; see docs/data-format.md."""
+"""Read manifest.parquet, which has a row for every sample; see docs/reference/data-format.md."""
 
 import hashlib
 from collections.abc import Sequence

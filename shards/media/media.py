@@ -42,7 +42,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class VideoStream:
-    """The columns of the manifest that describe a video, besides its size; see docs/data-format.md.
+    """The columns of the manifest that describe a video, besides its size; see docs/reference/data-format.md.
 
     Frames are numbered in the order in which they are shown. With a constant rate, frame i has the time stamp
     `pts_start + i * pts_step`; otherwise both are None and `pts` has one for each frame. The columns `jpeg_*` are None

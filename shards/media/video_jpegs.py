@@ -16,7 +16,7 @@ from shards.media.media import MAX_BYTES, Checked, Rejected, VideoStream
 from shards.media.video_encoding import shrunk, upright
 from shards.media.video_stream import indexed, opened
 
-_QUALITY = 90  # of libjpeg: docs/video.md has the size and loss of others
+_QUALITY = 90  # of libjpeg: docs/how-to/video.md has the size and loss of others
 
 
 class JpegFrames:

@@ -46,7 +46,7 @@ def unreadable(file: str, error: OSError) -> ShardError:
 
 
 def unusable(file: str, error: Exception | str) -> ShardError:
-    """Return the error for a file whose content violates docs/data-format.md."""
+    """Return the error for a file whose content violates docs/reference/data-format.md."""
     kind = "description" if file.endswith(".json") else "table"
     why = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return ShardError(f"{printable_url(file)}: is not a {FORMAT} {kind} ({one_line(why)}); {AGAIN}")
