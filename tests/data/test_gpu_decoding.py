@@ -148,7 +148,7 @@ def outcomes(regions: Outcome, whole: Outcome) -> Callable[[Decoding], Outcome]:
             CRASHED,
             REGIONS,
             False,
-            "without which DALI decodes on the CPU: pip install",
+            "so DALI decodes on the CPU: pip install",
         ),
     ],
 )
