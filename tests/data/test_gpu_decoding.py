@@ -141,7 +141,7 @@ def outcomes(regions: Outcome, whole: Outcome) -> Callable[[Decoding], Outcome]:
             CRASHED,
             REGIONS,
             False,
-            "could not be tested: it failed (busy): mend what",
+            "could not be tested: it failed (busy): fix what",
         ),
         (
             Outcome(Ending.SOUND, library=False),

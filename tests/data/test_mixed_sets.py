@@ -159,9 +159,7 @@ def test_videos_are_mixed_with_videos_only(sets: dict[str, Path], video_shards: 
         "data.mixture: art has images and clips has videos, and a model is trained on one kind: leave out the data "
         "sets of the other"
     )
-    with pytest.raises(
-        DataError, match=r"^data\.mixture: a and b are the same data set: list it once, with a"
-    ):
+    with pytest.raises(DataError, match=r"^data\.mixture: a and b are the same data set: list it once, with a"):
         batches_of(settings({"a": video_shards, "b": other}, None, **clips), 4, 4, 1)
 
 

@@ -165,7 +165,8 @@ def test_counts_that_cannot_be_true_are_refused(samples: int, in_shard: int, tmp
     (tmp_path / "dataset.json").write_text(Dataset(samples, 1, [], shards, "", 0, 0, None, "").dump())
     done = run(tmp_path, "--nodes", "2", "--batch", "64", "--cache", "1MB")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}: its dataset.json has a wrong number of samples, {samples:,}; build it again\n"
+    wrong = f"its dataset.json has a wrong number of samples, {samples:,}; build it again"
+    assert done.stderr == f"error: {tmp_path}: {wrong}\n"
 
 
 def test_an_imagined_data_set_is_planned_and_printed() -> None:
