@@ -21,7 +21,7 @@ from pipeline.recipe_files import RECIPES as RECIPES
 from pipeline.recipe_files import AnyRecipe as AnyRecipe
 from pipeline.recipe_files import load as load
 from pipeline.settings import ConfigError as ConfigError
-from pipeline.settings import Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
+from pipeline.settings import Count, Free, LocalPath, Minutes, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from shards.secrets import masked_values
@@ -37,6 +37,7 @@ class Run(Section):
     log_every: Count = 20
     eval_every: Count = 1000
     save_every: Count = 1000
+    save_minutes: Minutes | None = 30  # save also at the first log step that comes so long after the last save
     keep: Count = 3  # newest checkpoints kept, and besides these ...
     keep_every: Count | None = None  # ... for good those of every so many steps
     deadline: Seconds = 600  # seconds that any part of a step may take before a rank gives up

@@ -87,7 +87,7 @@ def test_nothing_else_goes_in() -> None:
         *("pipeline/__pycache__/build.cpython-311.pyc", "maskfeat_pipeline.egg-info/PKG-INFO", "scripts/x.parquet"),
         *(
             "tests/conftest.py",
-            "docs/launching.md",
+            "docs/how-to/launching.md",
             "credentials.json",
             "my data/x.jpg",
             "hosts",

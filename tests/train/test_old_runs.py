@@ -124,4 +124,4 @@ def test_a_run_of_an_earlier_version_is_exported(
     assert run_script(monkeypatch, "export.py", OLD / run, tmp_path / "out") == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_classes"] == classes
-    assert config["pretrained_cfg"].get("label_names", []) == ["one", "two"][:classes]
+    assert config.get("label_names", []) == ["one", "two"][:classes]
