@@ -26,6 +26,7 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune"],
+    ["whole_model"],
     ["trained"],
     ["cli", "doctor", "measure"],
 ]
