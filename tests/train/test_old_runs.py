@@ -13,7 +13,7 @@ from scripting import run_script
 from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.config import Recipe, TrainingRecipe, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.recipes import read_settings
+from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.train.resume import defaults, identity, may_change
 from shards.verify import verify
