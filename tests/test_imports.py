@@ -28,7 +28,8 @@ LAYERS = [
     ["finetune"],
     ["whole_model"],
     ["trained"],
-    ["cli", "doctor", "measure"],
+    ["predict"],
+    ["cli", "commands", "doctor", "measure"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
