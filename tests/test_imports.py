@@ -27,7 +27,9 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune"],
+    ["whole_model"],
     ["trained"],
+    ["predict"],
     ["doctor", "measure"],
     ["cli", "commands"],
 ]
