@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import Beit, save_for_hf
+from timm.models import VisionTransformer, save_for_hf
 from torch import nn
 
 from model.encoders.timm_vit import TimmViT
@@ -48,7 +48,7 @@ def export_timm(
     if classes:
         encoder.pretrained_cfg["label_names"] = list(classes)
     # A LayerNorm is behind the pooling or before it
-    fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
+    fc_norm = "fc_norm" if isinstance(encoder, VisionTransformer) else "use_fc_norm"
     save_for_hf(
         encoder,
         str(folder),
@@ -57,7 +57,7 @@ def export_timm(
             "img_size": image_size,
             "num_classes": encoder.num_classes,
             "global_pool": "avg",
-            **fc_norm,
+            fc_norm: not isinstance(encoder.fc_norm, nn.Identity),
             **options,
         },
     )
