@@ -39,7 +39,7 @@ from pipeline.config import Recipe
 from pipeline.data.clips import placed_clips
 from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
-from pipeline.recipes import reason
+from pipeline.recipe_files import reason
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError

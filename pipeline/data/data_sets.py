@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.errors import DataError
-from pipeline.data.mixture import MIXTURE_VERSION, Mixture, whole
+from pipeline.data.mixture import MIXTURE_VERSION, mixture_of, whole
 from pipeline.data.order import Int64s, Order
 from pipeline.data.plan import PLAN_VERSION, Plan
 from pipeline.data.settings import Data
@@ -90,7 +90,7 @@ class DataSets:
         lanes, block = self._data.lanes, self._data.block
         if not self._mixed:
             return Plan(self.manifest.counts, seed, lanes, block)
-        return Mixture([part.counts for part in self._parts], self._weights, seed, lanes, block, batch_size)
+        return mixture_of([part.counts for part in self._parts], self._weights, seed, lanes, block, batch_size)
 
     @property
     def notes(self) -> list[str]:

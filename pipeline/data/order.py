@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pipeline.data.plan import Plan
 
 Int64s = NDArray[np.int64]
+InTurn = list[tuple[int, int]]  # see `Order.in_turn`
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,18 @@ class Order(Protocol):
         """Return the sample id at every position; int64, the shape of `positions`."""
         ...
 
-    def passages(self, epoch: int) -> Sequence[Passage]:
-        """Return the epochs of data sets that lie in an epoch of the run, wholly or in part."""
+    def lane_of(self, positions: Int64s) -> Int64s:
+        """Return the lane of every position."""
         ...
 
-    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
-        """Return of how many samples of a batch each is of the lane after that of the one before it.
+    def passages(self, begin: int, end: int) -> Sequence[Passage]:
+        """Return the epochs of data sets that the positions `begin` to `end` - 1 have a part of."""
+        ...
 
-        It is one pair, of all of them, or a pair for each data set: at least and at most so many.
+    def in_turn(self, batch_size: int) -> list[InTurn]:
+        """Return how many samples of a batch come from successive lanes, each from the lane after that of the last.
+
+        It is one pair, of all of them, or a pair for each data set: the fewest and the most there may be. Where batches
+        are made up in several ways, each has an entry.
         """
         ...

@@ -18,7 +18,7 @@ The order is part of a run's identity: whoever changes what `ids` returns raises
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.data.order import Int64s, Passage
+from pipeline.data.order import Int64s, InTurn, Passage
 from pipeline.random import derive, mix
 
 PLAN_VERSION = 2
@@ -29,6 +29,7 @@ _DEAL = -1  # ... and the one drawn from the seed, beside those of the epochs
 _HASH_BITS = 40  # of a shard's place in its lane; the others tell the lane
 _PART = 1 << 16  # shards hashed at once: with a million of them the temporaries would outweigh the plan
 _GOLDEN = 648056  # the golden ratio less one, times 2**20
+_ALWAYS = 64  # epochs that are passed through at once, above which all shards count as always in use
 _ROUNDS = 6  # even, so that the two halves of an odd width return to their places
 
 
@@ -67,7 +68,7 @@ class Plan:
     def positions(self, step: int, batch_size: int) -> Int64s:
         """Positions of global batch `step`, (batch_size,) int64, lane by lane and ascending within a lane."""
         positions = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-        return positions[np.argsort(positions % self.lanes, kind="stable")]
+        return positions[np.argsort(self.lane_of(positions), kind="stable")]
 
     def epochs(self, positions: Int64s) -> Int64s:
         """The epoch of every position."""
@@ -82,13 +83,19 @@ class Plan:
             ids[here] = self._ids_of_epoch(epoch, positions[here])
         return ids
 
-    def passages(self, epoch: int) -> list[Passage]:
-        """See `Order`: the epoch itself."""
-        return [Passage(self, epoch, 0, lambda positions: positions)]
+    def lane_of(self, positions: Int64s) -> Int64s:
+        """Return the lane of every position."""
+        return positions % self.lanes
 
-    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
+    def passages(self, begin: int, end: int) -> list[Passage]:
+        """See `Order`."""
+        epochs = range(begin // self.samples, -(-end // self.samples))
+        found = [None] if len(epochs) > _ALWAYS else epochs
+        return [Passage(self, epoch, 0, lambda positions: positions) for epoch in found]
+
+    def in_turn(self, batch_size: int) -> list[InTurn]:
         """See `Order`: all of the batch."""
-        return [(batch_size, batch_size)]
+        return [[(batch_size, batch_size)]]
 
     def line(self, epoch: int) -> tuple[NDArray[np.int32], Int64s]:
         """An epoch's shards that have samples, in the order in which its line has them, and where each begins there.

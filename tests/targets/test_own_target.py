@@ -22,7 +22,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch) -> type[Target]:
     """Register the target of docs/how-to/own-target.md, by running its text, for the time of a test."""
-    (text,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "docs" / "how-to" / "own-target.md").read_text(), re.DOTALL)
+    (text,) = re.findall(
+        r"```python\n(.*?)```", (CHECKOUT / "docs" / "how-to" / "own-target.md").read_text(), re.DOTALL
+    )
     before = dict(TARGETS)
     exec(compile(text, "own-target.md", "exec"), {"__name__": "own_target"})
     added = TARGETS["colour"]

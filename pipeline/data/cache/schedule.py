@@ -4,13 +4,12 @@ A lane walks its stretch of an epoch's line block by block, so a shard is in use
 block that it reaches into to the last step of the last one. Nothing is computed sample by sample.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 
-from pipeline.data.order import Int64s, Order, Passage
+from pipeline.data.order import Int64s, InTurn, Order, Passage
 
 _MOST_STARTS = 1024  # of batches in different lanes, until their exact places are bounded instead
 
@@ -54,13 +53,15 @@ class Schedule:
         if begin == end:
             raise ValueError(f"a batch of {batch_size} has nothing for ranks {first_rank} to {first_rank + ranks - 1}")
         self.part = slice(begin, end)  # of every global batch
-        self.lanes = _lanes(plan.lanes, plan.in_turn(batch_size), begin, end)
+        of_batches = [_lanes(plan.lanes, in_turn, begin, end) for in_turn in plan.in_turn(batch_size)]
+        self.lanes = np.unique(np.concatenate(of_batches))
 
     def uses(self, epoch: int) -> Uses:
         """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
         samples = self.plan.samples
         begin, end = epoch * samples // self.batch_size, ((epoch + 1) * samples - 1) // self.batch_size
-        found = [self._uses_of(passage, begin, end) for passage in self.plan.passages(epoch)]
+        passages = self.plan.passages(epoch * samples, (epoch + 1) * samples)
+        found = [self._uses_of(passage, begin, end) for passage in passages]
         shard, first_step, last_step = (np.concatenate(column) for column in zip(*found, strict=True))
         # An epoch of a data set may reach into several epochs of a mixture, each of which has its part.
         here = (first_step <= end) & (last_step >= begin)
@@ -115,12 +116,12 @@ class Schedule:
         return _peak(used, size), _peak(used, np.ones_like(size))
 
 
-def _lanes(lanes: int, in_turn: Sequence[tuple[int, int]], begin: int, end: int) -> Int64s:
+def _lanes(lanes: int, in_turn: InTurn, begin: int, end: int) -> Int64s:
     """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,).
 
     Args:
         lanes: how many there are.
-        in_turn: see `Order`.
+        in_turn: of one kind of batch, see `Order`.
         begin, end: of the part of every batch.
     """
     lane = np.arange(lanes, dtype=np.int64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.cache.simulate import Fleet, forecast
-from pipeline.data.mixture import Mixture
+from pipeline.data.mixture import mixture_of
 from pipeline.data.order import Int64s, Order
 from pipeline.data.plan import Plan
 from shards.files import ShardError
@@ -42,7 +42,7 @@ class ShardSizes:
         """Return the order in which a run takes their samples, so many a step."""
         if len(self.counts) == 1:
             return Plan(self.counts[0], seed, lanes, block)
-        return Mixture(self.counts, self.weights, seed, lanes, block, batch_size)
+        return mixture_of(self.counts, self.weights, seed, lanes, block, batch_size)
 
     def cut(self, n: int) -> "ShardSizes":
         """Return the same with every shard cut into `n`."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.cache.simulate import Fleet, forecast
-from pipeline.data.mixture import Mixture
+from pipeline.data.mixture import mixture_of
 from pipeline.data.plan import Plan
 from shards.manifest import Dataset, Shard
 
@@ -84,7 +84,7 @@ def test_a_cache_reads_what_one_that_looks_at_every_step_reads(
     spare=st.integers(0, 10),
 )
 def test_so_does_one_of_a_mixture(sets: list[list[int]], weights: tuple[int, ...], spare: int) -> None:
-    order = Mixture([np.array(counts) for counts in sets], weights[: len(sets)], 7, 4, 8, 8)
+    order = mixture_of([np.array(counts) for counts in sets], weights[: len(sets)], 7, 4, 8, 8)
     sizes = np.full(len(order.counts), 7)
     cache = forecast(order, sizes, Fleet(2, 1, 8, 0), epochs=3).smallest_cache + 7 * spare
     found = forecast(order, sizes, Fleet(2, 1, 8, cache), epochs=3)
@@ -139,7 +139,7 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     fleet = ("--nodes", "2", "--batch", "64", "--cache", "1MB", "--lanes", "4", "--block", "50", "--seed", "5")
     done = run(*roots, *fleet, "--json")
     assert done.returncode == 0, done.stderr
-    order = Mixture([np.full(10, 40), np.full(40, 100)], [1, 3], 5, 4, 50, 64)
+    order = mixture_of([np.full(10, 40), np.full(40, 100)], [1, 3], 5, 4, 50, 64)
     expected = forecast(order, np.repeat([4000, 10_000], [10, 40]), Fleet(2, 8, 64, 10**6), epochs=3)
     found = json.loads(done.stdout)
     assert (found["egress"], found["smallest_cache"]) == (expected.egress, expected.smallest_cache)
