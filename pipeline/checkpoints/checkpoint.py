@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
-PARTS = ("weight", "exp_avg", "exp_avg_sq")  # for every parameter: its fp32 master and Adam's moments
-AVERAGE = "ema"  # and, if the run has one, the moving average of the weight
+AVERAGE = "ema"  # besides a weight and its moments, if the run has one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
 # Errors that malformed content raises
