@@ -1,4 +1,4 @@
-"""All measurements of a cluster for one recipe, and what they mean: what `scripts/doctor.py` prints."""
+"""Make all measurements of a cluster for one recipe, and interpret them for `scripts/doctor.py`."""
 
 import os
 import socket
@@ -37,20 +37,20 @@ from shards.secrets import masked
 from shards.terminal import note
 
 STUCK = (
-    "mend the storage if that hangs; else look for a rank that ended or never started, and let NCCL_SOCKET_IFNAME and "
+    "fix the storage if it hangs; else look for a rank that ended or never started, and let NCCL_SOCKET_IFNAME and "
     "GLOO_SOCKET_IFNAME name the network interface that joins the nodes"
 )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the machines are judged by.
+    """The standards by which the machines are judged.
 
     Attributes:
-        samples: that each rank reads and decodes.
-        images_per_second: images or clips of one rank that training needs; None: ranks are compared with others only.
-        network: GB/s that a node of GPUs sends.
-        link: GB/s that a GPU sends within a node.
+        samples: number of samples that each rank reads and decodes.
+        images_per_second: images or clips that training needs per rank; None: ranks are only compared with each other.
+        network: GB/s that a node of GPUs can send.
+        link: GB/s that a GPU can send within a node.
         deadline: seconds that a check may take.
     """
 
@@ -62,10 +62,10 @@ class Wanted:
 
 
 def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Finding]:
-    """All findings; all ranks do this together, and find the same.
+    """Return all findings; all ranks call this together, and get the same.
 
     Raises:
-        ConfigError: no run can be made of rank 0's recipe, or of the labels.
+        ConfigError: rank 0's recipe, or the labels, do not give a valid run.
     """
     deadline = wanted.deadline
     with within(deadline, "reading the manifests"):
@@ -73,7 +73,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
         manifest = next((found for found in opened if isinstance(found, str)), opened[0])  # or why one cannot be opened
     with within(2 * deadline, "comparing with the other ranks"):
         findings = agreement(exchange(recipe, inputs, world))
-        recipe = world.from_first(recipe)  # so that ranks that differ do not hang in what follows
+        recipe = world.from_first(recipe)  # so that different ranks do not hang later
     recipe.micro_batch(world.size)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in _model(recipe, opened).parameters())
@@ -119,19 +119,19 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
 
 
 def _counted(data: Data) -> Counted:
-    """Return what rates count: for a model of clips, videos that are read and clips that are made of them."""
+    """Return the units of the rates: for a model of clips, videos that are read and clips made of them."""
     if data.clip is None:
         return Counted(repeats=data.repeats)
     return Counted("videos", "clips", data.repeats, data.clip.frames)
 
 
 def _needed(recipe: TrainingRecipe, views: float | None) -> float | None:
-    """Return the images or clips a second that have to be made for so many views, which are these under all masks."""
+    """Return the images or clips to make per second for `views`, which count each under every mask."""
     return None if views is None else views / recipe.masks
 
 
 def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
-    """What the run would train; classes that cannot be counted, because the data cannot be opened, are none."""
+    """Build the model that the run would train; without readable data, the number of classes is 0."""
     if isinstance(recipe, Recipe):
         return build_model(recipe)
     assert isinstance(recipe, FinetuneRecipe)
@@ -143,7 +143,7 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
 
 
 def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
-    """Training and validation set, or why one cannot be used, and the identities of all that is read."""
+    """Return training and validation set, or why one cannot be used, and the identities of all inputs."""
     if recipe.data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
     training = "data.shards" if recipe.data.mixture is None else "data.mixture"
@@ -156,7 +156,7 @@ def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str
 
 
 def _read(recipe: TrainingRecipe) -> str:
-    """Name what is read, without secrets."""
+    """Name the inputs, without secrets."""
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
@@ -172,7 +172,7 @@ def _opened(load: Callable[[], Manifest], data: Data) -> Manifest | str:
 def _data_rates(
     manifest: Manifest | str, recipe: TrainingRecipe, world: World, batches: int
 ) -> tuple[Rate | str, Rate | str | None]:
-    """How fast samples can be read, and decoded, or why they cannot."""
+    """Return the rates of reading and decoding, or why they cannot be measured."""
     try:
         if recipe.data.mode == "stream":
             return measure.streaming(recipe, world, batches), None
@@ -189,7 +189,7 @@ def _data_rates(
 
 @contextmanager
 def within(seconds: float, what: str) -> Iterator[None]:
-    """End this process if what happens inside takes longer: hangs are among what is looked for."""
+    """End this process if the block takes longer: hangs are among the problems to find."""
 
     def give_up(why: str) -> None:
         rank = f"rank {place(os.environ)[0]} on {socket.gethostname()}"
