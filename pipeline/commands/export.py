@@ -1,13 +1,15 @@
 """Export a run's encoder, or a fine-tuned run's classifier, as ordinary timm / Hugging Face weights.
 
-    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx] [--average]
+    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx maskfeat] [--average]
 
 RUN is a run.dir; its newest valid checkpoint is taken, or that of step N, whatever ZeRO stage and number of ranks wrote
 it. OUT gets, as asked:
 
-    timm   model.safetensors, config.json and README.md, a model card: a folder ready for the Hugging Face hub
-    torch  encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
-    onnx   encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
+    timm      model.safetensors, config.json and README.md, a model card: a folder ready for the Hugging Face hub
+    torch     encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
+    onnx      encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
+    maskfeat  maskfeat.safetensors and maskfeat.json: the whole pre-training model, with its mask token and its head,
+              which scripts/predict.py and pipeline.api.load_model read
 
 Of a run on clips, tensors have the names of torchvision's MViT, or of timm's blocks, and the model card has the lines
 of Python that read them. Of a run on images, anywhere that has timm, without this project:
@@ -41,9 +43,10 @@ from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.settings import ConfigError
 from pipeline.trained import load_model, recipe_of
+from pipeline.whole_model import write_model
 from shards.terminal import Parser, note, prepare, say
 
-FORMATS = ("timm", "torch", "onnx")
+FORMATS = ("timm", "torch", "onnx", "maskfeat")
 
 
 def write_timm(
@@ -92,6 +95,8 @@ def main() -> int:
         found = checkpoint.chosen(run, arguments.step)
         recipe = recipe_of(found)
         model = load_model(found, recipe, arguments.average)
+        if "maskfeat" in arguments.format and isinstance(model, Classifier):
+            raise ConfigError(f"{run} is a run of fine-tuning, without a head of pre-training: leave out maskfeat")
         out.mkdir(parents=True, exist_ok=True)
         written = f"step {found.facts.step} -> {out}"
         if "timm" in arguments.format:
@@ -104,6 +109,10 @@ def main() -> int:
         if "onnx" in arguments.format:
             difference = export_onnx(model.encoder, out / "encoder.onnx")
             say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
+        if "maskfeat" in arguments.format and isinstance(model, MaskFeat):
+            assert isinstance(recipe, Recipe)
+            write_model(out, model, recipe, found.facts.step)
+            say(f'{written}: pipeline.api.load_model("{out}")')
     except (CheckpointError, ConfigError, OnnxError, OSError) as error:
         note(f"error: {error}")
         return 1
