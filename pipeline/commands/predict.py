@@ -27,13 +27,14 @@ from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.data.errors import DataError
 from pipeline.data.pictures import read_pictures
 from pipeline.predict.neighbours import ShardImages
-from pipeline.predict.predict import NAMED, predict
+from pipeline.predict.predict import predict
 from pipeline.settings import ConfigError
 from pipeline.trained import Trained, open_trained
 from shards.files import ShardError
 from shards.terminal import Parser, note, prepare, say
 
 MOST = 32  # images in a picture
+NAMED = 3  # neighbours that are printed
 SAMPLES = 2000  # images of a data set among which neighbours are found
 
 

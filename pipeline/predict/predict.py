@@ -12,8 +12,7 @@ from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mos
 from pipeline.probe.attention import attention_weights, looked_at
 from pipeline.trained import Trained
 
-NEIGHBOURS = 9  # of each image, at most ...
-NAMED = 3  # ... and how many of them are named
+NEIGHBOURS = 9  # of each image, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Prediction:
             ]
         columns.append(Column("attention of the last block", heat(self.images, self.attention, side), nothing))
         if self.neighbours:
-            names = [", ".join(near.names[:NAMED]) for near in self.neighbours]
+            names = [f"nearest: {near.names[0]}" for near in self.neighbours]
             mosaics = [mosaic(near, side) for near in self.neighbours]
             columns.append(Column("nearest neighbours", mosaics, names))
         return sheet(columns)
