@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.decoders import DecoderKind, build_decoder, visible_cells
-from model.encoders.encoder import PositionInit, draw
+from model.encoders.encoder import PositionInit, draw, view_of
 from model.encoders.registry import encoder_of
 from model.encoders.timm_vit import build_encoder as build_encoder
 from model.layout import Mask, make_mask, spread
@@ -69,7 +69,8 @@ class MaskFeat(nn.Module):
         """Predict what is under the masked patches.
 
         Args:
-            inputs: normalised floats (B, 3, H, W), or of clips (B, 3, frames, H, W).
+            inputs: normalised floats (B, 3, H, W), or of clips (B, 3, frames, H, W), where images beside them have one
+                frame.
             mask: bool (B, rows, columns), or of clips (B, frames, rows, columns), True where the model must not see, on
                 a grid that divides that of the tokens; or the `Mask` made of one, with which shapes are static and
                 nothing waits for the device. There may be several masks of each input, in a row. A model with a decoder
@@ -78,7 +79,7 @@ class MaskFeat(nn.Module):
         Returns:
             (masked, target_width), mask by mask; within a mask frame by frame, row-major.
         """
-        view = self.view
+        view = view_of(self.view, inputs)
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
         repeats, rest = divmod(len(hidden.cells), len(inputs))
         if rest or not repeats:
@@ -86,9 +87,8 @@ class MaskFeat(nn.Module):
         if self.decoder is not None:
             masked = len(hidden.indices) // len(hidden.cells)
             visible = visible_cells(spread(hidden.cells, view.token_layout), masked)
-            described: Tensor = self.decoder(
-                view.encode_visible(inputs, visible, self.decoder.taps), visible, hidden.indices
-            )
+            encoded = view.encode_visible(inputs, visible, self.decoder.taps)
+            described: Tensor = self.decoder(encoded, visible, hidden.indices, view.token_layout.cells)
             return described
         x = view.embed(inputs)  # (B, token cells, embedding width)
         if repeats > 1:

@@ -37,6 +37,8 @@ class Encoder(Protocol):
         depth: blocks.
         classes: outputs of the network's head; 0: it has none.
         classifier_parts: beginnings of the names of what only a classifier has, or has trained otherwise than MaskFeat.
+        single_frames: the view of the same network whose inputs are clips of one frame, where it takes these beside
+            longer ones; None: it does not.
         decayed_vectors: names of the one-dimensional parameters that weight decay shrinks: tokens, not biases.
     """
 
@@ -55,6 +57,7 @@ class Encoder(Protocol):
     classes: int
     classifier_parts: tuple[str, ...]
     decayed_vectors: tuple[str, ...]
+    single_frames: "Encoder | None"
 
     @property
     def head(self) -> nn.Module:
@@ -119,6 +122,13 @@ class Encoder(Protocol):
             visible: token cells that are encoded; None: all of them.
         """
         ...
+
+
+def view_of(view: Encoder, inputs: Tensor) -> Encoder:
+    """Return the view of a network that these inputs fit: of clips of one frame the one of single frames."""
+    if view.single_frames is not None and inputs.shape[2] == 1:
+        return view.single_frames
+    return view
 
 
 def draw(parameter: nn.Parameter | None) -> None:

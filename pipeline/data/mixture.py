@@ -30,7 +30,7 @@ from math import gcd, lcm
 
 import numpy as np
 
-from pipeline.data.order import InTurn, Int64s, Order, Passage
+from pipeline.data.order import Int64s, InTurn, Order, Passage
 from pipeline.data.plan import Plan
 from pipeline.random import mix_int
 

@@ -18,7 +18,7 @@ The order is part of a run's identity: whoever changes what `ids` returns raises
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.data.order import InTurn, Int64s, Passage
+from pipeline.data.order import Int64s, InTurn, Passage
 from pipeline.random import derive, mix
 
 PLAN_VERSION = 2

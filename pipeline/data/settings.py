@@ -44,6 +44,7 @@ class Data(Section):
     # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: there is a mixture
     shards: Free[Place | None] = None
     validation: Free[Place | None] = None  # another such folder or URL
+    validation_images: Free[Place | None] = None  # of a mixture with videos, which `validation` is then of, images
     validation_samples: Free[Count | None] = 4096  # of these, the first so many; null: all
     stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
     stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, images that a rank shuffles among themselves
@@ -98,9 +99,11 @@ class Data(Section):
     def _check_places(self) -> None:
         """Raise ValueError for commands where none are run, and for secrets in URLs."""
         streamed = self.mode == "stream"
-        places = {"data.shards": self.shards, "data.validation": self.validation} | {
-            f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()
-        }
+        places = {
+            "data.shards": self.shards,
+            "data.validation": self.validation,
+            "data.validation_images": self.validation_images,
+        } | {f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()}
         for key, place in places.items():
             if (place or "").startswith(PIPE) and not (streamed and key == "data.shards"):
                 raise ValueError(
@@ -114,6 +117,10 @@ class Data(Section):
 
     def _check_mixture(self) -> None:
         """Raise ValueError where it is unclear what is read, or how often."""
+        if self.validation_images is not None and (self.mixture is None or self.labelled):
+            raise ValueError(
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+            )
         if self.mixture is None:
             return
         if self.shards is not None:

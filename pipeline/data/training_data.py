@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.data.batch import Batch
+from pipeline.data.request import Medium
 from shards.manifest import Manifest
 
 
@@ -39,15 +40,22 @@ class TrainingData(Protocol):
     Attributes:
         identity: what decides which samples there are, and their order, besides the settings, by name; JSON.
         samples: of an epoch, over all ranks.
+        media: of them; every step is of one medium.
         notes: for the operator.
     """
 
     identity: dict[str, Any]
     samples: int
+    media: frozenset[str]
     notes: list[str]
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """Return so many of this rank's micro-batches, from the first of a step on.
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """Return this many of this rank's micro-batches, from the first of a step on.
+
+        Args:
+            first_step: where they begin.
+            micro_batches: how many.
+            medium: of all of them: steps of another medium are left out; None: none is.
 
         Raises:
             DataError: too many samples are bad, or the storage is out of reach.

@@ -11,9 +11,9 @@ NAME = "baselines.json"
 LOSSES = ("zero", "mean", "copy", "untrained")
 
 
-def read_baselines(run: Path) -> dict[str, Any]:
+def read_baselines(run: Path, file: str = NAME) -> dict[str, Any]:
     """The `LOSSES` of a run, and `of` which images they are; nothing where the file is missing, torn, or odd."""
-    path = run / NAME
+    path = run / file
     try:
         found = parse_json(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError):

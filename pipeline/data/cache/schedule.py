@@ -9,7 +9,7 @@ from math import gcd
 
 import numpy as np
 
-from pipeline.data.order import InTurn, Int64s, Order, Passage
+from pipeline.data.order import Int64s, InTurn, Order, Passage
 
 _MOST_STARTS = 1024  # of batches in different lanes, until their exact places are bounded instead
 

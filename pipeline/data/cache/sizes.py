@@ -1,6 +1,6 @@
 """Data sets as `maskfeat-shards plan` sees them: the sizes of their shards, and what smaller ones would need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,11 +27,13 @@ class ShardSizes:
     Attributes:
         counts, sizes: of each, the samples and the bytes of every shard, (shards,).
         weights: see `whole`.
+        media: the medium of each, see `mixture_of`.
     """
 
     counts: list[Int64s]
     sizes: list[Int64s]
     weights: list[int]
+    media: Sequence[str] | None = None
 
     @property
     def shard_bytes(self) -> Int64s:
@@ -42,7 +44,7 @@ class ShardSizes:
         """Return the order in which a run takes their samples, so many a step."""
         if len(self.counts) == 1:
             return Plan(self.counts[0], seed, lanes, block)
-        return mixture_of(self.counts, self.weights, seed, lanes, block, batch_size)
+        return mixture_of(self.counts, self.weights, seed, lanes, block, batch_size, self.media)
 
     def cut(self, n: int) -> "ShardSizes":
         """Return the same with every shard cut into `n`."""
