@@ -1,5 +1,6 @@
-"""An encoder in timm's folder layout, which `timm.create_model("local-dir:FOLDER")` and the Hugging Face hub read."""
+"""An encoder in timm's folder layout, which timm, transformers and the Hugging Face hub read."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ def export_timm(
 ) -> None:
     """Write model.safetensors and config.json.
 
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` and `transformers.AutoModel.from_pretrained("FOLDER")` read
+    them.
+
     Args:
         encoder: as `build_encoder` built it, whose features are its patch tokens after the LayerNorm; or
             a classifier, as `model.convert.classifier` gives it.
@@ -45,20 +49,24 @@ def export_timm(
         "mean": mean,
         "std": std,
     }
-    if classes:
-        encoder.pretrained_cfg["label_names"] = list(classes)
     # A LayerNorm is behind the pooling or before it
     fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
     save_for_hf(
         encoder,
         str(folder),
         safe_serialization=True,
-        model_args={
-            "img_size": image_size,
-            "num_classes": encoder.num_classes,
-            "global_pool": "avg",
-            **fc_norm,
-            **options,
-        },
+        model_config={"label_names": list(classes)} if classes else None,
+        model_args={"img_size": image_size, "global_pool": "avg", **fc_norm, **options},
     )
+    _keep_number_of_classes_once(folder / "config.json")
     share(folder / "model.safetensors")
+
+
+def _keep_number_of_classes_once(config: Path) -> None:
+    """Remove `num_classes` from the arguments of the network: transformers passes it as well and would then fail.
+
+    timm takes the number from where it stands otherwise, outside of `model_args`.
+    """
+    stated = json.loads(config.read_bytes())
+    stated["model_args"].pop("num_classes", None)
+    config.write_text(json.dumps(stated, indent=2) + "\n", "utf-8")

@@ -1,7 +1,8 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/deepspeed_config.py). How files and overrides become settings, recipes.py says.
+configuration is made from it (train/deepspeed_config.py). recipe_files.py
+makes settings of files and overrides.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
 from pipeline.pixels import IMAGENET, Channels, Statistics
-from pipeline.recipes import RECIPES as RECIPES
-from pipeline.recipes import AnyRecipe as AnyRecipe
-from pipeline.recipes import load as load
+from pipeline.recipe_files import RECIPES as RECIPES
+from pipeline.recipe_files import AnyRecipe as AnyRecipe
+from pipeline.recipe_files import load as load
 from pipeline.settings import ConfigError as ConfigError
-from pipeline.settings import Count, Free, LocalPath, Rate, Seconds, Section, Share, Text
+from pipeline.settings import Count, Free, LocalPath, Minutes, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from shards.secrets import masked_values
@@ -36,6 +37,7 @@ class Run(Section):
     log_every: Count = 20
     eval_every: Count = 1000
     save_every: Count = 1000
+    save_minutes: Minutes | None = 30  # save also at the first log step that comes so long after the last save
     keep: Count = 3  # newest checkpoints kept, and besides these ...
     keep_every: Count | None = None  # ... for good those of every so many steps
     deadline: Seconds = 600  # seconds that any part of a step may take before a rank gives up

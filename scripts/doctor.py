@@ -42,7 +42,7 @@ from pipeline.cluster.world import join
 from pipeline.config import Recipe, load
 from pipeline.doctor.examine import Wanted, examine, within
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.recipes import read_settings
+from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, note_error, prepare, shown
@@ -54,7 +54,7 @@ SHOWN = 8  # places a check in the table; --json has all
 def main() -> int:
     """Exit status 0: no problems; 1: problems; 2: it was not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("recipe", help="name in scripts/recipes or, with --finetune, its folder finetune; or path")
+    parser.add_argument("recipe", help="name in pipeline/recipes or, with --finetune, its folder finetune; or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )

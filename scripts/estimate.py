@@ -70,7 +70,10 @@ def main() -> int:
         help=f"mean of an encoded image ({IMAGE_BYTES:,.0f}) or video ({VIDEO_BYTES:,.0f}: 10 s, of --resize 256)",
     )
     parser.add_argument(
-        "--decode-ms", type=float, metavar="MS", help="of a CPU core for an image or clip (docs/benchmarks.md has ours)"
+        "--decode-ms",
+        type=float,
+        metavar="MS",
+        help="of a CPU core for an image or clip (docs/explanation/benchmarks.md has ours)",
     )
     prepare()
     arguments = parser.parse_intermixed_args()

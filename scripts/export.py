@@ -14,6 +14,7 @@ of Python that read them. Of a run on images, anywhere that has timm, without th
 
     timm.create_model("local-dir:OUT", pretrained=True)                 # features
     timm.create_model("local-dir:OUT", pretrained=True, num_classes=10) # with a fresh head to fine-tune
+    transformers.AutoModel.from_pretrained("OUT")                       # the same features
 
 Examples:
 

@@ -2,7 +2,7 @@
 
     deepspeed scripts/finetune.py RECIPE model.init=WEIGHTS [section.key=value ...]
 
-RECIPE is a name in scripts/recipes/finetune or the path of a YAML file; WEIGHTS is what scripts/export.py wrote, or a
+RECIPE is a name in pipeline/recipes/finetune or the path of a YAML file; WEIGHTS is what scripts/export.py wrote, or a
 checkpoint of SlowFast, mmpretrain, MAE or timm. Without model.init it trains from scratch. Both data sets need labels.
 Runs stop, resume and end like those of scripts/pretrain.py.
 

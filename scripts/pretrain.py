@@ -3,8 +3,8 @@
     deepspeed scripts/pretrain.py RECIPE [section.key=value ...]
 
 RECIPE is a name in scripts/recipes or the path of a YAML file. Started again with the same run.dir, a run resumes from
-its newest checkpoint. On SIGTERM, SIGUSR1 or SIGINT, to one rank or to all, it ends the step, saves, and exits with
-status 75: start the same command again.
+its newest checkpoint. On SIGTERM, SIGUSR1, SIGINT or SIGHUP, to one rank or to all, it ends the step, saves, and exits
+with status 75: start the same command again.
 
 Examples, each on one line:
 

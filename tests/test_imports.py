@@ -16,7 +16,7 @@ LAYERS = [
     ["device", "files", "metrics", "pixels", "plain_yaml", "random", "settings", "model_options"],
     ["data", "masks", "targets"],
     ["examples", "record"],
-    ["recipes"],
+    ["recipe_files"],
     ["config"],
     ["build"],
     ["cluster", "estimate"],
@@ -31,7 +31,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("recipes", "config")}
+TYPES_ONLY = {("recipe_files", "config")}
 
 
 def imported(file: Path) -> set[str]:

@@ -7,7 +7,7 @@
       files.json               size and SHA-256 of each file above; written last
 
 `pipeline.checkpoints.saver` writes them. On start the newest valid one wins; an invalid one is reported and skipped.
-Where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
+Where there are some and none is valid, the run refuses to start afresh. docs/reference/checkpoints.md has the promises.
 """
 
 import os

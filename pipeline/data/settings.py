@@ -39,7 +39,7 @@ class Data(Section):
 
     labelled: ClassVar[bool] = False  # whether labels are used
 
-    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
+    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/explanation/data.md
     mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)  # several data sets, instead of `shards`
     # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: there is a mixture
     shards: Free[Place | None] = None
@@ -67,7 +67,8 @@ class Data(Section):
     read_threads: Free[Threads] = 4
     requests: Free[int] = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
     decode_threads: Free[Threads] = 4
-    hw_decoder_load: int = Field(0, ge=0, le=1)  # share of the GPU's JPEG hardware: leave it at 0, see docs/data.md
+    # Share of the GPU's JPEG hardware: leave it at 0, see docs/explanation/data.md
+    hw_decoder_load: int = Field(0, ge=0, le=1)
 
     @field_validator("shards")
     @classmethod

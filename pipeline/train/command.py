@@ -28,7 +28,7 @@ EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError) 
 def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
     parser = Parser(description)
-    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(RECIPES.parent)}, or path")
+    parser.add_argument("recipe", help=f"name in pipeline/{kind.folder.relative_to(RECIPES.parent)}, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )

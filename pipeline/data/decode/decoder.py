@@ -4,7 +4,7 @@ All randomness comes in as numbers (boxes and flips), so a crop's pixels do not 
 the batches or on threads. On a GPU one DALI graph decodes, crops, resizes and flips. Its hybrid JPEG decoder shares a
 batch between the hardware unit and CUDA by position in the batch, and the two differ in low bits: `hw_decoder_load`
 of only 0 or 1 keeps that promise. On a CPU, DALI decodes the crop and torch resizes it, whose vectorised resize takes a
-fraction of the time of DALI's (docs/benchmarks.md).
+fraction of the time of DALI's (docs/explanation/benchmarks.md).
 
 Both resize by the cubic filter (a = -0.5) widened against aliasing, as Pillow does. Both leave all that takes time to
 other threads: whoever trains hands a batch over, and waits only for one that is not ready.

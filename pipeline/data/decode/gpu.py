@@ -1,7 +1,8 @@
 """Choose how a GPU decodes, by tests in processes of their own, and remember the choice for the node.
 
 DALI leaves decoding to nvImageCodec, and that to nvJPEG; some versions crash, or fail, where they decode regions of
-images on some GPUs (docs/data.md). A run cannot report that it crashed, so the crash is provoked elsewhere first.
+images on some GPUs (docs/explanation/data.md). A run cannot report that it crashed, so the crash is provoked elsewhere
+first.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from pipeline.files import flock
 LIMIT = 120.0  # seconds that a test may take, of which it needs a few
 
 _ROOT = Path(__file__).parents[3]
-INSTALL = "install versions that docs/data.md names as good"
+INSTALL = "install versions that docs/explanation/data.md names as good"
 _MISSING = "libnvjpeg is missing, without which DALI decodes on the CPU"
 _INSTALL_NVJPEG = "pip install nvidia-nvjpeg (for CUDA 12 nvidia-nvjpeg-cu12)"
 

@@ -3,6 +3,7 @@
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3,
 with the details of its published code: Sobel gradients of each colour channel, 9 unsigned orientations assigned
 hard, magnitudes summed over 8x8-pixel cells, each cell's 9 numbers scaled to unit length, no block normalisation.
+Patches that are not made of 8x8-pixel cells, such as those of 14 pixels, have cells of nearly that size (`cell_of`).
 
 One deliberate difference: gradients are taken of the 0..255 integers and not of mean/std-normalised floats. A HOG
 does not change under a per-channel affine map, and every integer gradient is exact in float32, so here flat
@@ -19,22 +20,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CELL = 8  # pixels a side
+CELL = 8  # pixels a side, of the paper's patches of 16
+_CELLS = range(4, 17)  # pixels a side that a cell may have: in fewer, nine orientations are mostly empty
 BINS = 9
 CHANNELS = 3
 
 
+def cell_of(patch: int) -> int:
+    """Return the side of a cell in pixels: the divisor of `patch` nearest to 8, the smaller one of two as near.
+
+    It is 8 for patches of 8, 16, 24 and 32 pixels, and 7 for those of 14.
+
+    Raises:
+        ValueError: no divisor is from 4 to 16.
+    """
+    sides = [side for side in _CELLS if patch % side == 0]
+    if not sides:
+        raise ValueError(
+            f"a patch of {patch} pixels is not made of whole HOG cells, of {_CELLS[0]} to {_CELLS[-1]} pixels a side: "
+            f"use a patch of {CELL}, 14 or {2 * CELL} pixels"
+        )
+    return min(sides, key=lambda side: abs(side - CELL))
+
+
 def target_width(patch: int) -> int:
-    """Numbers that describe one patch of `patch` x `patch` pixels: 108 for 16.
+    """Return how many numbers describe one patch of `patch` x `patch` pixels: 108 for 14 and for 16.
 
     Raises:
         ValueError: the patch is not made of whole cells.
     """
-    if patch % CELL:
-        raise ValueError(
-            f"a patch of {patch} pixels is not made of whole {CELL}-pixel HOG cells: use a multiple of {CELL}"
-        )
-    return CHANNELS * BINS * (patch // CELL) ** 2
+    return CHANNELS * BINS * (patch // cell_of(patch)) ** 2
 
 
 def check(images: Tensor, patch: int) -> None:
@@ -57,21 +72,22 @@ def check_images(images: Tensor) -> None:
 
 
 def hog_target(images: Tensor, patch: int = 16) -> Tensor:
-    """HOG of every patch.
+    """Describe every patch by its HOG.
 
     Args:
         images: uint8 (B, 3, H, W) in any memory format; H and W multiples of `patch`.
-        patch: pixels a side, a multiple of 8.
+        patch: pixels a side, made of whole cells (`cell_of`).
 
     Returns:
-        float32 (B, patches, 108) for 16-pixel patches, patches row-major; a patch's numbers are ordered
-        (channel, bin, cell row, cell column).
+        float32 (B, patches, width), patches row-major; a patch's numbers, 108 for 16 pixels (`target_width`), are
+        ordered (channel, bin, cell row, cell column).
 
     Raises:
         ValueError: wrong dtype or shape.
     """
     check(images, patch)
-    return in_patches(unit_length(histograms(images, CELL)), patch // CELL)
+    cell = cell_of(patch)
+    return in_patches(unit_length(histograms(images, cell)), patch // cell)
 
 
 def histograms(images: Tensor, cell: int) -> Tensor:

@@ -77,14 +77,16 @@ def histogram(  # type: ignore[no-untyped-def]
 
     `top` and `left` are those of the cells, (LANES, 1). Returns nine sums of that shape.
     """
+    COLUMNS: tl.constexpr = triton.next_power_of_2(CELL)
+    column = tl.arange(0, COLUMNS)[None, :]
     y = top
-    x = left + tl.arange(0, CELL)[None, :]
+    x = left + (column if COLUMNS == CELL else tl.minimum(column, CELL - 1))
     before = _reflected(x - 1, WIDTH) * PIXEL
     after = _reflected(x + 1, WIDTH) * PIXEL
     x *= PIXEL
     slope_above, smooth_above = _row(pixels + _reflected(y - 1, HEIGHT) * (WIDTH * PIXEL), before, x, after)
     slope, smooth = _row(pixels + y * (WIDTH * PIXEL), before, x, after)
-    from_0 = tl.full((LANES, CELL), 0.0, tl.float32)
+    from_0 = tl.full((LANES, COLUMNS), 0.0, tl.float32)
     from_20 = from_0
     from_40 = from_0
     from_60 = from_0
@@ -103,6 +105,8 @@ def histogram(  # type: ignore[no-untyped-def]
 
         # As `arithmetic.within_bins`, but so that each ray costs a comparison and an addition under its condition
         magnitude = tl.sqrt(gx * gx + gy * gy)
+        if COLUMNS > CELL:
+            magnitude = tl.where(column < CELL, magnitude, 0.0)
         gy = tl.where(gx * 2048 + gy < 0, -gy, gy)  # gx < 0, or gx = 0 and gy < 0, since |gy| <= 1020
         gx = tl.abs(gx)
         from_0 += magnitude

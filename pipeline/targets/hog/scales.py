@@ -136,4 +136,4 @@ class HogScales(Regression):
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges, at the scale of half a patch."""
         numbers = targets if outputs is None else outputs
-        return strokes(numbers[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]])
+        return strokes(numbers[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]], self._patch // SIDES[1])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.layout import Mask
 from pipeline.pixels import IMAGENET, Statistics
-from pipeline.targets.hog.arithmetic import compiled, hog_target, target_width
+from pipeline.targets.hog.arithmetic import cell_of, compiled, hog_target, target_width
 from pipeline.targets.hog.glyphs import strokes
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, Regression
@@ -17,7 +17,7 @@ class Hog(Regression):
     """Histograms of oriented gradients, the paper's choice. See `Target`.
 
     Args:
-        patch: side of a patch in pixels, a multiple of 8.
+        patch: side of a patch in pixels, made of whole cells (`cell_of`).
         compile: let torch compile the histograms.
         statistics: of the pixels that the model takes.
     """
@@ -58,4 +58,4 @@ class Hog(Regression):
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges."""
-        return strokes(targets if outputs is None else outputs)
+        return strokes(targets if outputs is None else outputs, cell_of(self._patch))

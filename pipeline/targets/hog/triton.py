@@ -6,10 +6,11 @@ frames of a clip are normalised, of which every second, for instance, is describ
 
 A lane of the HOG is a column of pixels of one cell. It goes down the rows of its cell and keeps the last two rows of
 its neighbourhood in registers, so that each row is loaded once, and everything up to the sum over the 8 columns stays
-within the lane. The magnitudes are added up for the nine half-open ranges from a ray on (all of them, those past
-20 degrees, past 40, ...): one comparison and one addition a ray. Neighbouring sums differ by the histogram. Sums over
-the same pixels are the same, bit for bit, so empty bins and flat cells are exactly zero; the rounding of the others
-is at most 4e-6 of the cell's norm (10 roundings of 6e-8, twice, of a sum that is at most 3 norms).
+within the lane. Of the cells of 14-pixel patches, which have 7 columns, each eighth lane is idle. The magnitudes are
+added up for the nine half-open ranges from a ray on (all of them, those past 20 degrees, past 40, ...): one comparison
+and one addition a ray. Neighbouring sums differ by the histogram. Sums over the same pixels are the same, bit for bit,
+so empty bins and flat cells are exactly zero; the rounding of the others is at most 4e-6 of the cell's norm (10
+roundings of 6e-8, twice, of a sum that is at most 3 norms).
 
 For 256 images of 224 pixels, 40% masked: 39 MB of pixels in, 77 MB of bf16 and 9 MB of targets out, 37 us at the
 3.35 TB/s of an H100; and 37 million instructions of its warps, 40 us if every scheduler issued one a cycle. Not
@@ -23,11 +24,11 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS, check, target_width
+from pipeline.targets.hog.arithmetic import BINS, CHANNELS, cell_of, check, target_width
 from pipeline.targets.hog.kernel import histogram, normalise, place, store
 
 # As the compiler of kernels needs its constants
-_CELL, _BINS, _CHANNELS = tl.constexpr(CELL), tl.constexpr(BINS), tl.constexpr(CHANNELS)
+_BINS, _CHANNELS = tl.constexpr(BINS), tl.constexpr(CHANNELS)
 
 
 def normalised_and_hog(
@@ -49,7 +50,7 @@ def normalised_and_hog(
         mask: bool (n, H / patch, W / patch), on the same device, True for the patches that are to be described of the n
             images, or of frames 0, step, 2 * step, ... of each clip.
         masked: how many patches `mask` covers in all.
-        patch: pixels a side, a multiple of 8.
+        patch: pixels a side, made of whole cells (`cell_of`).
         mean: of red, green and blue in 0..1.
         std: likewise.
         dtype: of the images that the model takes.
@@ -80,6 +81,7 @@ def normalised_and_hog(
         HEIGHT=images.shape[-2],
         WIDTH=images.shape[-1],
         PATCH=patch,
+        CELL=cell_of(patch),
         CHANNELS_LAST=channels_last,
         num_warps=1,
     )
@@ -132,6 +134,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     PATCH: tl.constexpr,
+    CELL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
     # Elements from a pixel to the next, and from a channel of a pixel to the next
@@ -144,7 +147,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     normalise(images, normalised, statistics, top, left, WIDTH, PATCH, PIXEL, PATCH if CHANNELS_LAST else PLANE)
     target = tl.load(row + program)
     if (target >= 0) & (target < masked):
-        CELLS: tl.constexpr = (PATCH // _CELL) * (PATCH // _CELL)
+        CELLS: tl.constexpr = (PATCH // CELL) * (PATCH // CELL)
         targets += target.to(tl.int64) * (_CHANNELS * _BINS * CELLS)
         for plane in range(_CHANNELS):
             _describe(
@@ -154,7 +157,8 @@ def _one_patch(  # type: ignore[no-untyped-def]
                 left,
                 HEIGHT,
                 WIDTH,
-                PATCH // _CELL,
+                PATCH // CELL,
+                CELL,
                 PIXEL,
             )
 
@@ -168,11 +172,12 @@ def _describe(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     SIDE: tl.constexpr,
+    CELL: tl.constexpr,
     PIXEL: tl.constexpr,
 ):
-    """Write the histograms of SIDE x SIDE cells of one channel, whose pixels lie PIXEL elements apart."""
+    """Write the histograms of SIDE x SIDE cells of CELL x CELL pixels of one channel, PIXEL elements apart."""
     lanes: tl.constexpr = triton.next_power_of_2(SIDE * SIDE)
     cell = tl.arange(0, lanes)[:, None]
-    y = top + tl.minimum(cell // SIDE, SIDE - 1) * _CELL
-    x = left + cell % SIDE * _CELL
-    store(target, histogram(pixels, y, x, lanes, _CELL, HEIGHT, WIDTH, PIXEL), cell, SIDE * SIDE, lanes)
+    y = top + tl.minimum(cell // SIDE, SIDE - 1) * CELL
+    x = left + cell % SIDE * CELL
+    store(target, histogram(pixels, y, x, lanes, CELL, HEIGHT, WIDTH, PIXEL), cell, SIDE * SIDE, lanes)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AnyRecipe = TypeVar("AnyRecipe", bound="TrainingRecipe")
 Kind = type["TrainingRecipe"]
 
-RECIPES = Path(__file__).resolve().parents[1] / "scripts" / "recipes"
+RECIPES = Path(__file__).resolve().with_name("recipes")
 _MOST_SHOWN = 100  # characters of a value in a message ...
 _MOST_SAID = 300  # ... and of another's message
 _MOST_PROBLEMS = 5  # in a message
