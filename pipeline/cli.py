@@ -12,8 +12,8 @@ from pipeline.data.cache.simulate import Fleet, Forecast, forecast
 from pipeline.data.cache.sizes import MOST_SAMPLES, ShardSizes, remedies, shards_of, shared_out
 from pipeline.data.mixture import whole
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
-from pipeline.data.request import Medium
 from shards import cli
+from shards.media.registry import MEDIA
 from shards.storage import printable_url
 from shards.terminal import note, say
 from shards.text import counted
@@ -44,6 +44,12 @@ def _number(text: str) -> int:
     return int(number)
 
 
+def _medium(text: str) -> str:
+    if text not in MEDIA:
+        raise typer.BadParameter(f"{text!r} is not {' or '.join(MEDIA)}")
+    return text
+
+
 def main() -> None:
     """Run the command line."""
     cli.main([*cli.COMMANDS, plan])
@@ -60,7 +66,8 @@ def plan(
         list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Of each DIR, in their order.")
     ] = None,
     media: Annotated[
-        list[Medium] | None, typer.Option("--medium", help="Of each DIR, in their order, if there are both.")
+        list[str] | None,
+        typer.Option("--medium", parser=_medium, metavar="image|video", help="Of each DIR, if there are both."),
     ] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
@@ -157,7 +164,7 @@ def plan(
 def _data_sets(
     roots: list[str] | None,
     weights: list[float] | None,
-    media: list[Medium] | None,
+    media: list[str] | None,
     samples: int | None,
     size: int | None,
     shards: int | None,

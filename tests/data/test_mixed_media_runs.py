@@ -32,11 +32,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory, video_shards: Path) -> dict[s
 
 @pytest.fixture(scope="module", params=["paper", "light"])
 def variant(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    """MaskFeat as published, and encoding visible tubelets only, with two masks of each input."""
+    """MaskFeat as published, and encoding visible tubelets only, with two masks of each input, at ZeRO 3."""
     if request.param == "paper":
         return ()
     visible = ("model.decoder=light", "model.decoder_width=32", "mask.kind=random", "mask.ratio=0.5")
-    return (*visible, "mask.repeats=2", "model.position_init=fixed")
+    return (*visible, "mask.repeats=2", "model.position_init=fixed", "engine.zero_stage=3")
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +81,12 @@ def test_losses_and_frames_are_those_of_a_steps_medium(undisturbed: Path) -> Non
 
 
 def test_each_medium_is_validated(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By losses, baselines and pictures of its own; the loss between two logs is that of all inputs."""
+    """By losses, baselines and pictures of its own; the loss between two logs is that of all inputs. Of a MViT."""
     run = tmp_path / "run"
     validation = (f"data.validation={sets['clips']}", f"data.validation_images={sets['photos']}")
     steps = ("run.max_steps=6", "run.log_every=6", "run.eval_every=6")
-    pretrain("null", run, mixed(sets, WEIGHTS), *CLIPS, *validation, *steps)
+    mvit = ("model.name=mvit_v2", "model.position_init=random", "model.options={embed_dim: 8, depth: 2, stages: [1]}")
+    pretrain("null", run, mixed(sets, WEIGHTS), *CLIPS, *mvit, *validation, *steps)
     (line,) = metrics(run)
     assert line["loss"] == pytest.approx((line["loss/image"] + line["loss/video"]) / 2)
     assert line["frames_per_second"] == pytest.approx(2.5 * line["images_per_second"])
