@@ -1,4 +1,4 @@
-"""An encoder in timm's folder layout, which timm, transformers and the Hugging Face hub read."""
+"""Write an encoder in timm's folder layout, which timm, transformers and the Hugging Face hub read."""
 
 import json
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ def export_timm(
     them.
 
     Args:
-        encoder: as `build_encoder` built it, whose features are its patch tokens after the LayerNorm; or
-            a classifier, as `model.convert.classifier` gives it.
-        folder: created if it is not there.
+        encoder: a result of `build_encoder`, whose features are its patch tokens after the LayerNorm; or
+            a classifier from `model.convert.classifier`.
+        folder: created if missing.
         image_size: side in pixels.
-        options: what the encoder was built with besides its name and image size.
-        mean, std: of the images' normalisation, per channel, of values in [0, 1].
-        crop: share of the short side that is seen when the model is used.
-        classes: names, in the order of the head's outputs; none: they are not told.
+        options: the options of `build_encoder` besides the name and image size.
+        mean, std: the normalisation of each channel, for values in [0, 1].
+        crop: share of the short side that evaluation crops.
+        classes: class names, in the order of the head's outputs; none: they are omitted.
     """
-    kept = ("architecture", "first_conv", "classifier")  # the rest describes timm's own weights of that name
+    kept = ("architecture", "first_conv", "classifier")  # the other entries describe timm's own weights of that name
     encoder.pretrained_cfg = {key: encoder.pretrained_cfg[key] for key in kept} | {
         "tag": "maskfeat",
         "num_classes": encoder.num_classes,
@@ -49,7 +49,7 @@ def export_timm(
         "mean": mean,
         "std": std,
     }
-    # A LayerNorm is behind the pooling or before it
+    # The LayerNorm is after the pooling or before it
     fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
     save_for_hf(
         encoder,

@@ -13,6 +13,7 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # Within the pipeline, from the ground up; a folder stands for all that is in it. Modules on one line do not import each
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
+    ["supervisor"],
     ["device", "files", "metrics", "pixels", "plain_yaml", "random", "settings", "model_options"],
     ["data", "masks", "targets"],
     ["examples", "record"],
@@ -26,8 +27,11 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune"],
+    ["whole_model"],
     ["trained"],
-    ["cli", "doctor", "measure"],
+    ["predict"],
+    ["doctor", "measure"],
+    ["cli", "commands"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs

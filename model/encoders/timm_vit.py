@@ -1,4 +1,4 @@
-"""timm's plain vision transformers on images: `VisionTransformer`, and `Beit` with its relative positions."""
+"""The adapter of timm's plain vision transformers: `VisionTransformer`, and `Beit` with its relative positions."""
 
 import difflib
 import re
@@ -22,17 +22,17 @@ TimmViT: TypeAlias = VisionTransformer | Beit
 def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: Any) -> TimmViT:
     """Build a timm vision transformer whose pooled feature is the mean of its patch tokens.
 
-    Without a head its final LayerNorm sits before the pooling, where MaskFeat trains it, else behind it; the class
-    token is kept, as in the published weights, though no loss of MaskFeat's reaches its output.
+    Without a head, the final LayerNorm is before the pooling, as MaskFeat trains it; with a head, it is after the
+    pooling. The class token is kept, as in the published weights, although MaskFeat's loss does not reach its output.
 
     Args:
         name: any timm model that is a `VisionTransformer` or, with relative positions, a `Beit`.
         image_size: side in pixels.
-        classes: outputs of its head; 0: it has no head.
-        options: passed on to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
+        classes: outputs of the head; 0: the network does not have a head.
+        options: passed to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
 
     Raises:
-        ValueError: there is no such model, or it is not a plain vision transformer.
+        ValueError: the model is unknown, or is not a plain vision transformer.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name[:100], timm.list_models(), n=5)
@@ -60,10 +60,10 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
 
 
 class TimmEncoder:
-    """The `Encoder` of a timm vision transformer: one grid, that of its patches.
+    """The `Encoder` of a timm vision transformer, whose three grids are that of its patches.
 
     Args:
-        network: as `build_encoder` or timm itself built it.
+        network: a result of `build_encoder` or of timm itself.
     """
 
     decayed_vectors: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ class TimmEncoder:
         return tokens
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """See `Encoder`. This is timm's `forward_features` from the patch embeddings on."""
+        """See `Encoder`. This is timm's `forward_features` after the patch embedding."""
         return self._encode(tokens)[:, self.prefix :]
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
@@ -168,13 +168,13 @@ class TimmEncoder:
         return transformer_macs(self.network, visible or self.token_layout.cells)
 
     def _pixels(self, inputs: Tensor) -> Tensor:
-        """Cut images into patches: (B, 3, H, W) -> (B, cells, 3 * height * width), a patch's as its kernel has them."""
+        """Cut images into patches: (B, 3, H, W) -> (B, cells, 3 * height * width), in the order of the kernel."""
         batch, layout, (_, height, width) = len(inputs), self.token_layout, self.prediction_patch
         patches = inputs.reshape(batch, -1, layout.rows, height, layout.columns, width).permute(0, 2, 4, 1, 3, 5)
         return patches.reshape(batch, layout.cells, -1)
 
     def _encode(self, x: Tensor) -> Tensor:
-        """(B, patches, width) -> (B, prefix + patches, width)."""
+        """Run the blocks: (B, patches, width) -> (B, prefix + patches, width)."""
         network = self.network
         if not isinstance(network, Beit):
             x = network.norm_pre(network.patch_drop(network._pos_embed(x)))
@@ -196,7 +196,7 @@ class TimmEncoder:
 
 
 def through(network: Any, x: Tensor, prefix: int, taps: Sequence[int]) -> list[Tensor]:
-    """Take tokens through a transformer's blocks. Return what `Encoder.encode_visible` does, without the prefix."""
+    """Run tokens through a transformer's blocks. Return the result of `Encoder.encode_visible`, without the prefix."""
     outputs, last = [], len(network.blocks) - 1
     for index, block in enumerate(network.blocks):
         x = checkpoint(block, x) if network.grad_checkpointing else block(x)
@@ -206,13 +206,13 @@ def through(network: Any, x: Tensor, prefix: int, taps: Sequence[int]) -> list[T
 
 
 def transformer_macs(network: Any, patches: int) -> int:
-    """Count the multiply-adds of the matrix products of a timm transformer that looks at this many patches."""
+    """Count the multiply-adds of the matrix products of a timm transformer on this many patches."""
     embedding: int = patches * network.patch_embed.proj.weight.numel()
     return embedding + blocks_macs(network.blocks, patches + network.num_prefix_tokens, network.embed_dim)
 
 
 def blocks_macs(blocks: Any, tokens: int, width: int) -> int:
-    """Count the multiply-adds of the matrix products of a timm transformer's blocks for this many tokens."""
+    """Count the multiply-adds of the matrix products of a timm transformer's blocks on this many tokens."""
     linear: int = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear))
     attention: int = len(blocks) * 2 * tokens**2 * width  # queries by keys, weights by values
     return tokens * linear + attention

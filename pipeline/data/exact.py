@@ -1,4 +1,4 @@
-"""Training batches of data sets with a manifest: every sample once an epoch, exactly, whatever happens."""
+"""Training batches of data sets with a manifest: every sample exactly once per epoch, also across restarts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,19 +15,19 @@ from shards.storage import Traffic
 
 
 class ExactData:
-    """One rank's part of the batches of a run.
+    """One rank's part of a run's batches.
 
     Args:
-        data: what is read, and how.
-        part: of this rank.
+        data: the settings.
+        part: this rank's part of the batches.
 
     Attributes:
-        manifest: of the data set, or of all that are mixed.
-        samples: of an epoch.
-        media: of the samples.
+        manifest: that of the data set, or of all mixed ones.
+        samples: samples per epoch.
+        media: the media of the samples.
 
     Raises:
-        ShardError: no such data set.
+        ShardError: a data set does not exist.
         DataError: data sets cannot be mixed, the cache is too small, or the GPU cannot decode.
     """
 
@@ -42,11 +42,11 @@ class ExactData:
         remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
-            order = self._sets.order(part.seed, samples)  # the cache has threads of its own, and plans remember epochs
+            order = self._sets.order(part.seed, samples)  # not shared: the cache has threads, and plans cache epochs
             first_of_node = part.rank - part.local_rank
             schedule = Schedule(order, samples, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
-        no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
+        no_cache = "shards are remote and data.cache is not set: every sample is a separate request, in every epoch"
         self.notes = self._sets.notes + ([no_cache] if remote and not cache else [])
         self._loader = Loader(
             self.manifest,

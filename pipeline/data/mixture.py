@@ -1,24 +1,24 @@
-"""Which sample of which data set is used when, where a run reads several: a pure function of (seed, step), too.
+"""The order of samples in a mixture of data sets: a pure function of (seed, step).
 
 A run takes slots s = 0, 1, 2, ... Every slot belongs to one data set, by its weight, and is the next position of that
 data set's own `Plan`. So each data set is visited as it would be alone, every sample exactly once in each of its
-epochs, and only how fast it is passed through follows from its weight.
+epochs; the weight only decides how fast.
 
-The first data set has floor(k w / W) of the first k slots, where w is its weight and W the sum of all. What it leaves
-is numbered anew and dealt out to the others in the same way. Each of these is a line as Bresenham draws it ("Algorithm
-for computer control of a digital plotter", IBM Systems Journal 4, 1965), whose points can be counted and found without
-walking along it: from slot to position and back it takes a few operations on whole numbers for each data set. After any
-number of slots every data set has had its share, to within as many samples as there are data sets.
+The first data set has floor(k w / W) of the first k slots, where w is its weight and W the sum of all. The remaining
+slots are renumbered and assigned to the other data sets in the same way. Each assignment is a line as Bresenham draws
+it ("Algorithm for computer control of a digital plotter", IBM Systems Journal 4, 1965), whose points can be counted and
+found directly: the conversion between slot and position takes a few integer operations per data set. After any number
+of slots, every data set has had its share, to within as many samples as there are data sets.
 
-Where batches are large beside the number of lanes, whole rounds of all lanes are dealt out instead of single slots.
+Where batches are large relative to the number of lanes, whole rounds of all lanes are assigned instead of single slots.
 Then every batch draws equally from every lane, as it does from one data set, and each node keeps to its own shards.
 
-Images and videos do not fit into one batch. A run of both deals out whole steps by the same rule: first to the media,
-by the weights of their data sets together, and then the slots of a medium's steps to its data sets. So every step is of
-one medium, whatever the ranks and micro-batches. Batches of one medium in turn are what Girdhar et al. train on in
+Images and videos do not fit into one batch. A run of both assigns whole steps by the same rule: first to the media, by
+the total weights of their data sets, and then the slots of a medium's steps to its data sets. So every step has one
+medium, for any number of ranks and micro-batches. Girdhar et al. train on alternating batches of single media, too, in
 "Omnivore: A Single Model for Many Visual Modalities", CVPR 2022.
 
-Like that of a plan, this order is part of a run's identity: whoever changes it raises `MIXTURE_VERSION`.
+Like that of a plan, this order is part of a run's identity: increase `MIXTURE_VERSION` with every change.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,18 +57,18 @@ class Mixture:
     """The sample order of a run of several data sets, an `Order`. `mixture_of` builds it.
 
     Args:
-        parts: their orders, all with `lanes`: plans or, where a run takes images and videos, a mixture of each.
+        parts: their orders, all with `lanes`: plans or, for images and videos in one run, a mixture of each.
             Ids number the samples of all parts in this sequence.
         weights: how often each part is drawn from, see `whole`.
         seed: another seed is another order.
-        lanes: of each part.
+        lanes: number of lanes of each part.
         block: samples of a lane of the run that are permuted among themselves; a data set has its share of it.
-        at_once: slots that are dealt out together.
+        at_once: slots that are assigned together.
 
     Attributes:
         counts: samples in each shard of all parts, int64.
-        samples: of an epoch: as many slots as the parts have samples together.
-        parts, weights: see above.
+        samples: samples per epoch, the sum of all parts.
+        parts, weights: as above.
         first_ids: the first sample of each part, int64 (parts,).
     """
 
@@ -99,7 +99,7 @@ class Mixture:
         return self._asked(slots, lambda _, part, positions: part.lane_of(positions))
 
     def epochs(self, slots: Int64s) -> Int64s:
-        """Return at every slot the epoch of the data set that it belongs to."""
+        """Return the epoch of its data set at every slot."""
         return self._asked(slots, lambda _, part, positions: part.epochs(positions))
 
     def ids(self, slots: Int64s) -> Int64s:
@@ -107,7 +107,7 @@ class Mixture:
         return self._asked(slots, lambda number, part, positions: self.first_ids[number] + part.ids(positions))
 
     def _asked(self, slots: Int64s, ask: Callable[[int, Order, Int64s], Int64s]) -> Int64s:
-        """Return what each part, given its number and positions in it, answers for its slots; the shape of `slots`."""
+        """Return for each slot the result of `ask`, given its part and positions in it; the shape of `slots`."""
         numbers, positions = self.dealt(slots)
         answers = np.empty_like(slots)
         for number, part in enumerate(self.parts):
@@ -173,7 +173,7 @@ class Mixture:
             return [in_turn for part in self.parts for in_turn in part.in_turn(batch_size)]
         if self._at_once > 1:
             return [[(batch_size, batch_size)]]
-        found, least, most = [], batch_size, batch_size  # of the slots that are left to a data set and those after it
+        found, least, most = [], batch_size, batch_size  # of the slots for a data set and those after it
         for weight, left in zip(self.weights, self._left, strict=True):
             found.append((least * weight // left, -(-most * weight // left)))
             least, most = least * (left - weight) // left, -(-most * (left - weight) // left)
@@ -192,12 +192,12 @@ def mixture_of(
     """Build the order of several data sets.
 
     Args:
-        counts: of each data set, the samples in each of its shards. Ids number the samples of all in this sequence.
+        counts: for each data set, the samples in each of its shards. Ids number the samples in this sequence.
         weights: how often each is drawn from, see `whole`.
         seed, lanes, block: see `Mixture`.
-        batch_size: samples of a step.
-        media: the medium of each data set, data sets of one medium in a row; None: all are of one. Where there are
-            several, every step is of one of them.
+        batch_size: samples per step.
+        media: the medium of each data set, data sets of one medium in a row; None: all have the same. With several
+            media, every step has one of them.
     """
     total = sum(weights)
     plans = [

@@ -85,10 +85,10 @@ def test_samples_are_counted_and_found_by_data_set(sets: dict[str, Path]) -> Non
     assert [names["data_set"] for names in found.where([10, 33, 34])] == ["art", "photos", "clips"]
     assert found.where([55])[0]["key"] == clips.key(21)
     assert found.notes == [
-        "data.mixture has images and videos: every step is of one of them, and an image is a clip of one frame",
-        "data.mixture.art: 11 images, 16.7% of what the model sees; 0.848 of its own epochs in one of the run",
-        "data.mixture.photos: 23 images, 33.3% of what the model sees; 0.812 of its own epochs in one of the run",
-        "data.mixture.clips: 22 videos, 50.0% of what the model sees; 1.27 of its own epochs in one of the run",
+        "data.mixture has images and videos: every step takes one of them, and an image is a clip of one frame",
+        "data.mixture.art: 11 images, 16.7% of the model's inputs; 0.848 of its own epochs per epoch of the run",
+        "data.mixture.photos: 23 images, 33.3% of the model's inputs; 0.812 of its own epochs per epoch of the run",
+        "data.mixture.clips: 22 videos, 50.0% of the model's inputs; 1.27 of its own epochs per epoch of the run",
     ]
 
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_mixed_is_one_line(sets: dict[str, Path], tmp_path: Path,
     elif case == "twice":
         shutil.copytree(sets["clips"], tmp_path / "other")
         sets["other"] = tmp_path / "other"
-        message = "data.mixture: clips and other are one data set: list it once, with a larger weight"
+        message = "data.mixture: clips and other are the same data set: list it once, with a larger weight"
     else:
         message = (
             "data.mixture: art has images and clips has videos, and a classifier is trained on one kind: leave out the "

@@ -147,8 +147,8 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     lines = run(*roots, *fleet).stdout.splitlines()
     told = [line.removeprefix("mixed").strip() for line in lines if line.startswith("mixed")]
     assert told == [
-        f"25.0% from {tmp_path}/art: 400 samples, 2.75 of its epochs in one of the run",
-        f"75.0% from {tmp_path}/photos: 4,000 samples, 0.825 of its epochs in one of the run",
+        f"25.0% from {tmp_path}/art: 400 samples, 2.75 of its epochs per epoch of the run",
+        f"75.0% from {tmp_path}/photos: 4,000 samples, 0.825 of its epochs per epoch of the run",
     ]
     small = run(*roots, *fleet, "--cache", "50kB", "--json")
     too_small, *remedies = small.stderr.splitlines()
@@ -204,7 +204,8 @@ def test_counts_that_cannot_be_true_are_refused(samples: int, in_shard: int, tmp
     (tmp_path / "dataset.json").write_text(Dataset(samples, 1, [], shards, "", 0, 0, None, "").dump())
     done = run(tmp_path, "--nodes", "2", "--batch", "64", "--cache", "1MB")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}: its dataset.json counts {samples:,} samples wrongly; build it again\n"
+    wrong = f"its dataset.json has a wrong number of samples, {samples:,}; build it again"
+    assert done.stderr == f"error: {tmp_path}: {wrong}\n"
 
 
 def test_an_imagined_data_set_is_planned_and_printed() -> None:

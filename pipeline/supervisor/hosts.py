@@ -66,7 +66,7 @@ class Hosts:
         return self._ranks("--end", str(seconds), seconds=seconds)
 
     def _ranks(self, *options: str, seconds: float) -> int:
-        command = [sys.executable, str(STOP), str(self._run), *options]
+        command = [sys.executable, "-P", str(STOP), str(self._run), *options]
         remote = {host: [*SSH, host, shlex.join(command)] for host in self._slots}
         answers = _together(remote or {"": command}, ANSWER + seconds).values()
         counts = [re.search(r"^([0-9]+)\s*\Z", answer, re.MULTILINE) for answer in answers]  # after a shell's greeting

@@ -5,10 +5,9 @@ import re
 import shlex
 from pathlib import Path
 
-from hostfile import HostFileError, read_hostfile
-from hosts import PROBE, Hosts
-from stop import run_dir, seconds
-
+from pipeline.supervisor.hostfile import HostFileError, read_hostfile
+from pipeline.supervisor.hosts import PROBE, Hosts
+from pipeline.supervisor.stop import run_dir, seconds
 from shards.terminal import Parser
 from shards.text import one_line
 
