@@ -70,7 +70,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     """
     deadline = wanted.deadline
     with within(deadline, "reading the manifests"):
-        opened, inputs = _inputs(recipe)
+        opened, inputs = inputs_of(recipe)
         manifest = next((found for found in opened if isinstance(found, str)), opened[0])  # or why one cannot be opened
     with within(2 * deadline, "comparing with the other ranks"):
         findings = agreement(exchange(recipe, inputs, world))
@@ -151,7 +151,7 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
     return build_classifier(recipe, len(manifests[0].classes))
 
 
-def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
+def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
     """Training and validation sets, or why one cannot be used, and the identities of all that is read."""
     data = recipe.data
     if data.mode == "stream":

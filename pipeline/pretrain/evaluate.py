@@ -13,7 +13,7 @@ from pipeline.data.request import Medium
 from pipeline.data.settings import Data
 from pipeline.examples import Example, ExampleMaker
 from pipeline.files import Writing, json_lines, replace
-from pipeline.pretrain.baselines import NAME, read_baselines
+from pipeline.pretrain.baselines import file_of, read_baselines
 from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import Pictures, draw
 from pipeline.report.report import Metrics
@@ -24,7 +24,6 @@ from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture ...
 PICTURED_CLIPS = 2  # ... or clips
-IMAGES = "images"  # the name of the validation set of images beside one of videos
 MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
 
 
@@ -116,7 +115,7 @@ class Validation:
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        file = f"baselines-{self.name}.json" if self.name else NAME
+        file = file_of(self.name)
         of = {"validation": self.identity, "samples": self._samples}
         known = self._world.from_first(read_baselines(self._folder, file))
         if known.get("of") != of:

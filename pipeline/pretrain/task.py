@@ -12,7 +12,8 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import ListedData, TrainingData
 from pipeline.examples import Example, ExampleMaker
-from pipeline.pretrain.evaluate import IMAGES, Validation
+from pipeline.pretrain.baselines import IMAGES
+from pipeline.pretrain.evaluate import Validation
 from pipeline.probe.run_probe import RunProbe, collapse, described
 from pipeline.report.report import Metrics, Report
 from pipeline.settings import ConfigError

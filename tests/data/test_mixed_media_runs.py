@@ -1,6 +1,7 @@
 """Runs on images and videos: killed ones resume bit for bit, on other ranks too; losses and pictures of each medium."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_losses_and_frames_are_those_of_a_steps_medium(undisturbed: Path) -> Non
         assert bool(line["samples/clips"]) != bool(line["samples/art"] + line["samples/photos"])
 
 
-def test_each_medium_is_validated(sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_medium_is_validated(
+    sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """By losses, baselines and pictures of its own; the loss between two logs is that of all inputs. Of a MViT."""
     run = tmp_path / "run"
     validation = (f"data.validation={sets['clips']}", f"data.validation_images={sets['photos']}")
@@ -110,6 +113,12 @@ def test_each_medium_is_validated(sets: dict[str, Path], tmp_path: Path, monkeyp
     (baseline,) = board.Scalars("baseline/images_mean")
     assert baseline.value == pytest.approx(of_images["mean"])
     assert run_script(monkeypatch, "export.py", run, tmp_path / "out") == 0
+    capsys.readouterr()
+    assert run_script(monkeypatch, "report.py", run) == 0
+    told = capsys.readouterr().out
+    _, of_clips, of_photos = re.split("validation loss(?: of images)? ", told)
+    assert f"{line['val_loss']:.4f}" in of_clips and f"{line['val_images_loss']:.4f}" in of_photos
+    assert "copying the nearest visible frame" in of_clips and "copying" not in of_photos
 
 
 @pytest.mark.parametrize(
