@@ -5,17 +5,32 @@ import re
 from pathlib import Path
 
 import pytest
-from launching import assert_same_weights, launch, launch_and_kill, losses, metrics, pretrain, small_recipe, trace
+import torch
+from launching import (
+    assert_same_weights,
+    launch,
+    launch_and_kill,
+    losses,
+    metrics,
+    pretrain,
+    small_recipe,
+    trace,
+    train,
+)
 from mixing import grey_shards, mixed
 from scripting import run_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.build import build_examples, build_model
 from pipeline.checkpoints.checkpoint import newest
+from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import join
 from pipeline.data.errors import DataError
 from pipeline.data.mixture import mixture_of
 from pipeline.measure import measure
+from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
 from pipeline.settings import ConfigError
+from pipeline.train.setup import open_data
 from shards.manifest import Manifest
 
 WEIGHTS = {"photos": 2, "art": 1, "clips": 3}
@@ -119,6 +134,24 @@ def test_each_medium_is_validated(
     _, of_clips, of_photos = re.split("validation loss(?: of images)? ", told)
     assert f"{line['val_loss']:.4f}" in of_clips and f"{line['val_images_loss']:.4f}" in of_photos
     assert "copying the nearest visible frame" in of_clips and "copying" not in of_photos
+
+
+def test_the_mean_target_of_a_medium_is_that_of_its_training_inputs(sets: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe = small_recipe("null", run, mixed(sets, WEIGHTS), *CLIPS, f"data.validation={sets['photos']}")
+    train(recipe.model_copy(update={"run": recipe.run.model_copy(update={"max_steps": 1})}))
+    world = join()
+    examples = build_examples(recipe, build_model(recipe), torch.float32, world.device, single_frames=True)
+    phases = Phases(run, 0, 100)
+    validation = Validation(str(sets["photos"]), recipe.data, recipe.run, 16, world, examples, phases)
+    data = open_data(recipe, world)
+    of_images, of_both = (
+        validation.constants(best_constant(examples, data.batches(0, MEAN_BATCHES, medium), world))["mean"]
+        for medium in ("image", None)
+    )
+    data.close()
+    known = json.loads((run / "baselines.json").read_text())["mean"]
+    assert known == pytest.approx(of_images, rel=1e-6) and of_both > 1.001 * of_images
 
 
 @pytest.mark.parametrize(
