@@ -1,4 +1,4 @@
-"""The commands of README.md, the tutorials and the how-to guides: programs, options, recipes and settings exist."""
+"""The commands of README.md and the documentation: their programs, options, recipes and settings exist."""
 
 import re
 import runpy
@@ -14,8 +14,7 @@ from launching import CHECKOUT
 from pipeline.config import Recipe, load
 from pipeline.finetune.config import FinetuneRecipe
 
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs" / "tutorials").glob("*.md"))]
-PAGES += sorted((CHECKOUT / "docs" / "how-to").glob("*.md"))
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 LAUNCHERS = {"deepspeed", "torchrun", "python"}
 OTHERS = {"source", "tensorboard", "pip", "python3", "tail", "docker", "kubectl", "sbatch", "hf"}  # not ours
 WITH_VALUE = {"--num_gpus", "--hostfile", "--master_port", "--master_addr", "--master-addr", "--master-port"}
