@@ -1,4 +1,4 @@
-"""From a recipe's file and what was typed to checked settings. Which settings there are, config.py says."""
+"""Load a recipe's file and overrides into checked settings, which config.py defines."""
 
 import difflib
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ Kind = type["TrainingRecipe"]
 
 RECIPES = Path(__file__).resolve().with_name("recipes")
 _MOST_SHOWN = 100  # characters of a value in a message ...
-_MOST_SAID = 300  # ... and of another's message
+_MOST_SAID = 300  # ... and of a quoted message
 _MOST_PROBLEMS = 5  # in a message
 
 
 def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read a recipe, apply overrides, check the whole.
+    """Read a recipe, apply overrides, and validate the result.
 
     Args:
-        kind: of recipe.
+        kind: kind of recipe.
         recipe: the name of a file in `kind.folder`, or the path of a YAML file.
-        overrides: "section.key=value"; the last one wins. Text, a path or a number is what was typed, but for spaces
-            and a pair of quotes around it; null, or nothing, is None where the setting may be that; lists and
-            mappings are YAML. `run.dir` is runs/RECIPE, or runs/finetune/RECIPE, unless given.
+        overrides: "section.key=value"; the last one wins. Text, a path or a number is taken literally, without
+        surrounding spaces and a pair of quotes; null, or nothing, is None where the setting allows it; lists and
+        mappings are YAML. `run.dir` is runs/RECIPE, or runs/finetune/RECIPE, by default.
 
     Raises:
-        ConfigError: no such recipe, no YAML, an unknown key, a wrong value or an impossible combination.
+        ConfigError: the recipe does not exist or is not YAML, a key is unknown, a value wrong or a combination invalid.
     """
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else kind.folder / f"{recipe}.yaml"
     try:
@@ -69,10 +69,10 @@ def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> A
 
 
 def read_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """What a recipe's file sets, by section and key, unchecked: text, None, lists and mappings.
+    """Read the settings in a recipe's file, by section and key, unchecked: text, None, lists and mappings.
 
     Raises:
-        ConfigError: it is not YAML, or not of sections.
+        ConfigError: it is not YAML, or does not consist of sections.
         OSError: it cannot be read.
     """
     try:
@@ -80,7 +80,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
     except PlainYAMLError as error:
         raise ConfigError(f"{shown(str(path))} is not YAML: {reason(error)}") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{shown(str(path))} holds no settings")
+        raise ConfigError(f"{shown(str(path))} has no settings")
     settings = {section: {} if keys is None else keys for section, keys in settings.items()}
     for section, keys in settings.items():
         if "." in section:
@@ -92,18 +92,18 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value as one line; quotes stand for nothing."""
+    """Shorten a value to one line, without quotes."""
     text = value if isinstance(value, str) else "null" if value is None else repr(value)
     return _cut(text, _MOST_SHOWN) or "''"
 
 
 def reason(error: Exception) -> str:
-    """What an error says, as one line."""
+    """Return an error's message as one line."""
     return _cut(" ".join(str(error).split()) or type(error).__name__, _MOST_SAID)
 
 
 def _cut(text: str, length: int) -> str:
-    text = masked(text)  # before it is cut, as what is left of a secret need not look like one
+    text = masked(text)  # before it is cut, since the rest of a cut secret may not be recognised
     return one_line(text if len(text) <= length else f"{text[:length]}...")
 
 
@@ -120,7 +120,7 @@ def _apply(kind: Kind, settings: dict[str, dict[str, Any]], override: str) -> No
 
 
 def _value(key: str, annotation: Any, typed: str) -> Any:
-    """What a setting of this type takes `typed` for, which its model has yet to check."""
+    """Convert `typed` for a setting of this type; its model validates the result."""
     text = typed.strip()
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
     if quoted:
@@ -139,7 +139,7 @@ def _value(key: str, annotation: Any, typed: str) -> Any:
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The alternatives of an annotation, without what is only said about them."""
+    """Return the alternatives of an annotation, without metadata."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _types(get_args(annotation)[0])
@@ -149,7 +149,7 @@ def _types(annotation: Any) -> set[Any]:
 
 
 def _annotations(kind: Kind) -> dict[str, Any]:
-    """The types of all settings, by section.key."""
+    """Return the types of all settings, by section.key."""
     found: dict[str, Any] = {}
     for section, field in kind.model_fields.items():
         settings = field.annotation
@@ -184,7 +184,7 @@ def _explain(kind: Kind, problem: Any) -> str:
         return f"{shown(key)}={shown(problem['input'])}: not an option that works here, which are {known}"
     if wrong == "missing" and len(location) == 2:
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"
-    if wrong == "value_error" and len(location) < 2:  # of a section or the whole, and names its keys
+    if wrong == "value_error" and len(location) < 2:  # of a section or the whole recipe; it names its keys
         return str(problem["ctx"]["error"])
     message = str(problem["ctx"]["error"]) if wrong == "value_error" else problem["msg"]
     return f"{shown(key)}={shown(problem['input'])}: {message[0].lower()}{message[1:]}"

@@ -1,4 +1,4 @@
-"""MaskFeat: from pixels to the loss of predicting what is under masked patches."""
+"""The MaskFeat task: from pixels to the loss of predicting masked patches."""
 
 from typing import Any, cast
 
@@ -20,11 +20,11 @@ from pipeline.train.task import Predictor
 
 
 class MaskedPrediction:
-    """The loss of predicting what is under masked patches, a `TaskLoss`.
+    """The loss of predicting masked patches, a `TaskLoss`.
 
     Args:
-        examples: makes them of images.
-        masks: of each image in a step.
+        examples: makes examples from images.
+        masks: masks per image in a step.
     """
 
     def __init__(self, examples: ExampleMaker, masks: int = 1) -> None:
@@ -46,8 +46,8 @@ class Pretraining(MaskedPrediction):
     """The `Task` of a pre-training run.
 
     Args:
-        recipe, world, phases: of the run.
-        data: its training images.
+        recipe, world, phases: those of the run.
+        data: its training data.
 
     Raises:
         ConfigError, ShardError, DataError: the model, its target or the validation images cannot be used.
@@ -63,7 +63,7 @@ class Pretraining(MaskedPrediction):
         super().__init__(examples, recipe.mask.repeats)
         self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
-        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
+        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
         self._validation = None
         if recipe.data.validation:
             self._validation = Validation(
@@ -80,7 +80,7 @@ class Pretraining(MaskedPrediction):
         self.probe_every = recipe.run.probe_every if self._probe else None
 
     def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
-        """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
+        """Return the probe of the run, if requested, or why there is none: recipes may request it before there is data.
 
         Raises:
             DataError: the samples cannot be decoded here.
@@ -109,9 +109,9 @@ class Pretraining(MaskedPrediction):
         return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read.
+        """Measure the losses of constant predictors, to compare the validation loss with.
 
-        Of a new run, probe the encoder, too, for the same reason.
+        For a new run, also probe the untrained encoder, for the same reason.
         """
         if self._unprobed:
             report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
@@ -124,7 +124,7 @@ class Pretraining(MaskedPrediction):
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
         if self._validation is None:
             return
-        report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
+        report.say("measuring the validation losses of constant predictors, for comparison ...")
         losses = self._validation.baselines(
             lambda batches: self._data.batches(0, batches),
             None if done else lambda: self.evaluate(engine, 0, report)["val_loss"],
@@ -146,7 +146,7 @@ class Pretraining(MaskedPrediction):
         return metrics
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Judge the frozen encoder by labels, and warn where its attention has collapsed."""
+        """Evaluate the frozen encoder by labels, and warn where its attention has collapsed."""
         if self._probe is None:
             return {}
         metrics = self._probe.measure(engine)
