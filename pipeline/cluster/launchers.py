@@ -4,6 +4,7 @@ import os
 import re
 import select
 import signal
+import socket
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -39,6 +40,18 @@ def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
         "MASTER_ADDR": environment.get("MASTER_ADDR") or "".join(part or "" for part in first.groups()),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
     }
+
+
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process: DeepSpeed's, torchrun or srun."""
+    return "RANK" in environment or "SLURM_STEP_NUM_TASKS" in environment
+
+
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def stop_with_launcher() -> None:

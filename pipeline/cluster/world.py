@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.distributed import DistError, DistNetworkError, distributed_c10d
 
-from pipeline.cluster.launchers import slurm_place, stop_with_launcher
+from pipeline.cluster.launchers import free_port, slurm_place, stop_with_launcher
 from pipeline.settings import ConfigError
 
 Value = TypeVar("Value")
@@ -96,7 +95,7 @@ def join(patience: float = 600) -> World:
         os.environ.update(slurm_place(os.environ))
     if "RANK" not in os.environ:
         os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
     elif not comm.is_initialized():
         stop_with_launcher()
@@ -138,9 +137,3 @@ def join(patience: float = 600) -> World:
 def lost_a_rank(error: Exception) -> bool:
     """Return whether an error means that another rank is gone, or does not answer."""
     return isinstance(error, DistError) or "gloo" in str(error).lower()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

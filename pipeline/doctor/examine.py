@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     """
     deadline = wanted.deadline
     with within(deadline, "reading the manifests"):
-        opened, inputs = _inputs(recipe)
+        opened, inputs = inputs_of(recipe)
         manifest = next((found for found in opened if isinstance(found, str)), opened[0])  # or why one cannot be opened
     with within(2 * deadline, "comparing with the other ranks"):
         findings = agreement(exchange(recipe, inputs, world))
@@ -98,7 +99,8 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
     states = 1 + len(OPTIMIZERS[recipe.optim.name].states) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
-    counted, needed = _counted(recipe.data), _needed(recipe, wanted.images_per_second)
+    of_both_media = isinstance(manifest, Manifest) and len(manifest.media) > 1
+    counted, needed = _counted(recipe.data, of_both_media), _needed(recipe, wanted.images_per_second)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
         diagnosis.storage(vitals, recipe.data.bad_share, needed, counted),
@@ -118,8 +120,15 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     return findings
 
 
-def _counted(data: Data) -> Counted:
-    """Return the units of the rates: for a model of clips, videos that are read and clips made of them."""
+def _counted(data: Data, of_both_media: bool = False) -> Counted:
+    """Return the units of the rates: for a model of clips, videos that are read and clips made of them.
+
+    Args:
+        data: the settings.
+        of_both_media: whether images are read besides.
+    """
+    if of_both_media:
+        return Counted("images and videos", "inputs", data.repeats)
     if data.clip is None:
         return Counted(repeats=data.repeats)
     return Counted("videos", "clips", data.repeats, data.clip.frames)
@@ -142,14 +151,22 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
     return build_classifier(recipe, len(manifests[0].classes))
 
 
-def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
-    """Return training and validation set, or why one cannot be used, and the identities of all inputs."""
-    if recipe.data.mode == "stream":
+def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
+    """Return training and validation sets, or why one cannot be used, and the identities of all inputs."""
+    data = recipe.data
+    if data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
-    training = "data.shards" if recipe.data.mixture is None else "data.mixture"
-    opened = {training: _opened(lambda: DataSets(recipe.data).manifest, recipe.data)}
-    if validation := recipe.data.validation:
-        opened["data.validation"] = _opened(lambda: Manifest.load(validation), recipe.data)
+
+    def load_training() -> tuple[Manifest, bool]:
+        sets = DataSets(data)
+        return sets.manifest, sets.of_both_media
+
+    training = _opened(load_training, data)
+    opened = {"data.shards" if data.mixture is None else "data.mixture": training}
+    of_both_media = isinstance(training, Manifest) and len(training.media) > 1
+    for setting in ("validation", "validation_images"):
+        if shards := getattr(data, setting):
+            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, of_both_media), data)
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
@@ -160,10 +177,15 @@ def _read(recipe: TrainingRecipe) -> str:
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
-def _opened(load: Callable[[], Manifest], data: Data) -> Manifest | str:
+def _load_validation(shards: str, of_both_media: bool) -> tuple[Manifest, bool]:
+    return Manifest.load(shards), of_both_media
+
+
+def _opened(load: Callable[[], tuple[Manifest, bool]], data: Data) -> Manifest | str:
+    """Return a manifest, or why its samples cannot be used. `load` also tells `single_frames` of `check_kind`."""
     try:
-        manifest = load()
-        check_kind(manifest, data)
+        manifest, single_frames = load()
+        check_kind(manifest, data, single_frames)
     except (ShardError, DataError) as error:
         return str(error)
     return manifest

@@ -115,8 +115,10 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
         DataError: the storage is unreachable.
     """
     reader = Reader(manifest, data.read_threads, data.requests, data.deadline)
-    requests = []
-    for ids in np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH)):
+    requests, kinds = [], manifest.samples_by_medium()
+    for batch, draws in enumerate(np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH))):
+        of_one = kinds[batch % len(kinds)]
+        ids = of_one[draws % len(of_one)]
         keys = sample_keys(rank, np.zeros_like(ids), ids)
         requests.append(training_request(0, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data))
     begin = time.perf_counter()
@@ -133,7 +135,8 @@ def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data:
     """Decode and crop the samples that were read. Raises DataError for too many bad samples in a row."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
     return _rate(
-        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video).batches(read), device
+        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.media, manifest.video).batches(read),
+        device,
     )
 
 

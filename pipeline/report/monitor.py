@@ -113,7 +113,7 @@ class Monitor:
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "png")
         with self._writing(self._folder / "pictures"):
-            self._keep(f"step-{step:08d}.png", file.getvalue())
+            self._keep(f"{_stem(step, name)}.png", file.getvalue())
             for board in self._boards:
                 board.image(step, name, picture)
 
@@ -123,7 +123,7 @@ class Monitor:
         first, *others = (Image.fromarray(frame) for frame in frames)
         first.save(file, "gif", save_all=True, append_images=others, duration=_FRAME_MS, loop=0)
         with self._writing(self._folder / "pictures"):
-            self._keep(f"step-{step:08d}.gif", file.getvalue())
+            self._keep(f"{_stem(step, name)}.gif", file.getvalue())
             for board in self._boards:
                 board.animation(step, name, file.getvalue(), (first.height, first.width))
 
@@ -151,6 +151,12 @@ class Monitor:
         self._quarantine.flush()
         for board in self._boards:
             board.close()
+
+
+def _stem(step: int, name: str) -> str:
+    """Return the stem of the file of a picture: of `reconstruction-images` it ends with `-images`."""
+    _, dash, of = name.partition("-")
+    return f"step-{step:08d}{dash}{of}"
 
 
 def _line(metrics: Metrics) -> str:

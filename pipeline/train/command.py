@@ -4,6 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
@@ -13,27 +17,23 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import EXIT_STATUS, Preemption
 from pipeline.cluster.witness import witnessed
 from pipeline.cluster.world import join, lost_a_rank, record_collectives
-from pipeline.config import RECIPES, AnyRecipe, load
+from pipeline.config import AnyRecipe, TrainingRecipe, load
 from pipeline.data.errors import DataError
+from pipeline.recipe_files import list_recipes
 from pipeline.settings import ConfigError
+from pipeline.train.dry_run import dry_run
 from pipeline.train.errors import TrainingError
 from pipeline.train.loop import Outcome
 from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
-from shards.terminal import Parser, note, note_error, prepare
+from shards.terminal import Parser, note, note_error, prepare, say
 
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # explained by one line
 
 
 def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Return the exit status: 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
-    parser = Parser(description)
-    parser.add_argument("recipe", help=f"name in pipeline/{kind.folder.relative_to(RECIPES.parent)}, or path")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    arguments = parser.parse_args()
+    arguments = _parser(description, kind).parse_args()
     rank, local_rank = place(os.environ)
     try:
         recipe = load(kind, arguments.recipe, arguments.overrides)
@@ -41,6 +41,8 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
         if local_rank == 0:
             note(f"error: {error}")
         return 2
+    if arguments.print_config or arguments.dry_run:
+        return status_of(lambda: _tell(recipe, arguments.dry_run)) if rank == 0 else 0
     started = False
     try:
         with witnessed(recipe.run.dir, rank), Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
@@ -66,6 +68,47 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
         note(f"error: rank {rank} lost another rank, whose own error says why ({why})")
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
+
+
+def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
+    folder = kind.folder
+    parser = Parser(description)
+    parser.add_argument("recipe", help="name of a recipe, see --list, or path of a .yaml file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="settings that replace the recipe's; section.key.option=value replaces one option of a mapping",
+    )
+    parser.add_argument("--list", action=ListRecipes, nargs=0, folder=folder, help="list the recipes and exit")
+    parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check recipe and data sets, and exit")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser
+
+
+class ListRecipes(argparse.Action):
+    """An option that prints the recipes of a folder, each with a line about it, and ends the program."""
+
+    def __init__(self, *arguments: Any, folder: Path, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._folder = folder
+
+    def __call__(self, *arguments: Any) -> None:
+        """Print the list and exit with status 0."""
+        list_recipes(self._folder)
+        sys.exit(0)
+
+
+def _tell(recipe: TrainingRecipe, dry: bool) -> None:
+    """Print what a run would do, or its settings."""
+    if not dry:
+        print(yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True), end="")
+        return
+    for name, value in dry_run(recipe, int(os.environ.get("WORLD_SIZE", "1"))):
+        say(f"{name:<12}{value}")
+    say("nothing was started: leave out --dry-run to train")
 
 
 def status_of(work: Callable[[], None]) -> int:

@@ -3,7 +3,7 @@
 import math
 import resource
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -57,6 +57,7 @@ class TrainingLog:
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
         self._batch_size, self._views, self._frames = batch_size, views, frames
         self._of_mixture = Counter[str]()  # samples since the last log, by metric
+        self._seen = Counter[str]()  # inputs since then, and their frames; of a step all ranks have equally many
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
         self.save_overdue = False
@@ -69,6 +70,8 @@ class TrainingLog:
             self._count("bad_samples", [sample.id for sample in batch.bad])
             if self._trace:
                 self._trace.add(batch.request)
+            inputs, frames = len(batch.inputs), batch.inputs.shape[2] if batch.inputs.ndim == 5 else 0
+            self._seen.update(inputs=inputs, frames=inputs * frames)
             yield batch
 
     def _count(self, what: str, samples: Sequence[int]) -> None:
@@ -111,13 +114,12 @@ class TrainingLog:
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
-        images = total.get("images", 0)  # none where all steps were skipped
         return {
-            "loss": total["loss"] / images if images else math.nan,  # or every image was bad, or no loss was finite
+            **self._losses(total),
             "grad_norm": self._engine.grad_norm(),
             "lr": self._engine.learning_rate,
             "images_per_second": rate,
-            **({} if self._frames is None else {"frames_per_second": rate * self._frames}),
+            **({} if self._frames is None else {"frames_per_second": rate * self._mean_frames()}),
             **({} if self._views == 1 else {"samples_per_second": rate / self._views}),
             "data_wait": total["data_wait"] / self._world.size,
             "bad_samples": total["bad"],
@@ -128,6 +130,21 @@ class TrainingLog:
             "memory_gib": _peak_memory(self._world.device) / 2**30,
         } | {name: total[name] for name in counters}
 
+    def _losses(self, total: Mapping[str, float]) -> Metrics:
+        """Return the mean loss and, of a mixture of images and videos, that of each medium that there was."""
+        media = sorted(self._data.media)
+        losses = {medium: total.get(f"loss/{medium}", 0.0) for medium in media}
+        images = {medium: total.get(f"images/{medium}", 0.0) for medium in media}
+        # None where all steps were skipped, every image was bad, or no loss was finite
+        mean = sum(losses.values()) / sum(images.values()) if any(images.values()) else math.nan
+        if len(media) == 1:
+            return {"loss": mean}
+        return {"loss": mean} | {f"loss/{name}": losses[name] / count for name, count in images.items() if count}
+
+    def _mean_frames(self) -> float:
+        """Return the mean number of frames of an input since the last log."""
+        return self._seen["frames"] / self._seen["inputs"] if self._seen["inputs"] else 0.0
+
     def write(self, done: int, metrics: Metrics) -> None:
         """Write metrics, and start the next collection."""
         self._report.log(done, metrics)
@@ -135,6 +152,7 @@ class TrainingLog:
             self._report.say(f"warning: {problem}")
         self.meter = Meter(self._world.device)
         self._of_mixture.clear()
+        self._seen.clear()
 
 
 def _peak_memory(device: torch.device) -> int:

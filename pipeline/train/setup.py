@@ -194,7 +194,7 @@ def _start_engine(
 def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) -> str:
     """Describe the size of a run, in a line."""
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    samples = "images" if recipe.data.frames is None else "videos"
+    samples = next(iter(data.media)) + "s" if len(data.media) == 1 else "images and videos"
     return (
         f"{parameters / 1e6:.1f}M parameters, {data.samples:,} {samples}, {world.size} ranks x "
         f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.data.inputs} per step, "

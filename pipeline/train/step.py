@@ -88,5 +88,10 @@ class Stepper:
             self._engine.update()
         losses = losses.detach()
         finite = losses.isfinite()
-        meter.add(loss=losses.where(finite, 0).sum(), images=(weights * finite).sum())
+        meter.add(
+            **{
+                f"loss/{batch.request.medium}": losses.where(finite, 0).sum(),
+                f"images/{batch.request.medium}": (weights * finite).sum(),
+            }
+        )
         return loss.detach()
