@@ -130,14 +130,14 @@ def build_examples(
     """Build the maker of a recipe's examples from decoded pixels.
 
     Args:
-        recipe: of the run.
-        model: whose view of the inputs decides their masks and targets.
+        recipe: the recipe of the run.
+        model: the model, whose view of the inputs decides masks and targets.
         dtype: precision of the model and of a teacher.
         device: device of the inputs and of a teacher.
-        single_frames: whether there are images beside the clips of videos.
+        single_frames: whether there are images besides clips.
 
     Raises:
-        ConfigError: a file that the target needs cannot be used, or the model or the masks are of clips alone.
+        ConfigError: a file for the target cannot be used, or the model or the masks are for clips only.
     """
     compiled = recipe.engine.compile
     statistics = recipe.model.statistics
@@ -160,12 +160,12 @@ def build_examples(
 
 
 def build_masker(recipe: Recipe, view: Encoder, beside_clips: bool = False) -> Masker:
-    """Build what draws a recipe's masks.
+    """Build a recipe's masker.
 
     Args:
-        recipe: of the run.
-        view: of the model, which has the grids.
-        beside_clips: whether the view is one of single frames beside clips.
+        recipe: the recipe of the run.
+        view: the view of the model, which has the grids.
+        beside_clips: whether the view is for single frames besides clips.
 
     Raises:
         ConfigError: the kind or the ratio does not fit the model.

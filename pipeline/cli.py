@@ -67,7 +67,7 @@ def plan(
     ] = None,
     media: Annotated[
         list[str] | None,
-        typer.Option("--medium", parser=_medium, metavar="image|video", help="Of each DIR, if there are both."),
+        typer.Option("--medium", parser=_medium, metavar="image|video", help="Medium of each DIR, if there are both."),
     ] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
@@ -98,7 +98,7 @@ def plan(
 
     DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
     those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there;
-    of a mixture of images and videos all data sets of images first, with --medium for each.
+    in a mixture of images and videos, give all data sets of images first, with --medium for each.
     A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
     --repeats N, a batch has N views of each of its samples: clips or crops, under each of their masks.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.

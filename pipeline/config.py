@@ -1,8 +1,7 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/deepspeed_config.py). loading.py makes settings of
-a recipe's file and what was typed.
+configuration is made from it (train/deepspeed_config.py). loading.py reads settings from files and overrides.
 """
 
 from collections.abc import Sequence

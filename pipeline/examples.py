@@ -38,8 +38,8 @@ class ExampleMaker:
         statistics: normalisation of the model's inputs.
         dtype: dtype of the model's inputs.
         fuse: on a GPU, let a `Fused` target read each pixel only once.
-        single_frames: makes those of clips of one frame, where the inputs are these and longer clips; None: the inputs
-            are all alike.
+        single_frames: makes those of clips of one frame, where the inputs are these and longer clips; None: all inputs
+        are alike.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ExampleMaker:
         self._fused = target if fuse and isinstance(target, Fused) else None
 
     def of(self, inputs: Tensor) -> "ExampleMaker":
-        """Return the maker of examples of these inputs: of clips of one frame beside longer ones `single_frames`."""
+        """Return the maker for these inputs: `single_frames` for clips of one frame besides longer ones."""
         return self.single_frames if self.single_frames is not None and inputs.shape[2] == 1 else self
 
     def example(self, inputs: Tensor, keys: Tensor, repeats: int = 1) -> Example:

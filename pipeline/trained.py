@@ -36,7 +36,7 @@ class Trained:
         encoder: an encoder of images or clips; its network is on the CPU in fp32 until it is moved.
         model: the whole pre-training model that contains the encoder; None where the weights lack its head.
         notes: notes on weights that were changed or not copied.
-        classes: names, in the order of the outputs of a classifier's head; empty where the encoder does not have one.
+        classes: names, in the order of a classifier's outputs; empty without a classifier.
     """
 
     recipe: TrainingRecipe

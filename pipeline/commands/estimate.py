@@ -36,7 +36,7 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
 IMAGES, IMAGE_BYTES = 1_281_167, 110e3
-# No data set is read, and the inputs of a mixture of images and videos all count as clips
+# No data set is read; in a mixture of images and videos, all inputs count as clips
 _NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
 VIDEOS, VIDEO_BYTES = 240_000, 1e6
 

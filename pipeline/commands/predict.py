@@ -2,9 +2,9 @@
 
     python scripts/predict.py IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
 
-Each row of the picture is an image: its centre square, the part that the model sees, the target, the prediction where
-the image was masked, the attention of the last block, and the nearest neighbours with the cosines of their features.
-Losses and the names of the nearest are printed as well. A fine-tuned run names the likeliest class of each image.
+Each row shows one image: its centre square, the visible part, the target, the prediction at masked patches, the
+attention of the last block, and the nearest neighbours with the cosines of their features. Losses and the names of the
+nearest neighbours are printed as well. For a fine-tuned run, the likeliest class of each image is printed.
 
 --weights takes a run.dir, a folder of scripts/export.py, any value of model.init, or the name of a timm model.
 Target and prediction need the head of pre-training: a run.dir, or an export with --format maskfeat. Neighbours are

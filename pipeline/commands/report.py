@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:
-    """Print the loss of the model beside those of predictors that learn nothing."""
+    """Print the loss of the model beside those of constant predictors."""
     table = Table(title, "", "against the mean target")
     for name, value in (
         ("predicting zero", baselines["zero"]),

@@ -12,7 +12,7 @@ from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mos
 from pipeline.probe.attention import attention_weights, looked_at
 from pipeline.trained import Trained
 
-NEIGHBOURS = 9  # of each image, at most
+NEIGHBOURS = 9  # most neighbours per image
 
 
 @dataclass(frozen=True, eq=False)

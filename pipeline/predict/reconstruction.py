@@ -49,7 +49,7 @@ def reconstruct(trained: Trained, images: Tensor, seed: int = 0) -> Reconstructi
     """
     model, recipe = trained.model, trained.recipe
     assert model is not None and isinstance(recipe, Recipe)
-    plain = recipe.model_copy(update={"engine": PLAIN})  # to compile takes longer than a few images do
+    plain = recipe.model_copy(update={"engine": PLAIN})  # compiling takes longer than a few images do
     examples = build_examples(plain, model, torch.float32, trained.device)
     target, images, batch = examples.target, images.to(trained.device), len(images)
     with torch.no_grad():

@@ -35,15 +35,15 @@ class Validation:
         data, run: settings of the run.
         micro_batch: inputs that a rank computes at once.
         world, examples, phases: those of the run.
-        name: of a second data set: part of the names of its metrics, its pictures and its baselines; empty: of the
-            first, whose names are without it.
+        name: for a second data set, a part of the names of its metrics, pictures and baselines; empty for the
+            first.
 
     Attributes:
         manifest: manifest of the images.
         identity: identity of the manifest.
-        medium: of the images.
-        name: see above.
-        prefix: of the names of its metrics.
+        medium: the medium of the samples.
+        name: as above.
+        prefix: prefix of the names of its metrics.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Validation:
         The predictors are those of `constants`. The best constant is the mean target, or for classes their frequencies;
         its scores are `mean_NAME`.
 
-        They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are; those of
+        They are measured once per run: baselines.json in `run.dir` stores them, and which images they are of; those of
         a second data set are in baselines-NAME.json.
 
         Args:

@@ -73,7 +73,7 @@ class Pretraining(MaskedPrediction):
         self.probe_every = recipe.run.probe_every if self._probe else None
 
     def _open_validations(self, phases: Phases) -> list[Validation]:
-        """Return the validation sets of the run, of which there are two where it takes images and videos."""
+        """Return the validation sets of the run; a run on images and videos has two."""
         recipe, world, found = self._recipe, self._world, list[Validation]()
         images = recipe.data.validation_images
         if images and len(self._data.media) == 1:
@@ -106,7 +106,7 @@ class Pretraining(MaskedPrediction):
         if recipe.data.validation is None:
             return None, "data.validation is not set"
         if len(self._data.media) > 1:
-            return None, "labels of images and videos do not mean the same"
+            return None, "labels of images and videos have different meanings"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
         training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
@@ -153,11 +153,11 @@ class Pretraining(MaskedPrediction):
             self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
 
     def _loss(self, validation: Validation, engine: Engine, report: Report) -> float:
-        """Return the loss of the untrained model, and show what it predicts."""
+        """Return the loss of the untrained model, and draw its predictions."""
         return self._evaluate_on(validation, engine, 0, report)[f"{validation.prefix}loss"]
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the loss on the validation images, if there are any, and show the pictures."""
+        """Measure the loss on the validation images, if there are any, and draw the pictures."""
         metrics: Metrics = {}
         for validation in self._validations:
             metrics |= self._evaluate_on(validation, engine, done, report)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 # These also take run.dir=RUN
 DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "validate.py", "words.py", "bench.py")
-RANK = "rank.py"  # runs the command that follows it, for `maskfeat`
+RANK = "rank.py"  # runs the command in its arguments, for `maskfeat`
 
 
 def ranks(run: Path) -> list[int]:
@@ -89,9 +89,9 @@ def _trains(arguments: list[str]) -> bool:
 
 
 def _script(arguments: list[str]) -> tuple[str, list[str]]:
-    """The script that a Python with these arguments runs, or a file of the module's name, and what follows it.
+    """Return the script of a Python process with these arguments, or its module's file name, and further arguments.
 
-    Empty for a launcher's.
+    Both are empty for a launcher.
     """
     rest = iter(arguments[1:])
     for argument in rest:
