@@ -41,6 +41,7 @@ COMMANDS = {
     "finetune": Command("Fine-tune a vision transformer to name classes.", True, RECIPES / "finetune"),
     "probe": Command("Judge frozen features by linear and k-NN probes.", True),
     "validate": Command("Measure a run on a validation set.", True),
+    "predict": Command("Draw what trained weights make of your own pictures."),
     "export": Command("Export a run as ordinary timm and Hugging Face weights."),
     "convert": Command("Convert a published MaskFeat checkpoint."),
     "report": Command("Print how far a run has come."),
