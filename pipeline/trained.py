@@ -1,7 +1,7 @@
 """Trained models: of a run's checkpoint, and of any weights that a run or others left."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from model.maskfeat import MaskFeat
 from pipeline.build import build_model, load_trained, predicted_width
 from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError, chosen
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.finetune.build import build_classifier
+from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import normalise
 from pipeline.probe.source import of_weights
@@ -36,12 +36,14 @@ class Trained:
         encoder: of images or clips; its network is on the CPU in fp32 until it is moved.
         model: the whole pre-training model that the encoder is part of; None where the weights hold no head of it.
         notes: what of the weights was not carried over as it is.
+        classes: names, in the order of the outputs of a classifier's head; empty where the encoder does not have one.
     """
 
     recipe: TrainingRecipe
     encoder: Encoder
     model: MaskFeat | None
     notes: list[str]
+    classes: list[str] = field(default_factory=list)
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +60,16 @@ class Trained:
         with torch.no_grad():
             pixels = normalise(inputs.to(self.device), torch.float32, self.recipe.model.statistics)
             return self.encoder.pooled(pixels).float()
+
+    def likeliest(self, features: Tensor) -> list[tuple[str, float]]:
+        """Return the name and the probability of the likeliest class of each input of a classifier.
+
+        Args:
+            features: float32 (B, width), see `features`.
+        """
+        with torch.no_grad():
+            shares, places = self.encoder.head(features.to(self.device)).softmax(1).max(1)
+        return [(self.classes[place], share) for place, share in zip(places.tolist(), shares.tolist(), strict=True)]
 
 
 def open_trained(weights: str, step: int | None = None, overrides: Sequence[str] = ()) -> Trained:
@@ -83,7 +95,9 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
         found = chosen(path, step)
         recipe = recipe_of(found).model_copy(update={"engine": PLAIN})
         model = load_model(found, recipe)
-        return Trained(recipe, model.view, model if isinstance(model, MaskFeat) else None, [])
+        if isinstance(model, MaskFeat):
+            return Trained(recipe, model.view, model, [])
+        return Trained(recipe, model.view, None, [], class_names(path, model.view.classes))
     if (path / CONFIG).is_file():
         whole_recipe, whole = read_model(path, overrides)
         return Trained(whole_recipe, whole.view, whole, [])

@@ -32,6 +32,7 @@ LAYERS = [
     ["whole_model"],
     ["trained"],
     ["predict"],
+    ["api"],
     ["doctor", "measure"],
     ["cli", "commands"],
     ["console"],
@@ -76,6 +77,6 @@ def test_shards_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
 
-def test_reading_a_checkpoint_needs_no_deepspeed() -> None:
-    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.build; sys.exit('deepspeed' in sys.modules)"
+def test_reading_a_checkpoint_and_notebooks_need_no_deepspeed() -> None:
+    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.api; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

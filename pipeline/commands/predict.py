@@ -4,7 +4,7 @@
 
 Each row of the picture is an image: its centre square, the part that the model sees, the target, the prediction where
 the image was masked, the attention of the last block, and the nearest neighbours with the cosines of their features.
-Losses and the names of the nearest are printed as well.
+Losses and the names of the nearest are printed as well. A fine-tuned run names the likeliest class of each image.
 
 --weights takes a run.dir, a folder that scripts/export.py wrote, what model.init takes, or the name of a timm model.
 Target and prediction need the head of pre-training: a run.dir, or an export with --format maskfeat. Neighbours are
@@ -27,13 +27,14 @@ from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.data.errors import DataError
 from pipeline.data.pictures import read_pictures
 from pipeline.predict.neighbours import ShardImages
-from pipeline.predict.predict import NAMED, predict
+from pipeline.predict.predict import predict
 from pipeline.settings import ConfigError
 from pipeline.trained import Trained, open_trained
 from shards.files import ShardError
 from shards.terminal import Parser, note, prepare, say
 
 MOST = 32  # images in a picture
+NAMED = 3  # neighbours that are printed
 SAMPLES = 2000  # images of a data set among which neighbours are found
 
 
@@ -75,6 +76,9 @@ def main() -> int:
         return 1
     for row, path in enumerate(arguments.images):
         said = []
+        if found.classes:
+            label, share = found.classes[row]
+            said.append(f"{label} {share:.1%}")
         if made := found.reconstruction:
             said.append(f"loss {made.losses[row]:.4f} (predicting zero: {made.losses_of_zero[row]:.4f})")
         if found.neighbours:
@@ -93,7 +97,7 @@ def _opened(weights: str, step: int | None, overrides: list[str]) -> Trained:
         raise ConfigError(f"{weights} are weights of clips, and pictures are images: give weights of images")
     for line in trained.notes:
         say(f"note: {line}")
-    if trained.model is None:
+    if trained.model is None and not trained.classes:
         say(
             f"note: {weights} does not hold a head of pre-training, so nothing is predicted: give a run.dir of "
             "pre-training, or an export with --format maskfeat"

@@ -12,6 +12,7 @@ from pipeline.pretrain.picture import panels_of
 from pipeline.random import derive
 from pipeline.targets.hog.glyphs import ENLARGED
 from pipeline.trained import Trained
+from pipeline.whole_model import PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,8 @@ def reconstruct(trained: Trained, images: Tensor, seed: int = 0) -> Reconstructi
     """
     model, recipe = trained.model, trained.recipe
     assert model is not None and isinstance(recipe, Recipe)
-    examples = build_examples(recipe, model, torch.float32, trained.device)
+    plain = recipe.model_copy(update={"engine": PLAIN})  # to compile takes longer than a few images do
+    examples = build_examples(plain, model, torch.float32, trained.device)
     target, images, batch = examples.target, images.to(trained.device), len(images)
     with torch.no_grad():
         example = examples.example(images, derive(torch.full((batch,), seed), torch.arange(batch)).to(trained.device))

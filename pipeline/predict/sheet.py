@@ -85,7 +85,7 @@ def mosaic(near: Neighbours, side: int) -> Picture:
     across = max(1, ceil(sqrt(len(near.images))))
     cell = (side - (across - 1) * 4) // across
     sheet = Image.new("RGB", (side, side), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(max(11, cell // 10))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(min(max(11, cell // 10), _CAPTION))
     for index, (picture, cosine) in enumerate(zip(enlarged(near.images, cell), near.cosines.tolist(), strict=True)):
         left, top = index % across * (cell + 4), index // across * (cell + 4)
         sheet.paste(Image.fromarray(picture), (left, top))

@@ -1,4 +1,4 @@
-"""The command lines of programs that run on all ranks: of training runs, and how every such program ends."""
+"""The command lines of programs that run on all ranks, and how every such program ends."""
 
 import argparse
 import os
@@ -28,11 +28,11 @@ from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare, say
 
-EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
+EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # explained by one line
 
 
 def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
-    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
+    """Return the exit status: 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
     arguments = _parser(description, kind).parse_args()
     rank, local_rank = place(os.environ)
     try:
@@ -47,7 +47,7 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
     try:
         with witnessed(recipe.run.dir, rank), Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
             record_collectives(recipe.run.dir, rank)
-            # Late enough for `Phases`, which tells where, to be first even if a collective began a phase or two before
+            # Late enough that `Phases`, which reports where, is first even if a collective began a phase or two before
             world = join(patience=2 * recipe.run.deadline + 60)
             hold(recipe.run.dir, world, min(PATIENCE, recipe.run.deadline / 2))
             outcome = Outcome.ROLLED_BACK
@@ -56,8 +56,8 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
                     training = set_up(recipe, world, phases, task)
                     started = True
                     outcome = training.run(preemption)
-                    del training  # before the next life takes as much memory
-    except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
+                    del training  # before the next attempt takes as much memory
+    except EXPECTED as error:  # most affect all ranks of a node alike: one line is enough
         if local_rank == 0 or (started and isinstance(error, DataError)):
             note(f"error: {error}")
         return 1
@@ -65,7 +65,7 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
         if not lost_a_rank(error):
             raise
         why = str(error).partition("\n")[0]
-        note(f"error: rank {rank} lost another rank, whose own error tells why ({why})")
+        note(f"error: rank {rank} lost another rank, whose own error says why ({why})")
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 
@@ -112,9 +112,9 @@ def _tell(recipe: TrainingRecipe, dry: bool) -> None:
 
 
 def status_of(work: Callable[[], None]) -> int:
-    """Do work that all ranks share, other than a run's, and return the exit status: 0, or 2 for a setting, or 1.
+    """Do work of all ranks other than a run, and return the exit status: 0, 1 for an error, or 2 for a setting.
 
-    Errors that one line explains are told, most of them by rank 0 alone, since they meet all ranks alike.
+    Errors that one line explains are printed, most only by rank 0, since they affect all ranks alike.
     """
     try:
         work()
@@ -125,13 +125,13 @@ def status_of(work: Callable[[], None]) -> int:
     except RuntimeError as error:
         if not lost_a_rank(error):
             raise
-        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
+        note(f"error: lost another rank, whose own error says why ({str(error).splitlines()[0]})")
         return 1
     return 0
 
 
 def leave(main: Callable[[], int]) -> None:
-    """Run `main` and end the process with its status, whatever its threads do."""
+    """Run `main` and end the process with its status, whatever its threads are doing."""
     prepare()
     try:
         status = main()
@@ -143,7 +143,7 @@ def leave(main: Callable[[], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # a full disk, or nobody who listens: what remains to be said must not change the status
+        except OSError:  # a full disk, or a closed pipe, must not change the status
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if status:
-        os._exit(status)  # a thread that waits for storage that hangs must not keep a failed run alive
+        os._exit(status)  # a thread that waits for hanging storage must not keep a failed run alive
