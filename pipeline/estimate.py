@@ -1,4 +1,4 @@
-"""What a run of pre-training takes on many GPUs, by a model of its step. `scripts/estimate.py` prints it.
+"""What a run of pre-training takes on many GPUs, by a model of its step. `maskfeat estimate` prints it.
 
 Modelled, a step of W ranks:
 - Compute: images a rank / images per second of one GPU, or clips, where the model sees these. That rate is taken from

@@ -76,7 +76,7 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
     """Open weights of any kind.
 
     Args:
-        weights: a run.dir of pre-training or fine-tuning; a folder that scripts/export.py wrote; a file or folder that
+        weights: a run.dir of pre-training or fine-tuning; a folder that maskfeat export wrote; a file or folder that
             model.init takes; or the name of a timm model.
         step: of a run's older checkpoint; None: the newest valid one.
         overrides: "section.key=value" that replace settings of weights that are not a run, such as `model.name=...` of

@@ -1,12 +1,11 @@
 """Find what is wrong with a cluster before a run does.
 
-    deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
+    maskfeat doctor RECIPE [section.key=value ...]
 
-Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a recipe of
-scripts/finetune.py; one process alone works too. It takes about a minute, makes run.dir but leaves nothing there, and
-prints what it found with remedies:
+Start it like the run: same launcher, recipe and overrides, and --finetune for a recipe of `maskfeat finetune`. It takes
+about a minute, makes run.dir but leaves nothing there, and prints what it found with remedies:
 
-- versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
+- versions, recipe, inputs, run.dir: the same on all ranks? (every start of a run checks that by itself)
 - storage, decoding: random samples are read and decoded as in training, and timed
 - decoding on GPUs: does it crash or differ from the CPU's in a process of its own, and is libnvjpeg there?
 - all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
@@ -17,11 +16,11 @@ Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems fi
 
 Examples, each on one line:
 
-    deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+    maskfeat doctor --hostfile hosts vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
 
-    deepspeed scripts/doctor.py vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
+    maskfeat doctor vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
 
-    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
+    maskfeat doctor --processes 2 demo data.shards=shards/train --json findings.json
 """
 
 import argparse
@@ -53,7 +52,7 @@ SHOWN = 8  # places a check in the table; --json has all
 def main() -> int:
     """Exit status 0: no problems; 1: problems; 2: it was not understood."""
     parser = Parser(__doc__)
-    parser.add_argument("recipe", help="name in pipeline/recipes or, with --finetune, its folder finetune; or path")
+    parser.add_argument("recipe", help="name of a recipe, see --list of `maskfeat pretrain` and `finetune`, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )

@@ -1,20 +1,20 @@
 """Draw what trained weights make of your own pictures.
 
-    python scripts/predict.py IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
+    maskfeat predict IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
 
 Each row of the picture is an image: its centre square, the part that the model sees, the target, the prediction where
 the image was masked, the attention of the last block, and the nearest neighbours with the cosines of their features.
 Losses and the names of the nearest are printed as well. A fine-tuned run names the likeliest class of each image.
 
---weights takes a run.dir, a folder that scripts/export.py wrote, what model.init takes, or the name of a timm model.
+--weights takes a run.dir, a folder that maskfeat export wrote, what model.init takes, or the name of a timm model.
 Target and prediction need the head of pre-training: a run.dir, or an export with --format maskfeat. Neighbours are
 found among the images of a data set that `maskfeat-shards` built or, without --neighbours, among the given ones.
 
 Examples:
 
-    python scripts/predict.py cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
+    maskfeat predict cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
 
-    python scripts/predict.py *.jpg --weights weights/photos --out picture.png
+    maskfeat predict *.jpg --weights weights/photos --out picture.png
 """
 
 from pathlib import Path

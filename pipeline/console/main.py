@@ -82,7 +82,7 @@ def run(name: str, arguments: list[str]) -> int:
         return int(import_module(f"{command.package}.{name}").main())
     finally:
         if command.processes and {"-h", "--help"} & {*arguments}:
-            print(options_parser(name).format_help())
+            print(f"\n{options_parser(name).format_help()}")
 
 
 def _app() -> typer.Typer:

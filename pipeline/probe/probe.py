@@ -1,4 +1,4 @@
-"""One probe from its source to its results: JSON, pictures and curves. `scripts/probe.py` asks for it."""
+"""One probe from its source to its results: JSON, pictures and curves. `maskfeat probe` asks for it."""
 
 import json
 import time

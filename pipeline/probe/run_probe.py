@@ -35,7 +35,7 @@ class RunProbe:
     """Judges the frozen encoder of a run on labelled samples of its training and its validation set.
 
     What is judged is a copy of the encoder that is given the fp32 weights each time, so that the model, its engine and
-    what they do next stay as they are, at every ZeRO stage. Results are those of `scripts/probe.py` with its usual
+    what they do next stay as they are, at every ZeRO stage. Results are those of `maskfeat probe` with its usual
     settings, where both data sets have no more than `run.probe_samples`.
 
     All ranks call everything together.

@@ -1,14 +1,14 @@
 """Signal the ranks of a run on this machine, or see to it that they end. Launchers are left alone: they follow.
 
-    python scripts/launch/stop.py RUN [--signal TERM | --end SECONDS]
+    maskfeat stop RUN [--signal TERM | --end SECONDS]
 
 RUN is the run's folder, as in run.dir=RUN. Prints how many ranks there were. A rank is a Python of this user that runs
 a script with this run.dir, but for the scripts here that do not train.
 
 Examples:
 
-    python scripts/launch/stop.py /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
-    python scripts/launch/stop.py /runs/base --end 30          the same by SIGTERM; SIGKILL to what lives after 30 s
+    maskfeat stop /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
+    maskfeat stop /runs/base --end 30          the same by SIGTERM; SIGKILL to what lives after 30 s
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Keep a run going: start its launcher, and start it again when it fails.
 
-    python scripts/launch/supervise.py [options] -- COMMAND ... run.dir=RUN ...
+    maskfeat supervise [options] -- COMMAND ... run.dir=RUN ...
 
 COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, what is left of it is ended on every node, and it
 is started again after a pause that doubles from failure to failure. After --tries failures in a row, none of which got
@@ -17,10 +17,10 @@ stop, and the same command resumes.
 
 Examples, each on one line:
 
-    python scripts/launch/supervise.py -- deepspeed scripts/pretrain.py vit_base_300e data.shards=/data/train
+    maskfeat supervise -- maskfeat pretrain vit_base_300e data.shards=/data/train
         run.dir=/runs/base
 
-    python scripts/launch/supervise.py --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
+    maskfeat supervise --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
         data.shards=/data/train run.dir=/runs/large
 
     ... --probe 'ssh -o BatchMode=yes {host} nvidia-smi'    a node must also answer for its GPUs

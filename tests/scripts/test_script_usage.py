@@ -63,7 +63,8 @@ def test_numbers_of_clips_that_cannot_be_are_one_line(
 def test_help_has_an_example(name: str) -> None:
     folder = CHECKOUT / ("pipeline/commands" if name in (*NAMES, "predict") else "scripts")
     text = (folder / f"{name}.py").read_text().split('"""')[1]
-    assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
+    program = f"maskfeat {name}" if name in NAMES else f"scripts/{name}.py"
+    assert program in text and (("\nExample" in text) or name == "bench")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("pretrain", Recipe), ("finetune", FinetuneRecipe)])
