@@ -27,7 +27,7 @@ WIDTH = 100  # columns of a help text
 
 SHARDS = ("build", "index", "verify", "info", "preview", "plan")
 MASKFEAT = {
-    "Runs": ("pretrain", "finetune", "validate", "probe", "export", "predict", "report", "doctor", "estimate"),
+    "Runs": ("pretrain", "finetune", "validate", "probe", "predict", "export", "report", "doctor", "estimate"),
     "Weights and targets": ("convert", "words"),
     "Launching": ("supervise", "stop"),
 }

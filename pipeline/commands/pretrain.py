@@ -6,8 +6,8 @@ RECIPE is a name that --list prints, or the path of a YAML file. Started again w
 its newest checkpoint. On SIGTERM, SIGUSR1, SIGINT or SIGHUP, to this program, one rank or all, the run ends the step,
 saves, and exits with status 75: start the same command again.
 
-A process is started for each GPU; without a GPU, as many as keep the cores of the CPU busy. Started by torchrun, srun
-or deepspeed, this program is one of their processes.
+One process is started for each GPU; without a GPU, as many as keep the cores of the CPU busy. If torchrun, srun or
+deepspeed starts this program, it is one of their processes.
 
 Examples, each on one line:
 
@@ -26,5 +26,5 @@ from pipeline.train.command import train
 
 
 def main() -> int:
-    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
+    """Return 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
     return train(str(__doc__), Recipe, Pretraining)

@@ -119,7 +119,7 @@ def build_teacher(teacher: str, **options: Any) -> Any:
     except OSError as error:
         raise TeacherError(f"{named} cannot be read: {error.strerror}") from error
     if folder and not (Path(teacher) / "config.json").is_file():
-        raise TeacherError(f"{named} has no config.json: give a folder that maskfeat export or timm wrote")
+        raise TeacherError(f"{named} has no config.json: give a folder that `maskfeat export` or timm wrote")
     if not folder and not timm.is_model(teacher.partition(".")[0]):
         raise TeacherError(f"{named} is neither a folder nor a model of timm's")
     try:

@@ -61,9 +61,10 @@ def test_numbers_of_clips_that_cannot_be_are_one_line(
 
 @pytest.mark.parametrize("name", [*NAMES, "predict", "compare", "demo_data", "motion_classes", "bench"])
 def test_help_has_an_example(name: str) -> None:
-    folder = CHECKOUT / ("pipeline/commands" if name in (*NAMES, "predict") else "scripts")
+    command = name in (*NAMES, "predict")
+    folder = CHECKOUT / ("pipeline/commands" if command else "scripts")
     text = (folder / f"{name}.py").read_text().split('"""')[1]
-    program = f"maskfeat {name}" if name in NAMES else f"scripts/{name}.py"
+    program = f"maskfeat {name}" if command else f"scripts/{name}.py"
     assert program in text and (("\nExample" in text) or name == "bench")
 
 
