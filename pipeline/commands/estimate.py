@@ -1,14 +1,14 @@
 """Estimate the needs of a recipe on 8 to 1,024 GPUs: hours, GPU-hours, memory, bytes read and stored.
 
-    python scripts/estimate.py vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
+    maskfeat estimate vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
 
 `pipeline/estimate.py` describes the model of a step and its limits.
 
 Examples:
 
-    python scripts/estimate.py vit_base_300e --images-per-second 2100
-    python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
-    python scripts/estimate.py mvit_small_300e_k400 --clips-per-second 300 --video-bytes 800e3
+    maskfeat estimate vit_base_300e --images-per-second 2100
+    maskfeat estimate vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
+    maskfeat estimate mvit_small_300e_k400 --clips-per-second 300 --video-bytes 800e3
 """
 
 import math

@@ -1,10 +1,10 @@
 """Print the progress of a run, its results, and where its pictures and curves are.
 
-    python scripts/report.py RUN
+    maskfeat report RUN
 
 Example:
 
-    python scripts/report.py runs/vit_base_300e
+    maskfeat report runs/vit_base_300e
 """
 
 import shlex
@@ -24,7 +24,7 @@ from shards.terminal import Parser, note, prepare, say
 def main() -> int:
     """Return 0, or 1 when RUN is not a run."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or finetune")
     prepare()
     run: Path = parser.parse_args().run
     try:

@@ -1,6 +1,6 @@
 """Measure a run on a validation set, after training.
 
-    deepspeed scripts/validate.py RUN [section.key=value ...] [--step N] [--clips N ...] [--crops 1|3]
+    maskfeat validate RUN [section.key=value ...] [--step N] [--clips N ...] [--crops 1|3]
 
 RUN is a run.dir: its newest valid checkpoint is measured, or that of step N. RUN is not changed. One process
 without the launcher works, too.
@@ -11,9 +11,9 @@ several values of N take one pass.
 
 Examples, each on one line:
 
-    deepspeed scripts/validate.py runs/vit_base_300e data.validation=/data/val data.validation_samples=null
+    maskfeat validate runs/vit_base_300e data.validation=/data/val data.validation_samples=null
 
-    deepspeed scripts/validate.py runs/finetune/mvit_small_200e_k400 --clips 1 3 5 7 10 --crops 1
+    maskfeat validate runs/finetune/mvit_small_200e_k400 --clips 1 3 5 7 10 --crops 1
 """
 
 import argparse
@@ -42,7 +42,7 @@ def clips(text: str) -> int:
 def main() -> int:
     """Return 0 on success, 1 for an error, 2 for wrong usage."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or finetune")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
