@@ -34,15 +34,16 @@ from shards.making.assembly import (
 from shards.making.engines import Engine, run
 from shards.making.shard import write_shard
 from shards.manifest import Dataset, Options
-from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Check, Frames
+from shards.media.formats import remedy
+from shards.media.media import DEFAULT_MAX_PIXELS, MAX_BYTES, Alpha, Check, Depth, Frames
 from shards.remote.urls import is_url
 from shards.sources.folder import refuse_parts
-from shards.sources.listing import Item, Listing
+from shards.sources.listing import Item, Listing, without_decoder
 from shards.sources.source import list_source
 from shards.storage import join, size_of
 from shards.storage import listing as files_in
 from shards.tars.samples import idx_name
-from shards.text import portable, printable
+from shards.text import counted, portable, printable
 
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
@@ -68,6 +69,8 @@ def build(
     check: Check = "decode",
     frames: Frames | None = None,
     frame_stride: int = 1,
+    alpha: Alpha = "reject",
+    depth: Depth = "reject",
     engine: Engine = run,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
@@ -86,6 +89,8 @@ def build(
         check: how closely images are looked at, see `CheckOptions`.
         frames: how videos are stored, see `CheckOptions`.
         frame_stride: with `frames`, the stride of the frames that are stored, see `CheckOptions`.
+        alpha: what becomes of images with transparent pixels, see `CheckOptions`.
+        depth: what becomes of images of more than 8 bits a channel, see `CheckOptions`.
         engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
         progress: called after every shard.
         note: called with each line on the source that the user should see before the work begins.
@@ -97,7 +102,7 @@ def build(
         ShardError: the source or `out` cannot be used, or writing failed; then a re-run goes on from there.
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
-    options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride)
+    options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride, alpha, depth)
     numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
     if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
@@ -107,7 +112,9 @@ def build(
         raise ShardError(f"{out}: lies inside {source} or around it; choose a folder apart from it")
     refuse_web_server(out)
     listing = list_source(source)
-    for line in listing.notes:
+    missing = without_decoder(listing.paths)
+    remedies = [f"{source}: {counted(n, f'{kind} file')} cannot be read: {remedy(kind)}" for kind, n in missing.items()]
+    for line in [*listing.notes, *remedies]:
         note(line)
     classes = _names(listing)
     unwritten = _bytes(listing.sizes)
@@ -118,7 +125,7 @@ def build(
     with explained(out, remaining):
         found = finished(out)
         # That other files than images come and go beside these makes no other data set
-        fingerprint = _fingerprint(listing, options, found.ignored if found else listing.ignored)
+        fingerprint = _fingerprint(listing, options, found.ignored if found else listing.ignored, sorted(missing))
         recognise(out, found, fingerprint)
         if found:
             return found, True
@@ -164,13 +171,13 @@ def _overlap(first: Path, second: Path) -> bool:
     return first.is_relative_to(second) or second.is_relative_to(first)
 
 
-def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
-    """SHA-256 of all that decides the output, as far as it is known without reading the images.
+def _fingerprint(listing: Listing, options: Options, ignored: int, missing: list[str]) -> str:
+    """Return the SHA-256 of all that decides the output, as far as it is known without reading the images.
 
-    Names are taken as UTF-8, whatever the locale.
+    Names are taken as UTF-8, whatever the locale. `missing` are the formats of the listing that have no decoder.
     """
     classes = [portable(name) for name in listing.classes]
-    facts = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels]
+    facts = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels, *([missing] if missing else [])]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")

@@ -15,7 +15,7 @@ from shards.files import ShardError
 from shards.index import index_tars
 from shards.making.engines import run, run_on_ray
 from shards.manifest import Dataset, Manifest
-from shards.media.media import DEFAULT_MAX_PIXELS, Check, Frames
+from shards.media.media import DEFAULT_MAX_PIXELS, Alpha, Check, Depth, Frames
 from shards.output import overview, progress, summarise
 from shards.preview import write_preview
 from shards.storage import join
@@ -55,6 +55,10 @@ def build(
     frame_stride: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --frames, store every N-th frame only.")
     ] = 1,
+    alpha: Annotated[
+        Alpha, typer.Option(help="Transparent images: reject, put on a background, or drop the transparency.")
+    ] = "reject",
+    depth: Annotated[Depth, typer.Option(help="Images of 9 to 16 bits: reject, or keep the top 8 bits.")] = "reject",
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
@@ -79,6 +83,9 @@ def build(
     An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
     Files that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
 
+    8-bit JPEG and PNG files keep their bytes. Every other image (WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC where its
+    decoder is installed) is stored as a lossless PNG or, with --resize, as a JPEG of quality 95.
+
     \b
     Examples:
       maskfeat-shards build imagenet/train shards/train
@@ -101,6 +108,8 @@ def build(
             check=check,
             frames=frames,
             frame_stride=frame_stride,
+            alpha=alpha,
+            depth=depth,
             engine=partial(run_on_ray, address=ray_address) if engine == "ray" else run,
             progress=report,
             note=note,

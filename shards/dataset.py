@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
 from shards.files import ShardError, parse_json
-from shards.media.media import Check, CheckOptions, Frames
+from shards.media.media import Alpha, Check, CheckOptions, Depth, Frames
 from shards.remote.urls import is_url
 from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
 from shards.tables.reading import FORMAT, readable, unusable
@@ -55,16 +55,24 @@ class Options:
     check: Check = "decode"  # data sets made before there was a choice do not say
     frames: Frames | None = None
     frame_stride: Positive = 1
+    alpha: Alpha = "reject"
+    depth: Depth = "reject"
 
     def for_check(self) -> CheckOptions:
         """Return those that are about single files."""
-        return CheckOptions(self.max_pixels, self.resize, self.check, self.frames, self.frame_stride)
+        return CheckOptions(
+            self.max_pixels, self.resize, self.check, self.frames, self.frame_stride, self.alpha, self.depth
+        )
 
     def facts(self) -> dict[str, Any]:
-        """Return them by name. Videos as JPEGs came later: data sets without say what they said before, and no more."""
+        """Return them by name, without those that came later where they have their defaults.
+
+        So data sets that do not use these have the descriptions that they had before.
+        """
         facts = asdict(self)
         later = () if self.frames else ("frames", "frame_stride")
-        return {name: fact for name, fact in facts.items() if name not in later}
+        unused = [name for name in ("alpha", "depth") if facts[name] == "reject"]
+        return {name: fact for name, fact in facts.items() if name not in (*later, *unused)}
 
 
 @_exactly

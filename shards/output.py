@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,7 +22,8 @@ from shards.text import counted, excerpt
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
-_LARGEST_SHOWN = 10  # classes of `info`
+_REMEDIES = {"transparent": "--alpha white", "16-bit": "--depth scale"}  # of `build`, by the reason of rejects
+_LARGEST_SHOWN = 10  # classes with their counts
 
 
 def _reasons(root: str | Path) -> str:
@@ -39,14 +41,28 @@ def _duplicates(manifest: Manifest) -> str:
 
 
 def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
-    """What the labels amount to, and whatever lacks one."""
+    """Return lines on the classes: how many samples each has, which have none, and how many samples lack a label."""
     lines = [f"classes: {len(dataset.classes):,} ({_first(dataset.classes)})" if dataset.classes else "classes: none"]
-    counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-    if dataset.classes and (empty := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]):
+    table = _largest_classes(dataset, manifest)
+    width = max((len(count) for _, count in table), default=0)
+    lines += [f"  {count:>{width}} {name}" for name, count in table]
+    counts = _counts(dataset, manifest)
+    if empty := [name for name, count in zip(dataset.classes, counts, strict=False) if not count]:
         lines.append(f"classes without a sample: {len(empty):,} ({_first(empty)})")
-    if unlabelled := dataset.samples - int(counts.sum()):
-        lines.append(f"unlabelled: {unlabelled:,} of {dataset.samples:,} samples")
-    return lines
+    return [*lines, f"unlabelled: {dataset.samples - counts.sum():,} of {counted(dataset.samples, 'sample')}"]
+
+
+def _counts(dataset: Dataset, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Return the number of samples of each class."""
+    return np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+
+
+def _largest_classes(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the name and the count of the classes with most samples, and in a last row how many more there are."""
+    counts = _counts(dataset, manifest)[: len(dataset.classes)]
+    order = np.argsort(-counts, kind="stable")
+    rows = [(excerpt(dataset.classes[label]), f"{counts[label]:,}") for label in order[:_LARGEST_SHOWN]]
+    return [*rows, (f"and {len(order) - _LARGEST_SHOWN:,} more", "...")] if len(order) > _LARGEST_SHOWN else rows
 
 
 def _first(names: Sequence[str]) -> str:
@@ -66,14 +82,9 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
         *(_videos(manifest.video) if manifest.video is not None else []),
         ("classes", f"{len(dataset.classes):,}"),
     ]
-    if dataset.classes:
-        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-        for label in np.argsort(-counts, kind="stable")[:_LARGEST_SHOWN]:
-            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
-        if len(counts) > _LARGEST_SHOWN:
-            rows.append(("  ...", f"and {len(counts) - _LARGEST_SHOWN:,} more"))
     return [
         *rows,
+        *((f"  {name}", count) for name, count in _largest_classes(dataset, manifest)),
         ("rejects", _reasons(manifest.root) or "0"),
         ("ignored files", f"{dataset.ignored:,}"),
         ("duplicates", _duplicates(manifest) or "0"),
@@ -108,10 +119,14 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
     for line in _classes(dataset, manifest):
         say(line)
     if dataset.rejects:
+        reasons = count_rejects(out)
         say(f"rejects: {dataset.rejects:,} ({_reasons(out)}): see {join(out, REJECTS)}")
+        for reason, option in _REMEDIES.items():
+            if dataset.options and reason in reasons:
+                say(f"  {reason}: {option} takes such images")
     if found := _duplicates(manifest):
         say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
-    say(f"next: maskfeat-shards verify {shlex.quote(out)}")
+    say(f"{out} is complete and usable; next: maskfeat-shards verify {shlex.quote(out)}")
 
 
 @contextmanager

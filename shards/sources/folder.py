@@ -27,7 +27,7 @@ _PART = re.compile(
 # Pictures and videos that would count as samples if anything here could read them.
 _PICTURES = frozenset(
     {
-        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
+        *(".jxl", ".jxr", ".jpm"),
         *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
         *(".srw", ".x3f", ".raw", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".pdf", ".eps", ".dcm", ".exr", ".hdr"),
         *(".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".jls", ".ico"),

@@ -2,12 +2,13 @@
 
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.files import ShardError
-from shards.media import registry
+from shards.media import formats, registry
 from shards.remote.urls import is_url
 from shards.text import printable
 
@@ -81,6 +82,12 @@ def is_candidate(path: str) -> bool:
     """Whether a file may be a sample: by its suffix, unless it or a folder above it is hidden."""
     hidden = path.startswith(".") or "/." in path
     return not hidden and registry.suffix_of(path) in registry.suffixes()
+
+
+def without_decoder(paths: Iterable[str]) -> Counter[str]:
+    """Count the files, by the kind of their format, whose suffix tells that no decoder for them is installed."""
+    kinds = Counter(formats.kind_of_suffix(registry.suffix_of(path)) for path in paths)
+    return Counter({kind: count for kind, count in kinds.items() if kind is not None and formats.remedy(kind)})
 
 
 def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
