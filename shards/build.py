@@ -130,7 +130,7 @@ def build(
         if found:
             return found, True
         refuse_other_files(out, files_in(out))
-        if (source.is_dir() or listing.offsets) and not finished_records(out):
+        if (source.is_dir() or listing.offsets) and not listing.rows and not finished_records(out):
             refuse_parts(listing)
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))
@@ -177,7 +177,8 @@ def _fingerprint(listing: Listing, options: Options, ignored: int, missing: list
     Names are taken as UTF-8, whatever the locale. `missing` are the formats of the listing that have no decoder.
     """
     classes = [portable(name) for name in listing.classes]
-    facts = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels, *([missing] if missing else [])]
+    facts: list[object] = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels]
+    facts += [fact for fact in (missing, dict(listing.tables)) if fact]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")
@@ -187,9 +188,12 @@ def _fingerprint(listing: Listing, options: Options, ignored: int, missing: list
 def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job]:
     """Shuffles the listing, keyed by the seed, and cuts it into shards."""
 
-    def rank(index: int) -> bytes:
-        # A hash, since no random generator promises the same stream in its next version.
-        return hashlib.blake2b(os.fsencode(listing.paths[index]), key=b"%d" % options.seed).digest()
+    def hashed(name: str) -> bytes:
+        # Since no random generator promises the same stream in its next version
+        return hashlib.blake2b(os.fsencode(name), key=b"%d" % options.seed).digest()
+
+    def rank(index: int) -> tuple[bytes, bytes]:
+        return hashed(listing.together(index)), hashed(listing.paths[index])
 
     order = sorted(range(len(listing.paths)), key=rank)
     jobs = []

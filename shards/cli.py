@@ -38,7 +38,7 @@ MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit wi
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, table, or Parquet files.")],
     out: Out,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to a shard.")] = 1000,
     resize: Annotated[
@@ -68,7 +68,8 @@ def build(
     """Check every image and video in SRC and write those that can be trained on to OUT.
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
-    or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
+    a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers), or
+    .parquet files that hold the images, as on Hugging Face: a file, a folder, or a pattern, 'data/train-*.parquet'.
     docs/sources.md says what else these columns may be called, and which folders and files are passed over.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the

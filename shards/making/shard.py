@@ -14,6 +14,7 @@ from shards.media.media import Checked, Rejected, out_of_memory, refuse_huge
 from shards.media.registry import media_of
 from shards.remote.urls import is_url
 from shards.sources.listing import Item
+from shards.sources.parquet import read_row
 from shards.storage import StorageError, join, read, replacing
 from shards.tars.samples import Sample, dali_index, idx_name
 from shards.tars.writer import TarWriter
@@ -67,6 +68,8 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], byte
 def _read(item: Item) -> bytes:
     """The bytes of a candidate. Raises Rejected where they cannot be had."""
     refuse_huge(item.size or 0)
+    if item.row is not None:
+        return read_row(item.file, item.row)
     try:
         return read(item.file, item.offset, item.size, deadline=_DEADLINE)
     except OSError as error:

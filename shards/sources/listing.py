@@ -3,9 +3,10 @@
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.files import ShardError
 from shards.media import formats, registry
@@ -13,12 +14,20 @@ from shards.remote.urls import is_url
 from shards.text import printable
 
 
+class Row(NamedTuple):
+    """The place of a file in a table: the table's path within the source, a row group and a row of that, from 0."""
+
+    table: str
+    group: int
+    position: int
+
+
 @dataclass(frozen=True, slots=True)  # there may be millions
 class Item:
     """A candidate image: its position in the listing, its path in the source, its class, and its bytes.
 
-    These are `size` bytes at `offset` of `file`, or without an offset all that `file`, a path or a URL, holds.
-    `size` is 0 for a dangling link and None where only reading tells.
+    These are `size` bytes at `offset` of `file`, or without an offset all that `file`, a path or a URL, holds, or the
+    `row` of `file`, a table. `size` is 0 for a dangling link and None where only reading tells.
     """
 
     index: int
@@ -28,6 +37,7 @@ class Item:
     file: str
     offset: int | None
     size: int | None
+    row: Row | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Listing:
 
     `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
     tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
+    With `rows`, the images are those rows of tables, the paths name them, and `tables` has the size of each table.
     `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
     no candidates: hidden ones and those without the suffix of an image. `notes` are lines on what the user should
     know before anything is built, such as classes that would be missing.
@@ -49,6 +60,8 @@ class Listing:
     classes: list[str]
     ignored: int
     notes: tuple[str, ...] = ()
+    rows: Sequence[Row] = ()
+    tables: Mapping[str, int] = field(default_factory=dict)
 
     def item(self, index: int) -> Item:
         """One candidate."""
@@ -59,14 +72,20 @@ class Listing:
             path=path,
             label=label,
             class_name=None if label is None else printable(self.classes[label]),
-            file=self._file(path),
+            file=self._file(index),
             offset=self.offsets[index] if self.offsets else None,
             size=self.sizes[index],
+            row=self.rows[index] if self.rows else None,
         )
 
-    def _file(self, path: str) -> str:
+    def together(self, index: int) -> str:
+        """Return what is equal for candidates that are best read one after the other: the row groups of tables."""
+        return "/".join(map(str, self.rows[index][:2])) if self.rows else ""
+
+    def _file(self, index: int) -> str:
         if self.offsets:
             return str(self.root)
+        path = self.rows[index].table if self.rows else self.paths[index]
         return printable(path) if is_url(path) else posixpath.join(str(self.root), path)
 
 

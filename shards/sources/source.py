@@ -1,18 +1,24 @@
 """Lists the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
 
 import errno
+import glob
 import stat
 from pathlib import Path
 
 from shards.files import ShardError
-from shards.sources.folder import list_folder
+from shards.sources.folder import list_folder, refuse_splits
 from shards.sources.listing import Listing
-from shards.sources.table import list_table
+from shards.sources.table import list_parquet, list_table
 from shards.sources.tar import is_tar, list_tar_of_tars
 
 
 def list_source(source: Path) -> Listing:
-    """Lists `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`. Raises ShardError for any other."""
+    """List `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`, or a pattern that several of these fit.
+
+    Raises ShardError for any other.
+    """
+    if tables := _matching(source):
+        return list_parquet(*tables)
     try:
         kind = source.stat().st_mode
     except OSError as error:
@@ -22,6 +28,18 @@ def list_source(source: Path) -> Listing:
         return list_folder(source)
     if stat.S_ISREG(kind) and is_tar(source.name):
         return list_tar_of_tars(source)
-    if stat.S_ISREG(kind) and source.suffix.lower() in (".csv", ".parquet"):
+    if stat.S_ISREG(kind) and source.suffix.lower() == ".parquet":
+        return list_parquet(source.parent, [source.name])
+    if stat.S_ISREG(kind) and source.suffix.lower() == ".csv":
         return list_table(source)
     raise ShardError(f"{source}: is neither a folder nor a .tar, .csv or .parquet file; give one of these")
+
+
+def _matching(source: Path) -> tuple[Path, list[str]] | None:
+    """Return the folder and the names of the Parquet files that fit a pattern; None where `source` is not one."""
+    if not glob.has_magic(str(source)) or source.suffix.lower() != ".parquet" or source.exists():
+        return None
+    folder = next(parent for parent in source.parents if not glob.has_magic(str(parent)))
+    tables = sorted(str(path.relative_to(folder)) for path in folder.glob(str(source.relative_to(folder))))
+    refuse_splits(folder, tables)
+    return (folder, tables) if tables else None

@@ -184,8 +184,8 @@ def _not_utf_8(source: Path, why: str) -> ShardError:
 
 def _embeds(source: Path, column: str) -> ShardError:
     return ShardError(
-        f"{source}: embeds images in its column {excerpt(column)} (bytes, as data sets of Hugging Face do), where a "
-        "table has to list files: write the images to files, and their paths or URLs as text to a column `path`"
+        f"{source}: embeds images in its column {excerpt(column)}, and not one file a row, as bytes or "
+        "{bytes, path}; write them so, or to files, and the paths or URLs of these as text to a column `path`"
     )
 
 
