@@ -7,7 +7,7 @@ import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
@@ -23,6 +23,7 @@ _VERSIONS = (1, VERSION)  # which are read: a manifest of version 1 has fewer co
 _LONGEST_NAME = 4096  # as paths may be
 _MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
 
+Part = Literal["training", "validation"]
 Text = InstanceOf[str]  # with whatever bytes a file name has
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
@@ -46,7 +47,10 @@ class Shard:
 @_exactly
 @dataclass(frozen=True)
 class Options:
-    """What decides a build's output besides its source."""
+    """What decides a build's output besides its source.
+
+    `part` says which of the two data sets of a hold-out it is, of what `validation` and `group_by` ask for.
+    """
 
     samples_per_shard: Positive
     resize: Positive | None
@@ -57,6 +61,9 @@ class Options:
     frame_stride: Positive = 1
     alpha: Alpha = "reject"
     depth: Depth = "reject"
+    part: Part | None = None
+    validation: Text | None = None
+    group_by: Text | None = None
 
     def for_check(self) -> CheckOptions:
         """Return those that are about single files."""
@@ -72,6 +79,7 @@ class Options:
         facts = asdict(self)
         later = () if self.frames else ("frames", "frame_stride")
         unused = [name for name in ("alpha", "depth") if facts[name] == "reject"]
+        unused += [name for name in ("part", "validation", "group_by") if facts[name] is None]
         return {name: fact for name, fact in facts.items() if name not in (*later, *unused)}
 
 

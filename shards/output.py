@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.manifest import Dataset, Manifest
 from shards.storage import join
 from shards.tables.duplicates import DUPLICATES, load_duplicates
-from shards.tables.rejects import REJECTS, count_rejects
+from shards.tables.rejects import HELD_OUT, REJECTS, count_rejects, example
 from shards.tables.videos import Videos
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt
@@ -108,13 +109,15 @@ def _videos(videos: Videos) -> list[tuple[str, str]]:
     ]
 
 
-def summarise(out: str, dataset: Dataset, seconds: float) -> None:
-    """What has come of a build."""
-    rate = (dataset.samples + dataset.rejects) / seconds
+def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
+    """Print what has come of a build, which took so many seconds; None where that was not measured."""
     manifest = Manifest.load(out)
+    speed = ""
+    if seconds is not None:
+        speed = f", {seconds:,.1f} s, {(dataset.samples + dataset.rejects) / seconds:,.0f} {manifest.noun}s/s"
     say(
         f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
-        f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} {manifest.noun}s/s"
+        f"{dataset.bytes / 1e6:,.1f} MB{speed}"
     )
     for line in _classes(dataset, manifest):
         say(line)
@@ -149,3 +152,30 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             note(f"{what}: {done:,} of {total:,} {unit}")
 
     yield line
+
+
+@contextmanager
+def resumable(*outs: str) -> Iterator[None]:
+    """Turn an interrupt into a line that says how to resume, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: run the same command again to resume; finished shards in {' and '.join(outs)} are kept")
+        raise typer.Exit(130) from None
+
+
+def judge(roots: Sequence[str], max_rejects: int) -> None:
+    """Exit with status 1, and a line that says why, where the data sets together have more rejects than allowed.
+
+    Samples that the training set leaves out for the validation set are not counted.
+    """
+    counts = {root: count_rejects(root).total() - count_rejects(root)[HELD_OUT] for root in roots}
+    rejects = sum(counts.values())
+    if rejects > max_rejects:
+        root = next(root for root, count in counts.items() if count)
+        note(
+            f"{' and '.join(roots)} {'is' if len(roots) == 1 else 'are'} complete and usable, but "
+            f"{'has' if len(roots) == 1 else 'have'} {counted(rejects, 'reject')} where --max-rejects allows "
+            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} says which and why"
+        )
+        raise typer.Exit(1)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from shards.making.assembly import Record
+from shards.making.holdout import refuse_held_out
 from shards.making.rows import Rows
 from shards.manifest import Options
 from shards.media.media import Checked, Rejected, out_of_memory, refuse_huge
@@ -24,12 +25,15 @@ _URLS_AT_ONCE = 16
 _DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have many dead links
 
 
-def write_shard(out: str, name: str, items: Iterable[Item], options: Options, staging: Path) -> Record:
+def write_shard(
+    out: str, name: str, items: Iterable[Item], options: Options, staging: Path, held_out: str | None = None
+) -> Record:
     """Checks `items`, in order, and writes those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
     A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or the like, and
     `{key}.json`. The same items give the same bytes. Files appear complete or not at all; `staging` holds
-    them until then. Raises OSError when they cannot be written; an unreadable image is a reject.
+    them until then. An unreadable image is a reject, and so is one whose bytes the data set `held_out` has. Raises
+    OSError when files cannot be written.
     """
     rows = Rows()
     with replacing(join(out, name), staging) as scratch:
@@ -40,6 +44,8 @@ def write_shard(out: str, name: str, items: Iterable[Item], options: Options, st
                     data = read_item()
                     media = media_of(item.path, data)
                     checked = media.check(data, options.for_check())
+                    if held_out is not None:
+                        refuse_held_out(held_out, checked.data)
                 except Rejected as error:
                     rows.reject(path, error, item.size)
                     continue

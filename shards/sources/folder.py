@@ -53,10 +53,11 @@ class _Found:
     broken: set[str] = field(default_factory=set)
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, group_by: str | None = None) -> Listing:
     """Lists `root`/<class>/**/<image>, or `root`/<image> alone, following links.
 
-    Hidden folders, and those that systems keep for themselves, are not entered. Raises ShardError when the folder is
+    A folder without images but with Parquet files is listed by these, with `group_by` as in `list_source`. Hidden
+    folders, and those that systems keep for themselves, are not entered. Raises ShardError when the folder is
     unreadable, without images, or mixes the two layouts.
     """
     try:
@@ -74,7 +75,7 @@ def list_folder(root: Path) -> Listing:
     if not images:
         if tables := [path for path, _ in files if kind_of_name(path) == ".parquet"]:
             refuse_splits(root, tables)
-            return list_parquet(root, tables)
+            return list_parquet(root, tables, group_by)
         raise no_images(root, len(files), "; ".join(met))
     paths = [path for path, _ in images]
     loose = [path for path in paths if "/" not in path]

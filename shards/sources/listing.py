@@ -46,6 +46,7 @@ class Listing:
 
     `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
     tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
+    `groups` names for each candidate the group that is not to be divided, None for none, and is empty without groups.
     With `rows`, the images are those rows of tables, the paths name them, and `tables` has the size of each table.
     `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
     no candidates: hidden ones and those without the suffix of an image. `notes` are lines on what the user should
@@ -61,6 +62,7 @@ class Listing:
     ignored: int
     notes: tuple[str, ...] = ()
     rows: Sequence[Row] = ()
+    groups: Sequence[str | None] = ()
     tables: Mapping[str, int] = field(default_factory=dict)
 
     def item(self, index: int) -> Item:

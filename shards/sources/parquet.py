@@ -18,7 +18,7 @@ from shards.files import AT_MOST, ShardError, arrow_file, parse_json
 from shards.labels import NAMES, label_name
 from shards.media.media import Rejected, out_of_memory
 from shards.sources.listing import Row
-from shards.sources.table_columns import PATH_NAMES
+from shards.sources.table_columns import PATH_NAMES, as_group, group_column
 from shards.text import excerpt, native
 
 # How a column of files is called where there are several, the most explicit first. Case does not matter.
@@ -29,7 +29,7 @@ _PART_OF = re.compile(r"(.*?)-(\d{5})-of-(\d{5})")
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a table of files says: the place and the name of each, None where it has none, and its label.
+    """What a table of files says: the place, the name and the group of each, None where it has none, and its label.
 
     `labels` is None without a column of them, `label` its name; `names` are those of the classes, by label, where the
     table has them. `notes` are what the user should know.
@@ -37,13 +37,14 @@ class Embedded:
 
     rows: list[Row]
     file_names: list[str | None]
+    groups: list[str | None]
     label: str
     labels: list[Any] | None
     names: list[str] | None
     notes: list[str]
 
 
-def read_embedded(root: Path, table: str) -> Embedded | None:
+def read_embedded(root: Path, table: str, group_by: str | None = None) -> Embedded | None:
     """Read all of a table but its files; None where it does not hold files, or lists files that lie beside it.
 
     Raises ShardError where it cannot be read, or cannot be read by row groups.
@@ -63,6 +64,10 @@ def read_embedded(root: Path, table: str) -> Embedded | None:
             names = _file_names(parquet, column)
             label = label_name(schema.names)
             labels = None if label is None else parquet.read(columns=[label])[label].to_pylist()
+            groups: list[str | None] = [None] * len(rows)
+            if (place := group_column(source, schema.names, group_by)) is not None:
+                group = schema.names[place]
+                groups = [as_group(value) for value in parquet.read(columns=[group])[group].to_pylist()]
     except OSError as error:
         if error.errno is not None:
             raise ShardError(f"{source}: {error.strerror}; make it readable") from None
@@ -74,7 +79,8 @@ def read_embedded(root: Path, table: str) -> Embedded | None:
         labels = [None if value == _NO_LABEL else value for value in labels]
         if all(value is None for value in labels):
             labels = None
-    return Embedded(rows, names, label or "", labels, classes, list(_notes(source, schema, column, label, labels)))
+    notes = list(_notes(source, schema, column, label, labels))
+    return Embedded(rows, names, groups, label or "", labels, classes, notes)
 
 
 def read_row(file: str, row: Row) -> bytes:

@@ -11,18 +11,19 @@ from shards.labels import NAMES, Label, as_label, number_classes, on_mixture
 from shards.remote.urls import is_url
 from shards.sources.listing import Listing
 from shards.sources.parquet import Embedded, missing_parts, read_embedded
-from shards.sources.table_columns import Columns, read_path_and_label
+from shards.sources.table_columns import Columns, as_group, read_path_and_label
 from shards.storage import printable_url, shows_credentials, why_refused, why_unsupported
 from shards.text import excerpt, native
 
 
-def list_table(source: Path) -> Listing:
+def list_table(source: Path, group_by: str | None = None) -> Listing:
     """Lists the rows of a table. Relative paths start at its folder; integer labels are kept, names are sorted.
 
+    Rows of one value in the column `group_by`, by default `group` if it is there, are a group.
     Raises ShardError for a file that is not such a table, and for a bad row, by its number: 1 is the first
     below the header. That a file is missing shows when it is read, and costs only that image.
     """
-    columns = read_path_and_label(source)
+    columns = read_path_and_label(source, group_by)
     if not columns.paths:
         raise ShardError(f"{source}: has no rows; list at least one file")
     paths = [_path(source, number, value) for number, value in enumerate(columns.paths, 1)]
@@ -38,23 +39,25 @@ def list_table(source: Path) -> Listing:
         classes=classes,
         ignored=0,
         notes=tuple(_notes(source, columns, classes)),
+        groups=[as_group(columns.groups[row]) for row in order] if columns.groups else (),
     )
 
 
-def list_parquet(root: Path, tables: Sequence[str]) -> Listing:
+def list_parquet(root: Path, tables: Sequence[str], group_by: str | None = None) -> Listing:
     """List the files that Parquet tables hold, or those that a single one lists, as `list_table` does.
 
     Args:
         root: the folder of the tables.
         tables: their paths in it.
+        group_by: the column by which rows are grouped, by default `group` if it is there.
 
     Raises ShardError for a table that is not readable or does not fit the others, and for a bad label by its row.
     """
     parts: list[Embedded] = []
     for table in tables:
-        part = read_embedded(root, table)
+        part = read_embedded(root, table, group_by)
         if part is None and len(tables) == 1:
-            return list_table(root / table)
+            return list_table(root / table, group_by)
         if part is None:
             raise ShardError(f"{root / table}: does not hold files, as those beside it do; build it by itself")
         if parts and (part.names != parts[0].names or (part.labels is None) != (parts[0].labels is None)):
@@ -83,6 +86,7 @@ def list_parquet(root: Path, tables: Sequence[str]) -> Listing:
         ignored=0,
         notes=tuple(dict.fromkeys(notes)),
         rows=rows,
+        groups=[group for part in parts for group in part.groups] if any(part.groups for part in parts) else (),
         tables={table: (root / table).stat().st_size for table in tables},
     )
 

@@ -189,6 +189,36 @@ def test_a_missing_decoder_is_announced_and_once_it_is_there_the_data_set_is_ano
     assert Dataset.load(tmp_path / "new").samples == 12
 
 
+def test_a_hold_out_is_a_second_data_set_beside_the_first(shell: Shell, source: Path, tmp_path: Path) -> None:
+    for path in list(source.rglob("*.*")):
+        path.with_name(f"copy of {path.name}").write_bytes(path.read_bytes())
+    out = tmp_path / "set"
+    command = ("build", source, f"{out}/", "--validation", "50%", "--workers", 1)
+    status, text, err = shell(*command)
+    assert (status, err) == (0, "")
+    held, kept = Manifest.load(f"{out}-validation"), Manifest.load(out)
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{out}-validation: 10 samples in 1 shard, ")
+    assert len(held) == 10 and Dataset.load(out).rejects == 10 - len(kept) > 0
+    assert any(line.startswith(f"rejects: {10 - len(kept)} ({10 - len(kept)} held out)") for line in lines)
+    assert shell(*command)[1].count("nothing to do") == 2
+    assert shell("verify", out)[0] == shell("verify", f"{out}-validation")[0] == 0
+
+    (source / "ant" / "bad.jpg").touch()
+    status, _, err = shell("build", source, tmp_path / "new", "--validation", "3", "--validation-out", tmp_path / "v")
+    assert status == 1
+    assert f"{tmp_path}/v and {tmp_path}/new are complete and usable, but have 1 reject where" in err
+    assert "(such as ant/bad.jpg: empty, 0 bytes)" in err
+
+
+def test_options_of_a_hold_out_need_one(shell: Shell, source: Path, tmp_path: Path) -> None:
+    for option in ("--validation-out", "--group-by"):
+        status, _, err = shell("build", source, tmp_path / "out", option, "x")
+        assert (status, err) == (2, f"error: {option} x: belongs to --validation; give both, or neither\n")
+    status, _, err = shell("build", source, tmp_path / "out", "--validation", "much")
+    assert (status, err) == (2, "error: --validation much: is neither a percentage, such as 5%, nor a count\n")
+
+
 def test_duplicates_are_counted_and_named(shell: Shell, source: Path, tmp_path: Path) -> None:
     (source / "cat" / "copy.jpg").write_bytes((source / "ant" / "000.JPG").read_bytes())
     status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
