@@ -55,7 +55,7 @@ def test_a_share_or_a_count_of_the_files_is_held_out(
 
 @pytest.mark.parametrize("share", ["0", "0%", "100%", "24", "25", "-5", "five", "", "5%%", "1e1%"])
 def test_shares_of_no_sense_are_refused(share: str, source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="^--validation "):
+    with pytest.raises(ShardError, match=r"^--validation "):
         both(source, tmp_path, share)
     assert not (tmp_path / "set").exists() and not (tmp_path / "held").exists()
 
@@ -174,7 +174,7 @@ def test_a_column_that_is_not_there_is_an_error_of_every_source(source: Path, tm
 
 def test_the_data_sets_lie_apart_from_each_other_and_say_what_they_are(source: Path, tmp_path: Path) -> None:
     for held in (tmp_path / "set", tmp_path / "set" / "held", source / "held"):
-        with pytest.raises(ShardError, match="lies inside .* or around it; choose a folder apart from it"):
+        with pytest.raises(ShardError, match=r"lies inside .* or around it; choose a folder apart from it"):
             build(source, tmp_path / "set", validation=Validation("5", str(held)), workers=1)
     training, validation = both(source, tmp_path, "25%")
     facts = [Dataset.load(out).options for out in (training, validation)]
