@@ -18,7 +18,7 @@ from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.examples import ExampleMaker
 from pipeline.masks.masker import Masker, masker_for
-from pipeline.recipes import reason, shown
+from pipeline.recipe_files import reason, shown
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import build_target, output_width
 from pipeline.targets.target import Computing, Predictions, TargetError

@@ -173,7 +173,7 @@ def _mixed(roots: list[str], sets: ShardSizes, samples: int) -> Iterator[tuple[s
         return
     for root, counts, weight in zip(roots, sets.counts, sets.weights, strict=True):
         share, own = weight / sum(sets.weights), int(counts.sum())
-        epochs = f"{share * samples / own:.3g} of its epochs in one of the run"
+        epochs = f"{share * samples / own:.3g} of its epochs per epoch of the run"
         yield "mixed", f"{share:.1%} from {printable_url(root)}: {counted(own, 'sample')}, {epochs}"
 
 

@@ -1,7 +1,7 @@
-"""Builds a data set: listing, shuffle, fixed assignment to shards, worker processes, manifest.
+"""Build a data set: list the source, shuffle, assign samples to shards, write the shards in parallel, and index them.
 
-What a shard holds depends on the listing and the options alone, so workers, kills and re-runs cannot change a
-byte of the result.
+The contents of a shard depend on the listing and the options alone. The number of workers, kills and re-runs therefore
+do not change a byte of the result.
 """
 
 import errno
@@ -41,12 +41,12 @@ from shards.sources.source import list_source
 from shards.storage import listing as files_in
 from shards.text import counted, portable, printable
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is built into one folder: the candidates, by their place in the listing, and by which options.
+    """A data set to build: its folder, its candidates, by their place in the listing, and its options.
 
     `held_out` is the validation set whose samples are left out.
     """
@@ -76,37 +76,37 @@ def build(
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Dataset, bool]:
-    """Builds `out` from the images in `source`, or finishes an interrupted build of the same input.
+    """Build `out` from the images in `source`, or finish an interrupted build of the same input.
 
     Args:
-        source: what `list_source` lists: a folder, a tar of class tars, or a table of paths and URLs.
-        out: folder, or URL of an object store, to create. It may hold this very build, unfinished or finished.
+        source: the input of `list_source`: a folder, a tar of class tars, or a table of paths and URLs.
+        out: folder, or URL of an object store, to create. It may hold the same build, unfinished or finished.
         samples_per_shard: images assigned to a shard; rejected ones leave it smaller.
         resize: shrink the short side to this many pixels, see `CheckOptions`.
-        workers: processes, by default one a CPU core; 1 works in this process. A script that asks for more
-            needs the usual `if __name__ == "__main__"` guard. Of `run_on_ray`, the shards under way.
-        seed: order of the images over the shards.
+        workers: processes, by default one per CPU core; 1 works in this process. A script that asks for more
+            needs the usual `if __name__ == "__main__"` guard. With `run_on_ray`: the most shards in progress at a time.
+        seed: seed of the order of the images over the shards.
         max_pixels: larger images are rejected.
-        check: how closely images are looked at, see `CheckOptions`.
+        check: how thoroughly images are checked, see `CheckOptions`.
         frames: how videos are stored, see `CheckOptions`.
         frame_stride: with `frames`, the stride of the frames that are stored, see `CheckOptions`.
-        alpha: what becomes of images with transparent pixels, see `CheckOptions`.
-        depth: what becomes of images of more than 8 bits a channel, see `CheckOptions`.
-        validation: what is held out, and is built first, into a data set of its own.
-        engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
+        alpha: how to treat images with transparent pixels, see `CheckOptions`.
+        depth: how to treat images of more than 8 bits per channel, see `CheckOptions`.
+        validation: the hold-out, which is built first, as a data set of its own.
+        engine: runs the jobs; on other machines, `source` and `out` must be reachable there.
         progress: called after every shard.
-        note: called with each line on the source that the user should see before the work begins.
+        note: called with each line about the source that the user should see before the work begins.
 
     Returns:
-        The description of the data set in `out`, and whether all had been finished before.
+        The description of the data set in `out`, and whether everything was already finished.
 
     Raises:
-        ShardError: the source or `out` cannot be used, or writing failed; then a re-run goes on from there.
+        ShardError: the source or `out` cannot be used, or writing failed; a re-run then continues from there.
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
     options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride, alpha, depth)
     numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
-    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
+    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # the range that dataset.json allows
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
     if frame_stride > 1 and frames is None:
         raise ShardError(f"--frame-stride {frame_stride}: belongs to --frames jpeg; give both, or neither")
@@ -151,7 +151,7 @@ def _build(
 
     with explained(out, remaining):
         found = finished(out)
-        # That other files than images come and go beside these makes no other data set
+        # Files other than images may come and go without making it another data set
         fingerprint = _fingerprint(listing, part, found.ignored if found else listing.ignored, missing)
         recognise(out, found, fingerprint)
         if found:
@@ -162,7 +162,7 @@ def _build(
         with writing(out, fingerprint):
             jobs = assign(listing, part.chosen, options, finished_records(out))
             unwritten = sum(bytes_of(item.size for item in job.items) for job in jobs if not job.recorded)
-            # Only a copy of known size, to a disk, can be held against the free space.
+            # Only a copy of known size, to a disk, can be compared with the free space.
             copied = options.resize is None and options.frames is None
             if copied and not is_url(out) and unwritten > shutil.disk_usage(out).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -184,7 +184,7 @@ def _build(
 
 
 def _names(listing: Listing) -> list[str]:
-    """The classes as dataset.json names them. Raises ShardError where two would have one name."""
+    """Return the class names for dataset.json. Raises ShardError where two classes would share a name."""
     names = Counter(printable(name) for name in listing.classes)
     for name, count in names.items():
         if count > 1:
@@ -206,9 +206,9 @@ def _refuse_overlaps(source: Path, *outs: str) -> None:
 
 
 def _fingerprint(listing: Listing, part: _Part, ignored: int, missing: list[str]) -> str:
-    """Return the SHA-256 of all that decides the output, as far as it is known without reading the images.
+    """Return the SHA-256 of everything that decides the output and is known without reading the images.
 
-    Names are taken as UTF-8, whatever the locale. `missing` are the formats of the listing that have no decoder.
+    Names are encoded as UTF-8, whatever the locale. `missing` are the formats in the listing that have no decoder.
     """
     classes = [portable(name) for name in listing.classes]
     facts: list[object] = [INPUT_VERSION, part.options.facts(), ignored, classes, listing.labels]

@@ -17,7 +17,7 @@ from shards.output import judge, progress, resumable, summarise
 from shards.terminal import note, say
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store URL to create.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one a CPU core")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one per CPU core")]
 Engine = Literal["local", "ray"]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images and videos.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
@@ -26,15 +26,15 @@ MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit wi
 def build(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, table, or Parquet files.")],
     out: Out,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to a shard.")] = 1000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to each shard.")] = 1000,
     resize: Annotated[
         int | None,
         typer.Option(min=1, metavar="PX", help="Shrink short sides to PX; store JPEG and H.264.", show_default="off"),
     ] = None,
     workers: Workers = None,
-    seed: Annotated[int, typer.Option(help="Order of the samples over the shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    check: Annotated[Check, typer.Option(help="Of images: decode all, or trust headers.")] = "decode",
+    check: Annotated[Check, typer.Option(help="How to check images: decode all, or trust headers.")] = "decode",
     frames: Annotated[
         Frames | None, typer.Option(help="Store videos as JPEGs of their frames.", show_default="off")
     ] = None,
@@ -44,49 +44,51 @@ def build(
     alpha: Annotated[
         Alpha, typer.Option(help="Transparent images: reject, put on a background, or drop the transparency.")
     ] = "reject",
-    depth: Annotated[Depth, typer.Option(help="Images of 9 to 16 bits: reject, or keep the top 8 bits.")] = "reject",
+    depth: Annotated[
+        Depth, typer.Option(help="Images of 9 to 16 bits per channel: reject, or keep the top 8 bits.")
+    ] = "reject",
     validation: Annotated[
         str | None,
         typer.Option(metavar="N%|N", help="Hold out part of the files as a second data set.", show_default="none"),
     ] = None,
     validation_out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where that goes.", show_default="OUT-validation")
+        str | None, typer.Option(metavar="DIR", help="Where to write the hold-out.", show_default="OUT-validation")
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Of a table: rows equal in it stay on one side.", show_default="group"),
+        typer.Option(metavar="COLUMN", help="Column of a table: keep equal rows on one side.", show_default="group"),
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
+    engine: Annotated[Engine, typer.Option(help="Where the workers run.")] = "local",
     ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="$RAY_ADDRESS")
     ] = None,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Check every image and video in SRC and write those that can be trained on to OUT.
+    """Check every image and video in SRC and write those that are fit for training to OUT.
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers), or
     .parquet files that hold the images, as on Hugging Face: a file, a folder, or a pattern, 'data/train-*.parquet'.
-    docs/sources.md says what else these columns may be called, and which folders and files are passed over.
+    docs/reference/sources.md lists the other names of these columns, and the folders and files that are ignored.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
-    store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
+    store's own tools; shards are kept in the folder for temporary files ($TMPDIR) until they are uploaded.
 
-    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes that are poor in CPU.
-    Such a data set is several times as large; docs/video.md says how much, and how to choose --frame-stride.
+    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes with few CPU cores.
+    Such a data set is several times larger; docs/how-to/video.md says by how much, and how to choose --frame-stride.
 
-    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
-    node, by a shared file system for instance. The result is the same, byte for byte.
+    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must have the same paths or URLs on every
+    node, for instance on a shared file system. The result is the same, byte for byte.
 
-    --validation 5% (or a number of files) holds out that part of SRC as OUT-validation, another data set with the same
-    classes. The seed and the names of files decide which; rows with the same value in the column `group`, or another
-    with --group-by, stay together, and the training set in OUT leaves out files whose bytes the validation set has.
+    --validation 5%, or a number of files, holds out part of SRC as a second data set, OUT-validation, with the same
+    classes. The seed and the paths of the files decide which. Rows with the same value in the column `group`, or the
+    one that --group-by names, stay together, and OUT omits samples whose bytes are in the validation set.
 
     An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
-    Files that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
+    Files that cannot be used are omitted and listed, with the reason, in OUT/rejects.parquet.
 
-    8-bit JPEG and PNG files keep their bytes. Every other image (WebP, BMP, TIFF, GIF, AVIF, JPEG 2000, HEIC where its
-    decoder is installed) is stored as a lossless PNG or, with --resize, as a JPEG of quality 95.
+    8-bit JPEG and PNG files keep their bytes. Other images (WebP, BMP, TIFF, GIF; AVIF, JPEG 2000 and HEIC where the
+    decoder is installed) are stored as lossless PNG or, with --resize, as JPEG of quality 95.
 
     \b
     Examples:

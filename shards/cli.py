@@ -1,4 +1,4 @@
-"""The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or no way on."""
+"""The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or a failure."""
 
 import sys
 import time
@@ -22,24 +22,24 @@ from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
 
-# click's ClickException, of which newer typers have a copy of their own
+# click's ClickException; newer versions of typer have their own copy
 _NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
 
 
 def index(
-    tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
+    tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs or URLs; {000..099} is expanded.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL for the manifest.")],
     workers: Workers = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Make DIR a data set of WebDataset tars made elsewhere, which stay as they are and where they are.
+    """Make a data set in DIR of existing WebDataset tars, which are neither changed nor moved.
 
-    Every image and video is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the
-    like in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and
-    listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
+    Every image and video is checked as in `build`. Labels, names or numbers, are read from `.cls`, or from `label` or a
+    similar key in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are omitted
+    and listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def index(
 
 
 def verify(root: Root, workers: Workers = None) -> None:
-    """Read every byte in DIR and name the shards and images that are not as they were built.
+    """Read every byte in DIR and report the shards and images that differ from what was built.
 
     \b
     Example:
@@ -75,7 +75,7 @@ def verify(root: Root, workers: Workers = None) -> None:
     if problems:
         remedy = "copy the files again or build the data set again"
         if dataset.options is None:
-            remedy = "put the tars back as they were, or index them again where and as they are"
+            remedy = "restore the original tars, or index them again as they are"
         note(f"{root}: {counted(len(problems), 'problem')}; {remedy}")
         raise typer.Exit(1)
     samples, shards = counted(dataset.samples, "sample"), counted(len(dataset.shards), "shard")
@@ -90,7 +90,7 @@ def info(root: Root) -> None:
       maskfeat-shards info shards/train
     """
     rows = overview(Dataset.load(root), Manifest.load(root))
-    # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
+    # Plain lines: a narrow terminal wraps them and a pipe passes them on unchanged.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"{name:<{width}}  {value}")
@@ -114,7 +114,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview
 
 
 def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
-    """Run the command line with these commands; errors that users can mend are one line."""
+    """Run the command line with these commands; errors that users can fix are one line."""
     app = typer.Typer(
         help="Turn images and videos into checked WebDataset shards with a manifest.",
         no_args_is_help=True,
@@ -131,7 +131,7 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
         note(f"error: {error}")
         sys.exit(2)
     except _NotUnderstood as error:
-        if len(sys.argv) > 1:  # else it is the help, which has lines
+        if len(sys.argv) > 1:  # else it is the help, which has several lines
             error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
@@ -141,7 +141,7 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
 
 
 def _expanded(argument: str) -> str:
-    """An argument with the home folder for a `~` in front, which a shell leaves where it is quoted or follows `=`."""
+    """Return an argument with a leading `~` expanded, which a shell leaves where it is quoted or follows `=`."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
     return option + equals + str(Path(value).expanduser()) if value.startswith("~/") else argument
 

@@ -1,4 +1,4 @@
-"""What the commands print besides their results: progress, and summaries of a data set."""
+"""Print the progress of the commands, and summaries of a data set."""
 
 import shlex
 import time
@@ -24,16 +24,16 @@ _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
 _REMEDIES = {"transparent": "--alpha white", "16-bit": "--depth scale"}  # of `build`, by the reason of rejects
-_LARGEST_SHOWN = 10  # classes with their counts
+_LARGEST_SHOWN = 10  # classes listed with their counts
 
 
 def _reasons(root: str | Path) -> str:
-    """How many images were rejected for which reason."""
+    """Return how many images were rejected for each reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in count_rejects(root).most_common())
 
 
 def _duplicates(manifest: Manifest) -> str:
-    """Say how many images have the bytes of an earlier one, and which are the first of them; empty for none."""
+    """Say how many images have the bytes of an earlier one, and name the first of them; empty for none."""
     found = load_duplicates(manifest.root, len(manifest))
     if not found:
         return ""
@@ -42,7 +42,7 @@ def _duplicates(manifest: Manifest) -> str:
 
 
 def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
-    """Return lines on the classes: how many samples each has, which have none, and how many samples lack a label."""
+    """Summarise the labels: samples of each class, empty classes, unlabelled samples."""
     lines = [f"classes: {len(dataset.classes):,} ({_first(dataset.classes)})" if dataset.classes else "classes: none"]
     table = _largest_classes(dataset, manifest)
     width = max((len(count) for _, count in table), default=0)
@@ -72,7 +72,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
-    """Return what `info` says of a data set, as names and values."""
+    """Return the output of `info` on a data set, as names and values."""
     short = np.minimum(manifest.height, manifest.width)
     rows = [
         ("samples", f"{len(manifest):,}"),
@@ -94,7 +94,7 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _videos(videos: Videos) -> list[tuple[str, str]]:
-    """Return what `info` says of the videos of a data set."""
+    """Return the output of `info` on the videos of a data set."""
     frames, rate = videos.frames[videos.frames > 0], videos.rate[videos.frames > 0]
     seconds = frames / rate
     codecs = ", ".join(f"{codec} {pixels}" for codec, pixels in sorted(videos.codecs))
@@ -110,7 +110,7 @@ def _videos(videos: Videos) -> list[tuple[str, str]]:
 
 
 def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
-    """Print what has come of a build, which took so many seconds; None where that was not measured."""
+    """Print the result of a build, which took `seconds`, None where that was not measured."""
     manifest = Manifest.load(out)
     speed = ""
     if seconds is not None:
@@ -134,7 +134,7 @@ def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, in all), both in `unit`: a bar on a terminal, now and then a line elsewhere."""
+    """Yield a function of (done, total), both in `unit`: it draws a bar on a terminal, and prints lines elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
         named = TextColumn("{task.description}", markup=False)

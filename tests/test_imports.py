@@ -13,10 +13,11 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # Within the pipeline, from the ground up; a folder stands for all that is in it. Modules on one line do not import each
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
-    ["device", "files", "metrics", "pixels", "plain_yaml", "random", "settings", "model_options"],
+    ["supervisor"],
+    ["device", "files", "metrics", "optimizers", "pixels", "plain_yaml", "random", "settings", "model_options"],
     ["data", "masks", "targets"],
     ["examples", "record"],
-    ["recipes"],
+    ["recipe_files"],
     ["config"],
     ["build"],
     ["cluster", "estimate"],
@@ -26,12 +27,15 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune"],
+    ["whole_model"],
     ["trained"],
-    ["cli", "doctor", "measure"],
+    ["predict"],
+    ["doctor", "measure"],
+    ["cli", "commands"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("recipes", "config")}
+TYPES_ONLY = {("recipe_files", "config")}
 
 
 def imported(file: Path) -> set[str]:

@@ -7,7 +7,7 @@
       files.json               size and SHA-256 of each file above; written last
 
 `pipeline.checkpoints.saver` writes them. On start the newest valid one wins; an invalid one is reported and skipped.
-Where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
+Where there are some and none is valid, the run refuses to start afresh. docs/reference/checkpoints.md has the promises.
 """
 
 import os
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
-PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments
-AVERAGE = "ema"  # and, where a run keeps one, the moving average of the weight
+AVERAGE = "ema"  # beside a weight and its moments, where a run keeps one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
 # What nonsense leads to

@@ -7,10 +7,11 @@ A save that fails leaves those before it alone, and is told; the next one tries 
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import timedelta
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from threading import Thread
 from typing import Any, Self, TypeVar, cast
@@ -41,12 +42,22 @@ class Saver:
         shapes: of this rank's share of the states, by their names; over all ranks every name once.
         keep: so many of the newest stay.
         keep_every: those whose step is a multiple of it stay, too.
+        minutes: after which a save is overdue; None: it never is.
 
     Raises:
         CheckpointError: the share does not fit into host memory.
     """
 
-    def __init__(self, folder: Path, world: World, shapes: Shapes, *, keep: int, keep_every: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        shapes: Shapes,
+        *,
+        keep: int,
+        keep_every: int | None,
+        minutes: float | None = None,
+    ) -> None:
         self._folder, self._world, self._keep, self._keep_every = folder, world, keep, keep_every
         self._group: Any = None
         if world.size > 1:
@@ -57,6 +68,13 @@ class Saver:
         self._problems: list[str] = []  # of all
         self._told = 0  # so many of them
         self._lost: Exception | None = None  # ranks can no longer agree
+        self._seconds = inf if minutes is None else 60 * minutes
+        self._begun = time.monotonic()  # the last save or, before the first one, this attempt of the run
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the last save began more than `minutes` ago, by the clock of this rank."""
+        return time.monotonic() - self._begun > self._seconds
 
     @property
     def failures(self) -> int:
@@ -80,6 +98,7 @@ class Saver:
             CheckpointError: the save before does not end.
         """
         self.wait()
+        self._begun = time.monotonic()
         for name, state in states:
             self._snapshot[name].copy_(state, non_blocking=True)
         if self._world.gpu is not None:

@@ -1,8 +1,9 @@
-"""Stopping when the machine is wanted back: all ranks end the same step, save, and exit.
+"""Stopping on a signal: all ranks end the same step, save, and exit.
 
-Schedulers send SIGTERM or SIGUSR1 some time before they kill, to some ranks or to all, at different moments. So a
-signal only leaves a note, and ranks tell each other about it in the background: what any of them had noted before one
-step is known to all after the next. Nothing here waits for a GPU.
+Schedulers send SIGTERM or SIGUSR1 some time before they kill, to some ranks or to all, at different moments. A terminal
+sends SIGINT to all processes of its foreground job when Ctrl-C is pressed, and SIGHUP when it is closed. So a signal
+only leaves a note, and ranks tell each other about it in the background: what any of them had noted before one step is
+known to all after the next. Nothing here waits for a GPU.
 """
 
 import signal
@@ -14,7 +15,7 @@ from torch import distributed
 
 from pipeline.cluster.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
@@ -27,7 +28,10 @@ class Preemption:
         self._exchange: tuple[Any, torch.Tensor] | None = None  # under way, and what it will tell
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heeded = SIGNALS
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the run is to outlast its terminal
+            heeded = tuple(number for number in SIGNALS if number != signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *error: object) -> None:

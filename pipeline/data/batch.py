@@ -1,4 +1,4 @@
-"""Encoded samples -> batches on the device, with the bad samples taken out of the loss."""
+"""Assemble decoded samples into batches on the device; bad samples get a loss weight of zero."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,12 +29,12 @@ class Batch:
     """A micro-batch of one rank on its device.
 
     Attributes:
-        request: what was asked for.
-        inputs: uint8 (n, 3, size, size), of clips (n, 3, T, size, size), black where the sample is bad; see `Decoded`
-            for its memory.
-        keys: int64 (n,), seeds of what is drawn for each input from here on, such as its mask.
-        weights: float32 (n,), 0 for what must not count, padding and bad samples.
-        bad: the samples that are, each once.
+        request: the samples and how they were cropped.
+        inputs: uint8 (n, 3, size, size), for clips (n, 3, T, size, size), black where the sample is bad; see `Decoded`
+            for the memory format.
+        keys: int64 (n,), seeds of each input's later randomness, such as its mask.
+        weights: float32 (n,), loss weights, 0 for padding and bad samples.
+        bad: the bad samples, each once.
     """
 
     request: Request
@@ -45,22 +45,22 @@ class Batch:
 
 
 class Batcher:
-    """Decodes what was read, in order.
+    """Decodes the samples that were read, in order.
 
     Args:
-        data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: inputs in a batch.
-        device: where batches go.
-        remedy: what to do about bad samples.
-        repeats: inputs that are made of each sample.
-        videos: what is known of the samples; None: they are images.
-        numbers: tells the data sets of samples; None: all are of one.
+        data: crop size, threads, and the limit of bad samples.
+        micro_batch: inputs per batch.
+        device: the device of the batches.
+        remedy: the advice on bad samples, for messages.
+        repeats: inputs per sample.
+        videos: the facts of the samples; None: they are images.
+        numbers: maps samples to the numbers of their data sets; None: there is one data set.
 
     Attributes:
-        notes: what an operator should know, a line each.
+        notes: lines for the operator.
 
     Raises:
-        DataError: the GPU cannot decode, or nothing here decodes such videos.
+        DataError: the GPU cannot decode, or such videos cannot be decoded here.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Batcher:
             self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
 
     def close(self) -> None:
-        """End the threads that decode."""
+        """Stop the decoding threads."""
         self._decoder.close()
 
     def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
-        """A batch for each request and what was read for it, in order.
+        """Yield a batch for each request and its samples, in order.
 
         Raises:
             TooManyBad: too many samples in a row were bad.

@@ -1,4 +1,4 @@
-"""Training batches of data sets with a manifest: every sample once an epoch, exactly, whatever happens."""
+"""Training batches of data sets with a manifest: every sample exactly once per epoch, also across restarts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,18 +15,18 @@ from shards.storage import Traffic
 
 
 class ExactData:
-    """One rank's part of the batches of a run.
+    """One rank's part of a run's batches.
 
     Args:
-        data: what is read, and how.
-        part: of this rank.
+        data: the settings.
+        part: this rank's part of the batches.
 
     Attributes:
-        manifest: of the data set, or of all that are mixed.
-        samples: of an epoch.
+        manifest: that of the data set, or of all mixed ones.
+        samples: samples per epoch.
 
     Raises:
-        ShardError: no such data set.
+        ShardError: a data set does not exist.
         DataError: data sets cannot be mixed, the cache is too small, or the GPU cannot decode.
     """
 
@@ -40,11 +40,11 @@ class ExactData:
         remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
-            order = self._sets.order(part.seed, samples)  # the cache has threads of its own, and plans remember epochs
+            order = self._sets.order(part.seed, samples)  # not shared: the cache has threads, and plans cache epochs
             first_of_node = part.rank - part.local_rank
             schedule = Schedule(order, samples, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
-        no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
+        no_cache = "shards are remote and data.cache is not set: every sample is a separate request, in every epoch"
         self.notes = self._sets.notes + ([no_cache] if remote and not cache else [])
         self._loader = Loader(
             self.manifest,
@@ -59,7 +59,7 @@ class ExactData:
         self.notes += self._loader.notes
 
     def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """So many of this rank's micro-batches, from the first of a step on. Raises DataError as `Loader.batches`."""
+        """Yield this many of the rank's micro-batches, from a step's first on. Raises DataError as `Loader.batches`."""
         requests = training_requests(
             self._order,
             self.manifest,

@@ -25,10 +25,10 @@ from shards.terminal import Parser, note, note_error, prepare
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
 
 
-def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
+def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
     parser = Parser(description)
-    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(RECIPES.parent)}, or path")
+    parser.add_argument("recipe", help=f"name in pipeline/{kind.folder.relative_to(RECIPES.parent)}, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
     )

@@ -35,6 +35,7 @@ class TrainingLog:
 
     Attributes:
         meter: of the steps since the last log.
+        save_overdue: whether a save was overdue at the last log, by the clock of rank 0; the same on all ranks.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TrainingLog:
         self._of_mixture = Counter[str]()  # samples since the last log, by metric
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
+        self.save_overdue = False
 
     def noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches on, keeping which of their samples are bad and, for the trace, all of their samples."""
@@ -93,10 +95,16 @@ class TrainingLog:
         """
         not_finite = self._not_finite.count()
         clock = self.meter.clock
-        own = {"seconds": clock.own_seconds(), "data_wait": clock.wait / clock.elapsed, "bad": len(self._bad)}
+        own = {
+            "seconds": clock.own_seconds(),
+            "data_wait": clock.wait / clock.elapsed,
+            "bad": len(self._bad),
+            "overdue": self._saver.overdue,
+        }
         counters = {f"data/{name}": count for name, count in self._data.counters().items()} | dict(self._of_mixture)
         gathered = self.meter.gather(self._world, own | counters)
         total, seconds = gathered.total, gathered.by_rank["seconds"]
+        self.save_overdue = bool(gathered.by_rank["overdue"][0])
         seen = clock.steps * self._batch_size
         rate = seen / clock.elapsed
         if problem := self._bad.log(int(total["bad"]), seen // self._views, self._report):

@@ -128,6 +128,7 @@ class Training:
         # At a save, too: a resumed run then logs the same
         if evaluate or probe or save or done % settings.log_every == 0:
             self._log(done, evaluate, probe)
+            save = save or self.log.save_overdue
         if save:
             with self.phases("save"), self.log.meter.clock.stopped():
                 self._save(done, last)

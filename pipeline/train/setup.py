@@ -70,7 +70,14 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     scheduled = total_steps(recipe.optim, steps_per_epoch)
     end = min(scheduled, run.max_steps or scheduled)
     shapes = captured_shapes(engine, world)
-    saver = Saver(run.dir / "checkpoints", world, shapes, keep=run.keep, keep_every=run.keep_every)
+    saver = Saver(
+        run.dir / "checkpoints",
+        world,
+        shapes,
+        keep=run.keep,
+        keep_every=run.keep_every,
+        minutes=run.save_minutes,
+    )
     report: Report = Silence()
     if world.rank == 0:
         report = open_monitor(run.dir, task.name, recipe.plain(), first_step, end)

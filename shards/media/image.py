@@ -1,9 +1,9 @@
-"""Images: whether one can be trained on, and in which bytes it is stored.
+"""Check whether an image can be used for training, and choose the bytes to store.
 
-Every image is decoded in full once, strictly, so that no reader meets a damaged one. Bytes are kept where
-every reader agrees on their pixels (8-bit JPEG and PNG); of anything else the pixels are stored (`rendering`), as
-lossless PNG or, with `resize`, as JPEG. With the check `header`, the pixels of images whose bytes are kept are not
-looked at, so damaged ones remain, and so do PNGs whose EXIF follows their pixels.
+Every image is decoded in full once, strictly, so that no damaged one reaches a reader. Bytes are kept where
+every reader agrees on their pixels (8-bit JPEG and PNG); anything else is stored as lossless PNG or, with
+`resize`, as JPEG (`rendering`). With the check `header`, images whose bytes are kept are not decoded, so damaged
+ones remain, and so do PNGs whose EXIF follows their pixels.
 """
 
 import io
@@ -19,23 +19,23 @@ from shards.media.kinds import kind_of
 from shards.media.media import DEFAULT_MAX_PIXELS, Checked, CheckOptions, Rejected, out_of_memory, refuse_huge
 from shards.media.rendering import LONGEST_JPEG, bits_per_channel, render, upright
 
-_MOST_BITS = {"reject": 8, "scale": 16}  # a channel, by `CheckOptions.depth`
-_LONGEST_PNG = 1_000_000  # pixels a side, as the libraries read and write them
+_MOST_BITS = {"reject": 8, "scale": 16}  # per channel, by `CheckOptions.depth`
+_LONGEST_PNG = 1_000_000  # pixels per side that the libraries read and write
 
-# Our own limit, which comes with a reason, replaces Pillow's.
+# Replaced by our own limit, which gives a reason.
 Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageMedia:
-    """Still images: what JPEG, PNG and the like hold as 8-bit grey or RGB."""
+    """Still images: JPEG, PNG and the like, as 8-bit grey or RGB."""
 
     name = "image"
     kept = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
     suffixes = kept | {"webp", "bmp", "tif", "tiff", "gif"} | formats.SUFFIXES
-    changed = "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage"
+    changed = "is not an intact 8-bit grey or RGB JPEG, or such a PNG without transparency and EXIF"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
-        """Check one image file and return what to store; see the module for what is kept and what converted.
+        """Check one image file and return the sample to store; the module says what is kept and what is converted.
 
         Raises:
             Rejected: the image is damaged, or has no single 8-bit RGB or grey rendering.
@@ -56,7 +56,7 @@ class ImageMedia:
             if kind is not None and (remedy := formats.remedy(kind)):
                 raise Rejected(kind, f"not read without a decoder: {remedy}") from None
             if kind in FORMATS or kind in formats.KINDS:
-                raise Rejected("corrupt", f"begins as {kind}, but what has to follow is damaged or missing") from None
+                raise Rejected("corrupt", f"begins as {kind}, but the rest is damaged or missing") from None
             if kind == "video":
                 raise Rejected(kind, "has the name of an image; rename it") from None
             if kind is not None:
@@ -68,9 +68,9 @@ class ImageMedia:
             raise Rejected("corrupt", str(error) or type(error).__name__) from None
 
     def probe(self, data: bytes) -> Checked:
-        """Return an image that `check` kept or made, with the size that its header tells, after EXIF rotation.
+        """Return an image that `check` kept or made, with the size from its header, after EXIF rotation.
 
-        Raises Rejected where it does not tell one.
+        Raises Rejected where the header does not give the size.
         """
         if data.startswith(jpeg.SIGNATURE):
             return Checked(data, "jpg", *_shown_sides(jpeg.read_header(data)))
@@ -81,13 +81,13 @@ class ImageMedia:
             raise Rejected("not an image", str(error) or type(error).__name__) from None
 
     def thumbnail(self, data: bytes, side: int) -> bytes:
-        """Return a small upright JPEG of an image that passed `check`, with at most `side` pixels a side.
+        """Return a small upright JPEG of an image that passed `check`, with at most `side` pixels per side.
 
-        Raises Rejected for one of more than `DEFAULT_MAX_PIXELS`, and whatever Pillow does for what it cannot read.
+        Raises Rejected for more than `DEFAULT_MAX_PIXELS`, and any exception of Pillow for an unreadable image.
         """
         turn = 1
         if data.startswith(jpeg.SIGNATURE):
-            with suppress(Rejected):  # an earlier version may have passed it
+            with suppress(Rejected):  # an earlier version may have accepted it
                 turn = jpeg.read_header(data).orientation
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > DEFAULT_MAX_PIXELS:
@@ -118,7 +118,7 @@ def _check_jpeg(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _shown_sides(header: jpeg.Header) -> tuple[int, int]:
-    """Height and width of a JPEG that is turned as its EXIF says."""
+    """Return the height and width of a JPEG after its EXIF rotation."""
     turned = header.orientation >= TURNED
     return (header.width, header.height) if turned else (header.height, header.width)
 
@@ -140,7 +140,7 @@ def _check_png(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _check_other(data: bytes, options: CheckOptions) -> Checked:
-    # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
+    # Pillow's warnings (odd metadata, palettes) do not concern the pixels.
     readable = [*FORMATS[len(KEPT) :], *formats.installed()]
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=readable) as image:
         _check_size(image.width, image.height, options.max_pixels)
@@ -154,11 +154,11 @@ def _check_other(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _pillow_opens(data: bytes) -> bool:
-    """Whether Pillow opens a file, which many readers go by: it gives up at some metadata."""
+    """Return whether Pillow opens a file. Many readers depend on it, and some metadata makes it fail."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=KEPT) as image:
             if image.format == "PNG":
-                image.load()  # and with that, the metadata behind the pixels
+                image.load()  # which also reads the metadata behind the pixels
     except Exception:  # nearly every type
         return False
     return True

@@ -1,4 +1,4 @@
-"""Lists the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
+"""List the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
 
 import errno
 import glob
@@ -14,10 +14,10 @@ from shards.sources.tar import is_tar, list_tar_of_tars
 
 
 def list_source(source: Path, group_by: str | None = None) -> Listing:
-    """List `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`, or a pattern that several of these fit.
+    """List `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`, or a pattern that matches Parquet files.
 
-    `group_by` is a column of a table by which rows are grouped, by default `group` where there is one. Raises
-    ShardError for any other source, and for one without that column.
+    `group_by` is the column of a table that groups its rows, by default `group` where there is one. Raises ShardError
+    for any other source, and for one without that column.
     """
     if tables := _matching(source):
         return list_parquet(*tables, group_by)

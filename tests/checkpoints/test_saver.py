@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import free_port, losses, metrics, pretrain
+from launching import SMALL, free_port, losses, metrics, pretrain
 from ranks import Ranks
 from safetensors.torch import save_file
 from torch import Tensor
@@ -272,3 +272,59 @@ def test_a_rank_that_dies_during_a_save_leaves_no_checkpoint(two_ranks: Path, se
     said: list[str] = []
     found = newest(two_ranks / "checkpoints", said.append)
     assert found is not None and found.facts.step == 1 and len(said) == 2  # the two that were damaged
+
+
+def test_a_save_is_overdue_some_minutes_after_the_last_one_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(saver_module.time, "monotonic", lambda: now)
+    shapes = {"weight/a": (MEGABYTE,)}
+    with (
+        Saver(tmp_path / "a", ALONE, shapes, keep=9, keep_every=None, minutes=0.5) as saver,
+        Saver(tmp_path / "b", ALONE, shapes, keep=9, keep_every=None) as never,
+    ):
+        now += 30
+        assert not saver.overdue
+        now += 1
+        assert saver.overdue and not never.overdue
+        saver.start(states(1), facts(1))
+        assert not saver.overdue
+        now += 31
+        assert saver.overdue
+        saver.wait()
+
+
+def test_saves_by_the_clock_change_no_logged_line(shards: Path, tmp_path: Path) -> None:
+    """They come at log steps; a run that resumes from one logs the same."""
+    settings = ["run.log_every=3", "run.keep=9"]
+    pretrain(shards, tmp_path / "without", *settings, "run.save_minutes=null", "run.max_steps=8")
+    pretrain(shards, tmp_path / "with", *settings, "run.save_minutes=1e-6", "run.max_steps=8")
+    assert names_in(tmp_path / "with" / "checkpoints") == ["step-00000003", "step-00000006", "step-00000008"]
+    assert names_in(tmp_path / "without" / "checkpoints") == ["step-00000008"]
+    shutil.rmtree(tmp_path / "with" / "checkpoints" / "step-00000008")
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    pretrain(shards, tmp_path / "with", *settings, "run.max_steps=8")
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+HURRIED = """
+import os
+
+from pipeline.checkpoints.saver import Saver
+from pipeline.config import Recipe
+from pipeline.pretrain.task import Pretraining
+from pipeline.train.command import leave, main
+
+if os.environ["RANK"] == "1":
+    Saver.overdue = True
+leave(lambda: main("a run whose second rank always wants to save", Recipe, Pretraining))
+"""
+
+
+def test_the_clock_of_the_first_rank_decides_on_a_save(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "hurried.py").write_text(HURRIED)
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "run.max_steps=3", "run.deadline=30"]
+    ranks = Ranks(2, ["demo", *settings], tmp_path / "said", free_port(), script=str(tmp_path / "hurried.py"))
+    assert ranks.wait(120) == [0, 0], ranks.said()
+    assert names_in(tmp_path / "run" / "checkpoints") == ["step-00000003"]

@@ -6,10 +6,15 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 import torch
-from launching import command, launch, losses, trace
+from launching import command, launch, losses, start, trace
 
 from pipeline.checkpoints.checkpoint import newest
+from pipeline.cluster.preemption import SIGNALS, Preemption
+from pipeline.cluster.world import World
+
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def ranks_of(run: Path) -> list[int]:
@@ -56,3 +61,47 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_pa
     assert ended and undisturbed and ended.facts.step == undisturbed.facts.step
     for name, value in undisturbed.weights().items():
         assert torch.equal(ended.weights()[name], value), name
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_asks_to_stop(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Preemption(ALONE) as preemption:
+        assert not preemption.agreed()
+        signal.raise_signal(number)
+        assert preemption.agreed()
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_outlasts_the_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption(ALONE) as preemption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not preemption.agreed()
+            signal.raise_signal(signal.SIGTERM)
+            assert preemption.agreed()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step() -> None:
+    with Preemption(ALONE), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("numbers", [[signal.SIGHUP], [signal.SIGINT, signal.SIGTERM]])
+def test_a_terminal_stops_all_ranks(shards: Path, tmp_path: Path, numbers: list[signal.Signals]) -> None:
+    """Closed, or by Ctrl-C, upon which the launcher also sends SIGTERM to its ranks."""
+    run = tmp_path / "run"
+    ranks = start(shards, run, "optim.epochs=2000")
+    ranks.until((run / "metrics.jsonl").exists)
+    for number in numbers:
+        for rank in (0, 1):
+            ranks.signal(rank, number)
+    assert ranks.wait(60) == [75, 75]
+    assert "as asked; the same command resumes" in ranks.said() and "Traceback" not in ranks.said()
+    stopped = newest(run / "checkpoints", report=print)
+    assert stopped and stopped.facts.step == max(losses(run))

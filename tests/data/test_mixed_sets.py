@@ -126,8 +126,8 @@ def test_samples_are_counted_and_found_by_data_set(sets: dict[str, Path]) -> Non
         for name, manifest, row in (("art", art, 10), ("photos", photos, 0), ("photos", photos, 22))
     ]
     assert found.notes == [
-        "data.mixture.art: 11 images, 25.0% of what the model sees; 0.773 of its own epochs in one of the run",
-        "data.mixture.photos: 23 images, 75.0% of what the model sees; 1.11 of its own epochs in one of the run",
+        "data.mixture.art: 11 images, 25.0% of the model's inputs; 0.773 of its own epochs per epoch of the run",
+        "data.mixture.photos: 23 images, 75.0% of the model's inputs; 1.11 of its own epochs per epoch of the run",
     ]
 
 
@@ -159,7 +159,7 @@ def test_videos_are_mixed_with_videos_only(sets: dict[str, Path], video_shards: 
         "data.mixture: art has images and clips has videos, and a model is trained on one kind: leave out the data "
         "sets of the other"
     )
-    with pytest.raises(DataError, match=r"^data\.mixture: a and b are one data set: list it once, with a larger weig"):
+    with pytest.raises(DataError, match=r"^data\.mixture: a and b are the same data set: list it once, with a"):
         batches_of(settings({"a": video_shards, "b": other}, None, **clips), 4, 4, 1)
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from launching import CHECKOUT
 
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from stop import ranks, run_dir
+from pipeline.supervisor.stop import ranks, run_dir
 
 PYTHON = sys.executable
 STOP = [PYTHON, str(CHECKOUT / "scripts" / "launch" / "stop.py")]

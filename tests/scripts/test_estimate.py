@@ -15,6 +15,7 @@ from model.activations import activation_bytes
 from model.encoders.registry import build_network, encoder_of
 from model.flops import forward_macs, training_flops
 from pipeline.build import build_masker, build_model
+from pipeline.commands.estimate import main
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.settings import Clip
 from pipeline.estimate import (
@@ -29,7 +30,6 @@ from pipeline.estimate import (
     wire_rounds,
 )
 from pipeline.settings import ConfigError
-from scripts.estimate import main
 
 
 def recipe(name: str = "vit_base_300e", *overrides: str) -> Recipe:

@@ -20,7 +20,7 @@ def touch(root: Path, *paths: str) -> None:
 
 
 def test_the_suffixes_of_samples_are_those_that_the_documentation_lists() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "sources.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "sources.md").read_text()
     listed = re.search(r"Names of images end in (.*?), in upper or lower case", text, re.DOTALL)
     assert listed and set(re.findall(r"`\.(\w+)`", listed[1])) == suffixes()
 
@@ -205,7 +205,7 @@ def test_the_parts_of_a_data_set_are_not_its_classes(paths: list[str], part: str
     touch(tmp_path, *paths)
     with pytest.raises(ShardError) as error:
         refuse_parts(list_source(tmp_path))
-    command = str(error.value).partition("build each by itself: ")[2]
+    command = str(error.value).partition("build each separately: ")[2]
     assert shlex.split(command) == ["maskfeat-shards", "build", f"{tmp_path}/{part}", "..."]
 
 
