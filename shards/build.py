@@ -29,7 +29,7 @@ from shards.making.assembly import (
     writing,
 )
 from shards.making.engines import Engine, run
-from shards.making.holdout import Validation, hold_out
+from shards.making.holdout import HeldOut, Validation, hold_out
 from shards.making.jobs import assign, bytes_of, write_or_keep
 from shards.manifest import Dataset, Options
 from shards.media.formats import remedy
@@ -54,7 +54,7 @@ class _Part:
     out: str
     chosen: Sequence[int]
     options: Options
-    held_out: str | None = None
+    held_out: HeldOut | None = None
 
 
 def build(
@@ -103,7 +103,9 @@ def build(
     Raises:
         ShardError: the source or `out` cannot be used, or writing failed; a re-run then continues from there.
     """
-    source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
+    source, out = source.absolute(), _absolute(out)
+    if validation is not None:
+        validation = replace(validation, out=_absolute(validation.out))
     options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride, alpha, depth)
     numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
     if not (min(numbers) >= 1 and max(numbers) < 2**63):  # the range that dataset.json allows
@@ -117,19 +119,36 @@ def build(
     for line in [*listing.notes, *remedies]:
         note(line)
     build_part = partial(_build, source, listing, sorted(missing), engine=engine, workers=workers)
-    everything = range(len(listing.paths))
+    everything = _Part(out, range(len(listing.paths)), options)
     if validation is None:
-        return build_part(_Part(out, everything, options), progress)
-    options = replace(options, validation=validation.share, group_by=validation.group_by)
-    held = hold_out(listing, validation, seed)
-    if not finished(out):
+        return build_part(everything, progress)
+    return _build_both(listing, everything, validation, build_part, progress)
+
+
+def _absolute(out: str | Path) -> str:
+    return str(out) if is_url(str(out)) else str(Path(out).absolute())
+
+
+def _build_both(
+    listing: Listing,
+    everything: _Part,
+    validation: Validation,
+    build_part: Callable[[_Part, Progress], tuple[Dataset, bool]],
+    progress: Progress,
+) -> tuple[Dataset, bool]:
+    """Build the validation set, and then the training set from the other candidates; see `build`."""
+    out, total = everything.out, len(everything.chosen)
+    options = replace(everything.options, validation=validation.share, group_by=validation.group_by)
+    chosen = hold_out(listing, validation, options.seed)
+    if not finished(out):  # find out before the validation set is written
         refuse_other_files(out, files_in(out))
-    part = _Part(validation.out, held, replace(options, part="validation"))
-    _, before = build_part(part, lambda done, _: progress(done, len(everything)))
-    rest = sorted(set(everything).difference(held))
-    part = _Part(out, rest, replace(options, part="training"), validation.out)
-    dataset, trained = build_part(part, lambda done, _: progress(len(held) + done, len(everything)))
-    return dataset, before and trained
+    part = _Part(validation.out, chosen, replace(options, part="validation"))
+    built, finished_before = build_part(part, lambda done, _: progress(done, total))
+    rest = sorted(set(everything.chosen).difference(chosen))
+    held_out = HeldOut(validation.out, built.manifest_sha256)
+    part = _Part(out, rest, replace(options, part="training"), held_out)
+    dataset, trained_before = build_part(part, lambda done, _: progress(len(chosen) + done, total))
+    return dataset, finished_before and trained_before
 
 
 def _build(
@@ -214,7 +233,7 @@ def _fingerprint(listing: Listing, part: _Part, ignored: int, missing: list[str]
     facts: list[object] = [INPUT_VERSION, part.options.facts(), ignored, classes, listing.labels]
     facts += [fact for fact in (missing, dict(listing.tables)) if fact]
     if part.options.part is not None:
-        facts += [list(part.chosen), Dataset.load(part.held_out).manifest_sha256 if part.held_out else None]
+        facts += [list(part.chosen), part.held_out.identity if part.held_out else None]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path, size in zip(listing.paths, listing.sizes, strict=True):
         digest.update(os.fsencode(path) + b"\0" + (b"?" if size is None else b"%d" % size) + b"\0")

@@ -1,7 +1,7 @@
-"""A hold-out: which candidates of a source become a validation set, and what keeps the training set apart from it.
+"""Hold out part of a source as a validation set, and keep the training set apart from it.
 
-Groups, such as the pictures of a photographer, are on one side. So are files with equal bytes: the training set leaves
-out those that the validation set has.
+A group, such as the pictures of a photographer, is on one side as a whole. So are files with equal bytes: the training
+set omits those that are in the validation set.
 """
 
 import hashlib
@@ -26,9 +26,12 @@ _SHARE = re.compile(r"(?P<percent>\d+(\.\d+)?)%|(?P<count>\d+)")
 
 @dataclass(frozen=True)
 class Validation:
-    """What is held out: a `share` of the candidates, as `5%` or a count, in the data set `out`.
+    """The options of a hold-out.
 
-    `group_by` is the column of a table by which rows are kept together: by default `group`, if there is one.
+    Args:
+        share: the part of the candidates that is held out: a percentage, as `5%`, or a count.
+        out: folder or URL of the validation set.
+        group_by: the column of a table whose equal values stay together; by default `group`, if there is one.
     """
 
     share: str
@@ -36,9 +39,9 @@ class Validation:
     group_by: str | None = None
 
     def count(self, total: int) -> int:
-        """Return how many of so many candidates are held out: at least 1, and not all.
+        """Return how many of `total` candidates are held out: at least one, and not all.
 
-        Raises ShardError for a share that asks for none, or for all, or is not a share.
+        Raises ShardError for a share that is none, or all, or neither a percentage nor a count.
         """
         share = _SHARE.fullmatch(self.share.strip())
         if share is None:
@@ -50,12 +53,12 @@ class Validation:
 
 
 def hold_out(listing: Listing, validation: Validation, seed: int) -> list[int]:
-    """Return the candidates that are held out, in the order of the listing.
+    """Return the indices of the candidates that are held out, in ascending order.
 
-    Groups are taken in an order that depends on their names and the seed alone, as long as that brings the number of
-    candidates closer to what was asked for. A candidate without a group is one by itself.
+    Groups are added in an order that depends only on their names and the seed, each if it brings the number of
+    candidates closer to the share. A candidate without a group is a group of its own.
 
-    Raises ShardError where the groups are too large for that, or there is only one.
+    Raises ShardError where every group is too large, or there is only one.
     """
     wanted = validation.count(len(listing.paths))
     groups = defaultdict[tuple[str, str], list[int]](list)
@@ -81,9 +84,17 @@ def hold_out(listing: Listing, validation: Validation, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def refuse_held_out(root: str, data: bytes) -> None:
-    """Raise Rejected for a sample, as it would be stored, whose bytes the validation set in `root` has."""
-    manifest, samples = _samples_of(root)
+@dataclass(frozen=True)
+class HeldOut:
+    """A finished validation set: its folder or URL, and the SHA-256 of its manifest."""
+
+    root: str
+    identity: str
+
+
+def refuse_held_out(validation: HeldOut, data: bytes) -> None:
+    """Raise Rejected for a sample, in the bytes that would be stored, that is in the validation set."""
+    manifest, samples = _samples_of(validation)
     for sample in samples.get((len(data), google_crc32c.value(data)), ()):
         shard = manifest.shard_location(int(manifest.shard[sample]))
         if read(shard, int(manifest.offset[sample]), len(data)) == data:
@@ -91,9 +102,9 @@ def refuse_held_out(root: str, data: bytes) -> None:
 
 
 @lru_cache(maxsize=1)
-def _samples_of(root: str) -> tuple[Manifest, dict[tuple[int, int], list[int]]]:
-    """Return the manifest of a data set, and its samples by size and checksum."""
-    manifest = Manifest.load(root)
+def _samples_of(validation: HeldOut) -> tuple[Manifest, dict[tuple[int, int], list[int]]]:
+    """Return the manifest of a validation set, and its samples by size and checksum."""
+    manifest = Manifest.load(validation.root)
     samples = defaultdict[tuple[int, int], list[int]](list)
     for sample, facts in enumerate(zip(manifest.size.tolist(), manifest.crc32c.tolist(), strict=True)):
         samples[facts].append(sample)

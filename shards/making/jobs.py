@@ -1,4 +1,4 @@
-"""The work of a build: which shards there are to be, of which candidates, and how one is written or kept."""
+"""Divide the work of a build into shards, and write each of them or keep it."""
 
 import hashlib
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.files import sha256_of
 from shards.making.assembly import Record, record_file, scratch_folder, write
+from shards.making.holdout import HeldOut
 from shards.making.shard import write_shard
 from shards.manifest import Options
 from shards.media.media import MAX_BYTES
@@ -19,7 +20,7 @@ from shards.tars.samples import idx_name
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to be: its name, which its record has too, the images assigned to it, and whether it has a record."""
+    """A shard to write: its name, which its record shares, the images assigned to it, and whether a record exists."""
 
     name: str
     items: list[Item]
@@ -27,10 +28,10 @@ class Job:
 
 
 def assign(listing: Listing, chosen: Sequence[int], options: Options, recorded: set[str]) -> list[Job]:
-    """Shuffle the chosen candidates of a listing, keyed by the seed, and cut them into shards."""
+    """Shuffle the chosen candidates of a listing, keyed by the seed, and split them into shards."""
 
     def hashed(name: str) -> bytes:
-        # Since no random generator promises the same stream in its next version
+        # A hash, because no random generator guarantees the same stream in its next version.
         return hashlib.blake2b(os.fsencode(name), key=b"%d" % options.seed).digest()
 
     def rank(index: int) -> tuple[bytes, bytes]:
@@ -46,14 +47,14 @@ def assign(listing: Listing, chosen: Sequence[int], options: Options, recorded: 
 
 
 def bytes_of(sizes: Iterable[int | None]) -> int:
-    """Return the bytes of the images that can be written, as far as they are known."""
+    """Return the total size in bytes of the images that can be written, as far as it is known."""
     return sum(size for size in sizes if size is not None and size <= MAX_BYTES)
 
 
-def write_or_keep(out: str, options: Options, held_out: str | None, job: Job) -> tuple[int, int]:
-    """Leave a finished shard of a former run as it is, and write any other; see `write_shard`.
+def write_or_keep(out: str, options: Options, held_out: HeldOut | None, job: Job) -> tuple[int, int]:
+    """Keep a finished shard of an earlier run as it is; write any other, see `write_shard`.
 
-    Returns its number of images, and how many bytes of images have their record now that had none.
+    Returns its number of images, and the bytes of images that were recorded now and not before.
     """
     if not (job.recorded and _is_intact(out, job.name)):
         with scratch_folder(out) as staging:
@@ -63,7 +64,7 @@ def write_or_keep(out: str, options: Options, held_out: str | None, job: Job) ->
 
 
 def _is_intact(out: str, name: str) -> bool:
-    """Whether the files of a recorded shard are what was written. A store has them complete or not at all."""
+    """Return whether the files of a recorded shard are complete. A store holds complete files only."""
     shard = Record.load(record_file(out, name)).shard
     if shard is None:
         return True

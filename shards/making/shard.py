@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from shards.making.assembly import Record
-from shards.making.holdout import refuse_held_out
+from shards.making.holdout import HeldOut, refuse_held_out
 from shards.making.rows import Rows
 from shards.manifest import Options
 from shards.media.media import Checked, Rejected, out_of_memory, refuse_huge
@@ -26,13 +26,13 @@ _DEADLINE = 20.0  # seconds per image URL: lists from the web have many dead lin
 
 
 def write_shard(
-    out: str, name: str, items: Iterable[Item], options: Options, staging: Path, held_out: str | None = None
+    out: str, name: str, items: Iterable[Item], options: Options, staging: Path, held_out: HeldOut | None = None
 ) -> Record:
     """Check `items`, in order, and write those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
     A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or the like, and
     `{key}.json`. The same items give the same bytes. Files are written to `staging` and then published atomically.
-    An unreadable image is a reject, and so is a sample whose bytes the data set `held_out` has. Raises OSError when
+    An unreadable image is a reject, and so is a sample that is in the validation set `held_out`. Raises OSError when
     the files cannot be written.
     """
     rows = Rows()

@@ -1,7 +1,7 @@
-"""Parquet files that hold images or videos themselves, as data sets on Hugging Face do: columns of {bytes, path}.
+"""Read Parquet files that hold images or videos themselves, as data sets on Hugging Face do: columns of {bytes, path}.
 
-A row cannot be read without its row group, so rows of a group stay together: a shard is made of whole groups, which the
-seed puts in order, and each is read once.
+A row cannot be read without its row group, so the rows of a group stay together: a shard consists of whole groups, in
+an order that depends on the seed, and each group is read once.
 """
 
 import re
@@ -21,18 +21,19 @@ from shards.sources.listing import Row
 from shards.sources.table_columns import PATH_NAMES, as_group, group_column
 from shards.text import excerpt, native
 
-# How a column of files is called where there are several, the most explicit first. Case does not matter.
+# Names of the column of files where there are several, the preferred one first. Case does not matter.
 _FILE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "video", "mp4", "bytes")
-_NO_LABEL = -1  # of a class, in test sets of Hugging Face
+_NO_LABEL = -1  # in test sets on Hugging Face
 _PART_OF = re.compile(r"(.*?)-(\d{5})-of-(\d{5})")
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a table of files says: the place, the name and the group of each, None where it has none, and its label.
+    """The content of a table of files, without the files.
 
-    `labels` is None without a column of them, `label` its name; `names` are those of the classes, by label, where the
-    table has them. `notes` are what the user should know.
+    `rows`, `file_names` and `groups` have an entry for each file, None for a file without a name or a group. `label` is
+    the name of the column of labels, and `labels` its values, None without labels. `names` are the names of the
+    classes, by label, None where the table does not have them. `notes` are lines for the user.
     """
 
     rows: list[Row]
@@ -45,9 +46,9 @@ class Embedded:
 
 
 def read_embedded(root: Path, table: str, group_by: str | None = None) -> Embedded | None:
-    """Read all of a table but its files; None where it does not hold files, or lists files that lie beside it.
+    """Read a table except for its files. Return None where it does not hold files, or lists files that lie beside it.
 
-    Raises ShardError where it cannot be read, or cannot be read by row groups.
+    Raises ShardError for a table that cannot be read, or whose row groups are too large.
     """
     source = root / table
     try:
@@ -84,21 +85,22 @@ def read_embedded(root: Path, table: str, group_by: str | None = None) -> Embedd
 
 
 def read_row(file: str, row: Row) -> bytes:
-    """Return the bytes of a file in the table `file`. Raises Rejected where they cannot be had."""
+    """Return the bytes of a file in the table `file`. Raises Rejected where they cannot be read."""
     try:
-        value = _column_of(file, row.group)[row.position].as_py()
+        status = Path(file).stat()
+        value = _column_of(file, row.group, status.st_mtime_ns)[row.position].as_py()
     except (OSError, pa.ArrowException, IndexError) as error:
         raise Rejected("unreadable", (str(error).splitlines() or [type(error).__name__])[0]) from None
     except MemoryError:
         raise out_of_memory() from None
-    data = value["bytes"] if isinstance(value, dict) else value
+    data: bytes | None = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise Rejected("empty", "its row has no bytes")
-    return bytes(data)
+    return data
 
 
 def missing_parts(tables: Sequence[str]) -> str | None:
-    """Return a line on files that the names of others, as `train-00000-of-00005.parquet`, tell of; None for none."""
+    """Return a line on missing files of a series such as `train-00000-of-00005.parquet`, None where all are there."""
     found: dict[tuple[str, int], set[int]] = {}
     for table in tables:
         if part := _PART_OF.fullmatch(Path(table).stem):
@@ -111,15 +113,15 @@ def missing_parts(tables: Sequence[str]) -> str | None:
 
 
 @lru_cache(maxsize=1)  # rows follow each other
-def _column_of(file: str, group: int) -> pa.ChunkedArray:
-    """Return the column of files of a row group."""
+def _column_of(file: str, group: int, changed: int) -> pa.ChunkedArray:
+    """Return the column of files of a row group in a table that was last changed at a time."""
     with arrow_file(Path(file)) as raw, pq.ParquetFile(raw) as parquet:
         column = _file_column(Path(file), parquet.schema_arrow)
         return parquet.read_row_group(group, columns=[column])[column]
 
 
 def _file_column(source: Path, schema: pa.Schema) -> str | None:
-    """Return the name of the column of files, None without one. Raises ShardError where two may be meant."""
+    """Return the name of the column of files, None without one. Raises ShardError where the choice is ambiguous."""
     found = _columns_of_files(schema)
     if not found:
         return None
@@ -135,7 +137,7 @@ def _columns_of_files(schema: pa.Schema) -> list[str]:
 
 
 def _lists_files(root: Path, parquet: pq.ParquetFile) -> bool:
-    """Whether a table that holds files is read for those that it lists: in a column `path`, or files that are here."""
+    """Return whether a table that holds files is read as a list: of a column `path`, or of files that lie beside it."""
     for field in parquet.schema_arrow:
         name = _plain(field.name)
         if name in PATH_NAMES and not _holds_files(field.type):
@@ -148,12 +150,12 @@ def _lists_files(root: Path, parquet: pq.ParquetFile) -> bool:
 def _holds_files(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         places = kind.get_all_field_indices("bytes")
-        return len(places) == 1 and _holds_files(kind.field(places[0]).type)
+        kind = kind.field(places[0]).type if len(places) == 1 else pa.null()
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _counts(source: Path, parquet: pq.ParquetFile, column: str) -> Iterator[int]:
-    """Yield the rows of each row group. Raises ShardError for a group of more bytes than are read at once."""
+    """Yield the number of rows of each row group. Raises ShardError for a group that is too large to be read."""
     for number in range(parquet.num_row_groups):
         group = parquet.metadata.row_group(number)
         chunks = [group.column(place) for place in range(group.num_columns)]
@@ -162,14 +164,15 @@ def _counts(source: Path, parquet: pq.ParquetFile, column: str) -> Iterator[int]
         )
         if size > AT_MOST:
             raise ShardError(
-                f"{source}: its row group {number} has {size / 1e9:,.1f} GB of files, and {AT_MOST / 1e9:,.1f} GB are "
-                "read at once; write it again in smaller ones (pyarrow.parquet.write_table(..., row_group_size=100))"
+                f"{source}: its row group {number} has {size / 1e9:,.1f} GB of files, and at most "
+                f"{AT_MOST / 1e9:,.1f} GB are read at once; write it again with smaller ones "
+                "(pyarrow.parquet.write_table(..., row_group_size=100))"
             )
         yield group.num_rows
 
 
 def _file_names(parquet: pq.ParquetFile, column: str) -> list[str | None]:
-    """Return the name that each file had, without its folders; None where the table does not tell."""
+    """Return the original name of each file, without its folders, None for a file without one."""
     kind = parquet.schema_arrow.field(column).type
     if not pa.types.is_struct(kind) or "path" not in kind.names or "." in column:
         return [None] * parquet.metadata.num_rows
@@ -178,7 +181,7 @@ def _file_names(parquet: pq.ParquetFile, column: str) -> list[str | None]:
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Return the names of the classes by number, as `datasets` writes them into the schema; None without them."""
+    """Return the names of the classes by number, which `datasets` writes into the schema, None without them."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
