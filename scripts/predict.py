@@ -1,9 +1,4 @@
-"""Draw what trained weights make of your own pictures: `--help` has the arguments.
-
-Example:
-
-    python scripts/predict.py cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
-"""
+"""Draw what weights make of your own pictures: `maskfeat predict`, in a checkout. `--help` has the arguments."""
 
 import sys
 

@@ -15,9 +15,11 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 LAYERS = [
     ["supervisor"],
     ["device", "files", "metrics", "optimizers", "pixels", "plain_yaml", "random", "settings", "model_options"],
-    ["data", "masks", "targets"],
+    ["augmentation", "data", "masks", "targets"],
     ["examples", "record"],
     ["recipe_files"],
+    ["overrides"],
+    ["loading"],
     ["config"],
     ["build"],
     ["cluster", "estimate"],
@@ -30,12 +32,14 @@ LAYERS = [
     ["whole_model"],
     ["trained"],
     ["predict"],
+    ["api"],
     ["doctor", "measure"],
     ["cli", "commands"],
+    ["console"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("recipe_files", "config")}
+TYPES_ONLY = {("overrides", "config"), ("loading", "config")}
 
 
 def imported(file: Path) -> set[str]:
@@ -73,6 +77,6 @@ def test_shards_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
 
-def test_reading_a_checkpoint_needs_no_deepspeed() -> None:
-    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.build; sys.exit('deepspeed' in sys.modules)"
+def test_reading_a_checkpoint_and_notebooks_need_no_deepspeed() -> None:
+    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.api; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

@@ -12,6 +12,7 @@ from launching import last_checkpoint, pretrain
 from resuming import OLD
 from safetensors.torch import load_file, save_file
 from scripting import run_script
+from timm.models import save_for_hf
 
 from model.classifier import Classifier
 from model.layout import make_mask
@@ -20,6 +21,7 @@ from model.weights import WeightsError
 from pipeline.build import build_examples
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.pixels import normalise
+from pipeline.predict.reconstruction import reconstruct
 from pipeline.settings import ConfigError
 from pipeline.trained import load_model, open_trained, recipe_of
 from pipeline.whole_model import CONFIG, WEIGHTS, read_model
@@ -144,6 +146,9 @@ def test_a_classifier_gives_what_its_head_takes() -> None:
     with torch.no_grad():
         logits = trained.encoder.head(trained.features(IMAGES))
         assert torch.equal(logits, classifier(normalise(IMAGES, torch.float32)))
+    assert trained.classes == ["one", "two"]
+    for (name, share), of_image in zip(trained.likeliest(trained.features(IMAGES)), logits.softmax(1), strict=True):
+        assert share == pytest.approx(of_image.max().item()) and name == trained.classes[of_image.argmax()]
 
 
 def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path) -> None:
@@ -163,3 +168,19 @@ def test_a_classifier_has_no_head_of_pretraining(
     arguments = (OLD / "finetune", tmp_path / "out", "--format", "timm", "maskfeat")
     assert run_script(monkeypatch, "export.py", *arguments) == 1
     assert "is a run of fine-tuning" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_targets_file_is_exported_by_its_name_and_given_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "secret folder" / "teacher"
+    sizes = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3}
+    save_for_hf(timm.create_model("vit_tiny_patch16_224", **sizes), teacher, safe_serialization=True, model_args=sizes)
+    pretrain(shards, tmp_path / "run", "target.kind=features", f"target.teacher={teacher}", "run.max_steps=1")
+    out = exported(monkeypatch, tmp_path / "run", tmp_path / "out", "maskfeat")
+    assert '"target.teacher": "teacher"' in (out / CONFIG).read_text() and "secret" not in (out / CONFIG).read_text()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="teacher"):
+        reconstruct(open_trained(str(out)), IMAGES)
+    of_run, of_export = open_trained(str(tmp_path / "run")), open_trained(str(out), None, [f"target.teacher={teacher}"])
+    assert torch.equal(reconstruct(of_export, IMAGES).losses, reconstruct(of_run, IMAGES).losses)

@@ -1,9 +1,11 @@
-"""MaskFeat: from pixels to the loss of predicting what is under masked patches."""
+"""The MaskFeat task: from pixels to the loss of predicting masked patches."""
 
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
 
+from pipeline.augmentation import Augment, augmented
 from pipeline.build import build_examples, build_model, start_from_init
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
@@ -11,6 +13,7 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import ListedData, TrainingData
 from pipeline.examples import Example, ExampleMaker
+from pipeline.pretrain.baselines import IMAGES
 from pipeline.pretrain.evaluate import Validation
 from pipeline.probe.run_probe import RunProbe, collapse, described
 from pipeline.report.report import Metrics, Report
@@ -20,19 +23,21 @@ from pipeline.train.task import Predictor
 
 
 class MaskedPrediction:
-    """The loss of predicting what is under masked patches, a `TaskLoss`.
+    """The loss of predicting masked patches, a `TaskLoss`.
 
     Args:
-        examples: makes them of images.
-        masks: of each image in a step.
+        examples: makes examples from images.
+        masks: masks per image in a step.
+        augment: how images are varied; None: not at all.
     """
 
-    def __init__(self, examples: ExampleMaker, masks: int = 1) -> None:
-        self._examples, self._masks = examples, masks
+    def __init__(self, examples: ExampleMaker, masks: int = 1, augment: Augment | None = None) -> None:
+        self._examples, self._masks, self._augment = examples, masks, augment or Augment()
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its views."""
-        example = self._examples.example(batch.inputs, batch.keys, self._masks)
+        inputs = augmented(batch.inputs, batch.keys, self._augment)
+        example = self._examples.of(inputs).example(inputs, batch.keys, self._masks)
         return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
@@ -46,8 +51,8 @@ class Pretraining(MaskedPrediction):
     """The `Task` of a pre-training run.
 
     Args:
-        recipe, world, phases: of the run.
-        data: its training images.
+        recipe, world, phases: those of the run.
+        data: its training data.
 
     Raises:
         ConfigError, ShardError, DataError: the model, its target or the validation images cannot be used.
@@ -59,28 +64,41 @@ class Pretraining(MaskedPrediction):
     def __init__(self, recipe: Recipe, data: TrainingData, world: World, phases: Phases) -> None:
         self._recipe, self._data, self._world = recipe, data, world
         self.model = build_model(recipe)
-        examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
-        super().__init__(examples, recipe.mask.repeats)
+        of_both_media = len(data.media) > 1
+        dtype = DTYPES[recipe.engine.precision]
+        examples = build_examples(recipe, self.model, dtype, world.device, single_frames=of_both_media)
+        super().__init__(examples, recipe.mask.repeats, recipe.augment)
         self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
-        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
-        self._validation = None
-        if recipe.data.validation:
-            self._validation = Validation(
-                recipe.data.validation,
-                recipe.data,
-                recipe.run,
-                recipe.micro_batch(world.size),
-                world,
-                self._examples,
-                phases,
-            )
-            self.inputs["data.validation (manifest)"] = self._validation.identity
+        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
+        self._validations = self._open_validations(phases)
         self._probe, self._unprobed = self._make_probe(phases)
         self.probe_every = recipe.run.probe_every if self._probe else None
 
+    def _open_validations(self, phases: Phases) -> list[Validation]:
+        """Return the validation sets of the run; a run on images and videos has two."""
+        recipe, world, found = self._recipe, self._world, list[Validation]()
+        images = recipe.data.validation_images
+        if images and len(self._data.media) == 1:
+            raise ConfigError(
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+            )
+        for setting, shards, name in (
+            ("validation", recipe.data.validation, ""),
+            ("validation_images", images, IMAGES),
+        ):
+            if shards is None:
+                continue
+            micro_batch = recipe.micro_batch(world.size)
+            made = Validation(shards, recipe.data, recipe.run, micro_batch, world, self._examples, phases, name)
+            if name and made.medium != "image":
+                raise ConfigError(f"data.{setting}={shards} has videos: set data.validation to them")
+            self.inputs[f"data.{setting} (manifest)"] = made.identity
+            found.append(made)
+        return found
+
     def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
-        """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
+        """Return the probe of the run, if requested, or why there is none: recipes may request it before there is data.
 
         Raises:
             DataError: the samples cannot be decoded here.
@@ -88,11 +106,13 @@ class Pretraining(MaskedPrediction):
         recipe = self._recipe
         if recipe.run.probe_every is None:
             return None, None
-        if self._validation is None:
+        if recipe.data.validation is None:
             return None, "data.validation is not set"
+        if len(self._data.media) > 1:
+            return None, "labels of images and videos have different meanings"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
-        training, validation = cast(ListedData, self._data).manifest, self._validation.manifest
+        training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
         try:
             return RunProbe(recipe, self.model.encoder, training, validation, self._world, phases), None
         except ConfigError as error:
@@ -109,9 +129,9 @@ class Pretraining(MaskedPrediction):
         return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read.
+        """Measure the losses of constant predictors, to compare the validation loss with.
 
-        Of a new run, probe the encoder, too, for the same reason.
+        For a new run, also probe the untrained encoder, for the same reason.
         """
         if self._unprobed:
             report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
@@ -122,31 +142,43 @@ class Pretraining(MaskedPrediction):
             report.baselines(0, {name: metrics[name] for name in ("probe_linear", "probe_knn")})
 
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
-        if self._validation is None:
-            return
-        report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
-        losses = self._validation.baselines(
-            lambda batches: self._data.batches(0, batches),
-            None if done else lambda: self.evaluate(engine, 0, report)["val_loss"],
-        )
-        report.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
-        self._constants = {name: value for name, value in losses.items() if name != "untrained"}
+        if self._validations:
+            report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
+        for validation in self._validations:
+            medium = validation.medium if validation.medium in self._data.media else None
+            losses = validation.baselines(
+                partial(self._data.batches, 0, medium=medium),
+                None if done else partial(self._loss, validation, engine, report),
+            )
+            of = f"validation loss of {validation.name}" if validation.name else "validation loss"
+            report.say(f"{of}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            prefix = f"{validation.name}_" if validation.name else ""
+            self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
+
+    def _loss(self, validation: Validation, engine: Engine, report: Report) -> float:
+        """Return the loss of the untrained model, and draw its predictions."""
+        return self._evaluate_on(validation, engine, 0, report)[f"{validation.prefix}loss"]
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the loss on the validation images, if there are any, and show the picture."""
-        if self._validation is None:
-            return {}
-        metrics, pictures = self._validation.measure(engine)
-        if pictures is not None:
-            report.picture(done, "reconstruction", pictures.sheet)
-            if pictures.animation:
-                report.animation(done, "animation", pictures.animation)
-        if done:
+        """Measure the loss on the validation images, if there are any, and draw the pictures."""
+        metrics: Metrics = {}
+        for validation in self._validations:
+            metrics |= self._evaluate_on(validation, engine, done, report)
+        if self._validations:
             report.baselines(done, self._constants)
         return metrics
 
+    def _evaluate_on(self, validation: Validation, engine: Engine, done: int, report: Report) -> Metrics:
+        metrics, pictures = validation.measure(engine)
+        if pictures is not None:
+            suffix = f"-{validation.name}" if validation.name else ""
+            report.picture(done, f"reconstruction{suffix}", pictures.sheet)
+            if pictures.animation:
+                report.animation(done, f"animation{suffix}", pictures.animation)
+        return metrics
+
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Judge the frozen encoder by labels, and warn where its attention has collapsed."""
+        """Evaluate the frozen encoder by labels, and warn where its attention has collapsed."""
         if self._probe is None:
             return {}
         metrics = self._probe.measure(engine)

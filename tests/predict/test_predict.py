@@ -215,6 +215,16 @@ def test_the_script_draws_and_says_what_it_found(
     assert Image.open(out).width == 6 * 288 + 5 * 14 + 2 * 18
 
 
+def test_a_fine_tuned_run_names_classes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, out = min(photos.glob("*/*")), tmp_path / "picture.png"
+    assert run_script(monkeypatch, "predict.py", photo, "--weights", OLD / "finetune", "--out", out) == 0
+    trained = open_trained(str(OLD / "finetune"))
+    ((name, share),) = trained.likeliest(trained.features(read_pictures([photo], 32)))
+    assert capsys.readouterr().out.startswith(f"{photo}: {name} {share:.1%}\n")
+
+
 def test_weights_without_a_head_draw_the_rest(
     photos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +233,7 @@ def test_weights_without_a_head_draw_the_rest(
     capsys.readouterr()
     assert run_script(monkeypatch, "predict.py", photo, "--weights", tmp_path / "weights", "--out", out) == 0
     said = capsys.readouterr().out
-    assert "does not hold a head of pre-training" in said and f"{photo}: drawn\n" in said
+    assert "does not have a pre-training head" in said and f"{photo}: drawn\n" in said
     assert Image.open(out).width == 2 * 288 + 14 + 2 * 18
 
 
