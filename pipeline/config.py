@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.decoders import DecoderKind
 from model.encoders.encoder import PositionInit
+from pipeline.augmentation import Augment, check_size
 from pipeline.data.settings import Data
 from pipeline.loading import AnyRecipe as AnyRecipe
 from pipeline.loading import load as load
@@ -205,12 +206,18 @@ class Recipe(TrainingRecipe):
     folder: ClassVar[Path] = RECIPES
 
     run: Free[PretrainRun]
+    augment: Augment = Augment()
     mask: MaskSettings = MaskSettings()
     target: Free[TargetSettings] = TargetSettings()  # has its own identity, including its weights
 
     @model_validator(mode="after")
     def _has_a_target(self) -> Self:
         checked(self.target)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_blurred(self) -> Self:
+        check_size(self.augment, self.data.image_size)
         return self
 
     @property

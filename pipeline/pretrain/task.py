@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from pipeline.augmentation import Augment, augmented
 from pipeline.build import build_examples, build_model, start_from_init
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
@@ -27,14 +28,16 @@ class MaskedPrediction:
     Args:
         examples: makes examples from images.
         masks: masks per image in a step.
+        augment: how images are varied; None: not at all.
     """
 
-    def __init__(self, examples: ExampleMaker, masks: int = 1) -> None:
-        self._examples, self._masks = examples, masks
+    def __init__(self, examples: ExampleMaker, masks: int = 1, augment: Augment | None = None) -> None:
+        self._examples, self._masks, self._augment = examples, masks, augment or Augment()
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its views."""
-        example = self._examples.of(batch.inputs).example(batch.inputs, batch.keys, self._masks)
+        inputs = augmented(batch.inputs, batch.keys, self._augment)
+        example = self._examples.of(inputs).example(inputs, batch.keys, self._masks)
         return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
@@ -64,7 +67,7 @@ class Pretraining(MaskedPrediction):
         of_both_media = len(data.media) > 1
         dtype = DTYPES[recipe.engine.precision]
         examples = build_examples(recipe, self.model, dtype, world.device, single_frames=of_both_media)
-        super().__init__(examples, recipe.mask.repeats)
+        super().__init__(examples, recipe.mask.repeats, recipe.augment)
         self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
