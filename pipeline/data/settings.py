@@ -1,4 +1,4 @@
-"""Settings of the data: what is read, in which order, and how it is cropped."""
+"""Settings of the data: the samples, their order, and their crops."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
