@@ -1,4 +1,4 @@
-"""Make all measurements of a cluster for one recipe, and interpret them for `scripts/doctor.py`."""
+"""Make all measurements of a cluster for one recipe, and interpret them for `maskfeat doctor`."""
 
 import os
 import socket

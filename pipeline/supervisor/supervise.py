@@ -1,6 +1,6 @@
 """Keep a run going: start its launcher, and restart it when it fails.
 
-    python scripts/launch/supervise.py [options] -- COMMAND ... run.dir=RUN ...
+    maskfeat supervise [options] -- COMMAND ... run.dir=RUN ...
 
 COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, its remaining processes are ended on every node,
 and it is started again after a pause that doubles with each failure. After --tries consecutive failures without
@@ -16,10 +16,10 @@ and the same command resumes.
 
 Examples, each on one line:
 
-    python scripts/launch/supervise.py -- deepspeed scripts/pretrain.py vit_base_300e data.shards=/data/train
+    maskfeat supervise -- maskfeat pretrain vit_base_300e data.shards=/data/train
         run.dir=/runs/base
 
-    python scripts/launch/supervise.py --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
+    maskfeat supervise --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
         data.shards=/data/train run.dir=/runs/large
 
     ... --probe 'ssh -o BatchMode=yes {host} nvidia-smi'    a node must also answer for its GPUs

@@ -283,6 +283,19 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
 
 
+def test_json_has_the_numbers_of_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("vit_base_300e", "--gpus", "8", "--images-per-second", "2000")
+    assert run_script(monkeypatch, "estimate.py", *asked, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert run_script(monkeypatch, "estimate.py", *asked) == 0
+    (run,) = figures["runs"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["8"])
+    assert row.split()[1] == f"{run['inputs_per_gpu']:,}" == "256"
+    assert run["compute_seconds"] == pytest.approx(256 / 2000)
+    assert row.split()[8] == f"{run['seconds'] / 3600:,.2f}" and run["gpu_seconds"] == 8 * run["seconds"]
+    assert figures["steps"] == round(300 * 1_281_167 / 2048)
+
+
 def test_clips_and_the_videos_that_they_are_made_of(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
