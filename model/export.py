@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timm.models import Beit, save_for_hf
+from timm.models import VisionTransformer, save_for_hf
 from torch import nn
 
 from model.encoders.timm_vit import TimmViT
@@ -50,13 +50,18 @@ def export_timm(
         "std": std,
     }
     # The LayerNorm is after the pooling or before it
-    fc_norm = {"use_fc_norm" if isinstance(encoder, Beit) else "fc_norm": not isinstance(encoder.fc_norm, nn.Identity)}
+    fc_norm = "fc_norm" if isinstance(encoder, VisionTransformer) else "use_fc_norm"
     save_for_hf(
         encoder,
         str(folder),
         safe_serialization=True,
         model_config={"label_names": list(classes)} if classes else None,
-        model_args={"img_size": image_size, "global_pool": "avg", **fc_norm, **options},
+        model_args={
+            "img_size": image_size,
+            "global_pool": "avg",
+            fc_norm: not isinstance(encoder.fc_norm, nn.Identity),
+            **options,
+        },
     )
     _keep_number_of_classes_once(folder / "config.json")
     share(folder / "model.safetensors")

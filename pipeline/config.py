@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.decoders import DecoderKind
 from model.encoders.encoder import PositionInit
 from pipeline.data.settings import Data
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.pixels import IMAGENET, Channels, Statistics
 from pipeline.recipe_files import RECIPES as RECIPES
 from pipeline.recipe_files import AnyRecipe as AnyRecipe
@@ -89,8 +90,9 @@ class Model(Section):
 
 
 class Optim(Section):
-    """AdamW under a linear warm-up and a cosine."""
+    """An optimizer under a linear warm-up and a cosine."""
 
+    name: Text = "adamw"  # one of `OPTIMIZERS`
     epochs: float = Field(gt=0, le=10**6)
     batch_size: int = Field(gt=0, le=2**20)  # images, or views of them, a step over all ranks and accumulation
     lr: Rate = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
@@ -100,6 +102,16 @@ class Optim(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Rate = 0.05
     clip: float | None = Field(0.02, gt=0, le=10**6)  # L2 norm of the gradient; null: it stays as it is
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(
+                f"optim.name={name[:100]} is not an optimizer that runs resume exactly with: "
+                f"choose one of {', '.join(OPTIMIZERS)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
@@ -139,6 +151,15 @@ class TrainingRecipe(Section):
     model: Model = Model()
     optim: Optim
     engine: Free[Engine] = Engine()
+
+    @model_validator(mode="after")
+    def _optimizes(self) -> Self:
+        if OPTIMIZERS[self.optim.name].whole and self.engine.zero_stage:
+            raise ValueError(
+                f"optim.name={self.optim.name} looks at each weight as a whole, which engine.zero_stage="
+                f"{self.engine.zero_stage} divides: set engine.zero_stage=0, or choose another optimizer"
+            )
+        return self
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain values that may be written and shown: what is secret in them is masked."""

@@ -148,8 +148,8 @@ def test_uneven_batches_are_refused() -> None:
         load_recipe("demo", [SHARDS]).micro_batch(3)
 
 
-def test_the_readme_lists_recipes_as_they_are() -> None:
-    text = (RECIPES.parents[1] / "README.md").read_text()
+def test_the_documentation_lists_recipes_as_they_are() -> None:
+    text = (RECIPES.parents[1] / "docs" / "reference" / "recipes.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \| (\d+) \| (\S+) \|", text, re.MULTILINE)
     assert len(rows) == 9
     for name, epochs, batch, rate in rows:

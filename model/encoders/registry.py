@@ -6,11 +6,12 @@ To add a family of encoders, write a module beside this one, and add a line in `
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import Beit, VisionTransformer
+from timm.models import Beit, Eva, VisionTransformer
 from torch import nn
 from torchvision.models.video import MViT
 
 from model.encoders.encoder import Encoder
+from model.encoders.eva import EvaEncoder
 from model.encoders.mvit import SIZES, build_mvit
 from model.encoders.mvit_encoder import MViTEncoder
 from model.encoders.timm_vit import TimmEncoder, build_encoder
@@ -19,6 +20,7 @@ from model.encoders.tubelet import TubeletEncoder, TubeletViT, build_tubelet_vit
 ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {
     VisionTransformer: TimmEncoder,
     Beit: TimmEncoder,
+    Eva: EvaEncoder,
     MViT: MViTEncoder,
     TubeletViT: TubeletEncoder,
 }

@@ -1,4 +1,4 @@
-"""The adapter of timm's plain vision transformers: `VisionTransformer`, and `Beit` with its relative positions."""
+"""The adapter of timm's vision transformers: `VisionTransformer`, and `Beit` with its relative positions."""
 
 import difflib
 import re
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import timm
 import torch
-from timm.models import Beit, VisionTransformer, checkpoint, is_model_in_modules
+from timm.models import Beit, Eva, VisionTransformer, checkpoint, is_model_in_modules
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from model.encoders.encoder import Pool, PositionInit, draw, fix, gathered
 from model.encoders.positions import sincos_positions
 from model.layout import Layout
 
-TimmViT: TypeAlias = VisionTransformer | Beit
+TimmViT: TypeAlias = VisionTransformer | Beit | Eva
 
 
 def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: Any) -> TimmViT:
@@ -26,7 +26,8 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
     pooling. The class token is kept, as in the published weights, although MaskFeat's loss does not reach its output.
 
     Args:
-        name: any timm model that is a `VisionTransformer` or, with relative positions, a `Beit`.
+        name: any timm model that is a `VisionTransformer`, a `Beit` with its relative positions, or an `Eva` with
+            rotary ones.
         image_size: side in pixels.
         classes: outputs of the head; 0: the network does not have a head.
         options: passed to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
@@ -37,7 +38,10 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
     if not timm.is_model(name):
         near = difflib.get_close_matches(name[:100], timm.list_models(), n=5)
         raise ValueError(f"timm has no model {name[:100]!r}; near it: {', '.join(near) or 'see timm.list_models()'}")
-    norm_behind_pooling = "use_fc_norm" if is_model_in_modules(name, ["beit"]) else "fc_norm"
+    of_eva = is_model_in_modules(name, ["eva"])
+    norm_behind_pooling = "use_fc_norm" if of_eva or is_model_in_modules(name, ["beit"]) else "fc_norm"
+    if of_eva:  # rotary positions are then a table, instead of being computed on the CPU at every step
+        options["dynamic_img_size"] = False
     try:
         encoder = timm.create_model(
             name,
@@ -52,7 +56,8 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
         if unknown and unknown[1] in options:
             raise ValueError(f"{name} has no option {unknown[1]}: leave it out") from error
         encoder = None
-    if not (isinstance(encoder, Beit) or (isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None)):
+    plain = isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None
+    if not (plain or isinstance(encoder, Beit | Eva)):
         raise ValueError(f"{name!r} is not a plain vision transformer: choose one like vit_base_patch16_224")
     if 0 in encoder.patch_embed.grid_size:
         raise ValueError(f"a patch of {encoder.patch_embed.patch_size[0]} pixels is larger than an image")
@@ -100,18 +105,11 @@ class TimmEncoder:
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """See `Encoder`. Pixels are gathered, so that hidden patches are not even embedded."""
-        network, cells = self.network, self.token_layout.cells
-        if isinstance(network, Beit) or network.pos_embed is None:
-            raise ValueError("to encode visible patches only, a network needs absolute positions: choose a plain ViT")
-        convolution = network.patch_embed.proj
-        x = F.linear(gathered(self._pixels(inputs), visible), convolution.weight.flatten(1), convolution.bias)
-        positions = network.pos_embed[0]
-        x = network.patch_embed.norm(x) + positions[-cells:][visible]
-        prefix = [token for token in (network.cls_token, network.reg_token) if token is not None]
-        if prefix:
-            first = torch.cat(prefix, dim=1) + (0 if network.no_embed_class else positions[:-cells])
-            x = torch.cat([first.expand(len(x), -1, -1), x], dim=1)
-        return through(network, network.norm_pre(network.pos_drop(x)), self.prefix, taps)
+        if isinstance(self.network, Beit):
+            raise ValueError(
+                "to encode visible patches only, a network needs absolute or rotary positions: choose a plain ViT"
+            )
+        return through(self.network, self._embed_visible(inputs, visible), self.prefix, taps)
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """See `Encoder`."""
@@ -166,6 +164,22 @@ class TimmEncoder:
         """See `Encoder`."""
         return transformer_macs(self.network, visible or self.token_layout.cells)
 
+    def _embed_visible(self, inputs: Tensor, visible: Tensor) -> Tensor:
+        """Embed the visible patches of each view, with their positions: (B * r, prefix + kept, width)."""
+        network, cells = self.network, self.token_layout.cells
+        convolution = network.patch_embed.proj
+        x = F.linear(gathered(self._pixels(inputs), visible), convolution.weight.flatten(1), convolution.bias)
+        x = network.patch_embed.norm(x)
+        prefix = [token for token in (network.cls_token, network.reg_token) if token is not None]
+        if network.pos_embed is not None:
+            positions = network.pos_embed[0]
+            x = x + positions[-cells:][visible]
+            if prefix and not network.no_embed_class:
+                prefix = [torch.cat(prefix, dim=1) + positions[:-cells]]
+        x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
+        embedded: Tensor = network.norm_pre(network.pos_drop(x))
+        return embedded
+
     def _pixels(self, inputs: Tensor) -> Tensor:
         """Cut images into patches: (B, 3, H, W) -> (B, cells, 3 * height * width), in the order of the kernel."""
         batch, layout, (_, height, width) = len(inputs), self.token_layout, self.prediction_patch
@@ -184,24 +198,40 @@ class TimmEncoder:
             x = x + network.pos_embed
         x = network.pos_drop(x)
         shared = None if network.rel_pos_bias is None else network.rel_pos_bias()
-        encoded = network.norm(self._through_blocks(x, shared_rel_pos_bias=shared))
+        encoded = network.norm(self._through_blocks(x, () if shared is None else (shared,) * self.depth))
         return encoded
 
-    def _through_blocks(self, x: Tensor, **biases: Tensor | None) -> Tensor:
-        again = self.network.grad_checkpointing
-        for block in self.network.blocks:
-            x = checkpoint(block, x, **biases) if again else block(x, **biases)
+    def _through_blocks(self, x: Tensor, positions: Sequence[Tensor] = ()) -> Tensor:
+        for index in range(self.depth):
+            x = through_block(self.network, index, x, positions)
         return x
 
 
-def through(network: Any, x: Tensor, prefix: int, taps: Sequence[int]) -> list[Tensor]:
-    """Run tokens through a transformer's blocks. Return the result of `Encoder.encode_visible`, without the prefix."""
+def through(
+    network: Any, x: Tensor, prefix: int, taps: Sequence[int], positions: Sequence[Tensor] = ()
+) -> list[Tensor]:
+    """Run tokens through a transformer's blocks. Return the result of `Encoder.encode_visible`, without the prefix.
+
+    Args:
+        positions: see `through_block`.
+    """
     outputs, last = [], len(network.blocks) - 1
-    for index, block in enumerate(network.blocks):
-        x = checkpoint(block, x) if network.grad_checkpointing else block(x)
+    for index in range(len(network.blocks)):
+        x = through_block(network, index, x, positions)
         if index in taps:
             outputs.append((network.norm(x) if index == last else x)[:, prefix:])
     return outputs
+
+
+def through_block(network: Any, index: int, x: Tensor, positions: Sequence[Tensor] = ()) -> Tensor:
+    """Run tokens through one block of a transformer, and keep less for the backward pass if it checkpoints its blocks.
+
+    Args:
+        positions: what each block takes beside the tokens, BEiT's relative or rotary positions; none: nothing.
+    """
+    block, beside = network.blocks[index], positions[index : index + 1]
+    encoded: Tensor = checkpoint(block, x, *beside) if network.grad_checkpointing else block(x, *beside)
+    return encoded
 
 
 def transformer_macs(network: Any, patches: int) -> int:

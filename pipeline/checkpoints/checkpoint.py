@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
-PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments
-AVERAGE = "ema"  # and, where a run keeps one, the moving average of the weight
+AVERAGE = "ema"  # beside a weight and its moments, where a run keeps one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
 # What nonsense leads to

@@ -76,6 +76,16 @@ class Data(Section):
             raise PydanticCustomError("missing", "neither data.shards nor data.mixture is set")
         return shards
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _is_a_side(cls, size: object) -> object:
+        if isinstance(size, list) or str(size).startswith("["):
+            raise ValueError(
+                f"data.image_size={size} has to be one number: crops, validation and positions of others' weights are "
+                "square"
+            )
+        return size
+
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
         for key in ("crop_scale", "crop_ratio"):

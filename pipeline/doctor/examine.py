@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from pipeline.build import build_model
-from pipeline.checkpoints.checkpoint import PARTS
 from pipeline.checkpoints.saver import snapshot_bytes
 from pipeline.cluster.findings import Finding
 from pipeline.cluster.launchers import place
@@ -30,6 +29,7 @@ from pipeline.doctor.measure import BATCH, Counted, Rate
 from pipeline.doctor.network import all_reduce, clocks
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.train.engine import DTYPES
 from shards.files import ShardError
 from shards.manifest import Manifest
@@ -96,7 +96,7 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     one_node = len({rank.node for rank in vitals}) == 1
     expected = (wanted.link if one_node else wanted.network) * 1e9 if world.gpu is not None else None
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
-    states = len(PARTS) + averaged
+    states = 1 + len(OPTIMIZERS[recipe.optim.name].states) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
     counted, needed = _counted(recipe.data), _needed(recipe, wanted.images_per_second)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))

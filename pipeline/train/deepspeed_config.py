@@ -23,6 +23,8 @@ def deepspeed_config(engine: Engine, optim: Optim, micro_batch: int, world_size:
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice a micro-batch
     }
+    if stage and optim.name != "adamw":
+        config["zero_allow_untested_optimizer"] = True
     if clips_here(engine) and stage and not under_bf16_optimizer(engine):
         config["zero_optimization"]["compute_grad_norm"] = False
     if precision != "fp32":

@@ -1,13 +1,13 @@
 """DeepSpeed, configured from a recipe, behind the few calls of a training step.
 
 Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
-- One of its optimizers runs a step at construction to create Adam's moments, which decays the weights once and makes
+- One of its optimizers runs a step at construction to create the moments, which decays the weights once and makes
   the first update too small. The learning rate is therefore 0 until then, and step counts start over afterwards.
 - ZeRO 1 and 2 link moments to parameters after the first group's first step, when those of the other groups do not
   exist yet: the moments are made and linked here, before any step.
 - At stage 0 in fp16 it unscales gradients of a loss that it has not scaled: there the loss is scaled here.
 - At stage 0 in fp32 it clips without telling the norm, and it waits for the device to clip at stages 1 and 2: there,
-  but for fp16, norm, clipping and skipping are done here, within the fused AdamW.
+  but for fp16, norm, clipping and skipping are done here, within the fused AdamW (see `pipeline.optimizers`).
 - ZeRO 3 replaces torch's `linear` for the rest of the process by one that rounds otherwise: numbers of two engines in
   one process are equal bit for bit only if no ZeRO 3 came between them.
 - Its throughput timer synchronises the device twice a micro-batch at every stage unless it is switched off.
@@ -33,10 +33,10 @@ from pipeline.cluster.world import World
 from pipeline.config import Engine as EngineSettings
 from pipeline.config import Optim
 from pipeline.device import DTYPES as DTYPES
+from pipeline.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.train.deepspeed_config import clips_here, deepspeed_config, under_bf16_optimizer
 from pipeline.train.errors import TrainingError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_SCALE = (
     "no gradient is finite, however small fp16's loss scale: start again with a lower optim.lr, or with "
     "engine.precision=bf16 or fp32"
@@ -113,17 +113,15 @@ class Engine:
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32  # for convolutions torch allows it unless told otherwise
         # An average is kept beside the moments, so that ZeRO divides it among the ranks like these
-        self.states = MOMENTS if average is None else (*MOMENTS, AVERAGE)
+        moments = OPTIMIZERS[optim.name].states
+        self.states = moments if average is None else (*moments, AVERAGE)
         self._average = average
         self.dtype = DTYPES[settings.precision]
         self.stage = settings.zero_stage
         self._clip = (optim.clip or math.inf) if clips_here(settings) else None
         self._grad_norm: Tensor | None = None
-        self.optimizer: Any = torch.optim.AdamW(
-            groups or decay_groups(model, optim.weight_decay),
-            lr=0.0,
-            betas=optim.betas,
-            fused=True,
+        self.optimizer: Any = build_optimizer(
+            optim.name, groups or decay_groups(model, optim.weight_decay), optim.betas
         )
         config = deepspeed_config(settings, optim, micro_batch, world.size)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -167,7 +165,7 @@ class Engine:
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if self._clip is not None and last:
             self._grad_norm = self._global_norm()
-            # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
+            # The optimizer divides gradients by the one, and leaves all as it is where the other is 1
             self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
             self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
         try:
@@ -205,15 +203,15 @@ class Engine:
 
     def skipped_steps(self, done: int) -> int:
         """How many of a run's `done` steps changed nothing. Waits for the device."""
-        return int(done - self.adam_states()[0]["step"])
+        return int(done - self.optimizer_states()[0]["step"])
 
     @property
     def learning_rate(self) -> float:
         """Of the step under way; with layer decay that of the last layer."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def adam_states(self) -> list[dict[str, Tensor]]:
-        """Adam's own entries, one a tensor it updates: `step`, `exp_avg` and `exp_avg_sq`."""
+    def optimizer_states(self) -> list[dict[str, Tensor]]:
+        """Return the optimizer's own entries, one a tensor it updates: `step` and `states`."""
         return list(self.optimizer.state.values())
 
     def _global_norm(self) -> Tensor:

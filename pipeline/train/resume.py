@@ -7,11 +7,12 @@ from torch import nn
 
 from pipeline.build import init_identity
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
+from pipeline.checkpoints.checkpoint import AVERAGE, STATE, Checkpoint, CheckpointError
 from pipeline.checkpoints.sealing import Shapes
 from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
 from pipeline.files import tell
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
@@ -82,7 +83,7 @@ def find_checkpoint(
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
     identity, known = world.from_first(identity), defaults(recipe)
-    parts = PARTS if average is None else (*PARTS, AVERAGE)
+    parts = ("weight", *OPTIMIZERS[recipe.optim.name].states, *(() if average is None else (AVERAGE,)))
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 

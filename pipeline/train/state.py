@@ -1,4 +1,4 @@
-"""Every parameter's fp32 weight and Adam moments, whole, whatever ZeRO stage and number of ranks holds the pieces.
+"""Every parameter's fp32 weight and moments, whole, whatever ZeRO stage and number of ranks holds the pieces.
 
 DeepSpeed's own checkpoints bind a run to its stage and world size. Its `safe_get_full_*` / `safe_set_full_*` do
 not, but do nothing at stage 0, which is filled in here.
@@ -36,7 +36,7 @@ def named_parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
 
 
 def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
-    """This rank's share of all states, where they are: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
+    """Yield this rank's share of all states, fp32, whole, where they are: "weight/NAME", "exp_avg/NAME" and so on.
 
     At stages 1 to 3 each is put together by a collective, so that all ranks see all of them go by: they must go through
     this together, and to its end. What is yielded may be the state itself, which the next step overwrites.
@@ -154,8 +154,8 @@ def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def counters(engine: Engine) -> dict[str, Any]:
-    """What else decides the next step: Adam's step count and the loss scaler. JSON."""
-    adam_step = int(engine.adam_states()[0]["step"])
+    """What else decides the next step: the optimizer's step count and the loss scaler. JSON."""
+    adam_step = int(engine.optimizer_states()[0]["step"])
     return {
         "adam_step": adam_step,
         "scaler": _scaler_fields(engine),
@@ -181,7 +181,7 @@ def check_counters(saved: Mapping[str, Any], step: int) -> None:
 
 
 def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:
-    for state in engine.adam_states():
+    for state in engine.optimizer_states():
         state["step"].fill_(saved["adam_step"])
     engine.deepspeed.global_steps = step
     scaler = _scaler(engine)

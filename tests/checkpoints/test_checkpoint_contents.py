@@ -13,7 +13,7 @@ from launching import assert_same_weights, launch, pretrain, small_recipe
 from safetensors.torch import load_file, save_file
 from scripting import run_script
 
-from pipeline.checkpoints.checkpoint import PARTS, Checkpoint, CheckpointError, Facts, chosen, newest, read
+from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError, Facts, chosen, newest, read
 from pipeline.checkpoints.sealing import seal
 from pipeline.train.resume import changed_engine, check_contents
 from pipeline.train.state import check_counters
@@ -79,7 +79,7 @@ def write(name: str, content: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-WEIGHT, MEAN, SQUARES = (f"{part}/encoder.norm.bias" for part in PARTS)
+WEIGHT, MEAN, SQUARES = (f"{part}/encoder.norm.bias" for part in ("weight", "exp_avg", "exp_avg_sq"))
 
 # Whatever model it is of
 UNREADABLE: dict[str, tuple[Change, str]] = {

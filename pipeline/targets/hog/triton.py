@@ -1,19 +1,19 @@
-"""The normalised input and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
+"""Compute the normalised input and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
 
-One program makes one patch, in one warp: first it writes the patch's normalised pixels, by runs of memory, and then,
-if the patch is masked, its HOG. Patches nobody asks about, 6 in 10, thus cost no more than their normalisation. All
-frames of a clip are normalised, of which every second, for instance, is described.
+One program handles one patch, in one warp: first it writes the patch's normalised pixels, in contiguous runs, and then,
+if the patch is masked, its HOG. Visible patches, 6 in 10, therefore cost no more than their normalisation. All frames
+of a clip are normalised; only some, such as every second one, have a HOG.
 
-A lane of the HOG is a column of pixels of one cell. It goes down the rows of its cell and keeps the last two rows of
+A lane of the HOG is a column of pixels of one cell. It moves down the rows of its cell and keeps the last two rows of
 its neighbourhood in registers, so that each row is loaded once, and everything up to the sum over the 8 columns stays
-within the lane. Of the cells of 14-pixel patches, which have 7 columns, each eighth lane is idle. The magnitudes are
-added up for the nine half-open ranges from a ray on (all of them, those past 20 degrees, past 40, ...): one comparison
-and one addition a ray. Neighbouring sums differ by the histogram. Sums over the same pixels are the same, bit for bit,
-so empty bins and flat cells are exactly zero; the rounding of the others is at most 4e-6 of the cell's norm (10
-roundings of 6e-8, twice, of a sum that is at most 3 norms).
+within the lane. For the cells of 14-pixel patches, which have 7 columns, every eighth lane is idle. The magnitudes are
+accumulated for the nine half-open ranges from each ray on (all angles, those past 20 degrees, past 40, ...): one
+comparison and one addition per ray. Differences of neighbouring sums are the histogram. Sums over the same pixels are
+equal, bit for bit, so empty bins and flat cells are exactly zero; the rounding error of the others is at most 4e-6 of
+the cell's norm (10 roundings of 6e-8, twice, of a sum that is at most 3 norms).
 
 For 256 images of 224 pixels, 40% masked: 39 MB of pixels in, 77 MB of bf16 and 9 MB of targets out, 37 us at the
-3.35 TB/s of an H100; and 37 million instructions of its warps, 40 us if every scheduler issued one a cycle. Not
+3.35 TB/s of an H100; and 37 million instructions of its warps, 40 us if every scheduler issued one per cycle. Not
 measured on a GPU yet.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from pipeline.targets.hog.arithmetic import BINS, CHANNELS, cell_of, check, target_width
 from pipeline.targets.hog.kernel import histogram, normalise, place, store
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _BINS, _CHANNELS = tl.constexpr(BINS), tl.constexpr(CHANNELS)
 
 
@@ -42,20 +42,20 @@ def normalised_and_hog(
     target_dtype: torch.dtype = torch.float32,
     step: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised images or clips, and the HOG of their masked patches, without waiting for the device.
+    """Return normalised images or clips, and the HOG of their masked patches, without waiting for the device.
 
     Args:
         images: uint8 (B, 3, H, W), or clips (B, 3, frames, H, W), on a GPU; H and W multiples of `patch`; channels
             first or last in memory.
-        mask: bool (n, H / patch, W / patch), on the same device, True for the patches that are to be described of the n
+        mask: bool (n, H / patch, W / patch), on the same device, True for the masked patches of the n
             images, or of frames 0, step, 2 * step, ... of each clip.
-        masked: how many patches `mask` covers in all.
-        patch: pixels a side, made of whole cells (`cell_of`).
-        mean: of red, green and blue in 0..1.
-        std: likewise.
-        dtype: of the images that the model takes.
-        target_dtype: of the targets.
-        step: of clips, from a frame that is described to the next.
+        masked: total number of patches in `mask`.
+        patch: pixels per side, a multiple of a cell (`cell_of`).
+        mean: means of red, green and blue in 0..1.
+        std: their deviations.
+        dtype: dtype of the normalised images.
+        target_dtype: dtype of the targets.
+        step: distance of the described frames of clips.
 
     Returns:
         (images / 255 - mean) / std in `dtype`, in the shape and the memory format of `images`; and `hog_target` of the
@@ -89,14 +89,14 @@ def normalised_and_hog(
 
 
 def in_a_known_format(images: Tensor) -> tuple[Tensor, bool]:
-    """Return images or clips that are contiguous in memory, and whether channels are last there."""
+    """Return images or clips as contiguous memory, and whether channels are last in it."""
     last = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
     channels_last = images.is_contiguous(memory_format=last)
     return (images if channels_last else images.contiguous()), channels_last
 
 
 def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
-    """Return each patch's row of the targets, -1 where it has none: int32 (B, frames, rows, columns).
+    """Return each patch's row of the targets, -1 where it has no target: int32 (B, frames, rows, columns).
 
     Args:
         images, mask, step: see `normalised_and_hog`.
@@ -108,7 +108,7 @@ def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
     return row
 
 
-@cache  # copied to the device once, not at every step
+@cache  # copied to the device once, not in every step
 def per_run(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -116,7 +116,7 @@ def per_run(
     channels_last: bool,
     device: torch.device,
 ) -> Tensor:
-    """Factors and then summands of the pixels of a patch's row, as these lie in memory: float32 (2, 3 * patch)."""
+    """Return factors, then summands, of the pixels in a patch's row, in memory order: float32 (2, 3 * patch)."""
     scale, shift = [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     each = torch.tensor([scale, shift], device=device)
     return each.repeat(1, patch) if channels_last else each.repeat_interleave(patch, dim=1)
@@ -137,7 +137,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     CELL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, and from a channel of a pixel to the next
+    # Strides, in elements, of pixels and of channels
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
     PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
     program = tl.program_id(0)
