@@ -43,13 +43,16 @@ class Filling(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sincos_cells(layout, width), persistent=False)
 
-    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
-        """Return (B, cells, width) from (B, kept, encoded width) and their cells, int64 (B, kept)."""
+    def forward(self, encoded: Tensor, visible: Tensor, cells: int) -> Tensor:
+        """Return (B, cells, width) from (B, kept, encoded width) and their cells, int64 (B, kept).
+
+        The cells are those of the grid, or those of its first frame for single frames beside clips.
+        """
         x = self.project(encoded)
-        cells, width = self.positions.shape
+        positions, width = self.positions[:cells], self.positions.shape[1]
         tokens = self.mask_token.to(x.dtype).expand(len(x), cells, width)
         tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, width), x)
-        filled: Tensor = self.norm(self.blocks(tokens + self.positions.to(x.dtype)))
+        filled: Tensor = self.norm(self.blocks(tokens + positions.to(x.dtype)))
         return filled
 
     def macs(self, visible: int) -> int:
@@ -76,18 +79,19 @@ class LightDecoder(nn.Module):
         self.filling = Filling(view.width, width, view.token_layout)
         self.head = nn.Linear(width, target_width)
 
-    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor, cells: int) -> Tensor:
         """Predict the targets of masked patches.
 
         Args:
             encoded: the outputs of the taps, (B, kept, encoded width) each.
             visible: int64 (B, kept), the cells of `encoded`.
             masked: int64 (masked,), indices of the other cells in the flattened (B * cells).
+            cells: number of cells of an input.
 
         Returns:
             (masked, target width), in the order of `masked`.
         """
-        described: Tensor = self.head(self.filling(encoded[0], visible).flatten(0, 1)[masked])
+        described: Tensor = self.head(self.filling(encoded[0], visible, cells).flatten(0, 1)[masked])
         return described
 
     def macs(self, visible: int, masked: int) -> int:
@@ -128,12 +132,12 @@ class LocalDecoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(view.width) for _ in self.taps[:-1])  # the last one is normalised
         self.heads = nn.ModuleList(_refine(width, count, numbers) for count in cells)
 
-    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor, cells: int) -> Tensor:
         """See `LightDecoder.forward`; a patch's numbers are ordered (scale, number, cell row, cell column)."""
         parts = []
         for index, (tokens, filling, head) in enumerate(zip(encoded, self.fillings, self.heads, strict=True)):
             normed = self.norms[index](tokens) if index < len(self.norms) else tokens
-            filled = filling(normed, visible)
+            filled = filling(normed, visible, cells)
             if SCALES[index] > 1:
                 parts.append(head(self._in_squares(filled))[self._square_of(masked)])
             else:

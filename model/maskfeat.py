@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.decoders import DecoderKind, build_decoder, visible_cells
-from model.encoders.encoder import PositionInit, draw
+from model.encoders.encoder import PositionInit, draw, view_of
 from model.encoders.registry import encoder_of
 from model.encoders.timm_vit import build_encoder as build_encoder
 from model.layout import Mask, make_mask, spread
@@ -70,7 +70,7 @@ class MaskFeat(nn.Module):
         """Predict the targets of the masked patches.
 
         Args:
-            inputs: normalised floats (B, 3, H, W), or clips (B, 3, frames, H, W).
+            inputs: normalised floats (B, 3, H, W), or clips (B, 3, frames, H, W); images beside clips have one frame.
             mask: bool (B, rows, columns), or for clips (B, frames, rows, columns), True where hidden from the model, on
             a grid that divides that of the tokens; or a `Mask`, with which shapes are static and nothing waits for the
             device. There may be several consecutive masks of each input. A model with a decoder needs equally many
@@ -79,7 +79,7 @@ class MaskFeat(nn.Module):
         Returns:
             (masked, target_width), mask by mask; within a mask frame by frame, row-major.
         """
-        view = self.view
+        view = view_of(self.view, inputs)
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
         repeats, rest = divmod(len(hidden.cells), len(inputs))
         if rest or not repeats:
@@ -87,9 +87,8 @@ class MaskFeat(nn.Module):
         if self.decoder is not None:
             masked = len(hidden.indices) // len(hidden.cells)
             visible = visible_cells(spread(hidden.cells, view.token_layout), masked)
-            described: Tensor = self.decoder(
-                view.encode_visible(inputs, visible, self.decoder.taps), visible, hidden.indices
-            )
+            encoded = view.encode_visible(inputs, visible, self.decoder.taps)
+            described: Tensor = self.decoder(encoded, visible, hidden.indices, view.token_layout.cells)
             return described
         x = view.embed(inputs)  # (B, token cells, embedding width)
         if repeats > 1:

@@ -1,8 +1,8 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/deepspeed_config.py). recipe_files.py
-makes settings of files and overrides.
+configuration is made from it (train/deepspeed_config.py). loading.py makes settings of
+a recipe's file and what was typed.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from pydantic import Field, field_validator, model_validator
 from model.decoders import DecoderKind
 from model.encoders.encoder import PositionInit
 from pipeline.data.settings import Data
+from pipeline.loading import AnyRecipe as AnyRecipe
+from pipeline.loading import load as load
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
 from pipeline.optimizers import OPTIMIZERS
 from pipeline.pixels import IMAGENET, Channels, Statistics
 from pipeline.recipe_files import RECIPES as RECIPES
-from pipeline.recipe_files import AnyRecipe as AnyRecipe
-from pipeline.recipe_files import load as load
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.settings import Count, Free, LocalPath, Minutes, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked

@@ -224,7 +224,7 @@ def costs(recipe: Recipe) -> Costs:
         model = build_model(recipe)
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
-    masked = build_masker(recipe, model).masked
+    masked = build_masker(recipe, model.view).masked
     flops = training_flops(model, masked)
     activations = activation_bytes(model.to(DTYPES[recipe.engine.precision]), masked)
     try:

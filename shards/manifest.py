@@ -137,15 +137,16 @@ class Manifest:
         if any(part.classes != classes for part in parts):
             classes = []
             columns["label"] = np.full_like(columns["label"], -1)
-        videos = [part.video for part in parts if part.video is not None]
+        media = frozenset[str]().union(*(part.media for part in parts))
+        videos = [part.video or Videos.none(len(part)) for part in parts] if "video" in media else []
         whole = cls(
             root=", ".join(part.root for part in parts),
             shard_names=[_anywhere(part.shard_location(shard)) for part in parts for shard in range(len(part.counts))],
             shard_bytes=np.concatenate([part.shard_bytes for part in parts]),
             counts=np.concatenate([part.counts for part in parts]),
             shard=np.concatenate([part.shard + first for part, first in zip(parts, shards, strict=True)]),
-            media=frozenset().union(*(part.media for part in parts)),
-            video=Videos.joined(videos) if len(videos) == len(parts) else None,
+            media=media,
+            video=Videos.joined(videos) if videos else None,
             classes=classes,
             identity=hashlib.sha256("".join(part.identity for part in parts).encode()).hexdigest(),
             **columns,
@@ -159,6 +160,11 @@ class Manifest:
     def noun(self) -> str:
         """Return the word for a sample: `image` or `video` where all are of that kind, else `sample`."""
         return next(iter(self.media)) if len(self.media) == 1 else "sample"
+
+    def samples_by_medium(self) -> list[npt.NDArray[np.int64]]:
+        """Return the samples of each medium that there is, images before videos."""
+        of_video = np.zeros(len(self), bool) if self.video is None else self.video.frames > 0
+        return [samples for samples in (np.flatnonzero(~of_video), np.flatnonzero(of_video)) if len(samples)]
 
     @property
     def remote(self) -> bool:

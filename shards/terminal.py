@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from shards.secrets import masked
 from shards.text import one_line
@@ -70,9 +70,9 @@ def _print(line: str, stream: TextIO) -> None:
 class Parser(argparse.ArgumentParser):
     """A command's arguments, with its module's docstring as the help; a usage error is one line."""
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(usage=argparse.SUPPRESS, description=description, formatter_class=formatter)
+        super().__init__(usage=argparse.SUPPRESS, description=description, formatter_class=formatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""

@@ -18,6 +18,8 @@ LAYERS = [
     ["data", "masks", "targets"],
     ["examples", "record"],
     ["recipe_files"],
+    ["overrides"],
+    ["loading"],
     ["config"],
     ["build"],
     ["cluster", "estimate"],
@@ -33,10 +35,11 @@ LAYERS = [
     ["api"],
     ["doctor", "measure"],
     ["cli", "commands"],
+    ["console"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("recipe_files", "config")}
+TYPES_ONLY = {("overrides", "config"), ("loading", "config")}
 
 
 def imported(file: Path) -> set[str]:

@@ -37,6 +37,7 @@ class Encoder(Protocol):
         depth: number of blocks.
         classes: outputs of the network's head; 0: the network has none.
         classifier_parts: name prefixes of the parts that only a classifier has, or that it trains unlike MaskFeat.
+        single_frames: the view of the same network on clips of one frame, if it takes these beside longer clips.
         decayed_vectors: names of the one-dimensional parameters with weight decay: tokens, not biases.
     """
 
@@ -55,6 +56,7 @@ class Encoder(Protocol):
     classes: int
     classifier_parts: tuple[str, ...]
     decayed_vectors: tuple[str, ...]
+    single_frames: "Encoder | None"
 
     @property
     def head(self) -> nn.Module:
@@ -119,6 +121,13 @@ class Encoder(Protocol):
             visible: token cells that are encoded; None: all of them.
         """
         ...
+
+
+def view_of(view: Encoder, inputs: Tensor) -> Encoder:
+    """Return the view of a network that these inputs fit: of clips of one frame the one of single frames."""
+    if view.single_frames is not None and inputs.shape[2] == 1:
+        return view.single_frames
+    return view
 
 
 def draw(parameter: nn.Parameter | None) -> None:

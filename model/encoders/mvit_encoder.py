@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.video import MViT
 
 from model.encoders.attention import softmaxes
-from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, mask_layout
+from model.encoders.encoder import Encoder, Pool, PositionInit, draw, draw_video_biases, mask_layout
 from model.encoders.mvit import KERNEL, STRIDE
 from model.layout import Layout
 
@@ -22,17 +22,23 @@ class MViTEncoder:
     classifier) and masks of 8x7x7. The kernels of the patch embedding overlap: next to a mask, a visible token sees
     a few hidden pixels, as in the published code.
 
+    A single frame has the relative positions in time of a frame to itself, to which torchvision, like the published
+    code, resamples those of a clip: an odd number of them to the middle one.
+
     Args:
         network: as `build_mvit` built it.
+        frames: of the inputs, 1 or those of the network; None: the latter.
     """
 
     decayed_vectors: tuple[str, ...] = ("pos_encoding.class_token",)
 
-    def __init__(self, network: MViT) -> None:
+    def __init__(self, network: MViT, frames: int | None = None) -> None:
         self.network: Any = network
+        frames = frames or self.network.frames
         rows, columns = network.pos_encoding.spatial_size
-        self.input_shape: tuple[int, ...] = (3, self.network.frames, rows * STRIDE[1], columns * STRIDE[2])
-        self.token_layout = Layout(network.pos_encoding.temporal_size, rows, columns)
+        self.input_shape: tuple[int, ...] = (3, frames, rows * STRIDE[1], columns * STRIDE[2])
+        self.token_layout = Layout(max(frames // STRIDE[0], 1), rows, columns)
+        self.single_frames: Encoder | None = MViTEncoder(network, 1) if frames > 1 else None
         self._grids = [self.token_layout]  # before each block, and after the last
         for block in self.network.blocks:
             self._grids.append(_pooled(self._grids[-1], block.attn.pool_q.pool.stride))

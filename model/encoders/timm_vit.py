@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.encoders.attention import timm_softmaxes
-from model.encoders.encoder import Pool, PositionInit, draw, fix, gathered
+from model.encoders.encoder import Encoder, Pool, PositionInit, draw, fix, gathered
 from model.encoders.positions import sincos_positions
 from model.layout import Layout
 
@@ -72,6 +72,7 @@ class TimmEncoder:
     """
 
     decayed_vectors: tuple[str, ...] = ()
+    single_frames: Encoder | None = None
     classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
 
     def __init__(self, network: TimmViT) -> None:

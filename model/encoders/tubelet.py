@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.encoders.attention import timm_softmaxes
-from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
+from model.encoders.encoder import Encoder, Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
 from model.encoders.positions import sincos_frames, sincos_positions
 from model.encoders.timm_vit import blocks_macs, build_encoder, through
 from model.layout import Layout
@@ -70,10 +70,11 @@ class TubeletViT(nn.Module):
         self.fc_norm, self.head_drop, self.head = vit.fc_norm, vit.head_drop, vit.head
 
     def embed(self, clips: Tensor) -> Tensor:
-        """Embed normalised clips (B, 3, frames, H, W) as tubelets (B, cells, width), without positions."""
-        if self.frames == 1:
-            clips = clips.expand(-1, -1, TUBELET, -1, -1)
-        tokens: Tensor = self.patch_embed(clips)
+        """Embed normalised clips (B, 3, frames, H, W) as tubelets (B, cells, width), without positions.
+
+        A clip has the frames of the network or a single one, see `tubelets_of`.
+        """
+        tokens: Tensor = self.patch_embed(tubelets_of(clips))
         return tokens
 
     def with_positions(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -81,12 +82,12 @@ class TubeletViT(nn.Module):
 
         Args:
             tokens: (B, cells, width).
-            visible: which cells these are, int64 (B, cells); None: all, in order.
+            visible: which cells these are, int64 (B, cells); None: all, in order. Those of a single frame are the
+                first: it has the positions of a clip's first tubelets.
         """
         width = tokens.shape[-1]
         positions = (self.pos_embed_temporal[0, :, None] + self.pos_embed_spatial).reshape(1, -1, width)
-        if visible is not None:
-            positions = positions[0][visible]
+        positions = positions[:, : tokens.shape[1]] if visible is None else positions[0][visible]
         batch = tokens.shape[0]  # not len, which an export would treat as a constant
         first = (self.cls_token + self.pos_embed_class).expand(batch, -1, -1)
         x: Tensor = self.norm_pre(self.pos_drop(torch.cat([first, tokens + positions], dim=1)))
@@ -111,6 +112,15 @@ class TubeletViT(nn.Module):
         return logits
 
 
+def tubelets_of(clips: Tensor) -> Tensor:
+    """Return clips (B, 3, frames, H, W) as they are, and of one frame the same frame twice: one tubelet in time.
+
+    That is how Girdhar et al. show images to a video model, "OmniMAE: Single Model Masked Pretraining on Images and
+    Videos", CVPR 2023; their code gives it the positions of the first frame.
+    """
+    return clips.expand(-1, -1, TUBELET, -1, -1) if clips.shape[2] == 1 else clips
+
+
 def build_tubelet_vit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> TubeletViT:
     """Build a tubelet ViT from the blocks of a timm vision transformer.
 
@@ -129,17 +139,20 @@ class TubeletEncoder:
 
     Args:
         network: a result of `build_tubelet_vit`.
+        frames: frames of the inputs, 1 or those of the network; None: those of the network.
     """
 
     decayed_vectors: tuple[str, ...] = ()
     classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
 
-    def __init__(self, network: TubeletViT) -> None:
+    def __init__(self, network: TubeletViT, frames: int | None = None) -> None:
         self.network: Any = network
-        frames, rows, columns = network.grid
+        frames = frames or network.frames
+        _, rows, columns = network.grid
         _, height, width = network.patch_embed.proj.kernel_size
-        self.input_shape: tuple[int, ...] = (3, network.frames, rows * height, columns * width)
-        self.token_layout = self.prediction_layout = Layout(frames, rows, columns)
+        self.input_shape: tuple[int, ...] = (3, frames, rows * height, columns * width)
+        self.token_layout = self.prediction_layout = Layout(max(frames // TUBELET, 1), rows, columns)
+        self.single_frames: Encoder | None = TubeletEncoder(network, 1) if frames > 1 else None
         self.prediction_patch = (TUBELET, height, width)
         self.mask_layout = mask_layout(self.prediction_layout, self.input_shape)
         self.embedding_width: int = network.patch_embed.proj.out_channels
@@ -228,8 +241,7 @@ class TubeletEncoder:
 
     def _pixels(self, inputs: Tensor) -> Tensor:
         """Cut clips into tubelets: (B, 3, frames, H, W) -> (B, cells, kernel size), in the order of the kernel."""
-        if self.network.frames == 1:
-            inputs = inputs.expand(-1, -1, TUBELET, -1, -1)
+        inputs = tubelets_of(inputs)
         batch, layout, (frames, height, width) = len(inputs), self.token_layout, self.prediction_patch
         grid = (layout.frames, frames, layout.rows, height, layout.columns, width)
         tubelets = inputs.reshape(batch, -1, *grid).permute(0, 2, 4, 6, 1, 3, 5, 7)

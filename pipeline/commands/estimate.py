@@ -36,6 +36,8 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
 IMAGES, IMAGE_BYTES = 1_281_167, 110e3
+# No data set is read, and the inputs of a mixture of images and videos all count as clips
+_NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
 VIDEOS, VIDEO_BYTES = 240_000, 1e6
 
 
@@ -80,7 +82,7 @@ def main() -> int:
         if isinstance(value, int | float) and not (0 < value < math.inf or (name == "latency" and value == 0)):
             parser.error(f"--{name.replace('_', '-')} {value:g} is not a number above 0")
     try:
-        recipe = load_recipe(arguments.recipe, ["data.shards=not read here", *arguments.overrides])
+        recipe = load_recipe(arguments.recipe, [*_NO_DATA, *arguments.overrides])
         cost = costs(recipe)
         rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / cost.flops
         if arguments.rates:

@@ -20,7 +20,7 @@ _PATIENCE = 20.0  # seconds to wait for a store when looking up a name
 
 
 class DataSets:
-    """The data set of `data.shards`, or those of `data.mixture`, numbered in the order of their names.
+    """The data set of `data.shards`, or those of `data.mixture`, numbered in the order of their names, images first.
 
     Args:
         data: the settings that name them.
@@ -28,6 +28,7 @@ class DataSets:
 
     Attributes:
         manifest: that of all.
+        of_both_media: whether a mixture has data sets of images and of videos.
 
     Raises:
         ShardError: a data set does not exist.
@@ -41,12 +42,14 @@ class DataSets:
             self.manifest = Manifest.load(data.shards)
             self._parts, self._names = [self.manifest], [""]
         else:
-            self._names = sorted(data.mixture)
-            parts = [Manifest.load(data.mixture[name].shards) for name in self._names]
+            found = {name: Manifest.load(data.mixture[name].shards) for name in data.mixture}
+            self._names = sorted(found, key=lambda name: (sorted(found[name].media), name))
+            parts = [found[name] for name in self._names]
             self._check(parts, data.labelled if labelled is None else labelled)
             self.manifest, self._parts = Manifest.joined(parts)
             given = [data.mixture[name].weight for name in self._names]
             self._weights = whole([weight or len(part) for weight, part in zip(given, parts, strict=True)])
+        self.of_both_media = self._mixed and len(self.manifest.media) > 1
         self._first_ids = np.cumsum([0, *(len(part) for part in self._parts[:-1])])
         self._names_of = lru_cache(maxsize=4)(self._read_names)
 
@@ -54,9 +57,13 @@ class DataSets:
         """Raise DataError where data sets cannot be mixed."""
         first = self._names[0]
         for name, part in zip(self._names, parts, strict=True):
-            if part.media != parts[0].media:
+            if len(part.media) > 1:
                 raise DataError(
-                    f"data.mixture: {first} has {_kinds(parts[0])} and {name} has {_kinds(part)}, and a model is "
+                    f"data.mixture: {name} has {_kinds(part)}, and a batch is of one of them: build a data set of each"
+                )
+            if labelled and part.media != parts[0].media:
+                raise DataError(
+                    f"data.mixture: {first} has {_kinds(parts[0])} and {name} has {_kinds(part)}, and a classifier is "
                     "trained on one kind: leave out the data sets of the other"
                 )
             if labelled and part.classes != parts[0].classes:
@@ -90,7 +97,8 @@ class DataSets:
         lanes, block = self._data.lanes, self._data.block
         if not self._mixed:
             return Plan(self.manifest.counts, seed, lanes, block)
-        return mixture_of([part.counts for part in self._parts], self._weights, seed, lanes, block, batch_size)
+        counts, media = [part.counts for part in self._parts], [part.noun for part in self._parts]
+        return mixture_of(counts, self._weights, seed, lanes, block, batch_size, media)
 
     @property
     def notes(self) -> list[str]:
@@ -98,7 +106,10 @@ class DataSets:
         if not self._mixed:
             return []
         samples, weights = len(self.manifest), sum(self._weights)
-        return [
+        of_both = (
+            "data.mixture has images and videos: every step takes one of them, and an image is a clip of one frame"
+        )
+        return [of_both] * self.of_both_media + [
             f"data.mixture.{name}: {counted(len(part), part.noun)}, {weight / weights:.1%} of the model's inputs; "
             f"{samples * weight / weights / len(part):.3g} of its own epochs per epoch of the run"
             for name, part, weight in zip(self._names, self._parts, self._weights, strict=True)

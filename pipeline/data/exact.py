@@ -8,7 +8,7 @@ from pipeline.data.cache.node import NodeCache
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.data_sets import DataSets
 from pipeline.data.loader import Loader
-from pipeline.data.request import training_requests
+from pipeline.data.request import Medium, training_requests
 from pipeline.data.settings import Data
 from pipeline.data.training_data import Part
 from shards.storage import Traffic
@@ -24,6 +24,7 @@ class ExactData:
     Attributes:
         manifest: that of the data set, or of all mixed ones.
         samples: samples per epoch.
+        media: the media of the samples.
 
     Raises:
         ShardError: a data set does not exist.
@@ -34,6 +35,7 @@ class ExactData:
         self._data, self._part = data, part
         self._sets = DataSets(data)
         self.manifest, self.identity = self._sets.manifest, self._sets.identity
+        self.media = self.manifest.media
         samples = part.batch_size // data.repeats
         self._order = self._sets.order(part.seed, samples)
         self.samples = self._order.samples
@@ -55,11 +57,12 @@ class ExactData:
             traffic,
             data.repeats,
             self._sets,
+            self._sets.of_both_media,
         )
         self.notes += self._loader.notes
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """Yield this many of the rank's micro-batches, from a step's first on. Raises DataError as `Loader.batches`."""
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """See `TrainingData`. Raises DataError as `Loader.batches`."""
         requests = training_requests(
             self._order,
             self.manifest,
@@ -70,7 +73,8 @@ class ExactData:
             rank=self._part.rank,
             world_size=self._part.world_size,
         )
-        return self._loader.batches(islice(requests, micro_batches))
+        wanted = (request for request in requests if medium in (None, request.medium))
+        return self._loader.batches(islice(wanted, micro_batches))
 
     def counters(self) -> dict[str, float]:
         """See `Loader.counters`."""

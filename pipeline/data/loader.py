@@ -34,6 +34,7 @@ class Loader:
         traffic: counts the requests of remote storage.
         repeats: inputs per sample in the requests.
         sets: the data sets that `manifest` joins; None: it is that of one.
+        single_frames: whether images become clips of one frame, whatever `data.frames` is.
 
     Attributes:
         notes: see `Batcher`.
@@ -52,13 +53,14 @@ class Loader:
         traffic: Traffic | None = None,
         repeats: int = 1,
         sets: DataSets | None = None,
+        single_frames: bool = False,
     ) -> None:
-        check_kind(manifest, data)
+        check_kind(manifest, data, single_frames)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
         remedy = sets.remedy if sets else f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
         numbers = sets.numbers if sets else None
-        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video, numbers)
+        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.media, manifest.video, numbers)
         self.notes = self._batcher.notes
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
@@ -89,15 +91,21 @@ class Loader:
             yield request, samples.result()
 
 
-def check_kind(manifest: Manifest, data: Data) -> None:
-    """Raise DataError where the samples do not give inputs of the kind in the settings."""
+def check_kind(manifest: Manifest, data: Data, single_frames: bool = False) -> None:
+    """Raise DataError where the samples do not give inputs of the kind in the settings.
+
+    Args:
+        manifest: the manifest of a data set, or of several mixed ones.
+        data: the settings.
+        single_frames: see `Loader`.
+    """
     root, clip = printable_url(manifest.root), data.clip
-    if len(manifest.media) > 1:
+    if len(manifest.media) > 1 and not single_frames:
         kinds = " and ".join(f"{kind}s" for kind in sorted(manifest.media))
-        raise DataError(f"{root}: has {kinds}, and a model is trained on one of them: build a data set of each")
+        raise DataError(f"{root}: has {kinds}, and a batch is of one of them: build a data set of each")
     if manifest.video is not None and clip is None:
         raise DataError(f"{root}: has videos: set data.frames to the number of frames that the model sees of each")
-    if manifest.video is None and clip is not None and clip.frames > 1:
+    if manifest.video is None and clip is not None and clip.frames > 1 and not single_frames:
         raise DataError(
             f"{root}: has images, and data.frames={clip.frames} asks for clips of videos: give videos, or set "
             "data.frames=1 to train a video model on images"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,12 @@ from pipeline.data.order import Order
 from pipeline.data.settings import Clip, Data
 from shards.manifest import Manifest
 
+Medium = Literal["image", "video"]  # of a sample, by the names of `shards.media`
+
 
 @dataclass(frozen=True)
 class Request:
-    """A micro-batch of one rank before it is read: m samples, and the n inputs of the model to make of them.
+    """A micro-batch of one rank before it is read: m samples of a medium, and the n inputs made of them.
 
     A sample is read and decoded once. Its n / m inputs are in a row, in the order of the samples.
 
@@ -45,6 +48,11 @@ class Request:
     keys: NDArray[np.int64]
     weights: NDArray[np.float32]
     frames: Frames | None = None
+
+    @property
+    def medium(self) -> Medium:
+        """Return the medium of the samples."""
+        return "image" if self.frames is None else "video"
 
     @property
     def repeats(self) -> int:
@@ -73,9 +81,9 @@ class Shapes:
 
     @classmethod
     def of(cls, manifest: Manifest, ids: NDArray[np.int64]) -> "Shapes":
-        """Return those of samples of a data set."""
+        """Return those of samples of one medium, where a data set has two."""
         heights, widths, videos = manifest.height[ids], manifest.width[ids], manifest.video
-        if videos is None:
+        if videos is None or not videos.frames[ids].any():
             return cls(heights, widths)
         return cls(heights, widths, videos.frames[ids], videos.rate[ids])
 

@@ -44,6 +44,7 @@ class Data(Section):
     # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: see `mixture`
     shards: Free[Place | None] = None
     validation: Free[Place | None] = None  # another such folder or URL
+    validation_images: Free[Place | None] = None  # images, where a mixture has both media and `validation` has videos
     validation_samples: Free[Count | None] = 4096  # only the first of these; null: all
     stream_samples: Count | None = None  # for mode=stream, samples per epoch
     stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, size of a rank's shuffle buffer
@@ -109,9 +110,11 @@ class Data(Section):
     def _check_places(self) -> None:
         """Raise ValueError for commands in other settings, and for secrets in URLs."""
         streamed = self.mode == "stream"
-        places = {"data.shards": self.shards, "data.validation": self.validation} | {
-            f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()
-        }
+        places = {
+            "data.shards": self.shards,
+            "data.validation": self.validation,
+            "data.validation_images": self.validation_images,
+        } | {f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()}
         for key, place in places.items():
             if (place or "").startswith(PIPE) and not (streamed and key == "data.shards"):
                 raise ValueError(
@@ -125,6 +128,10 @@ class Data(Section):
 
     def _check_mixture(self) -> None:
         """Raise ValueError where the data sets or their weights are ambiguous."""
+        if self.validation_images is not None and (self.mixture is None or self.labelled):
+            raise ValueError(
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+            )
         if self.mixture is None:
             return
         if self.shards is not None:

@@ -29,7 +29,7 @@ from pipeline.data.decode.headers import shown_size
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
-from pipeline.data.request import Request, Shapes, training_request
+from pipeline.data.request import Medium, Request, Shapes, training_request
 from pipeline.data.settings import Data
 from pipeline.data.tarstream import images_in
 from pipeline.data.training_data import Part
@@ -62,7 +62,7 @@ class StreamData:
         self._micro_batch, self._batch_size = part.micro_batch, part.batch_size
         self._rank, self._world_size = part.rank, part.world_size
         assert data.stream_samples and data.shards is not None
-        self.samples = data.stream_samples
+        self.samples, self.media = data.stream_samples, frozenset({"image"})
         self.identity: dict[str, Any] = {"data.shards (URLs)": masked(data.shards)}
         tars = _expanded(data.shards)
         if not tars:
@@ -82,8 +82,8 @@ class StreamData:
         self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
         self._last_error, self._warned = "", set[str]()
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """Yield this many of the rank's micro-batches, numbered from the first of a step on.
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """Yield this many of the rank's micro-batches, all of images, numbered from the first of a step on.
 
         Raises:
             DataError: the tars time out, none of them has an image, or too many images are bad.

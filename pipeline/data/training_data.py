@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.data.batch import Batch
+from pipeline.data.request import Medium
 from shards.manifest import Manifest
 
 
@@ -39,15 +40,22 @@ class TrainingData(Protocol):
     Attributes:
         identity: the facts, besides the settings, that decide the samples and their order, by name; JSON.
         samples: samples per epoch, over all ranks.
+        media: the media of the samples; every step takes one of them.
         notes: lines for the operator.
     """
 
     identity: dict[str, Any]
     samples: int
+    media: frozenset[str]
     notes: list[str]
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
         """Yield this many of the rank's micro-batches, from the first of a step on.
+
+        Args:
+            first_step: the step of the first one.
+            micro_batches: how many.
+            medium: skip the steps of any other medium; None: skip none.
 
         Raises:
             DataError: too many samples are bad, or the storage is unreachable.

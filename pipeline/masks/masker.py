@@ -117,6 +117,20 @@ class RandomMasker(_GridMasker):
 _OF_CLIPS: dict[str, type[_GridMasker]] = {"cube": CubeMasker, "tube": TubeMasker, "frame": FrameMasker}
 
 
+def of_single_frames(settings: MaskSettings) -> MaskSettings:
+    """Return the settings of the masks of single frames beside clips: blocks instead of cubes and tubes.
+
+    Raises:
+        ValueError: the masks of clips hide whole frames.
+    """
+    if settings.kind == "frame":
+        raise ValueError(
+            "mask.kind=frame hides whole frames, and the images of data.mixture have one: leave out mask.kind, or the "
+            "images"
+        )
+    return settings.model_copy(update={"kind": None if settings.kind in _OF_CLIPS else settings.kind})
+
+
 def masker_for(settings: MaskSettings, cells: Layout, predictions: Layout, compile: bool) -> Masker:
     """Build the masker of the settings; the default is blocks for images and cubes for clips.
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event file, without a thread: SummaryWriter's ends at the first error, with all that it held."""
+"""Write TensorBoard's event file, without a thread: SummaryWriter's ends at its first error and loses data."""
 
 import io
 import json
@@ -23,13 +23,13 @@ class TensorBoard:
     """A `Board` that writes an event file.
 
     Args:
-        folder: of the run's event files, of which each life has its own.
-        writing: told what fails.
-        first: what earlier lives wrote of this step and those after it is no longer shown; None: all of it is.
+        folder: folder of the run's event files, one per attempt.
+        writing: counts failed writes.
+        first: hides what earlier attempts wrote from this step on; None: hides nothing.
     """
 
     def __init__(self, folder: Path, writing: Writing, first: int | None = None) -> None:
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in the order of their names
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in order of names
         self._file = AppendedFile(folder / name, writing)
         events = [Event(file_version="brain.Event:2")]
         if first is not None:
@@ -51,7 +51,7 @@ class TensorBoard:
         self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show them as text and as hyper-parameters."""
+        """Show the recipe as text and as hyper-parameters."""
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())
         flat = {
             f"{section}.{key}": value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -22,7 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 
 # These take run.dir=RUN too
-DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "words.py", "bench.py")
+DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "validate.py", "words.py", "bench.py")
+RANK = "rank.py"  # runs the command that follows it, for `maskfeat`
 
 
 def ranks(run: Path) -> list[int]:
@@ -80,28 +81,35 @@ def run_dir(arguments: Iterable[str], folder: Path) -> Path | None:
 
 def _trains(arguments: list[str]) -> bool:
     """Whether a Python with these arguments is a rank."""
-    script = Path(_script(arguments)).name
-    return script.endswith(".py") and script not in DO_NOT_TRAIN
+    script, following = _script(arguments)
+    name = Path(script).name
+    if name == RANK and following:
+        name = f"{following[0]}.py"
+    return name.endswith(".py") and name not in DO_NOT_TRAIN
 
 
-def _script(arguments: list[str]) -> str:
-    """The script that a Python with these arguments runs, or a file of the module's name; empty for a launcher's."""
+def _script(arguments: list[str]) -> tuple[str, list[str]]:
+    """The script that a Python with these arguments runs, or a file of the module's name, and what follows it.
+
+    Empty for a launcher's.
+    """
     rest = iter(arguments[1:])
     for argument in rest:
         if option := re.fullmatch(r"-[^cmWX-]*([cmWX])(.*)", argument, re.DOTALL):  # those that take a value
             letter, value = option.groups()
             value = value or next(rest, "")
             if letter == "m":  # launchers are modules too
-                return f"{value.rpartition('.')[2]}.py" if value.endswith((".pretrain", ".finetune")) else ""
+                trains = value.endswith((".pretrain", ".finetune"))
+                return (f"{value.rpartition('.')[2]}.py" if trains else ""), [*rest]
             if letter == "c":
-                return ""
+                return "", []
         elif argument in ("--", "-"):
-            return next(rest, "") if argument == "--" else ""
+            return (next(rest, "") if argument == "--" else ""), [*rest]
         elif argument == "--check-hash-based-pycs":
             next(rest, "")
         elif not argument.startswith("-"):
-            return argument
-    return ""
+            return argument, [*rest]
+    return "", []
 
 
 def seconds(text: str) -> float:

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shards.tables.columns import MANIFEST_SCHEMA
+
 COLUMNS = (
     *("size", "frames", "fps_num", "fps_den", "codec", "pix_fmt", "pts_start", "pts_step", "pts"),
     *("jpeg_offset", "jpeg_sizes", "jpeg_crc32c"),
@@ -115,6 +117,12 @@ class Videos:
             _step=step,
             _listed=table["pts"],
         )
+
+    @classmethod
+    def none(cls, samples: int) -> "Videos":
+        """Return what is known of the videos among samples that are all images."""
+        nothing = {name: pa.nulls(samples, MANIFEST_SCHEMA.field(name).type) for name in COLUMNS}
+        return cls.of(pa.table(nothing))
 
     @classmethod
     def joined(cls, parts: Sequence["Videos"]) -> "Videos":

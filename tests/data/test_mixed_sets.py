@@ -149,20 +149,6 @@ def test_remote_data_sets_share_a_cache(sets: dict[str, Path], tmp_path: Path) -
     assert kept == {f"{shard:06d}" for shard in range(3 + 5)}
 
 
-def test_videos_are_mixed_with_videos_only(sets: dict[str, Path], video_shards: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(video_shards, other)
-    clips = {"frames": 4, "sampling": "stride", "stride": 2}
-    with pytest.raises(DataError) as error:
-        batches_of(settings(sets | {"clips": video_shards}, None, **clips), 4, 4, 1)
-    assert str(error.value) == (
-        "data.mixture: art has images and clips has videos, and a model is trained on one kind: leave out the data "
-        "sets of the other"
-    )
-    with pytest.raises(DataError, match=r"^data\.mixture: a and b are the same data set: list it once, with a"):
-        batches_of(settings({"a": video_shards, "b": other}, None, **clips), 4, 4, 1)
-
-
 def test_clips_of_a_mixture_are_those_of_its_data_sets(videos: Path, tmp_path: Path) -> None:
     for part, numbers in (("few", range(0, 22, 4)), ("many", range(1, 22, 2))):
         (tmp_path / part).mkdir()
@@ -211,6 +197,10 @@ def test_clips_of_a_mixture_are_those_of_its_data_sets(videos: Path, tmp_path: P
         (
             ["data.shards=null", "data.mode=stream", "data.stream_samples=9", "data.mixture={a: {shards: x}}"],
             "data.mode=stream reads data.shards: index the tars for data.mixture, or leave it out",
+        ),
+        (
+            ["data.validation_images=y"],
+            "data.validation_images is for pre-training on a data.mixture of images and vid",
         ),
     ],
 )

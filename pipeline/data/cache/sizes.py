@@ -1,6 +1,6 @@
 """Data sets for `maskfeat-shards plan`: the sizes of their shards, and the needs of smaller ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,11 +27,13 @@ class ShardSizes:
     Attributes:
         counts, sizes: for each data set, the samples and the bytes of every shard, (shards,).
         weights: see `whole`.
+        media: the medium of each, see `mixture_of`.
     """
 
     counts: list[Int64s]
     sizes: list[Int64s]
     weights: list[int]
+    media: Sequence[str] | None = None
 
     @property
     def shard_bytes(self) -> Int64s:
@@ -42,7 +44,7 @@ class ShardSizes:
         """Return the order in which a run takes their samples, `batch_size` per step."""
         if len(self.counts) == 1:
             return Plan(self.counts[0], seed, lanes, block)
-        return mixture_of(self.counts, self.weights, seed, lanes, block, batch_size)
+        return mixture_of(self.counts, self.weights, seed, lanes, block, batch_size, self.media)
 
     def cut(self, n: int) -> "ShardSizes":
         """Return the same data sets with every shard cut into `n`."""

@@ -159,6 +159,45 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "give --weight as often as DIR, in the same order, or not at all" in wrong.stderr
 
 
+def test_a_mixture_of_images_and_videos_is_planned_by_steps_of_one(tmp_path: Path) -> None:
+    for name, samples in (("photos", 40), ("clips", 10)):
+        shards = [Shard(f"{shard}.tar", samples, 100 * samples, "") for shard in range(20)]
+        (tmp_path / name).mkdir()
+        described = Dataset(20 * samples, 1, [], shards, "", 0, 0, None, "")
+        (tmp_path / name / "dataset.json").write_text(described.dump())
+    fleet = (
+        "--nodes",
+        "2",
+        "--batch",
+        "64",
+        "--cache",
+        "1MB",
+        "--lanes",
+        "4",
+        "--block",
+        "50",
+        "--seed",
+        "5",
+        "--json",
+    )
+    done = run(tmp_path / "photos", "--medium", "image", tmp_path / "clips", "--medium", "video", *fleet)
+    assert done.returncode == 0, done.stderr
+    counts, sizes = [np.full(20, 40), np.full(20, 10)], np.repeat([4000, 1000], 20)
+    found, either = json.loads(done.stdout), []
+    for media in (["image", "video"], None):
+        order = mixture_of(counts, [4, 1], 5, 4, 50, 64, media)
+        either.append(forecast(order, sizes, Fleet(2, 8, 64, 10**6), epochs=3))
+    assert found["smallest_cache"] == either[0].smallest_cache
+    assert found["first_batch_shards"] == either[0].first_batch_shards
+    assert either[0].first_batch_shards < either[1].first_batch_shards
+    wrong = run(tmp_path / "photos", "--medium", "photo", *fleet)
+    assert wrong.returncode == 2 and "'photo' is not image or video" in wrong.stderr
+    wrong = run(tmp_path / "clips", "--medium", "video", tmp_path / "photos", "--medium", "image", *fleet)
+    assert wrong.returncode == 2 and "give all data sets of images before those of videos" in wrong.stderr
+    wrong = run(tmp_path / "clips", tmp_path / "photos", "--medium", "image", *fleet)
+    assert wrong.returncode == 2 and "give --medium as often as DIR, in the same order, or not at all" in wrong.stderr
+
+
 @pytest.mark.parametrize(("samples", "in_shard"), [(2**59, 2**59), (3, 4)])
 def test_counts_that_cannot_be_true_are_refused(samples: int, in_shard: int, tmp_path: Path) -> None:
     shards = [Shard("a.tar", in_shard, 2**59, "")]
