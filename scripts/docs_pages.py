@@ -27,7 +27,7 @@ WIDTH = 100  # columns of a help text
 
 SHARDS = ("build", "index", "verify", "info", "preview", "plan")
 PROGRAMS = {
-    "Runs": ("pretrain", "finetune", "validate", "probe", "export", "predict", "report", "doctor", "estimate"),
+    "Runs": ("pretrain", "finetune", "validate", "probe", "predict", "export", "report", "doctor", "estimate"),
     "Weights and targets": ("convert", "words"),
     "Launching": ("launch/supervise", "launch/stop"),
     "Measuring": ("compare", "motion_classes"),

@@ -15,7 +15,7 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 LAYERS = [
     ["supervisor"],
     ["device", "files", "metrics", "optimizers", "pixels", "plain_yaml", "random", "settings", "model_options"],
-    ["data", "masks", "targets"],
+    ["augmentation", "data", "masks", "targets"],
     ["examples", "record"],
     ["recipe_files"],
     ["overrides"],

@@ -145,6 +145,6 @@ def test_what_cannot_work_is_refused() -> None:
         ConfigError, match=r"optim\.name=muon is not an optimizer that runs resume exactly with: choose"
     ):
         load_recipe("demo", [*given, "optim.name=muon"])
-    with pytest.raises(ConfigError, match=r"lamb looks at each weight as a whole, which engine\.zero_stage=2 divides"):
+    with pytest.raises(ConfigError, match=r"lamb needs whole weights, which engine\.zero_stage=2 partitions"):
         load_recipe("demo", [*given, "optim.name=lamb", "engine.zero_stage=2"])
     assert load_recipe("demo", [*given, "optim.name=lamb", "engine.zero_stage=0"]).optim.name == "lamb"

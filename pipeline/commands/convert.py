@@ -2,9 +2,9 @@
 
     python scripts/convert.py IN OUT
 
-IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of a ViT, or for clips of a MViTv2 or a tubelet ViT, of
-any width and depth. OUT gets model.safetensors and config.json: of a pre-training checkpoint the encoder, of a
-fine-tuned one the classifier. For clips, the lines of Python that read them are printed.
+IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup): a ViT, or for clips a MViTv2 or a tubelet ViT, of any
+width and depth. model.safetensors and config.json are written to OUT: the encoder of a pre-training checkpoint, or the
+classifier of a fine-tuned one. For clips, the Python code that reads them is printed.
 
 Example:
 
@@ -25,9 +25,9 @@ from shards.terminal import Parser, note, prepare, say
 
 
 def main() -> int:
-    """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
+    """Return 0 when OUT is complete, 1 when IN cannot be converted."""
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
+    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file of torch.save")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     prepare()
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""What a recipe will take: hours, GPU-hours, memory, bytes read and stored, on 8 to 1,024 GPUs.
+"""Estimate the needs of a recipe on 8 to 1,024 GPUs: hours, GPU-hours, memory, bytes read and stored.
 
     python scripts/estimate.py vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
 
-`pipeline/estimate.py` says how a step is modelled, and what is not modelled.
+`pipeline/estimate.py` describes the model of a step and its limits.
 
 Examples:
 
@@ -36,30 +36,30 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
 IMAGES, IMAGE_BYTES = 1_281_167, 110e3
-# No data set is read, and the inputs of a mixture of images and videos all count as clips
+# No data set is read; in a mixture of images and videos, all inputs count as clips
 _NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
 VIDEOS, VIDEO_BYTES = 240_000, 1e6
 
 
 def main() -> int:
-    """Exit status 0, or 2 for a wrong recipe."""
+    """Return 0, or 2 for a wrong recipe."""
     parser = Parser(__doc__)
     parser.add_argument("recipe", help="name of a recipe, or the path of a .yaml file")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
-    parser.add_argument("--gpus", type=int, nargs="+", metavar="N", help="(8 to 1024 that divide the batch)")
+    parser.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs (8 to 1024 that divide the batch)")
     rate_of_one = parser.add_mutually_exclusive_group()
     rate_of_one.add_argument("--rates", type=Path, metavar="FILE", help="measured rates, from scripts/bench.py --json")
     rate_of_one.add_argument(
-        "--images-per-second", "--clips-per-second", type=float, metavar="R", help="of one GPU, measured"
+        "--images-per-second", "--clips-per-second", type=float, metavar="R", help="measured rate of one GPU"
     )
-    parser.add_argument("--mfu", type=float, default=0.5, help="assumed where no rate is given (%(default)s)")
+    parser.add_argument("--mfu", type=float, default=0.5, help="assumed without a measured rate (%(default)s)")
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU (%(default)s: H100, bf16, dense)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
-    parser.add_argument("--network", type=float, default=400, help="GB/s a node sends (%(default)s)")
-    parser.add_argument("--latency", type=float, default=10, help="microseconds from a GPU to another (%(default)s)")
+    parser.add_argument("--link", type=float, default=450, help="GB/s that a GPU can send within a node (%(default)s)")
+    parser.add_argument("--network", type=float, default=400, help="GB/s that a node can send (%(default)s)")
+    parser.add_argument("--latency", type=float, default=10, help="microseconds from one GPU to another (%(default)s)")
     parser.add_argument(
         "--samples", type=int, help=f"images ({IMAGES:,}: ImageNet-1k) or videos (about {VIDEOS:,}: Kinetics-400)"
     )
@@ -74,7 +74,7 @@ def main() -> int:
         "--decode-ms",
         type=float,
         metavar="MS",
-        help="of a CPU core for an image or clip (docs/explanation/benchmarks.md has ours)",
+        help="time of a CPU core per image or clip (docs/explanation/benchmarks.md has ours)",
     )
     prepare()
     arguments = parser.parse_intermixed_args()
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def tell_of_one_gpu(recipe: Recipe, cost: Costs, rate: float, share: str, arguments: Namespace) -> None:
-    """Print the model, and what one GPU does a second, needs of the CPUs, and holds in its memory."""
+    """Print the model, and one GPU's rate, its need of CPUs, and its memory."""
     one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
     frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
     decoding = arguments.decode_ms or decode_ms(recipe.data.clip)
@@ -114,7 +114,7 @@ def tell_of_one_gpu(recipe: Recipe, cost: Costs, rate: float, share: str, argume
 
 
 def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], arguments: Namespace) -> None:
-    """Print the schedule, what it takes on each number of GPUs, and what is read and written."""
+    """Print the schedule, its duration on each number of GPUs, and the bytes read and written."""
     clips, views, batch = recipe.data.clip is not None, recipe.views, recipe.optim.batch_size
     many, kind = ("clips", "videos") if clips else ("images", "images")
     samples = arguments.samples or (VIDEOS if clips else IMAGES)

@@ -3,8 +3,8 @@
     deepspeed scripts/pretrain.py RECIPE [section.key=value ...]
 
 RECIPE is a name in pipeline/recipes or the path of a YAML file. Started again with the same run.dir, a run resumes from
-its newest checkpoint. On SIGTERM, SIGUSR1, SIGINT or SIGHUP, to one rank or to all, it ends the step, saves, and exits
-with status 75: start the same command again.
+its newest checkpoint. On SIGTERM, SIGUSR1, SIGINT or SIGHUP, to one rank or to all, it finishes the step, saves, and
+exits with status 75; run the same command again to resume.
 
 Examples, each on one line:
 
@@ -21,5 +21,5 @@ from pipeline.train.command import train
 
 
 def main() -> int:
-    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
+    """Return 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
     return train(str(__doc__), Recipe, Pretraining)

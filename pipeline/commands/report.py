@@ -1,4 +1,4 @@
-"""Print how far a run has come, what it has reached, and where its pictures and curves are.
+"""Print the progress of a run, its results, and where its pictures and curves are.
 
     python scripts/report.py RUN
 
@@ -22,7 +22,7 @@ from shards.terminal import Parser, note, prepare, say
 
 
 def main() -> int:
-    """Exit status 0, or 1 when RUN holds no run."""
+    """Return 0, or 1 when RUN is not a run."""
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
     prepare()
@@ -31,7 +31,7 @@ def main() -> int:
         logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
     except (OSError, IndexError):
-        note(f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line")
+        note(f"error: {run} is not a run that has logged a step; correct the path, or wait for its first log line")
         return 1
 
     say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:
-    """Print the loss of the model beside those of predictors that learn nothing."""
+    """Print the loss of the model beside those of constant predictors."""
     table = Table(title, "", "against the mean target")
     for name, value in (
         ("predicting zero", baselines["zero"]),

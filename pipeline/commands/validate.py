@@ -2,12 +2,12 @@
 
     deepspeed scripts/validate.py RUN [section.key=value ...] [--step N] [--clips N ...] [--crops 1|3]
 
-RUN is a run.dir: its newest valid checkpoint is measured, or that of step N. Nothing of RUN is changed. One process
+RUN is a run.dir: its newest valid checkpoint is measured, or that of step N. RUN is not changed. One process
 without the launcher works, too.
 
-Of pre-training these are the losses under the masks that run.seed decides, beside those of predictors that learn
-nothing. Of fine-tuning it is the accuracy of so many clips of each video and crops of each clip, whose softmax is
-averaged; several numbers of clips take one pass.
+For pre-training, these are the losses under fixed masks, drawn by run.seed, beside those of constant predictors.
+For fine-tuning, it is the accuracy with N clips of each video and the crops of each clip, whose softmax is averaged;
+several values of N take one pass.
 
 Examples, each on one line:
 
@@ -27,11 +27,11 @@ from pipeline.settings import ConfigError
 from pipeline.train.command import status_of
 from shards.terminal import Parser, say
 
-MOST_CLIPS = 100  # of a video, which are in memory at once
+MOST_CLIPS = 100  # per video, all in memory at once
 
 
 def clips(text: str) -> int:
-    """Return a number of clips. Raises ArgumentTypeError for what is not such a number."""
+    """Parse a number of clips. Raises ArgumentTypeError for anything else."""
     if "=" in text:
         raise argparse.ArgumentTypeError(f"{text} is a setting: give it before the options")
     if not (text.isdecimal() and 1 <= int(text) <= MOST_CLIPS):
@@ -40,15 +40,15 @@ def clips(text: str) -> int:
 
 
 def main() -> int:
-    """Exit status 0: measured; 1: it cannot be; 2: it was not understood."""
+    """Return 0 on success, 1 for an error, 2 for wrong usage."""
     parser = Parser(__doc__)
     parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
-    parser.add_argument("--step", type=int, help="of an older checkpoint")
-    parser.add_argument("--clips", type=clips, nargs="+", metavar="N", help="of each video (10), or image (1)")
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="of each clip (%(default)s)")
+    parser.add_argument("--step", type=int, help="step of an older checkpoint")
+    parser.add_argument("--clips", type=clips, nargs="+", metavar="N", help="clips per video (10), or image (1)")
+    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops per clip (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     run, overrides = arguments.run, arguments.overrides

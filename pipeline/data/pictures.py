@@ -1,4 +1,4 @@
-"""Image files that are in no data set, as crops that equal those of validation."""
+"""Image files outside a data set, read as the crops that validation sees."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,19 +1,18 @@
-"""Keep a run going: start its launcher, and start it again when it fails.
+"""Keep a run going: start its launcher, and restart it when it fails.
 
     python scripts/launch/supervise.py [options] -- COMMAND ... run.dir=RUN ...
 
-COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, what is left of it is ended on every node, and it
-is started again after a pause that doubles from failure to failure. After --tries failures in a row, none of which got
-further than the one before, the supervisor gives up. SIGTERM, SIGUSR1, SIGINT or SIGHUP to it stops the run: all ranks
-save and exit.
+COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, its remaining processes are ended on every node,
+and it is started again after a pause that doubles with each failure. After --tries consecutive failures without
+progress, the supervisor gives up. SIGTERM, SIGUSR1, SIGINT or SIGHUP to it stops the run: all ranks save and exit.
 
-With --hostfile, which is handed on to COMMAND (`deepspeed`), nodes that do not answer are left out as long as at least
---min-nodes do. They are asked before every start, so one that came back is taken again.
+With --hostfile, which is passed to COMMAND (`deepspeed`), nodes that do not answer are skipped as long as at least
+--min-nodes answer. They are tested before every start, so one that came back is used again.
 
-Every life of the run is a line here and in RUN/lives-NODE.jsonl: when, how it ended, the step reached, on which nodes.
+Every attempt is a line here and in RUN/lives-NODE.jsonl: its time, end, last step and nodes.
 
-Exit status: 0 the run is complete; 1 given up; 2 not understood, by this program or by COMMAND; 75 it was asked to
-stop, and the same command resumes.
+Exit status: 0 the run is complete; 1 given up; 2 wrong usage, of this program or of COMMAND; 75 it was asked to stop,
+and the same command resumes.
 
 Examples, each on one line:
 
@@ -54,7 +53,7 @@ NOT_UNDERSTOOD = 2
 
 @dataclass
 class Life:
-    """One start of the launcher: its line in RUN/lives-NODE.jsonl. `status` is None where it came to none."""
+    """One start of the launcher: its line in RUN/lives-NODE.jsonl. `status` is None if it has none."""
 
     began: str
     hosts: list[str]
@@ -65,7 +64,7 @@ class Life:
 
 
 class Supervisor:
-    """Starts `command` until the run is complete, is asked to stop, or fails again and again."""
+    """Starts `command` until the run is complete, is asked to stop, or fails repeatedly."""
 
     def __init__(self, options: argparse.Namespace, run: Path, hosts: Hosts, log: FileIO) -> None:
         self._options, self._run, self._hosts, self._log = options, run, hosts, log
@@ -73,10 +72,10 @@ class Supervisor:
         self._asked = False
 
     def run(self) -> int:
-        """The exit status, as in this program's description."""
+        """Run, and return the exit status of this program's description."""
         options = self._options
         if left := self._hosts.end_ranks(options.grace):
-            say(f"ended {left} ranks that an earlier life of {self._run} had left")
+            say(f"ended {left} ranks that an earlier attempt of {self._run} had left")
         furthest, failures = reached(self._run), 0
         while True:
             life = self._live()
@@ -93,12 +92,10 @@ class Supervisor:
             failures = 1 if life.step > furthest else failures + 1
             furthest = max(furthest, life.step)
             if failures >= options.tries:
-                say(
-                    f"gave up: {failures} failures in a row got no further than step {furthest}; their errors are above"
-                )
+                say(f"gave up after {failures} failures in a row at step {furthest}; their errors are above")
                 return 1
             pause = min(options.longest_pause, options.pause * 2 ** min(failures - 1, 60)) * random.uniform(0.5, 1)
-            say(f"failure {failures} of {options.tries} at step {furthest}: starting again in {pause:.0f} s")
+            say(f"failure {failures} of {options.tries} at step {furthest}: restarting in {pause:.0f} s")
             if self._signals.asked_within(pause):
                 return RESUME
 
@@ -122,7 +119,7 @@ class Supervisor:
         try:
             complete.unlink(missing_ok=True)
         except OSError as error:
-            life.why = f"{complete} of an earlier life cannot be removed: {error.strerror}"
+            life.why = f"{complete} of an earlier attempt cannot be removed: {error.strerror}"
             return life
         try:
             launcher = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -135,13 +132,13 @@ class Supervisor:
         if left and not self._asked:
             life.status, life.why = 1, f"the launcher ended before {left} of its ranks"
         elif life.status == 0 and not complete.exists():
-            life.status, life.why = 1, "the launcher ended with status 0, but the run did not say that it is complete"
+            life.status, life.why = 1, "the launcher ended with status 0, but the run is not marked as complete"
         else:
             life.why = self._explain(life.status)
         return life
 
     def _await(self, launcher: "subprocess.Popen[bytes]") -> int:
-        """The launcher's exit status; passes requests to stop on to the ranks, whom it waits for."""
+        """Return the launcher's exit status; passes requests to stop on to the ranks, and waits for their end."""
         deadline = None
         while launcher.poll() is None:
             number = self._signals.next(None if deadline is None else max(0, deadline - time.monotonic()))
@@ -159,7 +156,7 @@ class Supervisor:
     def _write(self, life: Life) -> None:
         try:
             self._log.write((json.dumps(asdict(life)) + "\n").encode())
-        except OSError as error:  # a full disk must not end what starts the run again
+        except OSError as error:  # a full disk must not end the supervisor
             say(f"{self._log.name}: {error.strerror}")
 
     def _explain(self, status: int) -> str:
@@ -174,9 +171,9 @@ class Supervisor:
 
 
 def _named(status: int) -> str:
-    """A launcher's status, with the signal that ended it, or that ended one of its ranks.
+    """Describe a launcher's status, with the signal that ended it, or that ended one of its ranks.
 
-    Of the latter shells and srun make 128 + its number, and DeepSpeed's launcher makes 256 - its number.
+    For the latter, shells and srun use 128 + its number, and DeepSpeed's launcher uses 256 - its number.
     """
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
@@ -187,13 +184,13 @@ def _named(status: int) -> str:
 
 
 def _signal_all(launcher: "subprocess.Popen[bytes]", number: int) -> None:
-    """Signal the launcher and what it started here, but for those that left its process group."""
+    """Signal the launcher and the processes that it started here and that are still in its process group."""
     with suppress(ProcessLookupError):
         os.killpg(launcher.pid, number)
 
 
 def reached(run: Path) -> int:
-    """The last step that a run logged or saved, 0 if none."""
+    """Return the last step that a run logged or saved, 0 if none."""
     names = [folder.name for folder in (run / "checkpoints").glob("step-*")]
     steps = [int(name[5:]) for name in names if re.fullmatch("step-[0-9]{1,18}", name)]
     with suppress(OSError):
@@ -205,17 +202,17 @@ def reached(run: Path) -> int:
 
 
 def now() -> str:
-    """Local time with its offset, ISO 8601, to the second."""
+    """Return the local time with its offset, ISO 8601, to the second."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def say(text: str) -> None:
-    """A line for the operator."""
+    """Print a line for the operator."""
     note(f"supervise: {text}")
 
 
 def main() -> int:
-    """Exit status as in this program's description."""
+    """Return the exit status of this program's description."""
     prepare()
     options, run, hosts = parse(__doc__)
     try:

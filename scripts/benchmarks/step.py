@@ -113,7 +113,7 @@ class Loop:
         if isinstance(self.engine, Engine):
             set_weights(self.engine, exact)
         phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names them for profiles, watches nothing
-        task = MaskedPrediction(self.examples)
+        task = MaskedPrediction(self.examples, augment=recipe.augment)
         self._stepper = Stepper(task, self.engine, world, phases, recipe.run.seed, self.micro_batches)
         self._steps = 0
 

@@ -269,4 +269,4 @@ def test_export_of_a_checkpoint_that_does_not_fit_its_recipe_is_one_line(
     reseal(folder)
     assert run_script(monkeypatch, "export.py", run, tmp_path / "out") == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {folder}: its recipe and its weights make no model")
+    assert line.startswith(f"error: {folder}: its recipe and its weights do not match")

@@ -279,5 +279,5 @@ def test_mistakes_are_told(labelled: dict[str, Path], shards: Path, tmp_path: Pa
     save_file({"patch_embed.proj.weight": torch.zeros(2, 3, 16, 16)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"model.init: .*missing"):
         finetune(train, validation, tmp_path / "e", f"model.init={tmp_path / 'other.safetensors'}")
-    with pytest.raises(ConfigError, match=r"optim.average is validated with whole weights"):
+    with pytest.raises(ConfigError, match=r"optim.average needs unpartitioned weights"):
         small(labelled, tmp_path, "engine.zero_stage=3", "optim.average=0.9")

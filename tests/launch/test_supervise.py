@@ -52,7 +52,7 @@ def test_it_gives_up_where_the_run_gets_no_further(tmp_path: Path) -> None:
     done = supervise(tmp_path, script, "--tries", "3")
     assert done.returncode == 1
     assert [(life["status"], life["step"]) for life in lives(tmp_path)] == [(3, 5), (3, 7), (3, 7), (3, 7)]
-    assert "gave up: 3 failures in a row got no further than step 7" in done.stderr
+    assert "gave up after 3 failures in a row at step 7" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_status_0_of_a_run_that_is_not_complete_is_a_failure(tmp_path: Path) -> 
     done = supervise(tmp_path, "exit 0", "--tries", "1")
     assert done.returncode == 1
     assert [life["why"] for life in lives(tmp_path)] == [
-        "the launcher ended with status 0, but the run did not say that it is complete"
+        "the launcher ended with status 0, but the run is not marked as complete"
     ]
 
 
