@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is said in one line that names the key."""
+"""Recipes: an error is one line that names the key."""
 
 import re
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "holds no settings"), ("{", "is not YAML")]
+    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "has no settings"), ("{", "is not YAML")]
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)

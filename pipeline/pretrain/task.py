@@ -1,4 +1,4 @@
-"""MaskFeat: from pixels to the loss of predicting what is under masked patches."""
+"""The MaskFeat task: from pixels to the loss of predicting masked patches."""
 
 from functools import partial
 from typing import Any, cast
@@ -23,11 +23,11 @@ from pipeline.train.task import Predictor
 
 
 class MaskedPrediction:
-    """The loss of predicting what is under masked patches, a `TaskLoss`.
+    """The loss of predicting masked patches, a `TaskLoss`.
 
     Args:
-        examples: makes them of images.
-        masks: of each image in a step.
+        examples: makes examples from images.
+        masks: masks per image in a step.
         augment: how images are varied; None: not at all.
     """
 
@@ -51,8 +51,8 @@ class Pretraining(MaskedPrediction):
     """The `Task` of a pre-training run.
 
     Args:
-        recipe, world, phases: of the run.
-        data: its training images.
+        recipe, world, phases: those of the run.
+        data: its training data.
 
     Raises:
         ConfigError, ShardError, DataError: the model, its target or the validation images cannot be used.
@@ -70,13 +70,13 @@ class Pretraining(MaskedPrediction):
         super().__init__(examples, recipe.mask.repeats, recipe.augment)
         self.identity = self._examples.target.identity
         self.inputs: dict[str, Any] = {}
-        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
+        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
         self._validations = self._open_validations(phases)
         self._probe, self._unprobed = self._make_probe(phases)
         self.probe_every = recipe.run.probe_every if self._probe else None
 
     def _open_validations(self, phases: Phases) -> list[Validation]:
-        """Return the validation sets of the run, of which there are two where it takes images and videos."""
+        """Return the validation sets of the run; a run on images and videos has two."""
         recipe, world, found = self._recipe, self._world, list[Validation]()
         images = recipe.data.validation_images
         if images and len(self._data.media) == 1:
@@ -98,7 +98,7 @@ class Pretraining(MaskedPrediction):
         return found
 
     def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
-        """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
+        """Return the probe of the run, if requested, or why there is none: recipes may request it before there is data.
 
         Raises:
             DataError: the samples cannot be decoded here.
@@ -109,7 +109,7 @@ class Pretraining(MaskedPrediction):
         if recipe.data.validation is None:
             return None, "data.validation is not set"
         if len(self._data.media) > 1:
-            return None, "labels of images and videos do not mean the same"
+            return None, "labels of images and videos have different meanings"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
         training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
@@ -129,9 +129,9 @@ class Pretraining(MaskedPrediction):
         return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read.
+        """Measure the losses of constant predictors, to compare the validation loss with.
 
-        Of a new run, probe the encoder, too, for the same reason.
+        For a new run, also probe the untrained encoder, for the same reason.
         """
         if self._unprobed:
             report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
@@ -156,11 +156,11 @@ class Pretraining(MaskedPrediction):
             self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
 
     def _loss(self, validation: Validation, engine: Engine, report: Report) -> float:
-        """Return the loss of the untrained model, and show what it predicts."""
+        """Return the loss of the untrained model, and draw its predictions."""
         return self._evaluate_on(validation, engine, 0, report)[f"{validation.prefix}loss"]
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the loss on the validation images, if there are any, and show the pictures."""
+        """Measure the loss on the validation images, if there are any, and draw the pictures."""
         metrics: Metrics = {}
         for validation in self._validations:
             metrics |= self._evaluate_on(validation, engine, done, report)
@@ -178,7 +178,7 @@ class Pretraining(MaskedPrediction):
         return metrics
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Judge the frozen encoder by labels, and warn where its attention has collapsed."""
+        """Evaluate the frozen encoder by labels, and warn where its attention has collapsed."""
         if self._probe is None:
             return {}
         metrics = self._probe.measure(engine)

@@ -1,4 +1,4 @@
-"""What features see, for a person: nearest training images, and where the last block looks."""
+"""Draw features for people: nearest training images, and the last block's attention."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,18 @@ Picture = NDArray[np.uint8]
 _GAP = 4
 _CAPTION = 14
 _RIGHT, _WRONG, _PLAIN = (0, 120, 0), (190, 0, 0), (0, 0, 0)
-_DARK = 0.2  # brightness where the last block does not look at all
+_DARK = 0.2  # brightness without attention
 
 
 def draw_attention(inputs: Tensor, looked: Tensor) -> Picture:
-    """Draw each input beside itself in the light of `looked`: uint8 (height, width, 3).
+    """Draw each input beside a copy dimmed by attention: uint8 (height, width, 3).
 
-    A clip is two rows of frames, those that the rows of `looked` begin with.
+    A clip is two rows of frames, the first frame of each row of `looked`.
 
     Args:
         inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
-        looked: float (B, rows, columns), or of clips (B, frames, rows, columns), where there are as many frames or
-            fewer.
+        looked: attention, float (B, rows, columns), or for clips (B, frames, rows, columns), with at most as many
+            frames.
     """
     frames = _frames(inputs, looked.shape[1] if looked.ndim == 4 else 1)  # (B, frames, 3, H, W)
     lit = F.interpolate(looked.view(len(looked), -1, *looked.shape[-2:]), frames.shape[3:], mode="nearest")
@@ -43,7 +43,7 @@ def draw_attention(inputs: Tensor, looked: Tensor) -> Picture:
 
 
 def still(inputs: Tensor) -> Tensor:
-    """Return the images that stand for inputs: (B, 3, H, W) as they are, of clips the frame in the middle."""
+    """Return images that represent inputs: (B, 3, H, W) unchanged, for clips the frame in the middle."""
     return inputs if inputs.ndim == 4 else inputs[:, :, inputs.shape[2] // 2]
 
 
@@ -54,10 +54,10 @@ def draw_neighbours(
     neighbour_labels: Sequence[Sequence[str]],
     cosines: Tensor,
 ) -> Picture:
-    """Each image before its nearest training images, captions green where the class is the same.
+    """Draw each image before its nearest training images, with green captions where the class is the same.
 
     Args:
-        images: uint8 (q, 3, H, W) of the validation set, and `labels` their classes.
+        images: validation images, uint8 (q, 3, H, W), with their classes in `labels`.
         neighbours: uint8 (q, k, 3, H, W), with their classes and cosines, (q, k).
     """
     rows = []
@@ -74,13 +74,13 @@ def draw_neighbours(
 
 
 def _frames(inputs: Tensor, count: int) -> Tensor:
-    """Return so many evenly spaced frames of each input, from the first on: (B, count, 3, H, W); an image is one."""
+    """Return `count` evenly spaced frames of each input, from the first: (B, count, 3, H, W); an image is one frame."""
     clips = inputs[:, :, None] if inputs.ndim == 4 else inputs
     return clips[:, :, :: max(1, clips.shape[2] // count)].transpose(1, 2)
 
 
 def _sheet(rows: Sequence[tuple[Sequence[Tensor], Sequence[tuple[str, tuple[int, int, int]]]]]) -> Picture:
-    """Rows of equal images, uint8 (3, H, W), each under its caption."""
+    """Draw rows of equal images, uint8 (3, H, W), each under its caption."""
     height, width = rows[0][0][0].shape[1:]
     down, across = height + _CAPTION + _GAP, width + _GAP
     sheet = Image.new("RGB", (across * len(rows[0][0]) - _GAP, down * len(rows)), "white")
