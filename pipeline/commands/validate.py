@@ -17,6 +17,7 @@ Examples, each on one line:
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from pipeline.checkpoints import checkpoint
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--step", type=int, help="step of an older checkpoint")
     parser.add_argument("--clips", type=clips, nargs="+", metavar="N", help="clips per video (10), or image (1)")
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops per clip (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     run, overrides = arguments.run, arguments.overrides
@@ -64,7 +66,9 @@ def main() -> int:
                     f"--clips and --crops are for fine-tuned runs, and {run} is of pre-training: leave them out"
                 )
             measured = measure(run, found, overrides, world)
-        if world.rank == 0:
+        if world.rank == 0 and arguments.json:
+            print(json.dumps({"step": found.facts.step} | measured, indent=1))
+        elif world.rank == 0:
             say(f"step {found.facts.step}: " + ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
 
     return status_of(tell)
