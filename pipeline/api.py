@@ -97,7 +97,7 @@ def load_model(weights: str, step: int | None = None, overrides: Sequence[str] =
     """Return a pre-training model with its head, for evaluation on the CPU.
 
     Args:
-        weights: a run.dir of pre-training, or a folder of `scripts/export.py --format maskfeat`.
+        weights: a run.dir of pre-training, or a folder of `maskfeat export --format maskfeat`.
         step, overrides: see `open_trained`.
 
     Raises:

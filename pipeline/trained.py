@@ -78,7 +78,7 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
     """Open weights of any kind.
 
     Args:
-        weights: a run.dir of pre-training or fine-tuning; a folder of scripts/export.py; a file or folder for
+        weights: a run.dir of pre-training or fine-tuning; a folder of maskfeat export; a file or folder for
             model.init; or the name of a timm model.
         step: step of a run's older checkpoint; None: the newest valid one.
         overrides: "section.key=value", settings for weights that are not a run, such as `model.name=...` for a file
