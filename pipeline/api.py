@@ -29,9 +29,9 @@ from pipeline.predict.predict import Prediction as Prediction
 from pipeline.predict.predict import predict as predict
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.targets.hog import hog_target as hog_target
+from pipeline.trained import PLAIN
 from pipeline.trained import Trained as Trained
 from pipeline.trained import open_trained as open_trained
-from pipeline.whole_model import PLAIN
 from shards.build import build as build_shards
 
 __all__ = [
@@ -97,7 +97,7 @@ def load_model(weights: str, step: int | None = None, overrides: Sequence[str] =
     """Return a pre-training model with its head, for evaluation on the CPU.
 
     Args:
-        weights: a run.dir of pre-training, or a folder of `scripts/export.py --format maskfeat`.
+        weights: a run.dir of pre-training, or a folder of `maskfeat export --format maskfeat`.
         step, overrides: see `open_trained`.
 
     Raises:

@@ -221,7 +221,7 @@ def init_identity(recipe: TrainingRecipe) -> str | None:
     try:
         if (recipe.model.init / "checkpoints").exists():
             raise ConfigError(
-                f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes "
+                f"model.init={recipe.model.init} is a run: `maskfeat export {recipe.model.init} OUT` writes "
                 "its weights, set model.init=OUT"
             )
         return sha256_of(weights_file(recipe.model.init))

@@ -1,4 +1,4 @@
-"""Estimate a run of pre-training on many GPUs, by a model of its step. `scripts/estimate.py` prints it.
+"""Estimate a run of pre-training on many GPUs, by a model of its step. `maskfeat estimate` prints it.
 
 The model of a step of W ranks:
 - Compute: images per rank / images per second of one GPU, or clips, if these are the inputs. That rate comes from the

@@ -1,4 +1,4 @@
-"""Settings are what was typed or written, and files and values of any shape end in one line at once."""
+"""Settings equal the typed or written text, and malformed files and values give one line at once."""
 
 import getpass
 import os
@@ -26,7 +26,7 @@ def setting(recipe: TrainingRecipe, key: str) -> Any:
 
 
 def refusal(*overrides: str, recipe: str = "demo") -> str:
-    """What is said of a recipe that is refused, which is one line, not long, and comes at once."""
+    """Return the message of a refused recipe, which is one short line, and comes at once."""
     begin = time.monotonic()
     with pytest.raises(ConfigError) as error:
         load_recipe(recipe, [SHARDS, *overrides])

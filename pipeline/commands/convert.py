@@ -1,6 +1,6 @@
 """Convert a published MaskFeat checkpoint to ordinary timm, torchvision or Hugging Face weights.
 
-    python scripts/convert.py IN OUT
+    maskfeat convert IN OUT
 
 IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup): a ViT, or for clips a MViTv2 or a tubelet ViT, of any
 width and depth. model.safetensors and config.json are written to OUT: the encoder of a pre-training checkpoint, or the
@@ -8,7 +8,7 @@ classifier of a fine-tuned one. For clips, the Python code that reads them is pr
 
 Example:
 
-    python scripts/convert.py maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
+    maskfeat convert maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
     python -c 'import timm; timm.create_model("local-dir:vit-b", pretrained=True)'
 
 A pre-training run starts from such a folder, or from IN itself, with model.init=IN.

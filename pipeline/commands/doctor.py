@@ -1,12 +1,12 @@
 """Find the problems of a cluster before a run does.
 
-    deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
+    maskfeat doctor RECIPE [section.key=value ...]
 
 Start it like the run: same launcher, same recipe, same overrides, with --finetune for a recipe of
-scripts/finetune.py; a single process works too. It takes about a minute, creates run.dir but leaves nothing in it, and
-prints its findings with remedies:
+`maskfeat finetune`. It takes about a minute, creates run.dir but leaves nothing in it, and prints its findings with
+remedies:
 
-- versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py also checks this at every start)
+- versions, recipe, inputs, run.dir: the same on all ranks? (every start of a run checks this, too)
 - storage, decoding: random samples are read and decoded as in training, and timed
 - decoding on GPUs: does it crash, in a separate process, or differ from the CPU, and is libnvjpeg installed?
 - all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
@@ -17,11 +17,11 @@ Exit status 0: start the run, perhaps after fixing warnings; 1: fix the problems
 
 Examples, each on one line:
 
-    deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+    maskfeat doctor --hostfile hosts vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
 
-    deepspeed scripts/doctor.py vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
+    maskfeat doctor vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
 
-    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
+    maskfeat doctor --processes 2 demo data.shards=shards/train --json findings.json
 """
 
 import argparse
@@ -53,7 +53,7 @@ SHOWN = 8  # places per check in the table; --json has all
 def main() -> int:
     """Return 0 without problems, 1 with problems, 2 for wrong usage."""
     parser = Parser(__doc__)
-    parser.add_argument("recipe", help="name in pipeline/recipes or, with --finetune, its folder finetune; or path")
+    parser.add_argument("recipe", help="name of a recipe, see --list of `maskfeat pretrain` and `finetune`, or path")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )

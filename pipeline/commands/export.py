@@ -1,6 +1,6 @@
 """Export a run's encoder, or a fine-tuned run's classifier, as ordinary timm / Hugging Face weights.
 
-    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx maskfeat] [--average]
+    maskfeat export RUN OUT [--step N] [--format timm torch onnx maskfeat] [--average]
 
 RUN is a run.dir; its newest valid checkpoint is exported, or that of step N, for any ZeRO stage and number of ranks.
 The output in OUT depends on the formats:
@@ -9,7 +9,7 @@ The output in OUT depends on the formats:
     torch     encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
     onnx      encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
     maskfeat  maskfeat.safetensors and maskfeat.json: the whole pre-training model, with its mask token and its head,
-              which scripts/predict.py and pipeline.api.load_model read
+              which maskfeat predict and pipeline.api.load_model read
 
 For a run on clips, tensors have the names of torchvision's MViT, or of timm's blocks, and the model card has Python
 code that reads them. For a run on images, timm is enough, without this project:
@@ -20,8 +20,8 @@ code that reads them. For a run on images, timm is enough, without this project:
 
 Examples:
 
-    python scripts/export.py runs/vit_base_300e weights
-    python scripts/export.py runs/vit_base_300e weights --step 100000 --format timm onnx
+    maskfeat export runs/vit_base_300e weights
+    maskfeat export runs/vit_base_300e weights --step 100000 --format timm onnx
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def write_timm(
 def main() -> int:
     """Return 0 when OUT is complete, 1 when the run cannot be exported."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or scripts/finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or maskfeat finetune")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--step", type=int, help="step of an older checkpoint")
     parser.add_argument("--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several (default: timm)")

@@ -1,16 +1,16 @@
 """Fine-tune a pre-trained vision transformer as a classifier of labelled images or videos.
 
-    deepspeed scripts/finetune.py RECIPE model.init=WEIGHTS [section.key=value ...]
+    maskfeat finetune RECIPE model.init=WEIGHTS [section.key=value ...]
 
-RECIPE is a name in pipeline/recipes/finetune or the path of a YAML file; WEIGHTS is an output of scripts/export.py, or
-a checkpoint of SlowFast, mmpretrain, MAE or timm. Without model.init it trains from scratch. Both data sets need
-labels. Runs stop, resume and end like those of scripts/pretrain.py.
+RECIPE is a name that --list prints, or the path of a YAML file; WEIGHTS is an output of `maskfeat export`, or a
+checkpoint of SlowFast, mmpretrain, MAE or timm. Without model.init it trains from scratch. Both data sets need
+labels. Runs stop, resume and end like those of `maskfeat pretrain`.
 
 Examples, each on one line:
 
-    deepspeed scripts/finetune.py vit_base_100e model.init=weights data.shards=/data/train data.validation=/data/val
+    maskfeat finetune vit_base_100e model.init=weights data.shards=/data/train data.validation=/data/val
 
-    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/finetune.py small data.shards=train data.validation=val
+    maskfeat finetune --processes 2 small data.shards=train data.validation=val
 """
 
 from pipeline.finetune.config import FinetuneRecipe

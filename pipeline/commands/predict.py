@@ -1,20 +1,20 @@
 """Draw the predictions of trained weights for your own pictures.
 
-    python scripts/predict.py IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
+    maskfeat predict IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
 
 Each row shows one image: its centre square, the visible part, the target, the prediction at masked patches, the
 attention of the last block, and the nearest neighbours with the cosines of their features. Losses and the names of the
 nearest neighbours are printed as well. For a fine-tuned run, the likeliest class of each image is printed.
 
---weights takes a run.dir, a folder of scripts/export.py, any value of model.init, or the name of a timm model.
+--weights takes a run.dir, a folder of maskfeat export, any value of model.init, or the name of a timm model.
 Target and prediction need the head of pre-training: a run.dir, or an export with --format maskfeat. Neighbours are
 searched in a data set of `maskfeat-shards` or, without --neighbours, among the given images.
 
 Examples:
 
-    python scripts/predict.py cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
+    maskfeat predict cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
 
-    python scripts/predict.py *.jpg --weights weights/photos --out picture.png
+    maskfeat predict *.jpg --weights weights/photos --out picture.png
 """
 
 from pathlib import Path

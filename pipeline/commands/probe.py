@@ -1,8 +1,8 @@
 """Evaluate frozen features by a linear classifier and by nearest neighbours.
 
-    deepspeed scripts/probe.py RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
+    maskfeat probe RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
 
-RUN is a run.dir of scripts/pretrain.py: its newest valid checkpoint, or --step N, or --untrained for comparison.
+RUN is a run.dir of maskfeat pretrain: its newest valid checkpoint, or --step N, or --untrained for comparison.
 WEIGHTS is any value of model.init (give model.name and model.options where the file does not contain them), or the name
 of a timm model. Both data sets need labels. One process without the launcher works too.
 
@@ -11,9 +11,9 @@ numbers, pictures, and curves are there, too: tensorboard --logdir RUN shows the
 
 Examples, each on one line:
 
-    deepspeed scripts/probe.py runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
+    maskfeat probe runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
 
-    DS_ACCELERATOR=cpu python scripts/probe.py runs/demo data.shards=train data.validation=val --untrained
+    maskfeat probe --processes 1 runs/demo data.shards=train data.validation=val --untrained
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Print the progress of a run, its results, and where its pictures and curves are.
 
-    python scripts/report.py RUN
+    maskfeat report RUN
 
 Example:
 
-    python scripts/report.py runs/vit_base_300e
+    maskfeat report runs/vit_base_300e
 """
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from shards.terminal import Parser, note, prepare, say
 def main() -> int:
     """Return 0, or 1 when RUN is not a run."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or finetune")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     prepare()
-    run: Path = parser.parse_args().run
+    arguments = parser.parse_args()
+    run: Path = arguments.run
     try:
         logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
@@ -34,6 +37,9 @@ def main() -> int:
         note(f"error: {run} is not a run that has logged a step; correct the path, or wait for its first log line")
         return 1
 
+    if arguments.json:
+        print(json.dumps(_figures(run, logged), indent=1))
+        return 0
     say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
     validated = [line for line in logged if "val_loss" in line]
     if validated and (baselines := read_baselines(run)):
@@ -53,6 +59,21 @@ def main() -> int:
         say(f"animation      {animations[-1]}")
     say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
     return 0
+
+
+def _figures(run: Path, logged: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last log line of each kind, and the losses of constant predictors; None for what the run lacks."""
+
+    def last(metric: str) -> dict[str, Any] | None:
+        return next((line for line in reversed(logged) if metric in line), None)
+
+    return {
+        "run": str(run),
+        "last": logged[-1],
+        "validation": last("val_loss"),
+        "probes": last("probe_linear"),
+        "baselines": read_baselines(run) or None,
+    }
 
 
 def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:

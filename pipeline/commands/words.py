@@ -1,6 +1,6 @@
 """Find the visual words of a data set, for target.kind=tokens: k-means of its patches, in one pass over the shards.
 
-    deepspeed scripts/words.py SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
+    maskfeat words SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
 
 A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, any value of target.teacher:
 an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings are those
@@ -9,13 +9,13 @@ One process without the launcher works too. Equal settings and numbers of proces
 
 To train with them:
 
-    deepspeed scripts/pretrain.py vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
+    maskfeat pretrain vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
 
 Examples, each on one line:
 
-    deepspeed scripts/words.py /data/train /words/hog256
+    maskfeat words /data/train /words/hog256
 
-    DS_ACCELERATOR=cpu python scripts/words.py shards words --words 64 data.image_size=96 optim.batch_size=64
+    maskfeat words --processes 1 shards words --words 64 data.image_size=96 optim.batch_size=64
 """
 
 import argparse

@@ -30,6 +30,7 @@ from pipeline.supervisor.stop import run_dir
 from shards.terminal import Parser, note
 
 STOPPED = 75  # the exit status of a run that was asked to stop, and resumes
+PYTHON = (sys.executable, "-P", "-u")  # no module is imported from the working directory
 DRY_RUN = "--dry-run"  # one process shows what all of them would do
 TRAINING = ("pretrain", "finetune")  # commands that save when asked to stop
 
@@ -81,7 +82,7 @@ def start(command: str, arguments: list[str]) -> int:
         _become([command, *rest], environment)
     nodes = {"localhost": available[:size] or [*range(size)]}
     launcher = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level=critical", "--no_local_rank"),
+        *(*PYTHON, "-m", "deepspeed.launcher.launch", "--log_level=critical", "--no_local_rank"),
         f"--world_info={base64.urlsafe_b64encode(json.dumps(nodes).encode()).decode()}",
         *("--master_addr=127.0.0.1", f"--master_port={options.master_port or free_port()}"),
     ]
@@ -97,7 +98,7 @@ def _start_nodes(command: str, rest: list[str], options: Namespace, parser: Pars
     except HostFileError as error:
         parser.error(str(error))
     launcher = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
+        *(*PYTHON, "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
         *("--hostfile", str(options.hostfile), "--force_multi"),
     ]
     if options.master_port:
@@ -146,7 +147,7 @@ def _batch(command: str, arguments: list[str]) -> tuple[int, int]:
 
 def _become(arguments: list[str], environment: dict[str, str]) -> NoReturn:
     """Replace this program by one process of the command, which gets its signals and returns its exit status."""
-    os.execve(sys.executable, [sys.executable, "-u", rank.__file__, *arguments], environment)
+    os.execve(sys.executable, [*PYTHON, rank.__file__, *arguments], environment)
 
 
 def _await(launcher: list[str], environment: dict[str, str], command: str, hosts: Hosts | None) -> int:

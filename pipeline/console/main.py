@@ -41,6 +41,7 @@ COMMANDS = {
     "finetune": Command("Fine-tune a vision transformer as a classifier.", True, RECIPES / "finetune"),
     "probe": Command("Evaluate frozen features by linear and k-NN probes.", True),
     "validate": Command("Measure a run on a validation set.", True),
+    "predict": Command("Draw what trained weights make of your own pictures."),
     "export": Command("Export a run as ordinary timm and Hugging Face weights."),
     "convert": Command("Convert a published MaskFeat checkpoint."),
     "report": Command("Print the progress and results of a run."),
@@ -81,7 +82,7 @@ def run(name: str, arguments: list[str]) -> int:
         return int(import_module(f"{command.package}.{name}").main())
     finally:
         if command.processes and {"-h", "--help"} & {*arguments}:
-            print(options_parser(name).format_help())
+            print(f"\n{options_parser(name).format_help()}")
 
 
 def _app() -> typer.Typer:

@@ -35,7 +35,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.path[0] == str(HERE):
-        del sys.path[0]  # Python puts a script's own folder there
+    sys.path = [folder for folder in sys.path if folder != str(HERE)]  # Python puts a script's own folder there
     load_packages()
     main()

@@ -1,4 +1,4 @@
-"""Run one probe from its source to its results: JSON, pictures and curves. `scripts/probe.py` calls it."""
+"""Run one probe from its source to its results: JSON, pictures and curves. `maskfeat probe` calls it."""
 
 import json
 import time

@@ -35,7 +35,7 @@ class RunProbe:
     """Evaluates the frozen encoder of a run on labelled samples of its training and its validation set.
 
     It uses a copy of the encoder, which gets the fp32 weights each time, so that the model and its engine are not
-    affected, at every ZeRO stage. Results are those of `scripts/probe.py` with its default settings, where both data
+    affected, at every ZeRO stage. Results are those of `maskfeat probe` with its default settings, where both data
     sets have at most `run.probe_samples` samples.
 
     All ranks call every method together.

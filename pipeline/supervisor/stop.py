@@ -1,14 +1,14 @@
 """Signal the ranks of a run on this machine, or ensure that they end. Launchers are left alone: they follow.
 
-    python scripts/launch/stop.py RUN [--signal TERM | --end SECONDS]
+    maskfeat stop RUN [--signal TERM | --end SECONDS]
 
 RUN is the run's folder, as in run.dir=RUN. Prints the number of ranks. A rank is a Python process of this user that
 runs a script with this run.dir, except the scripts here that do not train.
 
 Examples:
 
-    python scripts/launch/stop.py /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
-    python scripts/launch/stop.py /runs/base --end 30          the same by SIGTERM; SIGKILL to those left after 30 s
+    maskfeat stop /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
+    maskfeat stop /runs/base --end 30          the same by SIGTERM; SIGKILL to those left after 30 s
 """
 
 import argparse

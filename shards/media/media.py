@@ -25,7 +25,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How files are checked and stored.
+    """The options for checking and storing files.
 
     Args:
         max_pixels: a larger picture is rejected without decoding.

@@ -48,7 +48,7 @@ def clips(repeats: int = 1, seed: int = 0) -> Clips:
 
 
 def expected(batch: Clips) -> torch.Tensor:
-    """The same by decoding everything, uint8 (n, 3, T, size, size)."""
+    """Return the expected clips by decoding everything, uint8 (n, 3, T, size, size)."""
     made = []
     for place, ((top, left, height, width), flip, frames) in enumerate(
         zip(batch.boxes, batch.flips, batch.frames, strict=True)

@@ -55,7 +55,7 @@ class Subject(Protocol):
 
 
 def refused(read_it: Callable[[], Any]) -> bool:
-    """Whether the product refuses, with a line that a terminal can show; what it returns otherwise is not looked at."""
+    """Return whether the product refuses with a line that a terminal can show; other results are ignored."""
     try:
         read_it()
     except REFUSALS as error:

@@ -82,8 +82,10 @@ def test_multiply_adds_of_a_clip_are_the_published_ones(name: str, size: int, fr
 
 @pytest.mark.parametrize("again", [False, True])
 def test_activations_are_those_that_a_transformer_keeps(again: bool) -> None:
-    """Of a block in widths of a token: what three of its layers take (x, the norm of x, both twice), queries, keys and
-    values, what attention gives, and 4 before and 4 behind the GELU; recomputed, its input alone."""
+    """Count the activations of a block in token widths.
+
+    These are the inputs of three of its layers (x, the norm of x, both twice), queries, keys and values, the output of
+    attention, and 4 before and 4 after the GELU; when recomputed, its input alone."""
     video = recipe("vit_base_video", f"engine.activation_checkpointing={again}")
     with torch.device("meta"):
         model = build_model(video).to(torch.bfloat16)
@@ -279,6 +281,19 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert lines["read"][1:3] == ["30.7", "TB"]
     assert lines["3"][1:] == ["checkpoints", "of", "1.03", "GB"]
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
+
+
+def test_json_has_the_numbers_of_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("vit_base_300e", "--gpus", "8", "--images-per-second", "2000")
+    assert run_script(monkeypatch, "estimate.py", *asked, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert run_script(monkeypatch, "estimate.py", *asked) == 0
+    (run,) = figures["runs"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["8"])
+    assert row.split()[1] == f"{run['inputs_per_gpu']:,}" == "256"
+    assert run["compute_seconds"] == pytest.approx(256 / 2000)
+    assert row.split()[8] == f"{run['seconds'] / 3600:,.2f}" and run["gpu_seconds"] == 8 * run["seconds"]
+    assert figures["steps"] == round(300 * 1_281_167 / 2048)
 
 
 def test_clips_and_the_videos_that_they_are_made_of(

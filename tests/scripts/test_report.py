@@ -1,4 +1,4 @@
-"""scripts/report.py: what a run has reached."""
+"""The output of scripts/report.py."""
 
 import json
 from pathlib import Path
@@ -20,3 +20,17 @@ def test_a_run_of_fine_tuning_is_told_by_its_accuracy(
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"run            {tmp_path}: step 50, training loss 0.5000"
     assert told[1] == "validation     step 40: loss not finite, top-1 62.5%, top-5 100.0%"
+
+
+def test_a_report_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"step": 20, "loss": 1.5, "val_loss": 1.25}, {"step": 40, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run_script(monkeypatch, "report.py", tmp_path, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "run": str(tmp_path),
+        "last": lines[1],
+        "validation": lines[0],
+        "probes": None,
+        "baselines": None,
+    }

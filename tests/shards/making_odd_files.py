@@ -1,4 +1,4 @@
-"""Image files as they are found in the wild and worse, each with what has to become of it."""
+"""Image files as they are found in the wild and worse, each with its expected result."""
 
 import base64
 import struct
