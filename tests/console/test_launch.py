@@ -133,6 +133,12 @@ def test_processes_share_out_the_cores(
     assert started["command"][at:] == [rank.__file__, "pretrain", *given, "data.shards=s"]
 
 
+def test_the_doctor_is_started_like_the_run(started: dict[str, Any]) -> None:
+    """Whatever options stand before the recipe."""
+    assert launch.start("doctor", ["--samples", "8", "demo", "optim.batch_size=30", "data.shards=s"]) == 0
+    assert world(started["command"]) == [0, 1]
+
+
 @pytest.mark.parametrize("arguments", [["demo", "optim.batch_size=7"], ["no_such"], [], ["demo", "--processes", "1"]])
 def test_one_process_is_the_program_itself(arguments: list[str], started: dict[str, Any]) -> None:
     with pytest.raises(Became):
