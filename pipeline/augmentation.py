@@ -1,10 +1,10 @@
-"""Changes of colour and sharpness of training images and clips, on the device; by default there are none.
+"""Change colour and sharpness of training images and clips, on the device; off by default.
 
 Colours change as by DALI's `color_twist`: hue and saturation by a matrix between RGB and YIQ, then contrast around the
 middle grey 128, then brightness. Factors are drawn as by torchvision's `ColorJitter`, whose own changes differ in that
 their order is drawn, too, and contrast is around the mean of the image. Blurring is that of DALI's `gaussian_blur`.
 
-All that is drawn is a function of an input's key, so it depends on seed, epoch and sample only.
+All random choices are functions of an input's key, so they depend on seed, epoch and sample only.
 """
 
 import math
@@ -22,24 +22,24 @@ from pipeline.settings import Section
 Strength = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
-_STREAM = 1 << 32  # of what is drawn here from an input's key: beyond those that its mask is drawn from
+_STREAM = 1 << 32  # first stream of randomness here from an input's key, beyond those of its mask
 _DRAWS = 8
-_RADIUS = 6  # pixels on each side that a blurred pixel is a mean of
+_RADIUS = 6  # pixels on each side that contribute to a blurred pixel
 _SIGMAS = (0.1, 2.0)  # pixels, as in Chen et al., "A Simple Framework for Contrastive Learning", ICML 2020
 _MIDDLE = 128.0
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
 class Augment(Section):
-    """How training images are varied, besides crop and flip. Validation images are not."""
+    """The augmentation of training images, besides crop and flip. Validation images are not changed."""
 
-    brightness: Strength = 0.0  # its factor is from 1 - brightness to 1 + brightness ...
-    contrast: Strength = 0.0  # ... and likewise those of contrast ...
+    brightness: Strength = 0.0  # the factor is from 1 - brightness to 1 + brightness ...
+    contrast: Strength = 0.0  # ... and likewise for contrast ...
     saturation: Strength = 0.0  # ... and saturation
-    hue: float = Field(0.0, ge=0, le=0.5)  # largest change, in turns of the circle of colours
-    jitter: Probability = 1.0  # that an image's colours are changed, by all of these four
-    grey: Probability = 0.0  # that an image becomes grey
-    blur: Probability = 0.0  # that an image is blurred, by a Gaussian of 0.1 to 2 pixels
+    hue: float = Field(0.0, ge=0, le=0.5)  # largest change, in turns of the colour circle
+    jitter: Probability = 1.0  # probability that an image's colours are changed, by all four
+    grey: Probability = 0.0  # probability that an image becomes grey
+    blur: Probability = 0.0  # probability that an image is blurred, by a Gaussian of 0.1 to 2 pixels
 
     @property
     def changes_colours(self) -> bool:
@@ -49,19 +49,19 @@ class Augment(Section):
 
 
 def check_size(settings: Augment, image_size: int) -> None:
-    """Refuse images that are too small to be blurred. Raises ValueError."""
+    """Raise ValueError for images that are too small to be blurred."""
     if settings.blur and image_size <= _RADIUS:
         raise ValueError(f"augment.blur needs images of more than {_RADIUS} pixels, not data.image_size={image_size}")
 
 
 def augmented(inputs: Tensor, keys: Tensor, settings: Augment) -> Tensor:
-    """Vary inputs, without waiting for the device.
+    """Augment inputs, without waiting for the device.
 
     Args:
         inputs: uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), whose frames all change alike. To be blurred,
             they pass `check_size`.
-        keys: of the inputs, int64 (B,).
-        settings: say how much.
+        keys: keys of the inputs, int64 (B,).
+        settings: the strengths.
 
     Returns:
         uint8, the shape of `inputs`; where the settings change nothing, `inputs` themselves.
@@ -84,7 +84,7 @@ def augmented(inputs: Tensor, keys: Tensor, settings: Augment) -> Tensor:
 
 
 def colour_changes(brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what changes the colours of images: new RGB = matrix @ RGB + summand, of values in 0..255.
+    """Return matrices and summands that change colours: new RGB = matrix @ RGB + summand, for values in 0..255.
 
     Args:
         brightness, contrast, saturation: factors, (n,).
@@ -108,7 +108,7 @@ def blurred(pixels: Tensor, sigmas: Tensor) -> Tensor:
 
     Args:
         pixels: float32 (B, 3, ..., H, W).
-        sigmas: in pixels, (B,).
+        sigmas: standard deviations in pixels, (B,).
     """
     taps = torch.arange(-_RADIUS, _RADIUS + 1, device=pixels.device)
     weights = F.normalize((-(taps**2) / (2 * sigmas[:, None] ** 2)).exp(), p=1, dim=1)  # (B, taps)
@@ -120,7 +120,7 @@ def blurred(pixels: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _factors(draws: tuple[Tensor, ...], settings: Augment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return brightness, contrast, saturation and hue as `colour_changes` takes them."""
+    """Return brightness, contrast, saturation and hue for `colour_changes`."""
     strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
     changed = draws[4] < settings.jitter
     brightness, contrast, saturation, turns = (
@@ -130,8 +130,8 @@ def _factors(draws: tuple[Tensor, ...], settings: Augment) -> tuple[Tensor, Tens
     return 1 + brightness, 1 + contrast, (1 + saturation) * coloured, turns * (2 * math.pi)
 
 
-@cache  # copied to the device once, not at every step
+@cache  # copied to the device once, not in every step
 def _between_colours(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Matrices from RGB to YIQ and back, float32 (3, 3)."""
+    """Return the matrices from RGB to YIQ and back, float32 (3, 3)."""
     to_yiq = torch.tensor(_TO_YIQ, dtype=torch.float64)
     return to_yiq.float().to(device), to_yiq.inverse().float().to(device)

@@ -96,12 +96,12 @@ def plan(
 ) -> None:
     """Simulate the load of a run on storage and on the nodes' caches.
 
-    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
-    those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there;
-    in a mixture of images and videos, give all data sets of images first, with --medium for each.
-    A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
+    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards describe a hypothetical one.
+    Give the data sets of a mixture in the order of their names in data.mixture, with --weight for each unless they have
+    none there; in a mixture of images and videos, give all data sets of images first, with --medium for each.
+    A sample is an image or a video, which counts with all its bytes, even if only some frames are used. With
     --repeats N, a batch has N views of each of its samples: clips or crops, under each of their masks.
-    Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
+    If a node's cache is too small for one step, prints what would be enough, and exits with status 1.
 
     \b
     Examples:

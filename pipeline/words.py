@@ -34,7 +34,7 @@ JUDGED = 64  # batches on which usage and entropy are measured afterwards
 
 @dataclass(frozen=True)
 class Found:
-    """How well words fit the batches on which they are evaluated.
+    """The fit of words to the batches on which they are evaluated.
 
     Attributes:
         used: words that are the nearest of some patch.

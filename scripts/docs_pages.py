@@ -1,8 +1,8 @@
-"""Write the pages of the documentation that follow from the code: the commands, and memory and cost.
+"""Write the pages of the documentation that are generated from the code: the commands, and memory and cost.
 
     python scripts/docs_pages.py
 
-tests/test_docs_pages.py compares docs/reference/commands.md and cost.md with what this program writes.
+tests/test_docs_pages.py compares docs/reference/commands.md and cost.md with the output of this program.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ model of `scripts/estimate.py` ([Scaling](../explanation/scaling.md)), for Image
 
 
 def help_of(program: str, *arguments: str) -> str:
-    """Return what a program prints for `--help`: a file of scripts/, or a module with a dot in its name."""
+    """Return a program's output for `--help`: a file of scripts/, or a module with a dot in its name."""
     said = io.StringIO()
     name = MODULES.get(program, f"{Path(program).name}.py")
     with (

@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is said in one line that names the key."""
+"""Recipes: an error is one line that names the key."""
 
 import re
 from pathlib import Path

@@ -68,7 +68,8 @@ def test_a_source_of_ones_own_is_built(tmp_path: Path, monkeypatch: pytest.Monke
         ],
     }
     (tmp_path / "coco" / "instances.json").write_text(json.dumps(content))
-    monkeypatch.setattr(builder, "list_source", run("own-source.md", 0)["list_coco"])
+    list_coco = run("own-source.md", 0)["list_coco"]
+    monkeypatch.setattr(builder, "list_source", lambda source, group_by: list_coco(source))
     builder.build(tmp_path / "coco" / "instances.json", tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
     found = {manifest.path(index): int(np.asarray(manifest.label)[index]) for index in range(2)}

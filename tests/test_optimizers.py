@@ -52,7 +52,7 @@ def test_it_keeps_what_it_says_and_counts_its_steps(name: str, start: list, grad
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_states_at_zero_are_a_fresh_start_and_later_ones_continue(name: str, start: list, gradients: list) -> None:
-    """As `Engine` creates them, and as a checkpoint restores them."""
+    """Test states as `Engine` creates them, and as a checkpoint restores them."""
     want = stepped(name, start, gradients)[1]
     first, middle = stepped(name, start, gradients[:1])
     kept = [{key: state[key] for key in OPTIMIZERS[name].states} for state in first.state.values()]

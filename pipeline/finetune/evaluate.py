@@ -60,7 +60,7 @@ class Validation:
         self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:
-        """The accuracy of always predicting the most frequent class."""
+        """Return the accuracy of always predicting the most frequent class."""
         samples = self._images.samples
         return float(self._labels[:samples].bincount().max() / samples)
 

@@ -52,7 +52,7 @@ NOT_UNDERSTOOD = 2
 
 
 @dataclass
-class Life:
+class Attempt:
     """One start of the launcher: its line in RUN/lives-NODE.jsonl. `status` is None if it has none."""
 
     began: str
@@ -78,19 +78,19 @@ class Supervisor:
             say(f"ended {left} ranks that an earlier attempt of {self._run} had left")
         furthest, failures = reached(self._run), 0
         while True:
-            life = self._live()
-            life.step, life.ended = reached(self._run), now()
-            self._write(life)
-            say(f"life {life.began} to {life.ended}: {life.why}, step {life.step}")
-            if life.status in (0, NOT_UNDERSTOOD):
-                return life.status
-            if self._asked or (life.status == RESUME and not options.requeue):
+            attempt = self._attempt()
+            attempt.step, attempt.ended = reached(self._run), now()
+            self._write(attempt)
+            say(f"attempt {attempt.began} to {attempt.ended}: {attempt.why}, step {attempt.step}")
+            if attempt.status in (0, NOT_UNDERSTOOD):
+                return attempt.status
+            if self._asked or (attempt.status == RESUME and not options.requeue):
                 return RESUME
-            if life.status == RESUME:
+            if attempt.status == RESUME:
                 continue
 
-            failures = 1 if life.step > furthest else failures + 1
-            furthest = max(furthest, life.step)
+            failures = 1 if attempt.step > furthest else failures + 1
+            furthest = max(furthest, attempt.step)
             if failures >= options.tries:
                 say(f"gave up after {failures} failures in a row at step {furthest}; their errors are above")
                 return 1
@@ -99,7 +99,7 @@ class Supervisor:
             if self._signals.asked_within(pause):
                 return RESUME
 
-    def _live(self) -> Life:
+    def _attempt(self) -> Attempt:
         """Start the launcher and wait for the end of everything that it started."""
         options, environment = self._options, self._hosts.environment()
         command: list[str] = options.command
@@ -108,34 +108,34 @@ class Supervisor:
             answering = self._hosts.answering()
             if len(answering) < options.min_nodes:
                 why = f"only {len(answering)} of {len(self._hosts)} nodes answer, {options.min_nodes} are needed"
-                return Life(now(), answering, why=why)
+                return Attempt(now(), answering, why=why)
             try:
                 command = self._hosts.command(command, answering)
             except OSError as error:
                 why = f"{self._run}/hosts cannot be written: {error.strerror}"
-                return Life(now(), answering, why=why)
-        life = Life(now(), answering)
+                return Attempt(now(), answering, why=why)
+        attempt = Attempt(now(), answering)
         complete = self._run / "complete"
         try:
             complete.unlink(missing_ok=True)
         except OSError as error:
-            life.why = f"{complete} of an earlier attempt cannot be removed: {error.strerror}"
-            return life
+            attempt.why = f"{complete} of an earlier attempt cannot be removed: {error.strerror}"
+            return attempt
         try:
             launcher = subprocess.Popen(command, env=environment, start_new_session=True)
         except OSError as error:
-            life.status, life.why = NOT_UNDERSTOOD, f"{command[0]}: {error.strerror}"
-            return life
-        life.status = self._await(launcher)
+            attempt.status, attempt.why = NOT_UNDERSTOOD, f"{command[0]}: {error.strerror}"
+            return attempt
+        attempt.status = self._await(launcher)
         left = self._hosts.end_ranks(self._options.grace)  # a launcher can die before its ranks, even with status 0
         _signal_all(launcher, signal.SIGKILL)
         if left and not self._asked:
-            life.status, life.why = 1, f"the launcher ended before {left} of its ranks"
-        elif life.status == 0 and not complete.exists():
-            life.status, life.why = 1, "the launcher ended with status 0, but the run is not marked as complete"
+            attempt.status, attempt.why = 1, f"the launcher ended before {left} of its ranks"
+        elif attempt.status == 0 and not complete.exists():
+            attempt.status, attempt.why = 1, "the launcher ended with status 0, but the run is not marked as complete"
         else:
-            life.why = self._explain(life.status)
-        return life
+            attempt.why = self._explain(attempt.status)
+        return attempt
 
     def _await(self, launcher: "subprocess.Popen[bytes]") -> int:
         """Return the launcher's exit status; passes requests to stop on to the ranks, and waits for their end."""
@@ -153,9 +153,9 @@ class Supervisor:
                 launcher.wait()
         return launcher.returncode
 
-    def _write(self, life: Life) -> None:
+    def _write(self, attempt: Attempt) -> None:
         try:
-            self._log.write((json.dumps(asdict(life)) + "\n").encode())
+            self._log.write((json.dumps(asdict(attempt)) + "\n").encode())
         except OSError as error:  # a full disk must not end the supervisor
             say(f"{self._log.name}: {error.strerror}")
 

@@ -1,4 +1,4 @@
-"""What the hardware allows: published peaks of GPUs, and what a matrix product and a copy reach here."""
+"""The limits of the hardware: published peaks of GPUs, and the speed of a matrix product and a copy here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 
 @dataclass(frozen=True)
 class Peak:
-    """Of one GPU: TFLOP/s of dense bf16 matrix products, and TB/s of its memory. From NVIDIA's data sheets."""
+    """The peak of one GPU: TFLOP/s of dense bf16 matrix products, and TB/s of its memory, from NVIDIA's data sheets."""
 
     name: str
     tflops: float
     memory: float
 
 
-# By what `torch.cuda.get_device_name` says; the first that matches.
+# By `torch.cuda.get_device_name`; the first match counts.
 PEAKS = {
     "H100 PCIe": Peak("H100 PCIe", 756, 2.0),
     "H100 NVL": Peak("H100 NVL", 835, 3.9),
@@ -28,19 +28,19 @@ PEAKS = {
 
 
 def peak() -> Peak | None:
-    """That of this machine's GPU; None where it is not known, or there is none."""
+    """Return the peak of this machine's GPU; None where it is unknown, or there is none."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((found for name, found in PEAKS.items() if name in device), None)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all it was asked for."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype, times: int) -> Callable[[], int]:
-    """Multiply square matrices so many times; returns the FLOP of that. 8,192 a side on a GPU, 1,024 on a CPU."""
+    """Multiply square matrices `times` times; return the FLOP. The side is 8,192 on a GPU, 1,024 on a CPU."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     product = torch.empty_like(a)

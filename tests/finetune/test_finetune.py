@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, accuracy counts every image once, a stop costs nothing, and what leaves is plain timm's."""
+"""Fine-tuning: it learns, accuracy counts every image once, a stop costs nothing, and exports are plain timm."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Pictures of a person's own images: what the model sees and predicts, where it looks, what it finds alike."""
+"""Pictures of a person's own images: visible part, prediction, attention, and neighbours."""
 
 from pathlib import Path
 

@@ -82,8 +82,10 @@ def test_multiply_adds_of_a_clip_are_the_published_ones(name: str, size: int, fr
 
 @pytest.mark.parametrize("again", [False, True])
 def test_activations_are_those_that_a_transformer_keeps(again: bool) -> None:
-    """Of a block in widths of a token: what three of its layers take (x, the norm of x, both twice), queries, keys and
-    values, what attention gives, and 4 before and 4 behind the GELU; recomputed, its input alone."""
+    """Count the activations of a block in token widths.
+
+    These are the inputs of three of its layers (x, the norm of x, both twice), queries, keys and values, the output of
+    attention, and 4 before and 4 after the GELU; when recomputed, its input alone."""
     video = recipe("vit_base_video", f"engine.activation_checkpointing={again}")
     with torch.device("meta"):
         model = build_model(video).to(torch.bfloat16)

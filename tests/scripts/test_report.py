@@ -1,4 +1,4 @@
-"""scripts/report.py: what a run has reached."""
+"""The output of scripts/report.py."""
 
 import json
 from pathlib import Path

@@ -88,5 +88,5 @@ def test_the_demos_images_replace_nobodys(
     (out / "train").mkdir(parents=True)
     (out / "train" / "mine.jpg").write_bytes(b"mine")
     assert run_script(monkeypatch, "demo_data.py", out) == 2
-    assert f"{out} holds what this program did not write: name a new folder\n" in capsys.readouterr().err
+    assert f"{out} has files that this program did not write: name a new folder\n" in capsys.readouterr().err
     assert (out / "train" / "mine.jpg").read_bytes() == b"mine"

@@ -1,4 +1,4 @@
-"""What validation says and shows of clips: the loss of copying, pictures, and an animation."""
+"""Validation on clips: the loss of copying, pictures, and an animation."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote stays readable: tests/old_runs has a data set, and runs stopped after 3 of their 8 steps."""
+"""Files of version 0.1.0 stay readable: tests/old_runs has a data set, and runs stopped after 3 of their 8 steps."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Item 2: the fused kernel equals its reference, and its time; augmentation on the device equals that on a CPU."""
+"""Item 2: check the fused kernel and the augmentation on the device against references, and time the kernel."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -16,7 +16,7 @@ from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
 from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog import hog_target
 
-ROUNDING = 2**-8  # of bf16
+ROUNDING = 2**-8  # rounding of bf16
 
 
 def fused_kernel(bench: Bench) -> Iterator[Result]:
@@ -24,28 +24,30 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
     from pipeline.targets.hog.triton import normalised_and_hog
 
     scale = bench.scale
-    for kind, pixels in _pictures(scale.check_size).items():
-        exact, image = hog_target(pixels).flatten(0, 1), normalise(pixels, torch.float32)
-        mask = torch.ones(len(pixels), *(side // 16 for side in pixels.shape[2:]), dtype=torch.bool)
+    for patch, (kind, picture) in product((16, 14), _pictures(scale.check_size).items()):
+        rows, columns = (side // patch for side in scale.check_size)
+        pixels = picture[..., : rows * patch, : columns * patch].contiguous()
+        exact, image = hog_target(pixels, patch).flatten(0, 1), normalise(pixels, torch.float32)
+        mask = torch.ones(len(pixels), rows, columns, dtype=torch.bool)
         for layout, dtype in product((torch.contiguous_format, torch.channels_last), (torch.float32, torch.bfloat16)):
             there = pixels.to(scale.device).contiguous(memory_format=layout)
             normalised, target = (
                 out.cpu().float()
                 for out in normalised_and_hog(
-                    there, mask.to(scale.device), mask.numel(), 16, *IMAGENET, dtype, target_dtype=dtype
+                    there, mask.to(scale.device), mask.numel(), patch, *IMAGENET, dtype, target_dtype=dtype
                 )
             )
-            # One rounding of values up to 1, and up to 3; Triton's interpreter cuts off instead
+            # One rounding of values up to 1, and up to 3; Triton's interpreter truncates instead
             once = 0 if dtype == torch.float32 else ROUNDING * (1 + scale.dry)
             off, off_image = float((target - exact).abs().max()), float((normalised - image).abs().max())
             flat = bool(torch.equal(target == 0, exact == 0))
             right = off <= 1e-5 + once and off_image <= 1e-5 + 3 * once and flat
             numbers = {"target off by": off, "image off by": off_image, "zero where the reference is": flat}
-            yield Check(f"kernel, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}", right, numbers)
+            yield Check(f"kernel, {patch}-pixel patches, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}", right, numbers)
 
 
 def _pictures(size: tuple[int, int]) -> dict[str, Tensor]:
-    """uint8 (2, 3, H, W): noise, half of it flat, and a ramp with many exact ties of a gradient with a ray."""
+    """Return uint8 (2, 3, H, W): noise, half of it flat, and a ramp with many exact ties of a gradient with a ray."""
     height, width = size
     noise = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     flat = noise.clone()

@@ -1,4 +1,4 @@
-"""What `maskfeat-shards plan` foretells, against slow and obvious computations."""
+"""The predictions of `maskfeat-shards plan` against slow and obvious computations."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def reads_step_by_step(schedule: Schedule, shard_bytes: list[int], cache: int, epochs: int) -> list[int]:
-    """A cache that looks at every step which shards it needs, and gives up the one needed last again."""
+    """Simulate a cache that computes its shards at every step, and evicts the one whose next use is last."""
     uses = [schedule.uses(epoch) for epoch in range(epochs + 1)]
     needed: dict[int, dict[int, int]] = {}  # step -> shard -> epoch
     for epoch, use in enumerate(uses):
@@ -128,7 +128,7 @@ def test_a_real_data_set_needs_only_its_description(tmp_path: Path) -> None:
 
 
 def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
-    """In JSON what `forecast` says of the order that a run takes; for people, what each data set gets."""
+    """The JSON is the result of `forecast` for the order of a run; the text has the share of each data set."""
     sets = {"art": [Shard(f"{shard}.tar", 40, 4000, "") for shard in range(10)]}
     sets["photos"] = [Shard(f"{shard}.tar", 100, 10_000, "") for shard in range(40)]
     for name, shards in sets.items():
