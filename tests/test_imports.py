@@ -72,6 +72,12 @@ def test_the_pipeline_has_one_direction() -> None:
         assert not wrong, f"{file} imports {wrong}"
 
 
+def test_the_program_maskfeat_needs_no_torch() -> None:
+    """So that it answers at once, and launched processes are not kept waiting by it."""
+    code = "import sys, pipeline.console.main; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
+
+
 def test_shards_need_no_torch() -> None:
     code = "import sys, shards.cli, shards.build, shards.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
