@@ -13,7 +13,7 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # Within the pipeline, from the ground up; a folder stands for all that is in it. Modules on one line do not import each
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
-    ["device", "files", "metrics", "pixels", "plain_yaml", "random", "settings", "model_options"],
+    ["device", "files", "metrics", "peaks", "pixels", "plain_yaml", "random", "settings", "model_options"],
     ["data", "masks", "targets"],
     ["examples", "record"],
     ["recipes"],

@@ -1,5 +1,6 @@
 """MaskFeat: from pixels to the loss of predicting what is under masked patches."""
 
+import shlex
 from typing import Any, cast
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import ListedData, TrainingData
+from pipeline.estimate import input_flops
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import Validation
 from pipeline.probe.run_probe import RunProbe, collapse, described
@@ -17,6 +19,7 @@ from pipeline.report.report import Metrics, Report
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, Engine, decay_groups
 from pipeline.train.task import Predictor
+from shards.secrets import masked
 
 
 class MaskedPrediction:
@@ -62,6 +65,8 @@ class Pretraining(MaskedPrediction):
         examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
         super().__init__(examples, recipe.mask.repeats)
         self.identity = self._examples.target.identity
+        self.flops = input_flops(recipe, self.model, examples.masker.masked)
+        self.next_commands = _next_commands(recipe)
         self.inputs: dict[str, Any] = {}
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
         self._validation = None
@@ -154,3 +159,13 @@ class Pretraining(MaskedPrediction):
         if warning := collapse(metrics):
             report.say(warning)
         return metrics
+
+
+def _next_commands(recipe: Recipe) -> list[str]:
+    """Return the commands that export a complete run's encoder and, with data sets that may have labels, probe it."""
+    run, data = recipe.run.dir, recipe.data
+    commands = [["python", "scripts/export.py", str(run), f"weights/{run.name}"]]
+    if data.shards and data.validation:
+        sets = (f"data.shards={data.shards}", f"data.validation={data.validation}")
+        commands.append(["deepspeed", "scripts/probe.py", str(run), *map(masked, sets)])
+    return [shlex.join(command) for command in commands]

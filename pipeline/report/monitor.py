@@ -11,11 +11,14 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as ProgressBar
 
 from pipeline.files import AppendedFile, Writing, json_lines, keep_lines, replace
 from pipeline.report.board import Board
+from pipeline.report.progress import Progress, Schedule, duration
 from pipeline.report.report import Metrics
+from pipeline.report.result import next_commands, result
 from pipeline.report.tensorboard import TensorBoard
 from shards.secrets import masked_values
 from shards.terminal import say, shown
@@ -24,11 +27,11 @@ _CONSOLE = Path("/dev/stdout")
 _FRAME_MS = 250  # that a frame of an animation is shown for: of 8 frames from 2 seconds, about as fast as it was
 
 
-def open_monitor(folder: Path, name: str, recipe: dict[str, Any], step: int, total: int) -> "Monitor":
+def open_monitor(folder: Path, name: str, recipe: dict[str, Any], schedule: Schedule) -> "Monitor":
     """Return the monitor of a run, with the boards that runs have; see `Monitor` for the arguments."""
     writing = Writing()
-    boards = [TensorBoard(folder / "tensorboard", writing, first=step + 1)]
-    return Monitor(folder, name, recipe, step, total, boards, writing)
+    boards = [TensorBoard(folder / "tensorboard", writing, first=schedule.first + 1)]
+    return Monitor(folder, name, recipe, schedule, boards, writing)
 
 
 class Monitor:
@@ -38,8 +41,7 @@ class Monitor:
         folder: `run.dir`, existing.
         name: of what the run does.
         recipe: as plain values, without secrets.
-        step: the step resumed from; what an earlier life of the run wrote after it is dropped.
-        total: steps in all.
+        schedule: of its steps; what an earlier attempt of the run wrote after the first one is dropped.
         boards: shown the same numbers and pictures.
         writing: counts the writes that fail, those of the boards too.
     """
@@ -49,12 +51,15 @@ class Monitor:
         folder: Path,
         name: str,
         recipe: dict[str, Any],
-        step: int,
-        total: int,
+        schedule: Schedule,
         boards: Sequence[Board],
         writing: Writing,
     ) -> None:
-        self._folder, self._total, self._boards, self._writing = folder, total, boards, writing
+        self._folder, self._schedule, self._boards, self._writing = folder, schedule, boards, writing
+        self._progress = Progress(schedule)
+        self._latest: Metrics = {}  # value of each metric
+        self._baselines: Metrics = {}
+        step = schedule.first
         self._console = Console()
         metrics, quarantine = folder / "metrics.jsonl", folder / "quarantine.jsonl"
         # The latter counts steps that were run, not those that are done
@@ -62,16 +67,15 @@ class Monitor:
             with self._writing(path):
                 keep_lines(path, last)
         self._metrics, self._quarantine = AppendedFile(metrics, self._writing), AppendedFile(quarantine, self._writing)
-        self._progress = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task(shown(name), total=total, completed=step)
-        self._progress.start()
+        self._task = self._bar.add_task(shown(name), total=schedule.end, completed=step)
+        self._bar.start()
         with self._writing(folder / "config.yaml"):
             replace(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
         if not step:
@@ -81,26 +85,28 @@ class Monitor:
     def say(self, text: str) -> None:
         """See `Report`."""
         with self._writing(_CONSOLE):
-            if self._progress.disable:
+            if self._bar.disable:
                 say(text)
             else:
                 self._console.out(shown(text), highlight=False)  # above the progress line, and nothing is markup
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
-        self._progress.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Write the numbers of a step everywhere, with how many writes have failed."""
         metrics = metrics | {"failed_writes": self._writing.failures}
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._metrics.append(json_lines([{"step": step} | finite]))
+        seconds_left = self._progress.seconds_left(step)
         for board in self._boards:
-            board.scalars(step, metrics)
-        line = _line(metrics)
-        self._progress.update(self._task, description=line)
-        if self._progress.disable:
-            self.say(f"step {step}/{self._total}  {line}")
+            board.scalars(step, metrics | self._progress.numbers(step, seconds_left))
+        self._latest |= metrics
+        line = _line(metrics, step / self._schedule.steps_per_epoch, seconds_left)
+        self._bar.update(self._task, description=line)
+        if self._bar.disable:
+            self.say(f"step {step}/{self._schedule.end}  {line}")
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
         """See `Report`."""
@@ -134,8 +140,16 @@ class Monitor:
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
         """See `Report`."""
+        self._baselines |= losses
         for board in self._boards:
             board.scalars(step, {f"baseline/{name}": loss for name, loss in losses.items()})
+
+    def complete(self, commands: Sequence[str]) -> None:
+        """See `Report`."""
+        seconds, run = self._progress.seconds, self._folder
+        lines = result(self._schedule, seconds, self._latest, self._baselines, run)
+        for line in (*lines, *next_commands(run, commands)):
+            self.say(line)
 
     def flush(self) -> None:
         """Try once more to write what waits, as a checkpoint of this step is about to be written."""
@@ -146,14 +160,14 @@ class Monitor:
 
     def close(self) -> None:
         """Write what waits, and end the progress line."""
-        self._progress.stop()
+        self._bar.stop()
         self._metrics.flush()
         self._quarantine.flush()
         for board in self._boards:
             board.close()
 
 
-def _line(metrics: Metrics) -> str:
+def _line(metrics: Metrics, epoch: float, seconds_left: float | None) -> str:
     parts = [f"loss {metrics['loss']:.4f}"]
     if "val_loss" in metrics:
         parts.append(f"val {metrics['val_loss']:.4f}")
@@ -164,7 +178,10 @@ def _line(metrics: Metrics) -> str:
         f"grad {metrics['grad_norm']:.3f}",
         _speed(metrics),
         f"data {metrics['data_wait']:.0%}",
+        f"epoch {epoch:.2f}",
     ]
+    if seconds_left is not None:
+        parts.append(f"ETA {duration(seconds_left)}")
     return "  ".join(parts)
 
 

@@ -40,6 +40,10 @@ class Report(Protocol):
         """Show the losses of constant predictors, beside which the validation loss has to be read."""
         ...
 
+    def complete(self, commands: Sequence[str]) -> None:
+        """Print what a run that is complete has come to, and the commands to run next."""
+        ...
+
     def flush(self) -> None:
         """Try once more to write what could not be written before."""
         ...
@@ -71,6 +75,9 @@ class Silence:
         """Do nothing."""
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def complete(self, commands: Sequence[str]) -> None:
         """Do nothing."""
 
     def flush(self) -> None:

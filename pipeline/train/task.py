@@ -54,6 +54,8 @@ class Task(TaskLoss, Protocol):
         inputs: the same of what a run may change between its lives, but ranks must agree in.
         average: decay of a moving average of the weights; None: there is none.
         probe_every: steps between probes; None: there are none.
+        next_commands: what to do with a run that is complete.
+        flops: to train on one input, forward and backward.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Task(TaskLoss, Protocol):
     inputs: dict[str, Any]
     average: float | None
     probe_every: int | None
+    next_commands: list[str]
+    flops: int
 
     @property
     def model(self) -> nn.Module:

@@ -1,36 +1,8 @@
-"""What the hardware allows: published peaks of GPUs, and what a matrix product and a copy reach here."""
+"""What a matrix product and a copy reach on this hardware."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Of one GPU: TFLOP/s of dense bf16 matrix products, and TB/s of its memory. From NVIDIA's data sheets."""
-
-    name: str
-    tflops: float
-    memory: float
-
-
-# By what `torch.cuda.get_device_name` says; the first that matches.
-PEAKS = {
-    "H100 PCIe": Peak("H100 PCIe", 756, 2.0),
-    "H100 NVL": Peak("H100 NVL", 835, 3.9),
-    "H100": Peak("H100 SXM", 989, 3.35),
-    "GH200": Peak("GH200", 989, 4.0),
-    "H200": Peak("H200 SXM", 989, 4.8),
-    "A100-SXM4-80GB": Peak("A100 SXM 80 GB", 312, 2.039),
-    "A100-SXM4-40GB": Peak("A100 SXM 40 GB", 312, 1.555),
-}
-
-
-def peak() -> Peak | None:
-    """That of this machine's GPU; None where it is not known, or there is none."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((found for name, found in PEAKS.items() if name in device), None)
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,0 +1,76 @@
+"""The chart in which each number of a run is shown, and which curve of that chart it is."""
+
+from typing import NamedTuple
+
+TRAINING = "training"
+VALIDATION = "validation"
+AVERAGE = "average"  # of the weights, validated
+_BASELINE = "baseline/"
+
+# Charts of numbers of training whose own names do not tell
+_CHARTS = {
+    "loss": "loss",
+    "lr": "optimizer/learning_rate",
+    "grad_norm": "optimizer/gradient_norm",
+    "images_per_second": "speed/images_per_second",
+    "frames_per_second": "speed/frames_per_second",
+    "samples_per_second": "speed/samples_per_second",
+    "slowest_rank": "speed/slowest_rank_seconds",
+    "mfu": "speed/mfu",
+    "data_wait": "data/wait",
+    "bad_samples": "data/bad_samples",
+    "nonfinite_steps": "health/nonfinite_steps",
+    "skipped_steps": "health/skipped_steps",
+    "failed_saves": "health/failed_saves",
+    "failed_writes": "health/failed_writes",
+    "memory_gib": "health/memory_gib",
+    "epoch": "progress/epoch",
+    "samples_seen": "progress/samples_seen",
+    "hours_left": "progress/hours_left",
+}
+# Charts of what is measured on validation samples
+_SCORES = {
+    "loss": "loss",
+    "top1": "accuracy/top1",
+    "top5": "accuracy/top5",
+    "bad_samples": "data/bad_samples",
+}
+_PROBES = {
+    "probe_linear": "probes/linear",
+    "probe_knn": "probes/knn",
+    "probe_seconds": "probes/seconds",
+    "attended_tokens": "probes/attended_tokens",
+    "effective_rank": "probes/effective_rank",
+}
+_CONSTANTS = ("zero", "mean", "copy")  # predictors that learn nothing
+
+
+class Curve(NamedTuple):
+    """A curve in a chart. Charts are grouped by what stands before the slash in their names."""
+
+    chart: str
+    name: str
+
+
+def curve_of(metric: str) -> Curve:
+    """Return the curve that shows a metric, by its name in metrics.jsonl, or `baseline/NAME` for a baseline."""
+    if metric.startswith(_BASELINE):
+        return _of_baseline(metric.removeprefix(_BASELINE))
+    if metric.startswith("val_"):
+        score, average, _ = metric.removeprefix("val_").partition(f"_{AVERAGE}")
+        return Curve(_SCORES.get(score, f"scores/{score}"), AVERAGE if average else VALIDATION)
+    if metric in _PROBES:
+        return Curve(_PROBES[metric], VALIDATION)
+    if metric.startswith(("samples/", "bad_samples/")):  # of a data set of a mixture
+        return Curve(f"data/{metric}", TRAINING)
+    return Curve(_CHARTS.get(metric, metric), TRAINING)
+
+
+def _of_baseline(name: str) -> Curve:
+    """Return the curve of a predictor that learns nothing, `mean` or `mean_top1`, or of the untrained encoder."""
+    if name in _PROBES:
+        return Curve(_PROBES[name], "baseline-untrained")
+    constant, _, score = name.partition("_")
+    if constant not in _CONSTANTS:
+        return Curve("loss", f"baseline-{name}")
+    return Curve(_SCORES.get(score or "loss", f"scores/{score}"), f"baseline-{constant}")
