@@ -1,4 +1,8 @@
-"""The chart in which each number of a run is shown, and which curve of that chart it is."""
+"""The chart in which each number of a run is shown, and which curve of that chart it is.
+
+Charts are grouped by what stands before the slash. TensorBoard sorts groups by name, so these are chosen to come after
+`loss`: metrics, optimizer, probes, progress, reading, speed, system.
+"""
 
 from typing import NamedTuple
 
@@ -17,13 +21,13 @@ _CHARTS = {
     "samples_per_second": "speed/samples_per_second",
     "slowest_rank": "speed/slowest_rank_seconds",
     "mfu": "speed/mfu",
-    "data_wait": "data/wait",
-    "bad_samples": "data/bad_samples",
-    "nonfinite_steps": "health/nonfinite_steps",
-    "skipped_steps": "health/skipped_steps",
-    "failed_saves": "health/failed_saves",
-    "failed_writes": "health/failed_writes",
-    "memory_gib": "health/memory_gib",
+    "data_wait": "reading/wait",
+    "bad_samples": "reading/bad_samples",
+    "nonfinite_steps": "system/nonfinite_steps",
+    "skipped_steps": "system/skipped_steps",
+    "failed_saves": "system/failed_saves",
+    "failed_writes": "system/failed_writes",
+    "memory_gib": "system/memory_gib",
     "epoch": "progress/epoch",
     "samples_seen": "progress/samples_seen",
     "hours_left": "progress/hours_left",
@@ -31,9 +35,9 @@ _CHARTS = {
 # Charts of what is measured on validation samples
 _SCORES = {
     "loss": "loss",
-    "top1": "accuracy/top1",
-    "top5": "accuracy/top5",
-    "bad_samples": "data/bad_samples",
+    "top1": "metrics/top1",
+    "top5": "metrics/top5",
+    "bad_samples": "reading/bad_samples",
 }
 _PROBES = {
     "probe_linear": "probes/linear",
@@ -46,7 +50,7 @@ _CONSTANTS = ("zero", "mean", "copy")  # predictors that learn nothing
 
 
 class Curve(NamedTuple):
-    """A curve in a chart. Charts are grouped by what stands before the slash in their names."""
+    """A curve in a chart."""
 
     chart: str
     name: str
@@ -58,11 +62,13 @@ def curve_of(metric: str) -> Curve:
         return _of_baseline(metric.removeprefix(_BASELINE))
     if metric.startswith("val_"):
         score, average, _ = metric.removeprefix("val_").partition(f"_{AVERAGE}")
-        return Curve(_SCORES.get(score, f"scores/{score}"), AVERAGE if average else VALIDATION)
+        return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else VALIDATION)
     if metric in _PROBES:
         return Curve(_PROBES[metric], VALIDATION)
     if metric.startswith(("samples/", "bad_samples/")):  # of a data set of a mixture
-        return Curve(f"data/{metric}", TRAINING)
+        return Curve(f"reading/{metric}", TRAINING)
+    if metric.startswith("data/"):
+        return Curve(f"reading/{metric.removeprefix('data/')}", TRAINING)
     return Curve(_CHARTS.get(metric, metric), TRAINING)
 
 
@@ -73,4 +79,4 @@ def _of_baseline(name: str) -> Curve:
     constant, _, score = name.partition("_")
     if constant not in _CONSTANTS:
         return Curve("loss", f"baseline-{name}")
-    return Curve(_SCORES.get(score or "loss", f"scores/{score}"), f"baseline-{constant}")
+    return Curve(_SCORES.get(score or "loss", f"metrics/{score}"), f"baseline-{constant}")

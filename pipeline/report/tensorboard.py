@@ -14,15 +14,18 @@ import yaml
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.api_pb2 import MetricName
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from pipeline.files import AppendedFile, Writing
 from pipeline.report.charts import TRAINING, curve_of
 
-# By which runs can be ranked: TensorBoard's table of hyper-parameters shows their last values
-RESULTS = {metric: f"result/{metric}" for metric in ("val_loss", "val_top1", "probe_linear", "probe_knn")}
-_NOT_COMPARED = "run"  # the section of settings that decide nothing about the numbers, but for its seed
+# By which runs can be ranked: TensorBoard's table of hyper-parameters shows their last values ...
+RESULTS = ("val_loss", "val_top1", "probe_linear", "probe_knn", "loss")
+# ... beside the settings of these sections
+COMPARED = ("model", "mask", "target", "augment", "optim")
 
 
 class TensorBoard:
@@ -49,8 +52,6 @@ class TensorBoard:
         for metric, value in values.items():
             curve = curve_of(metric)
             summaries[curve.name].append(summary.scalar(curve.chart, value))  # type: ignore[no-untyped-call]
-            if metric in RESULTS:
-                summaries[TRAINING].append(summary.scalar(RESULTS[metric], value))  # type: ignore[no-untyped-call]
         for name, of_curve in summaries.items():
             self._add(step, *of_curve, curve=name)
 
@@ -69,12 +70,12 @@ class TensorBoard:
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())
         compared = {
             f"{section}.{key}": value if isinstance(value, bool | int | float | str) else json.dumps(value)
-            for section, settings in recipe.items()
-            for key, value in settings.items()
-            if section != _NOT_COMPARED or key == "seed"
+            for section in COMPARED
+            for key, value in recipe.get(section, {}).items()
+            if value is not None
         }
-        results = dict.fromkeys(("loss", *RESULTS.values()), 0.0)  # the names alone count
-        self._add(0, summary.text("recipe", text), *summary.hparams(compared, results))  # type: ignore[no-untyped-call]
+        table, *session = summary.hparams(compared, {})  # type: ignore[no-untyped-call]
+        self._add(0, summary.text("recipe", text), _with_results(table), *session)  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         """See `Board`."""
@@ -106,3 +107,18 @@ class TensorBoard:
             event.wall_time = time.time()
             writer.write(event.SerializeToString())
         self._files[curve].append(records.getvalue())
+
+
+def _with_results(table: Summary) -> Summary:
+    """Return the description of a table of hyper-parameters with a column for each of `RESULTS`.
+
+    torch's own knows only curves of the run's own folder.
+    """
+    plugin = table.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for metric in RESULTS:
+        curve = curve_of(metric)
+        group = "" if curve.name == TRAINING else curve.name
+        content.experiment.metric_infos.add(name=MetricName(group=group, tag=curve.chart))
+    plugin.content = content.SerializeToString()
+    return table

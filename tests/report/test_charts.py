@@ -20,15 +20,15 @@ from pipeline.report.tensorboard import RESULTS, TensorBoard
         ("val_loss_average", "loss", "average"),
         ("baseline/mean", "loss", "baseline-mean"),
         ("baseline/copy", "loss", "baseline-copy"),
-        ("val_top1", "accuracy/top1", "validation"),
-        ("val_top5_average", "accuracy/top5", "average"),
-        ("baseline/mean_top1", "accuracy/top1", "baseline-mean"),
+        ("val_top1", "metrics/top1", "validation"),
+        ("val_top5_average", "metrics/top5", "average"),
+        ("baseline/mean_top1", "metrics/top1", "baseline-mean"),
         ("probe_knn", "probes/knn", "validation"),
         ("baseline/probe_knn", "probes/knn", "baseline-untrained"),
-        ("val_bad_samples", "data/bad_samples", "validation"),
-        ("bad_samples/photos", "data/bad_samples/photos", "training"),
+        ("val_bad_samples", "reading/bad_samples", "validation"),
+        ("bad_samples/photos", "reading/bad_samples/photos", "training"),
         ("images_per_second", "speed/images_per_second", "training"),
-        ("data/cache_hits", "data/cache_hits", "training"),
+        ("data/cache_hits", "reading/cache_hits", "training"),
         ("a_number_of_tomorrow", "a_number_of_tomorrow", "training"),
     ],
 )
@@ -72,13 +72,14 @@ def test_a_later_attempt_hides_what_it_does_again_in_every_curve(tmp_path: Path)
 def test_runs_can_be_ranked_by_results_beside_their_settings(tmp_path: Path) -> None:
     board = TensorBoard(tmp_path, Writing(), first=1)
     board.recipe(small_recipe("x", tmp_path).plain())
-    board.scalars(4, {"val_loss": 0.25})
+    board.scalars(4, {"loss": 0.5, "val_loss": 0.25})
     read = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
-    assert [point.value for point in read.Scalars(".", RESULTS["val_loss"])] == [0.25]
     content = read.PluginRunToTagToContent("hparams")["."]
     experiment = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert RESULTS["val_loss"] in [info.name.tag for info in experiment.metric_infos]
+    names = {(info.name.group, info.name.tag) for info in experiment.metric_infos}
+    assert len(names) == len(RESULTS)
+    for group, tag in (("", "loss"), ("validation", "loss")):
+        assert (group, tag) in names and read.Scalars(group or ".", tag)
     session = plugin_data_pb2.HParamsPluginData.FromString(content["_hparams_/session_start_info"])
     settings = session.session_start_info.hparams
-    assert settings["optim.batch_size"].number_value == 16 and settings["run.seed"].number_value == 0
-    assert "run.dir" not in settings
+    assert settings["optim.batch_size"].number_value == 16 and "run.dir" not in settings
