@@ -41,6 +41,7 @@ class Run(Section):
     keep_every: Count | None = None  # ... for good those of every so many steps
     deadline: Seconds = 600  # seconds that any part of a step may take before a rank gives up
     nonfinite_in_a_row: Count = 10  # steps without a finite gradient that make a run roll back, once
+    boards: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # that show curves and pictures
     profile: int = Field(0, ge=0, le=10_000)  # profile so many steps of this life of the run
     trace_samples: bool = False  # write the ids of every batch, and the frames of its clips, to samples-rank{r}.jsonl
 

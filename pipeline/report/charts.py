@@ -72,6 +72,12 @@ def curve_of(metric: str) -> Curve:
     return Curve(_CHARTS.get(metric, metric), TRAINING)
 
 
+def flat_name(metric: str) -> str:
+    """Return a name for boards on which a chart is one curve: `loss/validation`, `speed/images_per_second`."""
+    chart, curve = curve_of(metric)
+    return chart if curve == TRAINING and "/" in chart else f"{chart}/{curve}"
+
+
 def _of_baseline(name: str) -> Curve:
     """Return the curve of a predictor that learns nothing, `mean` or `mean_top1`, or of the untrained encoder."""
     if name in _PROBES:

@@ -16,10 +16,10 @@ from rich.progress import Progress as ProgressBar
 
 from pipeline.files import AppendedFile, Writing, json_lines, keep_lines, replace
 from pipeline.report.board import Board
+from pipeline.report.boards import open_boards
 from pipeline.report.progress import Progress, Schedule, duration
 from pipeline.report.report import Metrics
 from pipeline.report.result import next_commands, result
-from pipeline.report.tensorboard import TensorBoard
 from shards.secrets import masked_values
 from shards.terminal import say, shown
 
@@ -27,11 +27,13 @@ _CONSOLE = Path("/dev/stdout")
 _FRAME_MS = 250  # that a frame of an animation is shown for: of 8 frames from 2 seconds, about as fast as it was
 
 
-def open_monitor(folder: Path, name: str, recipe: dict[str, Any], schedule: Schedule) -> "Monitor":
-    """Return the monitor of a run, with the boards that runs have; see `Monitor` for the arguments."""
+def open_monitor(
+    folder: Path, name: str, recipe: dict[str, Any], schedule: Schedule, boards: Sequence[str] = ("tensorboard",)
+) -> "Monitor":
+    """Return the monitor of a run, with the boards of these names; see `Monitor` for the other arguments."""
     writing = Writing()
-    boards = [TensorBoard(folder / "tensorboard", writing, first=schedule.first + 1)]
-    return Monitor(folder, name, recipe, schedule, boards, writing)
+    opened = open_boards(boards, folder, writing, first=schedule.first + 1)
+    return Monitor(folder, name, recipe, schedule, opened, writing)
 
 
 class Monitor:

@@ -18,6 +18,7 @@ from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
 from pipeline.data.training_data import Part, TrainingData
 from pipeline.report.bad_samples import BadSamples
+from pipeline.report.boards import check_boards
 from pipeline.report.monitor import open_monitor
 from pipeline.report.profile import Profile
 from pipeline.report.progress import Schedule
@@ -51,6 +52,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
     """
     _check_compiler(recipe, world)
+    check_boards(recipe.run.boards)
     torch.manual_seed(recipe.run.seed)
     data = open_data(recipe, world)
     task = make_task(recipe, data, world, phases)
@@ -82,7 +84,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     report: Report = Silence()
     if world.rank == 0:
         schedule = Schedule(first_step, end, batch_size / recipe.views, steps_per_epoch)
-        report = open_monitor(run.dir, task.name, recipe.plain(), schedule)
+        report = open_monitor(run.dir, task.name, recipe.plain(), schedule, run.boards)
     trace = open_trace(run.dir, world, first_step) if run.trace_samples else None
 
     notes += data.notes
