@@ -1,1 +1,1 @@
-"""The networks: plain `nn.Module`s that know nothing of data, targets or training."""
+"""The networks: plain `nn.Module`s that do not depend on data, targets or training."""

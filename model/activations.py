@@ -1,4 +1,4 @@
-"""Count the memory that training on an input takes beside the weights, with tensors that have no memory."""
+"""Count the memory that training on one input takes besides the weights, with tensors on the meta device."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from model.maskfeat import MaskFeat
 
 
 class _Flash(TorchFunctionMode):
-    """Attention that keeps its inputs, its output and a number a query, as on a GPU, and not all weights."""
+    """Attention that keeps its inputs, its output and one number per query, as on a GPU, instead of all weights."""
 
     def __torch_function__(
         self,
@@ -30,13 +30,13 @@ class _Flash(TorchFunctionMode):
 def activation_bytes(model: MaskFeat, masked: int) -> int:
     """Count the bytes that the forward pass of one input keeps for the backward pass, without a compiler.
 
-    This is less than the peak of a step, which also has what is computed on the way.
+    This is less than the peak of a step, which also has temporary tensors.
 
     Args:
-        model: on torch's meta device, in the precision that it is trained in; checkpoints its blocks or does not.
+        model: on torch's meta device, in the precision of its training, with or without activation checkpointing.
         masked: predictions that a mask hides.
     """
-    kept: dict[int, Tensor] = {}  # by memory: of what several operations keep there is one copy
+    kept: dict[int, Tensor] = {}  # by memory, since several operations may keep the same tensor
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor

@@ -1,7 +1,7 @@
-"""A classifier on a vision transformer, as MaskFeat's encoders are fine-tuned.
+"""A classifier on a vision transformer, for fine-tuning MaskFeat's encoders.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, and its published
-code: mean of the patch tokens, a LayerNorm that pre-training has not had, and a linear head that starts near zero.
+code: mean of the patch tokens, a LayerNorm that pre-training does not have, and a linear head that starts near zero.
 """
 
 from typing import Any
@@ -13,11 +13,11 @@ from model.encoders.encoder import PositionInit
 from model.encoders.registry import encoder_of
 from model.maskfeat import initialise_layers
 
-HEAD_SCALE = 0.001  # of the head's first weights and biases
+HEAD_SCALE = 0.001  # scale of the head's initial weights and biases
 
 
 class Classifier(nn.Module):
-    """Names the class of an input.
+    """Predicts the class of an input.
 
     Args:
         encoder: as `build_encoder` built it, with a head; its weights are initialised anew.
@@ -39,6 +39,6 @@ class Classifier(nn.Module):
                 parameter.mul_(HEAD_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """From normalised floats (B, 3, H, W) to logits (B, classes)."""
+        """Compute logits (B, classes) from normalised floats (B, 3, H, W)."""
         logits: Tensor = self.encoder.head(self.view.pooled(inputs))
         return logits

@@ -1,4 +1,4 @@
-"""From others' weights to networks: MaskFeat checkpoints of SlowFast and mmpretrain, and any encoder to start from."""
+"""Load the weights of other projects: MaskFeat checkpoints of SlowFast and mmpretrain, and initial encoder weights."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,29 +26,29 @@ from model.weights import (
     read,
 )
 
-_CLASSIFIERS = ("encoder.fc_norm.", "encoder.head.")  # what only a classifier has, by other encoders' names ...
-_MASKFEATS = ("encoder.norm.", "mask_token", "head.")  # ... and what only a MaskFeat has
+_CLASSIFIERS = ("encoder.fc_norm.", "encoder.head.")  # parts of a classifier only, by the names of other encoders ...
+_MASKFEATS = ("encoder.norm.", "mask_token", "head.")  # ... and parts of a MaskFeat only
 
 
 def load_slowfast(path: Path | str) -> MaskFeat:
-    """A SlowFast checkpoint (`model_state`) of MaskFeat on images or clips, of any width and depth.
+    """Load a SlowFast checkpoint (`model_state`) of MaskFeat on images or clips, of any width and depth.
 
-    Of a fine-tuned one this is the encoder, while `classifier` is all of it: its LayerNorm was trained behind the
-    pooling and is no part of a MaskFeat, so the encoder's norm, the mask token and the prediction head are untrained.
+    From a fine-tuned checkpoint only the encoder is loaded; `classifier` loads all of it. Its LayerNorm was trained
+    after the pooling and is not part of a MaskFeat, so the encoder's norm, the mask token and the head are untrained.
 
     Raises:
-        WeightsError: no such file, a damaged one, one of another kind, or a missing, unknown or misshaped key.
+        WeightsError: the file is missing, damaged or of another kind, or a key is missing, unknown or misshaped.
     """
     return _load(path, SLOWFAST)
 
 
 def load_mmpretrain(path: Path | str) -> MaskFeat:
-    """The same for a checkpoint of mmpretrain or mmselfsup (`state_dict`)."""
+    """Load a checkpoint of mmpretrain or mmselfsup (`state_dict`); see `load_slowfast`."""
     return _load(path, MMPRETRAIN)
 
 
 def maskfeat(weights: Weights) -> MaskFeat:
-    """The MaskFeat of a SlowFast or mmpretrain checkpoint; of a fine-tuned one see `load_slowfast`.
+    """Build the MaskFeat of a SlowFast or mmpretrain checkpoint; for a fine-tuned one see `load_slowfast`.
 
     Raises:
         WeightsError: a key is missing, unknown or of another shape.
@@ -61,15 +61,15 @@ def maskfeat(weights: Weights) -> MaskFeat:
 
 
 def classifier(weights: Weights) -> Any:
-    """Return the network of a fine-tuned checkpoint: mean of the patch tokens, LayerNorm, head.
+    """Build the network of a fine-tuned checkpoint: mean of the patch tokens, LayerNorm, head.
 
     Raises:
-        WeightsError: a key is missing, unknown or of another shape, or the head takes the class token.
+        WeightsError: a key is missing, unknown or of another shape, or the head uses the class token.
     """
     if weights.layout is MMPRETRAIN_VIDEO:
         raise WeightsError(
-            f"{weights.file}: the head of mmaction2's classifiers takes the class token: only their encoder can be "
-            "taken, by model.init"
+            f"{weights.file}: the head of mmaction2's classifiers uses the class token: only their encoder can be "
+            "loaded, by model.init"
         )
     name, image_size, frames, options = geometry(weights)
     head = "encoder.head.1.weight" if name in SIZES else "encoder.head.weight"
@@ -84,19 +84,19 @@ def classifier(weights: Weights) -> Any:
 
 
 def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalisation | None = None) -> list[str]:
-    """Overwrite a model's weights, to start from others'.
+    """Overwrite a model's initial weights with other weights.
 
-    What an encoder or a classifier cannot give stays as it is: the mask token, the prediction head and, where a
-    LayerNorm was trained behind the pooling, the encoder's norm. A classifier's LayerNorm and head, and positions that
-    are not trained, always stay as they are. Positions of another square grid are resampled by timm's functions:
-    embeddings bicubically, BEiT's relative biases as in its own code but linearly. The patch embedding is rewritten if
-    `weights` tells that it was trained on images normalised otherwise.
+    Parts that an encoder or a classifier cannot provide are not changed: the mask token, the prediction head and, where
+    a LayerNorm was trained after the pooling, the encoder's norm. A classifier's LayerNorm and head, and positions that
+    are not trained, are never changed. Positions of another square grid are resampled by timm's functions: embeddings
+    bicubically, BEiT's relative biases as in its own code but linearly. The patch embedding is rewritten if `weights`
+    were trained on images of another known normalisation.
 
     Args:
-        normalisation: of the images that the model will see; None: as in the weights' training.
+        normalisation: that of the model's inputs; None: that of the weights' training.
 
     Returns:
-        What was not carried over as it is, a phrase each.
+        Notes on the parts that were changed or not copied, a phrase each.
 
     Raises:
         WeightsError: a key is missing, unknown or of another shape.
@@ -112,7 +112,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
         ignored += tuple(key(name) for name in _CLASSIFIERS)
         if weights.has("encoder.fc_norm.weight"):
             untouched += ("encoder.norm.",)
-        elif weights.fine_tuned and isinstance(model.encoder, MViT):  # in torchvision's names
+        elif weights.fine_tuned and isinstance(model.encoder, MViT):  # under torchvision's names
             untouched += ("encoder.norm.",)
             ignored += (key("encoder.norm."),)
     fixed = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
@@ -145,7 +145,7 @@ def _load(path: Path | str, layout: Layout) -> MaskFeat:
 
 
 def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored: tuple[str, ...]) -> None:
-    """Copy to every `name` of the module the tensor `keys[name]`, if there are these, `ignored` and no others."""
+    """Copy the tensor `keys[name]` to every `name` of the module; fail unless these and `ignored` are all the keys."""
     state, tensors = module.state_dict(), dict(weights.tensors)
     for name, key in keys.items():  # the class token of torchvision's MViT
         if key in tensors and tensors[key].shape == (1, 1, *state[name].shape):
@@ -173,12 +173,12 @@ def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored:
 
 
 def _fault(tensor: Tensor) -> str | None:
-    """Say why no training can start from a tensor; None if one can."""
+    """Return why training cannot start from a tensor; None if it can."""
     if not tensor.is_floating_point():
         return f"{str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
     return None if tensor.float().isfinite().all() else "NaN or infinity"
 
 
 def _some(texts: list[str]) -> str:
-    """The first three, and how many more there are."""
+    """Return the first three texts, and how many more there are."""
     return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")

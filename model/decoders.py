@@ -1,9 +1,9 @@
-"""Small decoders for an encoder that sees only the visible patches: they fill in the others, and describe them.
+"""Small decoders for an encoder of visible patches only: they add the hidden patches and predict their targets.
 
 Algorithm: asymmetric encoding is that of He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022. The
 decoders are those of Wang et al., "Masked Image Modeling with Local Multi-Scale Reconstruction", CVPR 2023, section 3:
-one transformer block each, at several depths of the encoder, the shallower the finer. Transposed convolutions of 2x2
-with a stride of 2 never reach beyond their patch; so here they are linear layers of the masked patches alone.
+one transformer block each, at several depths of the encoder, finer ones at shallower blocks. Transposed convolutions of
+2x2 with a stride of 2 never reach beyond their patch, so they are linear layers on the masked patches alone here.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ from model.layout import Layout
 
 DecoderKind = Literal["light", "local"]
 
-HEAD = 32  # numbers of an attention head
+HEAD = 32  # width of an attention head
 SCALES = (1 / 4, 1 / 2, 1, 2)  # sides of the cells that `LocalDecoder` describes, in patches, finest first
 
 
 class Filling(nn.Module):
-    """Puts encoded patches back into their grid, a learned token into all other cells, and lets them exchange.
+    """Puts encoded patches back into their grid, with a learned token in all other cells, and applies a block.
 
     Args:
-        encoded_width: numbers of an encoded patch.
+        encoded_width: width of an encoded patch.
         width: of the tokens here, a multiple of `HEAD`.
         layout: the grid.
     """
@@ -43,13 +43,16 @@ class Filling(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.register_buffer("positions", sincos_cells(layout, width), persistent=False)
 
-    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
-        """From (B, kept, encoded width) and the cells of these, int64 (B, kept), to (B, cells, width)."""
+    def forward(self, encoded: Tensor, visible: Tensor, cells: int) -> Tensor:
+        """Return (B, cells, width) from (B, kept, encoded width) and their cells, int64 (B, kept).
+
+        The cells are those of the grid, or those of its first frame for single frames beside clips.
+        """
         x = self.project(encoded)
-        cells, width = self.positions.shape
+        positions, width = self.positions[:cells], self.positions.shape[1]
         tokens = self.mask_token.to(x.dtype).expand(len(x), cells, width)
         tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, width), x)
-        filled: Tensor = self.norm(self.blocks(tokens + self.positions.to(x.dtype)))
+        filled: Tensor = self.norm(self.blocks(tokens + positions.to(x.dtype)))
         return filled
 
     def macs(self, visible: int) -> int:
@@ -59,15 +62,15 @@ class Filling(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Describes masked patches from the last block's output.
+    """Predicts the targets of masked patches from the last block's output.
 
     Args:
-        view: of the encoder.
+        view: the encoder's view.
         width: of the decoder's tokens.
-        target_width: numbers that describe a patch.
+        target_width: numbers in a patch's target.
 
     Attributes:
-        taps: blocks of the encoder whose outputs it takes.
+        taps: blocks of the encoder whose outputs are decoded.
     """
 
     def __init__(self, view: Encoder, width: int, target_width: int) -> None:
@@ -76,18 +79,19 @@ class LightDecoder(nn.Module):
         self.filling = Filling(view.width, width, view.token_layout)
         self.head = nn.Linear(width, target_width)
 
-    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor) -> Tensor:
-        """Describe masked patches.
+    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor, cells: int) -> Tensor:
+        """Predict the targets of masked patches.
 
         Args:
-            encoded: what the taps return, (B, kept, encoded width) each.
-            visible: int64 (B, kept), cells of these.
-            masked: int64 (masked,), indices of the others among the flattened (B * cells).
+            encoded: the outputs of the taps, (B, kept, encoded width) each.
+            visible: int64 (B, kept), the cells of `encoded`.
+            masked: int64 (masked,), indices of the other cells in the flattened (B * cells).
+            cells: number of cells of an input.
 
         Returns:
             (masked, target width), in the order of `masked`.
         """
-        described: Tensor = self.head(self.filling(encoded[0], visible).flatten(0, 1)[masked])
+        described: Tensor = self.head(self.filling(encoded[0], visible, cells).flatten(0, 1)[masked])
         return described
 
     def macs(self, visible: int, masked: int) -> int:
@@ -96,19 +100,19 @@ class LightDecoder(nn.Module):
 
 
 class LocalDecoder(nn.Module):
-    """Describes masked patches at four scales, the finest from a shallow block and the coarsest from the last one.
+    """Predicts masked patches at four scales, the finest from a shallow block and the coarsest from the last one.
 
     Args:
-        view: of the encoder, of at least four blocks and an even number of rows and columns.
+        view: the encoder's view, with at least four blocks and an even number of rows and columns.
         width: of the decoders' tokens, a multiple of 4.
-        target_width: numbers that describe a patch at all `SCALES` together: the same of every cell, for each the cells
-            of a patch row-major, and of the coarsest scale the cell of 2x2 patches that the patch lies in.
+        target_width: numbers in a patch's target at all `SCALES` together, equally many for each cell: for each scale
+            the cells of a patch row-major; for the coarsest scale the cell of 2x2 patches that contains the patch.
 
     Attributes:
         taps: see `LightDecoder`.
 
     Raises:
-        ValueError: the encoder has too few blocks or an odd grid, or the width is not that of such cells.
+        ValueError: the encoder has too few blocks or an odd grid, or the width does not match such cells.
     """
 
     def __init__(self, view: Encoder, width: int, target_width: int) -> None:
@@ -117,23 +121,23 @@ class LocalDecoder(nn.Module):
         cells = [max(1, round(1 / scale)) ** 2 for scale in SCALES]
         numbers, rest = divmod(target_width, sum(cells))
         if rest or not numbers:
-            raise ValueError("model.decoder=local describes patches at four scales: set target.kind=hog_scales")
+            raise ValueError("model.decoder=local predicts patches at four scales: set target.kind=hog_scales")
         if layout.rows % 2 or layout.columns % 2:
             raise ValueError(
-                f"model.decoder=local describes squares of 2x2 patches, which do not fill a grid of {layout}: "
+                f"model.decoder=local predicts squares of 2x2 patches, which do not fill a grid of {layout}: "
                 "change data.image_size"
             )
         self.taps, self._layout = spread_taps(view.depth), layout
         self.fillings: Any = nn.ModuleList(Filling(view.width, width, layout) for _ in SCALES)
-        self.norms = nn.ModuleList(nn.LayerNorm(view.width) for _ in self.taps[:-1])  # the last output is normed
+        self.norms = nn.ModuleList(nn.LayerNorm(view.width) for _ in self.taps[:-1])  # the last one is normalised
         self.heads = nn.ModuleList(_refine(width, count, numbers) for count in cells)
 
-    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor) -> Tensor:
+    def forward(self, encoded: Sequence[Tensor], visible: Tensor, masked: Tensor, cells: int) -> Tensor:
         """See `LightDecoder.forward`; a patch's numbers are ordered (scale, number, cell row, cell column)."""
         parts = []
         for index, (tokens, filling, head) in enumerate(zip(encoded, self.fillings, self.heads, strict=True)):
             normed = self.norms[index](tokens) if index < len(self.norms) else tokens
-            filled = filling(normed, visible)
+            filled = filling(normed, visible, cells)
             if SCALES[index] > 1:
                 parts.append(head(self._in_squares(filled))[self._square_of(masked)])
             else:
@@ -160,32 +164,32 @@ class LocalDecoder(nn.Module):
 
     def _square_of(self, cell: Tensor) -> Tensor:
         """Return the index of the square that each flattened cell lies in."""
-        row, column = cell // self._layout.columns, cell % self._layout.columns  # rows of all frames and inputs
+        row, column = cell // self._layout.columns, cell % self._layout.columns  # rows over all frames and inputs
         return row // 2 * (self._layout.columns // 2) + column // 2
 
 
 class _Split(nn.Module):
-    """Halves a cell along both sides: (n, 4 * width) -> (4 * n, width), the parts of a cell in a row."""
+    """Splits a cell in halves along both sides: (n, 4 * width) -> (4 * n, width), the parts of a cell in a row."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(len(x) * 4, -1)
 
 
 def build_decoder(kind: DecoderKind, view: Encoder, width: int, target_width: int) -> LightDecoder | LocalDecoder:
-    """Build a decoder. Raises ValueError where it does not fit the encoder, or cannot be so wide."""
+    """Build a decoder. Raises ValueError where it does not fit the encoder, or the width is not possible."""
     if width % HEAD:
         raise ValueError(f"model.decoder_width={width} is not a multiple of {HEAD}, the width of an attention head")
     return (LightDecoder if kind == "light" else LocalDecoder)(view, width, target_width)
 
 
 def spread_taps(depth: int) -> tuple[int, ...]:
-    """Return four of so many blocks, from 0: the published second, fourth, third from last, and last, or evenly spread.
+    """Return four of `depth` blocks, from 0: the published 2nd, 4th, 3rd from last, and last, or an even spread.
 
     Raises:
         ValueError: there are fewer than four.
     """
     if depth < len(SCALES):
-        raise ValueError(f"model.decoder=local looks at four blocks, and the encoder has {depth}: choose a deeper one")
+        raise ValueError(f"model.decoder=local decodes four blocks, and the encoder has {depth}: choose a deeper one")
     if depth >= 8:
         return 1, 3, depth - 3, depth - 1
     return tuple(depth * tap // len(SCALES) - 1 for tap in range(1, len(SCALES) + 1))
@@ -196,13 +200,13 @@ def visible_cells(hidden: Tensor, masked: int) -> Tensor:
 
     Args:
         hidden: bool (B, cells).
-        masked: how many are, in each.
+        masked: the number of hidden cells in each sample.
     """
     return hidden.byte().argsort(dim=1, stable=True)[:, : hidden.shape[1] - masked]
 
 
 def _refine(width: int, cells: int, numbers: int) -> nn.Sequential:
-    """Return layers that describe tokens, (n, width), by so many numbers for each of their 1, 4 or 16 cells."""
+    """Return layers that map tokens, (n, width), to this many numbers for each of their 1, 4 or 16 cells."""
     layers: list[nn.Module] = []
     while cells > 1:
         if layers:
@@ -213,7 +217,7 @@ def _refine(width: int, cells: int, numbers: int) -> nn.Sequential:
 
 
 def _row_major(cells: Tensor, patches: int) -> Tensor:
-    """From the cells of patches as `_Split` orders them, (patches * cells, numbers), to (patches, numbers * cells)."""
+    """Reorder cells from `_Split`'s order, (patches * cells, numbers), to (patches, numbers * cells) row-major."""
     numbers = cells.shape[1]
     if len(cells) == 16 * patches:
         return cells.view(patches, 2, 2, 2, 2, numbers).permute(0, 5, 1, 3, 2, 4).reshape(patches, -1)

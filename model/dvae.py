@@ -1,4 +1,4 @@
-"""The encoder of DALL-E's discrete VAE, which names the content of 8x8-pixel squares by one of 8,192 tokens.
+"""The encoder of DALL-E's discrete VAE, which maps each 8x8-pixel square to one of 8,192 tokens.
 
 Architecture: Ramesh et al., "Zero-Shot Text-to-Image Generation", ICML 2021, and its published code
 (github.com/openai/DALL-E). FLAVA's image codebook is the same network under other names.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.weights_file import WeightsError, load, weights_file
 
-STRIDE = 8  # pixels along a side of what one token is about
+STRIDE = 8  # pixels along a side of a token's square
 _GROUPS = 4
 
 
@@ -44,12 +44,12 @@ class _Block(nn.Module):
 
 
 class DvaeEncoder(nn.Module):
-    """Logits of the tokens of an image.
+    """Computes the logits of an image's tokens.
 
     Args:
         width: channels of the first group; 256 in DALL-E.
-        blocks: of a group; 2 in DALL-E.
-        tokens: how many there are; 8,192 in DALL-E.
+        blocks: blocks per group; 2 in DALL-E.
+        tokens: size of the vocabulary; 8,192 in DALL-E.
     """
 
     def __init__(self, width: int = 256, blocks: int = 2, tokens: int = 8192) -> None:
@@ -78,7 +78,7 @@ class DvaeEncoder(nn.Module):
         Returns:
             float32 (B, tokens, H / 8, W / 8).
         """
-        x = 0.8 * images + 0.1  # keeps away from 0 and 1, whose logits would be infinite
+        x = 0.8 * images + 0.1  # keeps values away from 0 and 1, whose logits are infinite
         *groups, output = self.blocks
         for layer in groups:
             x = layer(x)
@@ -86,7 +86,7 @@ class DvaeEncoder(nn.Module):
         return logits
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Compute in `dtype`, but the last layer in float32, as the published code does."""
+        """Compute in `dtype`, except the last layer in float32, as the published code does."""
         self.to(dtype)
         cast(nn.Module, self.blocks.output).float()
 
@@ -102,19 +102,19 @@ class DvaeEncoder(nn.Module):
 
 
 def dvae_file(path: Path) -> Path:
-    """Find the weights in a folder of the Hugging Face layout, or take a file as it is."""
+    """Find the weights in a folder of the Hugging Face layout; return a file unchanged."""
     older = path / "pytorch_model.bin"
     return older if path.is_dir() and older.is_file() else weights_file(path)
 
 
 def load_dvae(file: Path) -> DvaeEncoder:
-    """Load an encoder from a state dict of plain tensors, in the names of DALL-E's code or of FLAVA's.
+    """Load an encoder from a state dict of plain tensors, with the names of DALL-E's code or of FLAVA's.
 
     Args:
-        file: what safetensors or `torch.save` wrote: DALL-E's encoder, FLAVA's image codebook, or all of FLAVA.
+        file: a file of safetensors or `torch.save`: DALL-E's encoder, FLAVA's image codebook, or all of FLAVA.
 
     Raises:
-        WeightsError: there is no such file, it is damaged, holds more than tensors, or is of another network.
+        WeightsError: the file is missing or damaged, holds more than tensors, or is of another network.
     """
     found = load(file)
     if not isinstance(found, Mapping):

@@ -1,4 +1,4 @@
-"""A network of clips as safetensors and config.json, which a few lines of torchvision or timm read."""
+"""Write a network of clips as safetensors and config.json, which a few lines of torchvision or timm read."""
 
 import json
 from collections.abc import Sequence
@@ -73,12 +73,12 @@ def export_video(
     The names of the tensors are those of torchvision's `MViT`, or timm's for the blocks of a tubelet ViT.
 
     Args:
-        network: as `build_network` built it for clips.
-        folder: created if it is not there.
-        name, options: what it was built with.
-        normalisation: of its inputs.
-        crop: share of the short side that is seen when the model is used.
-        classes: names, in the order of the head's outputs; none: they are not told.
+        network: a result of `build_network` for clips.
+        folder: created if missing.
+        name, options: the arguments of `build_network`.
+        normalisation: that of the inputs.
+        crop: share of the short side that evaluation crops.
+        classes: class names, in the order of the head's outputs; none: they are omitted.
     """
     view = encoder_of(network)
     _, frames, size, _ = view.input_shape
@@ -108,9 +108,9 @@ def export_video(
 
 
 def loader(network: nn.Module, name: str) -> str:
-    """Return Python that reads what `export_video` wrote to FOLDER, without this project, and computes `outputs`.
+    """Return Python code that reads the export in FOLDER, without this project, and computes `outputs`.
 
-    These are the features of `clips`, (B, width), or of a classifier the logits, (B, classes).
+    These are the features of `clips`, (B, width), or a classifier's logits, (B, classes).
     """
     view = encoder_of(network)
     mvit = _MVIT + (_MVIT_CLASSIFIER if view.classes else _MVIT_ENCODER)

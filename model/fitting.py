@@ -1,4 +1,4 @@
-"""Tensors of others' weights made to fit a model: other grids, clips for images, another normalisation."""
+"""Fit other projects' tensors to a model: another grid, clips instead of images, another normalisation."""
 
 from dataclasses import replace
 from math import isqrt
@@ -14,16 +14,16 @@ from model.encoders.tubelet import TUBELET
 from model.maskfeat import MaskFeat
 from model.weights import Normalisation, Weights, WeightsError
 
-_TO_CLASS_TOKEN = 3  # of BEiT's relative position biases, at the end: from it, to it, and its own
-_EMBEDDINGS = ("patch_embed.proj", "conv_proj")  # what embeds patches
+_TO_CLASS_TOKEN = 3  # the last rows of BEiT's relative position biases: from it, to it, and to itself
+_EMBEDDINGS = ("patch_embed.proj", "conv_proj")  # names of patch embeddings
 _OF_IMAGES, _OF_CLIPS = "encoder.pos_embed", ("encoder.pos_embed_class", "encoder.pos_embed_spatial")
 
 
 def inflated(weights: Weights, model: MaskFeat | Classifier) -> tuple[Weights, str | None]:
-    """Return a plain transformer's weights of images as those of a tubelet ViT, and what to say of it.
+    """Convert a plain transformer's image weights to those of a tubelet ViT. Return them and a note.
 
-    Each frame of a tubelet is embedded as an image and halved, so that a clip that stands still is embedded as its
-    image. Positions in the frame are those of the image; those of frames are not given.
+    Each frame of a tubelet is embedded with half the image's weights, so that a static clip is embedded as its image.
+    Positions in the frame are those of the image; positions of frames are missing.
     """
     state, key = model.state_dict(), weights.layout.key
     embedding = f"encoder.{_EMBEDDINGS[0]}.weight"
@@ -38,7 +38,7 @@ def inflated(weights: Weights, model: MaskFeat | Classifier) -> tuple[Weights, s
 
 
 def resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | Classifier) -> Tensor | None:
-    """Return the positions that we call `name`, made to fit the model's grid and `shape`; None if they are not others.
+    """Fit the positions called `name` to the model's grid and `shape`. Return None if nothing has to change.
 
     Embeddings of a square grid are resampled bicubically, BEiT's relative biases as in its own code but linearly, and
     so are tables of relative positions and embeddings of frames.
@@ -67,27 +67,27 @@ def resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | 
 
 
 def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple[dict[str, Tensor], str | None]:
-    """Return the patch embedding that does with inputs normalised so what `weights` does, and what to say of it.
+    """Fold another input normalisation into the patch embedding. Return its new tensors and a note, if any.
 
     Both normalisations are affine in each channel, and so is a patch embedding: (x * std + mean - theirs.mean) /
-    theirs.std is taken into its weight and bias.
+    theirs.std is folded into its weight and bias.
 
     Raises:
-        WeightsError: that cannot be done, as the embedding has no bias or is that of a MViT, which pads its inputs.
+        WeightsError: the embedding does not have a bias, or is that of a MViT, which pads its inputs.
     """
     theirs = weights.normalisation
     if normalisation in (None, theirs):
         return {}, None
     if theirs is None:
-        return {}, "taken to be trained on images normalised as here, since no config.json beside it says otherwise"
+        return {}, "assumed to be trained on inputs normalised as here, since no config.json beside it says otherwise"
     if weights.has(f"encoder.{_EMBEDDINGS[1]}.weight"):
         raise WeightsError(
-            f"{weights.file}: a MViT cannot be made to take inputs normalised as here: set model.mean="
+            f"{weights.file}: a MViT cannot be converted to another normalisation: set model.mean="
             f"{list(theirs.mean)} and model.std={list(theirs.std)}"
         )
     names = [weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.{kind}") for kind in ("weight", "bias")]
     if names[1] not in weights.tensors:
-        raise WeightsError(f"{weights.file}: without {names[1]} it cannot be made to take images normalised as here")
+        raise WeightsError(f"{weights.file}: without {names[1]} it cannot be converted to another normalisation")
     weight, bias = weights.tensors[names[0]].double(), weights.get(f"encoder.{_EMBEDDINGS[0]}.bias", 1).double()
     mean, std = torch.tensor([[theirs.mean, theirs.std], [normalisation.mean, normalisation.std]]).double().unbind(1)
     scale, shift = std[1] / std[0], (mean[1] - mean[0]) / std[0]
@@ -99,5 +99,5 @@ def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple
 
 
 def _linear(table: Tensor, length: int) -> Tensor:
-    """Interpolate (n, width) to (length, width) linearly, as torchvision's MViT does as it runs."""
+    """Interpolate (n, width) to (length, width) linearly, as torchvision's MViT does in its forward pass."""
     return F.interpolate(table.float().T[None], size=length, mode="linear")[0].T

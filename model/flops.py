@@ -1,10 +1,10 @@
-"""What an input costs, by arithmetic: the operations of its matrix products."""
+"""Count the operations in the matrix products of one input."""
 
 from model.maskfeat import MaskFeat
 
 
 def forward_macs(model: MaskFeat, masked: int) -> int:
-    """Count the multiply-adds of one input's forward pass, `masked` of whose patches are described."""
+    """Count the multiply-adds of one input's forward pass, with `masked` predictions."""
     if model.decoder is None:
         head: int = masked * model.head.weight.numel()
         return model.view.macs() + head
@@ -14,9 +14,9 @@ def forward_macs(model: MaskFeat, masked: int) -> int:
 
 
 def training_flops(model: MaskFeat, masked: int) -> int:
-    """Count the FLOP to train on one input, `masked` of whose patches are described.
+    """Count the FLOP of training on one input, with `masked` predictions.
 
-    Two for every multiply-add, of which the backward pass has twice those of the forward pass. What activation
-    checkpointing computes again does not count, as is usual for the share of a peak (MFU).
+    Two per multiply-add, with twice as many multiply-adds in the backward pass as in the forward pass. What activation
+    checkpointing recomputes does not count, as is usual for model FLOPs utilisation (MFU).
     """
     return 6 * forward_macs(model, masked)

@@ -1,4 +1,4 @@
-"""The architecture of others' weights, told from names and shapes."""
+"""Infer the architecture of other projects' weights from names and shapes."""
 
 import re
 from math import isqrt
@@ -8,13 +8,13 @@ from model.encoders.mvit import SIZES, STRIDE, Options
 from model.encoders.tubelet import TUBELET
 from model.weights import TIMM, Weights, WeightsError
 
-HEAD_WIDTH = 64  # of an attention head in all published plain transformers of MaskFeat: no shape tells it
+HEAD_WIDTH = 64  # of an attention head in all published plain transformers of MaskFeat; shapes do not show it
 
 _PLAIN = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large"}  # timm's, by width and depth
 
 
 class Architecture(NamedTuple):
-    """The arguments of `build_network`, but for the classes.
+    """The arguments of `build_network`, except the classes.
 
     Attributes:
         name, image_size, frames, options: see `build_network`.
@@ -27,10 +27,10 @@ class Architecture(NamedTuple):
 
 
 def geometry(weights: Weights) -> Architecture:
-    """Tell the architecture of a SlowFast or mmpretrain checkpoint.
+    """Infer the architecture of a SlowFast or mmpretrain checkpoint.
 
     Raises:
-        WeightsError: a key that tells it is missing, or of an impossible shape.
+        WeightsError: a required key is missing, or of an impossible shape.
     """
     if weights.layout is TIMM:
         raise WeightsError(f"{weights.file} has timm's names: it needs no conversion")
@@ -56,13 +56,13 @@ def _tubelet_vit(weights: Weights) -> Architecture:
 
 
 def _plain(weights: Weights, patch: int, patches: int, frames: int | None) -> Architecture:
-    """Tell the architecture of a plain transformer with so many patches in a frame."""
+    """Infer the architecture of a plain transformer with this many patches in a frame."""
     width, depth = weights.tensors[weights.layout.key("encoder.patch_embed.proj.weight")].shape[0], _depth(weights)
     hidden = len(weights.get("encoder.blocks.0.mlp.fc1.weight", 2))
     if width % HEAD_WIDTH or isqrt(patches) ** 2 != patches:
         raise WeightsError(
-            f"{weights.file}: {patches} patches do not form a square, or a width of {width} is not made of attention "
-            f"heads of {HEAD_WIDTH}"
+            f"{weights.file}: {patches} patches do not form a square, or a width of {width} is not a multiple of "
+            f"{HEAD_WIDTH}, the width of an attention head"
         )
     image_size = isqrt(patches) * patch
     if (width, depth) in _PLAIN and (patch, hidden) == (16, 4 * width):
@@ -73,7 +73,7 @@ def _plain(weights: Weights, patch: int, patches: int, frames: int | None) -> Ar
 
 
 def _mvit(weights: Weights) -> Architecture:
-    """Tell the architecture of a MViTv2 whose keys are first pooled by 8 rows and columns, which no shape tells."""
+    """Infer the architecture of a MViTv2. Assumes that keys are first pooled by 8 x 8, which shapes do not show."""
     depth, block = _depth(weights), "encoder.blocks.{}.attn.{}"
     tables = [len(weights.get(block.format(index, "rel_pos_h"), 2)) for index in range(depth)]
     head_width = weights.get(block.format(0, "rel_pos_h"), 2).shape[1]
@@ -89,7 +89,7 @@ def _mvit(weights: Weights) -> Architecture:
     published = [name for name, size in SIZES.items() if all(getattr(size, key) == options[key] for key in options)]
     poolings = _query_strides(weights, tables)
     if weights.fine_tuned and depth - 1 in options["stages"] and depth - 1 not in poolings:
-        poolings.append(depth - 1)  # no shape tells it of the last block, but all classifiers pool where a stage begins
+        poolings.append(depth - 1)  # not visible in shapes, but all classifiers pool where a stage begins
     as_usual = poolings == options["stages"][:-1] and not weights.fine_tuned
     said = {} if as_usual else {"q_stride_blocks": poolings}
     if published:
@@ -100,11 +100,11 @@ def _mvit(weights: Weights) -> Architecture:
 def _query_strides(weights: Weights, tables: list[int]) -> list[int]:
     """Return the blocks that halve rows and columns.
 
-    A table of relative positions has 2 n - 1 rows, n being the longer side of queries and keys. Where keys are not
-    pooled, a block that halves has as long a table as one that does not, and only the next block's tells them apart.
+    A table of relative positions has 2 n - 1 rows, where n is the longer side of queries and keys. Where keys are not
+    pooled, a block that halves the queries has as long a table as one that does not; the next block's table decides.
 
     Raises:
-        WeightsError: the tables are of no such network.
+        WeightsError: the tables do not belong to such a network.
     """
     sides = [(rows + 1) // 2 for rows in tables]
     side, kv_stride, found = sides[0], Options.kv_stride, []

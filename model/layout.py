@@ -1,4 +1,4 @@
-"""Grids of cells over an image or a clip, and masks that are drawn on them."""
+"""Grids of cells over an image or a clip, and the masks on them."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,12 +17,12 @@ class Layout:
 
     @property
     def cells(self) -> int:
-        """Cells in all; they are numbered frame by frame, row-major."""
+        """The number of cells; they are numbered frame by frame, row-major."""
         return self.frames * self.rows * self.columns
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample's mask: (rows, columns) of an image, (frames, rows, columns) of a clip."""
+        """The shape of one sample's mask: (rows, columns) of an image, (frames, rows, columns) of a clip."""
         return (self.rows, self.columns) if self.frames == 1 else (self.frames, self.rows, self.columns)
 
     def __str__(self) -> str:
@@ -30,10 +30,10 @@ class Layout:
 
 
 class Mask(NamedTuple):
-    """What a model must not see of a batch.
+    """The parts of a batch that are hidden from the model.
 
     Attributes:
-        cells: bool (B, rows, columns) or (B, frames, rows, columns), True where hidden, equally many in each sample.
+        cells: bool (B, rows, columns) or (B, frames, rows, columns), True where hidden, equally many per sample.
         indices: int64 (masked,), ascending: the hidden cells of the flattened grids of predictions (B * cells).
     """
 
@@ -42,12 +42,12 @@ class Mask(NamedTuple):
 
 
 def make_mask(cells: Tensor, predictions: Layout, masked: int | None = None) -> Mask:
-    """Make a mask for a model with this grid of predictions.
+    """Make a mask for a model with this prediction grid.
 
     Args:
         cells: see `Mask`; their grid divides that of the predictions.
         predictions: grid of a sample's predictions.
-        masked: how many predictions `cells` hides in all. If given, shapes are static and nothing waits for the device.
+        masked: the total number of hidden predictions. If given, shapes are static and nothing waits for the device.
 
     Raises:
         ValueError: the grid does not divide that of the predictions.
@@ -65,7 +65,7 @@ def mask_of_all(batch_size: int, predictions: Layout, device: torch.device) -> M
 
 
 def spread(cells: Tensor, layout: Layout) -> Tensor:
-    """Repeat each cell of a mask over the cells of a finer grid that it covers.
+    """Repeat each cell of a mask over the cells of a finer grid.
 
     Args:
         cells: (B, rows, columns) or (B, frames, rows, columns).

@@ -1,8 +1,8 @@
 """MaskFeat around a vision transformer.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022. Masked patch
-embeddings are replaced by one learned token, the whole sequence is encoded, and a linear head describes what was
-under the masked patches. With a decoder, only the visible patches are encoded, which costs a fraction; see
+embeddings are replaced by one learned token, the whole sequence is encoded, and a linear head predicts the targets
+of the masked patches. With a decoder, only the visible patches are encoded, which costs a fraction; see
 `model.decoders`.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.decoders import DecoderKind, build_decoder, visible_cells
-from model.encoders.encoder import PositionInit, draw
+from model.encoders.encoder import PositionInit, draw, view_of
 from model.encoders.registry import encoder_of
 from model.encoders.timm_vit import build_encoder as build_encoder
 from model.layout import Mask, make_mask, spread
@@ -23,19 +23,20 @@ class MaskFeat(nn.Module):
 
     Args:
         encoder: a network that `encoder_of` knows, such as `build_encoder` builds; its weights are initialised anew.
-        target_width: numbers that describe a patch; 108 for HOG of 16-pixel patches.
-        position_init: "random" as in the paper, or "sincos", a 2-D sine-cosine table as a learnable start, with which
+        target_width: numbers in a patch's target; 108 for HOG of 16-pixel patches.
+        position_init: "random" as in the paper; "sincos", a 2-D sine-cosine table as a trainable start, with which
             small models on short schedules leave the mean predictor's plateau much sooner; or "fixed", the same table,
             not trained.
-        decoder: None as in the paper; "light" or "local": encode visible patches only, and describe the others by it.
-        decoder_width: numbers of its tokens.
+        decoder: None as in the paper; "light" or "local": encode visible patches only, and predict the others by the
+            decoder.
+        decoder_width: width of the decoder's tokens.
 
     Attributes:
         encoder: the network, whose weights are exported.
         view: its `Encoder`, which has the grids of masks, tokens and predictions.
         grid: shape of one sample's mask, such as (rows, columns).
-        patch: side in pixels of what one prediction is about.
-        target_width: see above.
+        patch: side of one prediction in pixels.
+        target_width: as above.
 
     Raises:
         ValueError: the decoder or the positions do not fit the encoder.
@@ -66,19 +67,19 @@ class MaskFeat(nn.Module):
         self.view.initialise(position_init)
 
     def forward(self, inputs: Tensor, mask: Tensor | Mask) -> Tensor:
-        """Predict what is under the masked patches.
+        """Predict the targets of the masked patches.
 
         Args:
-            inputs: normalised floats (B, 3, H, W), or of clips (B, 3, frames, H, W).
-            mask: bool (B, rows, columns), or of clips (B, frames, rows, columns), True where the model must not see, on
-                a grid that divides that of the tokens; or the `Mask` made of one, with which shapes are static and
-                nothing waits for the device. There may be several masks of each input, in a row. A model with a decoder
-                needs equally many hidden cells in each.
+            inputs: normalised floats (B, 3, H, W), or clips (B, 3, frames, H, W); images beside clips have one frame.
+            mask: bool (B, rows, columns), or for clips (B, frames, rows, columns), True where hidden from the model, on
+            a grid that divides that of the tokens; or a `Mask`, with which shapes are static and nothing waits for the
+            device. There may be several consecutive masks of each input. A model with a decoder needs equally many
+            hidden cells in each.
 
         Returns:
             (masked, target_width), mask by mask; within a mask frame by frame, row-major.
         """
-        view = self.view
+        view = view_of(self.view, inputs)
         hidden = mask if isinstance(mask, Mask) else make_mask(mask, view.prediction_layout)
         repeats, rest = divmod(len(hidden.cells), len(inputs))
         if rest or not repeats:
@@ -86,9 +87,8 @@ class MaskFeat(nn.Module):
         if self.decoder is not None:
             masked = len(hidden.indices) // len(hidden.cells)
             visible = visible_cells(spread(hidden.cells, view.token_layout), masked)
-            described: Tensor = self.decoder(
-                view.encode_visible(inputs, visible, self.decoder.taps), visible, hidden.indices
-            )
+            encoded = view.encode_visible(inputs, visible, self.decoder.taps)
+            described: Tensor = self.decoder(encoded, visible, hidden.indices, view.token_layout.cells)
             return described
         x = view.embed(inputs)  # (B, token cells, embedding width)
         if repeats > 1:
@@ -100,7 +100,7 @@ class MaskFeat(nn.Module):
 
 
 def initialise_layers(model: nn.Module) -> None:
-    """Draw all layers anew: truncated normals of 0.02 for weights, as in the published code; zeros for biases."""
+    """Initialise all layers as the published code does: weights from a truncated normal of 0.02, biases to zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             nn.init.trunc_normal_(module.weight, std=0.02)

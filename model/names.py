@@ -1,7 +1,7 @@
-"""The names that other codes give to the parts of a MaskFeat.
+"""The names of the parts of a MaskFeat in other code bases.
 
-Names are those that the published codes write: github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before
-it, open-mmlab/mmselfsup; of clips those of mmpretrain's projects/maskfeat_video, which builds on open-mmlab/mmaction2.
+The names are those of the published code bases: github.com/facebookresearch/SlowFast, open-mmlab/mmpretrain and, before
+it, open-mmlab/mmselfsup; for clips mmpretrain's projects/maskfeat_video, which builds on open-mmlab/mmaction2.
 """
 
 import re
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """The names that a code gives to the parts of `MaskFeat`, and of classifiers to encoder.fc_norm and encoder.head.
+    """The names in a code base for the parts of `MaskFeat`, and for encoder.fc_norm and encoder.head of classifiers.
 
-    A MViT has the names of torchvision's, and its LayerNorm behind the pooling that of other encoders, fc_norm.
+    A MViT has torchvision's names, except its LayerNorm after the pooling, which is fc_norm as in other encoders.
 
     Attributes:
-        code: whose names these are.
-        renamed: beginnings of our name and of theirs, as regular expressions; the first that matches counts.
-        ignored: beginnings of their keys that hold nothing of ours.
+        code: the name of the code base.
+        renamed: pairs of prefixes, ours and theirs, as regular expressions; the first match counts.
+        ignored: prefixes of their keys that have no counterpart.
     """
 
     code: str
@@ -25,14 +25,14 @@ class Layout:
     ignored: tuple[str, ...]
 
     def key(self, name: str) -> str:
-        """Their name of our `name`."""
+        """Return their name for our `name`."""
         for ours, theirs in self.renamed:
             if re.match(ours, name):
                 return re.sub(ours, theirs, name, count=1)
         return name
 
 
-_MVIT = (  # what our names of a MViT's parts, which are torchvision's, become in the codes that it comes from
+_MVIT = (  # the original names of a MViT's parts, by our names, which are torchvision's
     (r"encoder\.pos_encoding\.class_token", "cls_token"),
     (r"encoder\.(blocks\.\d+\.attn\.)project\.0\.", r"\1proj."),
     (r"encoder\.(blocks\.\d+\.attn\.)pool_([qkv])\.pool\.", r"\1pool_\2."),
@@ -89,5 +89,5 @@ MMPRETRAIN_VIDEO = Layout(
 TIMM = Layout(
     "timm",
     ((r"encoder\.", ""),),
-    ignored=("mask_token", "decoder_", "lm_head.", "cls_pt_"),  # of the pre-training of MAE and BEiT
+    ignored=("mask_token", "decoder_", "lm_head.", "cls_pt_"),  # from the pre-training of MAE and BEiT
 )

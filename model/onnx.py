@@ -1,4 +1,4 @@
-"""An encoder as an ONNX file, compared with torch in ONNX Runtime."""
+"""Export an encoder to ONNX, and compare it with torch in ONNX Runtime."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -9,24 +9,24 @@ from torch import Tensor, nn
 
 from model.encoders.registry import encoder_of
 
-TOLERANCE = 1e-4  # of the largest number of an output: float32 sums in another order differ by a tenth of it
+TOLERANCE = 1e-4  # relative to an output's largest number; reordered float32 sums differ by a tenth of it
 _CHECKED_BATCHES = (1, 3)
 
 
 class OnnxError(Exception):
-    """The encoder cannot be written as ONNX. The message says why and what to do."""
+    """The encoder cannot be exported to ONNX. The message says why and what to do."""
 
 
 def export_onnx(encoder: nn.Module, path: Path) -> float:
-    """Write an encoder's graph to `path`, and its weights beside it, to PATH.data: one file could hold 2 GiB at most.
+    """Write an encoder's graph to `path`, and its weights to PATH.data, since a single file is limited to 2 GiB.
 
     The input is `images`, float32 (batch, 3, height, width), or `clips`, float32 (batch, 3, frames, height, width),
     normalised. The outputs are `pooled`, float32 (batch, width), the mean of the patch tokens, `patches`, float32
-    (batch, predictions, width), frame by frame, row-major, and of a classifier `logits`, float32 (batch, classes); a
-    classifier of clips has `pooled`, which its head takes, and `logits`. The batch may have any size.
+    (batch, predictions, width), frame by frame, row-major, and for a classifier `logits`, float32 (batch, classes); a
+    classifier of clips has `pooled`, the input of its head, and `logits`. The batch may have any size.
 
     Returns:
-        The largest difference of an output between ONNX Runtime on a CPU and torch, on random inputs.
+        The largest difference in any output between ONNX Runtime on a CPU and torch, on random inputs.
 
     Raises:
         OnnxError: a package is missing, or the two differ by more than `TOLERANCE`.
@@ -44,7 +44,7 @@ def export_onnx(encoder: nn.Module, path: Path) -> float:
     inputs = "clips" if of_clips else "images"
     exported = deepcopy(features)
     for module in exported.modules():
-        if "fused_attn" in vars(module):  # torch cannot decompose it where attention has BEiT's biases
+        if "fused_attn" in vars(module):  # torch cannot decompose fused attention with BEiT's biases
             vars(module)["fused_attn"] = False
     generator = torch.Generator().manual_seed(0)
     samples = [torch.randn(batch, *view.input_shape, generator=generator) for batch in _CHECKED_BATCHES]

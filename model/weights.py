@@ -1,4 +1,4 @@
-"""Weights of others: tensors by the names of their codes."""
+"""Read the weights of other projects as tensors under the names of their code bases."""
 
 import json
 import re
@@ -20,14 +20,14 @@ from model.weights_file import WeightsError as WeightsError
 from model.weights_file import load
 from model.weights_file import weights_file as weights_file
 
-_ENTRIES = ("model_state", "state_dict", "model", "module")  # of checkpoints, under which their weights are
-_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # that DistributedDataParallel and torch.compile put before all keys
-_REPEATED = 2**26  # bytes of a tensor that may repeat a few, whatever the size of the file
+_ENTRIES = ("model_state", "state_dict", "model", "module")  # entries of checkpoints that hold the weights
+_WRAPPERS = re.compile(r"((module|_orig_mod)\.)+")  # prefixes of DistributedDataParallel and torch.compile
+_REPEATED = 2**26  # bytes that an expanded tensor may claim, whatever the size of the file
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """What is subtracted from the channels of images, of values in [0, 1], and what they are divided by then."""
+    """The mean and deviation of each channel that normalise images with values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -35,19 +35,19 @@ class Normalisation:
 
 IMAGENET = Normalisation(
     (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-)  # of all published MaskFeat weights of images ...
-KINETICS = Normalisation((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))  # ... and of clips
+)  # of all published MaskFeat weights for images ...
+KINETICS = Normalisation((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))  # ... and for clips
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a weights file holds.
+    """The contents of a weights file.
 
     Attributes:
         file: for messages.
-        layout: whose names the tensors have.
+        layout: the code base whose names the tensors have.
         tensors: by those names, on the CPU.
-        normalisation: of the inputs that the weights were trained on, where the code or the file's folder tells it.
+        normalisation: that of the training inputs, where the code base or the file's folder determines it.
     """
 
     file: Path
@@ -56,25 +56,25 @@ class Weights:
     normalisation: Normalisation | None = None
 
     def has(self, name: str) -> bool:
-        """Whether there is a tensor that we would call `name`."""
+        """Return whether there is a tensor for our `name`."""
         return self.layout.key(name) in self.tensors
 
     @property
     def fine_tuned(self) -> bool:
-        """Whether there is a classifier."""
+        """Whether the weights include a classifier."""
         return self.has("encoder.head.weight") or self.has("encoder.head.1.weight")
 
     @property
     def of_clips(self) -> bool:
-        """Tell whether they embed clips."""
+        """Whether the weights embed clips."""
         names = ("encoder.patch_embed.proj.weight", "encoder.conv_proj.weight")
         return any(self.has(name) and self.tensors[self.layout.key(name)].ndim == 5 for name in names)
 
     def get(self, name: str, dimensions: int) -> Tensor:
-        """The tensor that we call `name`.
+        """Return the tensor for our `name`.
 
         Raises:
-            WeightsError: it is missing, or not of so many dimensions.
+            WeightsError: it is missing, or has another number of dimensions.
         """
         key = self.layout.key(name)
         if key not in self.tensors:
@@ -86,18 +86,18 @@ class Weights:
 
 
 def read(path: Path | str) -> Weights:
-    """A checkpoint of SlowFast or mmpretrain, or the weights of a vision transformer in timm's own names.
+    """Read a checkpoint of SlowFast or mmpretrain, or the weights of a vision transformer under timm's own names.
 
     Args:
-        path: see `weights_file`; in timm's names also under "model" (as MAE's and BEiT's are published), "module" or
-            "state_dict". A config.json of timm's beside the file tells the normalisation.
+        path: see `weights_file`; under timm's names, the weights may be in "model" (as MAE and BEiT publish them),
+            "module" or "state_dict". The normalisation is read from timm's config.json beside the file.
 
     Raises:
-        WeightsError: there is no such file, it or its config.json is damaged, or it holds more than plain tensors.
+        WeightsError: the file is missing, it or its config.json is damaged, or it holds more than plain tensors.
     """
     file = weights_file(Path(path))
     tensors, entries = load(file), []
-    for _ in range(3):  # a checkpoint that holds itself has no end
+    for _ in range(3):  # a limit, since a checkpoint may contain itself
         if held := [entry for entry in _ENTRIES if isinstance(tensors, dict) and isinstance(tensors.get(entry), dict)]:
             tensors = tensors[held[0]]
             entries.append(held[0])
@@ -120,12 +120,12 @@ def read(path: Path | str) -> Weights:
 
 
 def _published(weights: Weights) -> Weights:
-    """Tell the normalisation of one of the published codes' checkpoints."""
+    """Set the normalisation of one of the published code bases' checkpoints."""
     return replace(weights, normalisation=KINETICS if weights.of_clips else IMAGENET)
 
 
 def _is_plain(key: Any, value: Any) -> bool:
-    """Tell a named tensor of numbers in memory from everything else that torch can load."""
+    """Return whether this is a named tensor of numbers in memory, unlike everything else that torch can load."""
     return (
         isinstance(key, str)
         and isinstance(value, Tensor)
@@ -136,9 +136,9 @@ def _is_plain(key: Any, value: Any) -> bool:
 
 
 def _claimed(tensors: dict[str, Tensor]) -> int:
-    """Bytes that a file has at least if it is sound: of each storage once, though tensors may share one or repeat it.
+    """Return the least size in bytes of a sound file with these tensors, counting each shared storage once.
 
-    A tensor that repeats some bytes beyond all measure counts as large as it says it is.
+    A tensor that expands a few bytes beyond `_REPEATED` counts in full.
     """
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors.values()}
     repeated = max(tensor.nbytes for tensor in tensors.values())
@@ -146,12 +146,12 @@ def _claimed(tensors: dict[str, Tensor]) -> int:
 
 
 def _normalisation(config: Path) -> Normalisation | None:
-    """What timm's config.json says, if it is there and speaks of it."""
+    """Return the normalisation in timm's config.json, if it is there and has one."""
     if not config.is_file():
         return None
     try:
         stated = json.loads(config.read_text())
-        stated = stated.get("pretrained_cfg", stated)  # timm's older files have no such part
+        stated = stated.get("pretrained_cfg", stated)  # timm's older files lack this section
         if "mean" not in stated or "std" not in stated:
             return None
         (red, green, blue), std = (tuple(map(float, stated[key])) for key in ("mean", "std"))
@@ -163,7 +163,7 @@ def _normalisation(config: Path) -> Normalisation | None:
 
 
 def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of any mmselfsup under the names that they have had since mmpretrain."""
+    """Rename the tensors of any version of mmselfsup to mmpretrain's names."""
     head = "neck.fc." if "backbone.mask_token" in tensors else "head.fc."
     today = {"head.head.": head, "head.predictor.fc.": head, "backbone.fc_norm.": "backbone.ln2."}
     before = re.compile("|".join(map(re.escape, today)))
@@ -171,6 +171,6 @@ def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def share(file: Path) -> None:
-    """Let whoever may read its folder read a safetensors file, which safetensors leaves to its owner alone."""
-    with suppress(PermissionError):  # a file system without such modes
+    """Give a safetensors file, which only its owner may read, the readers of its folder."""
+    with suppress(PermissionError):  # a file system without modes
         file.chmod(file.stat().st_mode | file.parent.stat().st_mode & 0o444)

@@ -1,6 +1,6 @@
-"""Files of others that should hold weights: what they are, and only tensors out of them.
+"""Load tensors, and nothing else, from weights files that are not trusted.
 
-Files are not trusted, so a file's first bytes decide what reads it, and only tensors are unpickled.
+A file's first bytes decide how it is read, and only tensors are unpickled.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any, Self
 import safetensors.torch
 import torch
 
-# What stands beside the tensors in checkpoints of mmengine (logs, which mmselfsup's were published with), MAE and timm
+# Classes beside the tensors in checkpoints of mmengine (logs, as in mmselfsup's published ones), MAE and timm
 _NOTHING = (
     "argparse.Namespace",
     "builtins.getattr",
@@ -22,13 +22,13 @@ _NOTHING = (
     "pathlib.PosixPath",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
 )
-_PICKLED_BY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before torch.save wrote archives
+_PICKLED_BY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's format before it wrote archives
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
-_LONGEST = 1000  # characters of a message
+_LONGEST = 1000  # most characters in a message
 
 
 class _Nothing:
-    """Takes the place of anything that is not a tensor when it is unpickled: it keeps nothing and does nothing."""
+    """Replaces anything that is not a tensor in unpickling: it keeps nothing and does nothing."""
 
     def __new__(cls, *_: Any) -> Self:
         return super().__new__(cls)
@@ -46,16 +46,16 @@ class WeightsError(ValueError):
 
 
 def weights_file(path: Path) -> Path:
-    """The one file that decides: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
+    """Return the weights file: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
 
     Raises:
-        WeightsError: there is no such file.
+        WeightsError: the file is missing.
     """
     try:
         file = path / "model.safetensors" if path.is_dir() else path
         if not file.exists():
             raise WeightsError(f"there is no weights file {file}")
-        if not file.is_file():  # a pipe would be waited for
+        if not file.is_file():  # opening a pipe would wait
             raise WeightsError(f"{file} is not a file")
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
@@ -63,7 +63,7 @@ def weights_file(path: Path) -> Path:
 
 
 def load(file: Path) -> Any:
-    """Load what safetensors or torch.save wrote: tensors, on the CPU, and containers of them.
+    """Load a file of safetensors or torch.save: tensors, on the CPU, and containers of them.
 
     Raises:
         WeightsError: it is another kind of file, is damaged, or holds more than tensors.
@@ -76,13 +76,13 @@ def load(file: Path) -> Any:
         zipped = head.startswith(b"PK")
         if strange := _strange_archive(file) if zipped else _strange(head):
             raise WeightsError(f"{file} {strange}")
-        if file.suffix == ".safetensors":  # by which torch, too, would take it for that
+        if file.suffix == ".safetensors":  # torch, too, goes by this suffix
             raise WeightsError(f"{file} was written by torch.save: rename it to .pth")
         with torch.serialization.safe_globals([(_Nothing, name) for name in _NOTHING]):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except WeightsError:
         raise
-    except Exception as error:  # whatever a damaged or hostile file brings about
+    except Exception as error:  # a damaged or hostile file may raise anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -94,7 +94,7 @@ def load(file: Path) -> Any:
 
 
 def _strange(head: bytes) -> str | None:
-    """Say what a file that begins with `head` is instead of weights; None if torch.save may have written it."""
+    """Describe a file that begins with `head` and is not weights; None if torch.save may have written it."""
     if not head:
         return "is empty: download it again"
     if head.startswith(b"version https://git-lfs"):
@@ -113,7 +113,7 @@ def _strange(head: bytes) -> str | None:
 
 
 def _is_tar(head: bytes) -> bool:
-    """Recognise the header of a tar, which torch would follow further than is safe."""
+    """Return whether this is the header of a tar, which torch would parse further than is safe."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -122,7 +122,7 @@ def _is_tar(head: bytes) -> bool:
 
 
 def _strange_archive(file: Path) -> str | None:
-    """Say what is wrong with a zip archive where torch would not notice it, or not name it; None if nothing is."""
+    """Describe a defect of a zip archive that torch would not notice or name; None if there is none."""
     if not zipfile.is_zipfile(file):
         return "is damaged: it was cut short, download it again"
     with zipfile.ZipFile(file) as archive:
@@ -132,8 +132,6 @@ def _strange_archive(file: Path) -> str | None:
         return "is TorchScript, which is a program: save its state_dict() by torch.save"
     if "data.pkl" not in names:
         return "is an archive that torch.save did not write: unpack it first"
-    if any(
-        member.compress_type != zipfile.ZIP_STORED for member in members
-    ):  # torch would take these bytes for weights
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # torch would read these bytes as weights
         return "is a compressed archive: load it with torch.load(..., weights_only=True) and write it with torch.save"
     return None

@@ -17,8 +17,8 @@ from model.maskfeat import MaskFeat
 from model.weights import Normalisation, WeightsError, read, weights_file
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.examples import ExampleMaker
-from pipeline.masks.masker import Masker, masker_for
-from pipeline.recipes import reason, shown
+from pipeline.masks.masker import Masker, masker_for, of_single_frames
+from pipeline.recipe_files import reason, shown
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import build_target, output_width
 from pipeline.targets.target import Computing, Predictions, TargetError
@@ -46,7 +46,7 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
         return MaskFeat(encoder, numbers, of.position_init, of.decoder, of.decoder_width)
 
     def predicts(model: MaskFeat, inputs: Tensor) -> bool:
-        masked = build_masker(recipe, model).masked * len(inputs)
+        masked = build_masker(recipe, model.view).masked * len(inputs)
         cells = torch.zeros(len(inputs), *model.view.mask_layout.shape, dtype=torch.bool)
         predictions = model(inputs, make_mask(cells, model.view.prediction_layout, masked))
         return tuple(predictions.shape) == (masked, model.target_width)
@@ -124,15 +124,20 @@ def _not_a_multiple(recipe: TrainingRecipe, patch: int) -> ConfigError:
     )
 
 
-def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device) -> ExampleMaker:
+def build_examples(
+    recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device, single_frames: bool = False
+) -> ExampleMaker:
     """Build what makes a recipe's examples from decoded pixels.
 
     Args:
+        recipe: of the run.
+        model: whose view of the inputs decides their masks and targets.
         dtype: that the model, and a teacher, compute in.
         device: of the inputs, and a teacher.
+        single_frames: whether there are images beside the clips of videos.
 
     Raises:
-        ConfigError: a file that the target needs cannot be used.
+        ConfigError: a file that the target needs cannot be used, or the model or the masks are of clips alone.
     """
     compiled = recipe.engine.compile
     statistics = recipe.model.statistics
@@ -141,16 +146,33 @@ def build_examples(recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: 
         target = build_target(recipe.target, predictions_of(model.view), computing)
     except TargetError as error:
         raise ConfigError(str(error)) from error
-    masker = build_masker(recipe, model)
-    predictions = predictions_of(model.view)
-    return ExampleMaker(predictions, masker, target, statistics, dtype, fuse=compiled != "none")
+
+    def made(view: Encoder, of_images: ExampleMaker | None = None) -> ExampleMaker:
+        masker = build_masker(recipe, view, beside_clips=view is not model.view)
+        fuse = compiled != "none"
+        return ExampleMaker(predictions_of(view), masker, target, statistics, dtype, fuse, of_images)
+
+    if not single_frames or recipe.data.frames == 1:
+        return made(model.view)
+    if model.view.single_frames is None:
+        raise ConfigError(f"data.mixture has images, and {recipe.model.name} takes clips only: leave the images out")
+    return made(model.view, made(model.view.single_frames))
 
 
-def build_masker(recipe: Recipe, model: MaskFeat) -> Masker:
-    """Build what draws a recipe's masks. Raises ConfigError for a kind or a ratio that does not fit the model."""
-    cells, predictions = model.view.mask_layout, model.view.prediction_layout
+def build_masker(recipe: Recipe, view: Encoder, beside_clips: bool = False) -> Masker:
+    """Build what draws a recipe's masks.
+
+    Args:
+        recipe: of the run.
+        view: of the model, which has the grids.
+        beside_clips: whether the view is one of single frames beside clips.
+
+    Raises:
+        ConfigError: the kind or the ratio does not fit the model.
+    """
     try:
-        return masker_for(recipe.mask, cells, predictions, recipe.engine.compile != "none")
+        settings = of_single_frames(recipe.mask) if beside_clips else recipe.mask
+        return masker_for(settings, view.mask_layout, view.prediction_layout, recipe.engine.compile != "none")
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

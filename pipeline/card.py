@@ -24,7 +24,7 @@ from shards.text import counted
 _FRONT = {
     "library_name": "timm",
     "pipeline_tag": "image-feature-extraction",
-    "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm"],
+    "tags": ["maskfeat", "self-supervised", "vision-transformer", "image-feature-extraction", "timm", "transformers"],
 }
 
 _USE_OF_IMAGES = """\
@@ -42,8 +42,24 @@ with torch.no_grad():
     tokens = model.forward_features(image)[:, {prefix}:]  # (1, {patches}, {width})
 ```
 
-With `num_classes=N` the model gets a fresh classifier to fine-tune. Images are resized (bicubic) and cropped to
-{size}x{size}, and normalised with mean {mean} and deviation {std}.
+The same numbers by transformers:
+
+```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")  # "USER/NAME" once it is uploaded
+model = AutoModel.from_pretrained("FOLDER").eval()
+with torch.no_grad():
+    outputs = model(**processor(Image.open("image.jpg").convert("RGB")))
+feature = outputs.pooler_output  # (1, {width})
+tokens = outputs.last_hidden_state[:, {prefix}:]  # (1, {patches}, {width})
+```
+
+With `num_classes=N`, timm gives the model a fresh classifier to fine-tune, and so does `num_labels=N` for transformers'
+`AutoModelForImageClassification`. Images are resized (bicubic) and cropped to {size}x{size}, and normalised with mean
+{mean} and deviation {std}.
 """
 
 _USE_OF_CLIPS = """\
@@ -161,7 +177,8 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
 def front(entries: dict[str, Any], frames: int | None) -> str:
     """Front matter of a card, of which clips change the task and the library."""
     if frames is not None:
-        tags = ["video" if tag == "timm" else tag.replace("image-", "video-") for tag in entries["tags"]]
+        tags = [tag.replace("image-", "video-") for tag in entries["tags"] if tag not in ("timm", "transformers")]
+        tags.append("video")
         entries = {"pipeline_tag": entries["pipeline_tag"].replace("image-", "video-"), "tags": tags}
     return yaml.safe_dump(entries, sort_keys=False)
 

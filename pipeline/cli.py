@@ -13,6 +13,7 @@ from pipeline.data.cache.sizes import MOST_SAMPLES, ShardSizes, remedies, shards
 from pipeline.data.mixture import whole
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from shards import cli
+from shards.media.registry import MEDIA
 from shards.storage import printable_url
 from shards.terminal import note, say
 from shards.text import counted
@@ -43,6 +44,12 @@ def _number(text: str) -> int:
     return int(number)
 
 
+def _medium(text: str) -> str:
+    if text not in MEDIA:
+        raise typer.BadParameter(f"{text!r} is not {' or '.join(MEDIA)}")
+    return text
+
+
 def main() -> None:
     """Run the command line."""
     cli.main([*cli.COMMANDS, plan])
@@ -57,6 +64,10 @@ def plan(
     ] = None,
     weights: Annotated[
         list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Of each DIR, in their order.")
+    ] = None,
+    media: Annotated[
+        list[str] | None,
+        typer.Option("--medium", parser=_medium, metavar="image|video", help="Of each DIR, if there are both."),
     ] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
@@ -86,7 +97,8 @@ def plan(
     """Simulate what a run on many machines asks of storage and of the machines' caches.
 
     DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
-    those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there.
+    those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there;
+    of a mixture of images and videos all data sets of images first, with --medium for each.
     A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
     --repeats N, a batch has N views of each of its samples: clips or crops, under each of their masks.
     Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
@@ -96,6 +108,7 @@ def plan(
       maskfeat-shards plan shards/train --nodes 8 --batch 4096 --cache 500GB --bandwidth 25Gbit
       maskfeat-shards plan shards/k400 --nodes 8 --batch 512 --repeats 4 --cache 500GB --clips-per-second 1500
       maskfeat-shards plan photos --weight 3 sketches --weight 1 --nodes 8 --batch 4096 --cache 500GB
+      maskfeat-shards plan photos --medium image clips --medium video --nodes 8 --batch 512 --cache 500GB
       maskfeat-shards plan --samples 10e9 --bytes 1PB --shards 1e6 --nodes 512 --batch 65536 --lanes 4096 --cache 8TB
     """
     if batch % (nodes * ranks_per_node * repeats):
@@ -105,7 +118,7 @@ def plan(
             f"change it, --nodes or --ranks-per-node{' or --repeats' if repeats > 1 else ''}"
         )
     at_once = batch // repeats
-    sets = _data_sets(roots, weights, samples, size, shards)
+    sets = _data_sets(roots, weights, media, samples, size, shards)
     fleet, order = Fleet(nodes, ranks_per_node, at_once, cache), sets.order(seed, lanes, block, at_once)
     shard_bytes = sets.shard_bytes
     found = forecast(order, shard_bytes, fleet, epochs)
@@ -149,16 +162,25 @@ def plan(
 
 
 def _data_sets(
-    roots: list[str] | None, weights: list[float] | None, samples: int | None, size: int | None, shards: int | None
+    roots: list[str] | None,
+    weights: list[float] | None,
+    media: list[str] | None,
+    samples: int | None,
+    size: int | None,
+    shards: int | None,
 ) -> ShardSizes:
     """Return the data sets in `roots`, or an even one."""
     imagined = (samples, size, shards)
     if roots and not any(imagined):
         if weights and len(weights) != len(roots):
             raise typer.BadParameter("give --weight as often as DIR, in the same order, or not at all")
+        if media and len(media) != len(roots):
+            raise typer.BadParameter("give --medium as often as DIR, in the same order, or not at all")
+        if media and media != sorted(media):
+            raise typer.BadParameter("give all data sets of images before those of videos")
         counts, sizes = zip(*(shards_of(root) for root in roots), strict=True)
-        return ShardSizes([*counts], [*sizes], whole(weights or [int(of_set.sum()) for of_set in counts]))
-    if roots or weights or samples is None or size is None or shards is None:
+        return ShardSizes([*counts], [*sizes], whole(weights or [int(of_set.sum()) for of_set in counts]), media)
+    if roots or weights or media or samples is None or size is None or shards is None:
         raise typer.BadParameter("give either DIR or all of --samples, --bytes and --shards")
     if shards > _MOST_SHARDS:
         raise typer.BadParameter(f"{shards:,} shards are more than {_MOST_SHARDS:,}; lower --shards")
@@ -173,7 +195,7 @@ def _mixed(roots: list[str], sets: ShardSizes, samples: int) -> Iterator[tuple[s
         return
     for root, counts, weight in zip(roots, sets.counts, sets.weights, strict=True):
         share, own = weight / sum(sets.weights), int(counts.sum())
-        epochs = f"{share * samples / own:.3g} of its epochs in one of the run"
+        epochs = f"{share * samples / own:.3g} of its epochs per epoch of the run"
         yield "mixed", f"{share:.1%} from {printable_url(root)}: {counted(own, 'sample')}, {epochs}"
 
 

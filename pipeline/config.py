@@ -1,24 +1,26 @@
 """A recipe: every setting of a run, typed and checked before anything starts.
 
 Each setting has its default here, or for fine-tuning in finetune/config.py, and nowhere else; DeepSpeed's own
-configuration is made from it (train/deepspeed_config.py). How files and overrides become settings, recipes.py says.
+configuration is made from it (train/deepspeed_config.py). loading.py makes settings of
+a recipe's file and what was typed.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.decoders import DecoderKind
 from model.encoders.encoder import PositionInit
 from pipeline.data.settings import Data
+from pipeline.loading import AnyRecipe as AnyRecipe
+from pipeline.loading import load as load
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.pixels import IMAGENET, Channels, Statistics
-from pipeline.recipes import RECIPES as RECIPES
-from pipeline.recipes import AnyRecipe as AnyRecipe
-from pipeline.recipes import load as load
+from pipeline.recipe_files import RECIPES as RECIPES
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.settings import Count, Free, LocalPath, Minutes, Rate, Seconds, Section, Share, Text
 from pipeline.targets.registry import checked
@@ -89,8 +91,9 @@ class Model(Section):
 
 
 class Optim(Section):
-    """AdamW under a linear warm-up and a cosine."""
+    """An optimizer under a linear warm-up and a cosine."""
 
+    name: Text = "adamw"  # one of `OPTIMIZERS`
     epochs: float = Field(gt=0, le=10**6)
     batch_size: int = Field(gt=0, le=2**20)  # images, or views of them, a step over all ranks and accumulation
     lr: Rate = Field(2e-4, gt=0)  # per 256 images of a batch: linear scaling
@@ -100,6 +103,16 @@ class Optim(Section):
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Rate = 0.05
     clip: float | None = Field(0.02, gt=0, le=10**6)  # L2 norm of the gradient; null: it stays as it is
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in OPTIMIZERS:
+            raise ValueError(
+                f"optim.name={name[:100]} is not an optimizer that runs resume exactly with: "
+                f"choose one of {', '.join(OPTIMIZERS)}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _learns(self) -> Self:
@@ -139,6 +152,15 @@ class TrainingRecipe(Section):
     model: Model = Model()
     optim: Optim
     engine: Free[Engine] = Engine()
+
+    @model_validator(mode="after")
+    def _optimizes(self) -> Self:
+        if OPTIMIZERS[self.optim.name].whole and self.engine.zero_stage:
+            raise ValueError(
+                f"optim.name={self.optim.name} looks at each weight as a whole, which engine.zero_stage="
+                f"{self.engine.zero_stage} divides: set engine.zero_stage=0, or choose another optimizer"
+            )
+        return self
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain values that may be written and shown: what is secret in them is masked."""

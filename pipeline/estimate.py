@@ -18,11 +18,11 @@ Beside the step:
 - Memory of a GPU: weights and the sum of their gradients, the fp32 weights and Adam's two moments that ZeRO shares out
   (from stage 1 on), and what the forward pass of a micro-batch keeps. At stage 3 weights and gradients are shared out,
   too. That is a lower bound: buffers, what is computed on the way, and the decoder's memory come on top.
-- Decoding on CPUs: what it took in docs/benchmarks.md; of clips for each frame that has to be decoded.
+- Decoding on CPUs: what it took in docs/explanation/benchmarks.md; of clips for each frame that has to be decoded.
 
 Not modelled: that small shares of a batch compute less efficiently; waiting for data or for the slowest rank;
-optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/scaling.md compares this
-with what CPU ranks did.
+optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/explanation/scaling.md
+compares this with what CPU ranks did.
 """
 
 import math
@@ -40,7 +40,7 @@ from pipeline.config import Recipe
 from pipeline.data.clips import placed_clips
 from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
-from pipeline.recipes import reason
+from pipeline.recipe_files import reason
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError
@@ -48,8 +48,9 @@ from shards.files import parse_json
 
 STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as checkpoints hold them
 
-# CPU milliseconds of decoding and cropping to 224 pixels, from docs/benchmarks.md: of an image of ImageNet (654/s on 2
-# threads), and for a clip of a frame that is decoded, used or not (40 for 16 frames 4 apart, after --resize 256)
+# CPU milliseconds of decoding and cropping to 224 pixels, from docs/explanation/benchmarks.md: of an image of ImageNet
+# (654/s on 2 threads), and for a clip of a frame that is decoded, used or not (40 for 16 frames 4 apart, after
+# --resize 256)
 IMAGE_MS = 2e3 / 654
 DECODED_FRAME_MS = 40 / 68.5
 _VIDEO, _RATE = 300, 30.0  # frames of a video of Kinetics, and frames a second
@@ -224,7 +225,7 @@ def costs(recipe: Recipe) -> Costs:
         model = build_model(recipe)
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
-    masked = build_masker(recipe, model).masked
+    masked = build_masker(recipe, model.view).masked
     flops = input_flops(recipe, model, masked)
     activations = activation_bytes(model.to(DTYPES[recipe.engine.precision]), masked)
     return Costs(size, flops, activations)

@@ -38,6 +38,8 @@ class ExampleMaker:
         statistics: of the pixels that the model takes.
         dtype: of these inputs.
         fuse: on a GPU, let a target that can do so read each pixel once.
+        single_frames: makes those of clips of one frame, where the inputs are these and longer clips; None: the inputs
+            are all alike.
     """
 
     def __init__(
@@ -48,10 +50,16 @@ class ExampleMaker:
         statistics: Statistics,
         dtype: torch.dtype,
         fuse: bool,
+        single_frames: "ExampleMaker | None" = None,
     ) -> None:
         self.masker, self.target, self.predictions = masker, target, predictions
+        self.single_frames = single_frames
         self._statistics, self._dtype = statistics, dtype
         self._fused = target if fuse and isinstance(target, Fused) else None
+
+    def of(self, inputs: Tensor) -> "ExampleMaker":
+        """Return the maker of examples of these inputs: of clips of one frame beside longer ones `single_frames`."""
+        return self.single_frames if self.single_frames is not None and inputs.shape[2] == 1 else self
 
     def example(self, inputs: Tensor, keys: Tensor, repeats: int = 1) -> Example:
         """Make an example of uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), without waiting for the device.

@@ -36,7 +36,7 @@ class Writing:
             self.failures += 1
             if path not in self._failing:
                 self._failing.add(path)
-                remedy = "make room there" if error.errno in _FULL else "mend it, or move it away"
+                remedy = "free space there" if error.errno in _FULL else "fix it, or move it away"
                 tell(f"warning: {path} cannot be written ({error.strerror or error}), training continues: {remedy}")
         else:
             if path in self._failing:

@@ -91,20 +91,21 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
         raise ConfigError("there is nothing to validate on: set data.validation to a folder of shards")
     model = load_model(found, recipe)
     assert isinstance(model, MaskFeat)
-    dtype = DTYPES[recipe.engine.precision]
-    examples = build_examples(recipe, model, dtype, world.device)
     if model.target_width != (width := output_width(recipe.target, predictions_of(model.view))):
         raise ConfigError(
             f"target.kind={recipe.target.kind} has {width} numbers a patch, and the model of {found.folder} predicts "
             f"{model.target_width}: leave it out, to measure the target that the run was trained for"
         )
+    dtype = DTYPES[recipe.engine.precision]
     phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
-    micro_batch, shards = recipe.micro_batch(world.size), recipe.data.validation
-    validation = Validation(shards, recipe.data, recipe.run, micro_batch, world, examples, phases)
-    metrics, _ = validation.measure(Frozen(model.to(world.device), dtype))
     data = open_data(recipe, world)
     try:
-        best = best_constant(examples, data.batches(0, MEAN_BATCHES), world)
+        examples = build_examples(recipe, model, dtype, world.device, single_frames=len(data.media) > 1)
+        micro_batch, shards = recipe.micro_batch(world.size), recipe.data.validation
+        validation = Validation(shards, recipe.data, recipe.run, micro_batch, world, examples, phases)
+        metrics, _ = validation.measure(Frozen(model.to(world.device), dtype))
+        medium = validation.medium if validation.medium in data.media else None
+        best = best_constant(examples, data.batches(0, MEAN_BATCHES, medium), world)
     finally:
         data.close()
     return {name: float(value) for name, value in metrics.items()} | validation.constants(best)

@@ -9,7 +9,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Options(TypedDict, total=False):
-    """Arguments of timm's `VisionTransformer` and `Beit` with which the model still sees all patches of an image.
+    """Arguments of timm's `VisionTransformer`, `Beit` and `Eva` with which the model sees all patches of an image.
 
     The last three are of `model.encoders.mvit.Options` alone.
     """
@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     init_values: Annotated[float, Field(ge=0, le=100)] | None
     class_token: bool
     reg_tokens: Annotated[int, Field(ge=0, le=1024)]
+    num_reg_tokens: Annotated[int, Field(ge=0, le=1024)]
     no_embed_class: bool
     use_abs_pos_emb: bool
     use_rel_pos_bias: bool

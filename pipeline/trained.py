@@ -1,20 +1,108 @@
-"""The trained model of a checkpoint."""
+"""Trained models: of a run's checkpoint, and of any weights that a run or others left."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from model.classifier import Classifier
+from model.encoders.encoder import Encoder
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model, load_trained, predicted_width
-from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError
+from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError, chosen
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.finetune.build import build_classifier
+from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.pixels import normalise
+from pipeline.probe.source import of_weights
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
+from pipeline.whole_model import CONFIG, PLAIN, read_model
 from shards.text import one_line
 
 _HEADS = ("encoder.head.weight", "encoder.head.1.weight")  # of classifiers; the latter of an MViT
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained encoder, for evaluation, and what else of the model there is.
+
+    Attributes:
+        recipe: whose `data` and `model` describe the inputs and the network; it computes in fp32, without compiling.
+        encoder: of images or clips; its network is on the CPU in fp32 until it is moved.
+        model: the whole pre-training model that the encoder is part of; None where the weights hold no head of it.
+        notes: what of the weights was not carried over as it is.
+        classes: names, in the order of the outputs of a classifier's head; empty where the encoder does not have one.
+    """
+
+    recipe: TrainingRecipe
+    encoder: Encoder
+    model: MaskFeat | None
+    notes: list[str]
+    classes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the network is."""
+        device: torch.device = next(self.encoder.network.parameters()).device
+        return device
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return the pooled feature of each input, float32 (B, width); what the exported network returns.
+
+        Args:
+            inputs: uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W) of the recipe's size, on any device.
+        """
+        with torch.no_grad():
+            pixels = normalise(inputs.to(self.device), torch.float32, self.recipe.model.statistics)
+            return self.encoder.pooled(pixels).float()
+
+    def likeliest(self, features: Tensor) -> list[tuple[str, float]]:
+        """Return the name and the probability of the likeliest class of each input of a classifier.
+
+        Args:
+            features: float32 (B, width), see `features`.
+        """
+        with torch.no_grad():
+            shares, places = self.encoder.head(features.to(self.device)).softmax(1).max(1)
+        return [(self.classes[place], share) for place, share in zip(places.tolist(), shares.tolist(), strict=True)]
+
+
+def open_trained(weights: str, step: int | None = None, overrides: Sequence[str] = ()) -> Trained:
+    """Open weights of any kind.
+
+    Args:
+        weights: a run.dir of pre-training or fine-tuning; a folder that scripts/export.py wrote; a file or folder that
+            model.init takes; or the name of a timm model.
+        step: of a run's older checkpoint; None: the newest valid one.
+        overrides: "section.key=value" that replace settings of weights that are not a run, such as `model.name=...` of
+            a file that does not tell it.
+
+    Raises:
+        CheckpointError, ConfigError, WeightsError: there are no such weights, or they cannot be used.
+    """
+    path = Path(weights)
+    is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
+    if step is not None and not is_run:
+        raise ConfigError(f"{weights} is not a run, and only a run has checkpoints to choose from: leave out the step")
+    if is_run and overrides:
+        raise ConfigError(f"{weights} is a run, which knows its settings: leave out {overrides[0]}")
+    if is_run:
+        found = chosen(path, step)
+        recipe = recipe_of(found).model_copy(update={"engine": PLAIN})
+        model = load_model(found, recipe)
+        if isinstance(model, MaskFeat):
+            return Trained(recipe, model.view, model, [])
+        return Trained(recipe, model.view, None, [], class_names(path, model.view.classes))
+    if (path / CONFIG).is_file():
+        whole_recipe, whole = read_model(path, overrides)
+        return Trained(whole_recipe, whole.view, whole, [])
+    source = of_weights(weights, untrained=False, overrides=[f"data.shards={weights}", *overrides])  # none are read
+    return Trained(source.recipe, source.encoder, None, source.notes)
 
 
 def recipe_of(found: Checkpoint) -> Recipe | FinetuneRecipe:

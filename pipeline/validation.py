@@ -25,6 +25,7 @@ class ValidationImages:
         seed: of the keys.
         world, phases: of the run.
         crop: share of the short side whose centre is seen.
+        single_frames: see `Loader`.
 
     Attributes:
         samples: how many are used, each counted once whatever the number of ranks.
@@ -39,10 +40,11 @@ class ValidationImages:
         world: World,
         phases: Phases,
         crop: float = 1.0,
+        single_frames: bool = False,
     ) -> None:
         self._manifest, self._world, self._phases = manifest, world, phases
         self._micro_batch, self._seed, self._crop, self._clip = micro_batch, seed, crop, data.clip
-        self._loader = Loader(manifest, data, micro_batch, world.device)
+        self._loader = Loader(manifest, data, micro_batch, world.device, single_frames=single_frames)
         self.samples = min(data.validation_samples or len(manifest), len(manifest))
 
     def batches(self) -> Iterator[Batch]:

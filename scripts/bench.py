@@ -5,7 +5,7 @@
     python scripts/bench.py gpu SHARDS OUT     all that needs a GPU, in 8 minutes, into one file
 
 Each number is the median over several rounds in which the contestants take turns. Numbers depend on the machine:
-docs/benchmarks.md has ours.
+docs/explanation/benchmarks.md has ours.
 """
 
 import signal

@@ -2,8 +2,8 @@
 
     python scripts/compare.py FOLDER
 
-FOLDER holds probe/KIND/*.json and finetune/KIND-SEED of the kinds scratch and hog, and of pixels, light and local if
-these were pre-trained, too. Writes results.png there.
+FOLDER holds pretrain/KIND, probe/KIND/*.json and finetune/KIND-SEED of the kinds hog, pixels, light and local, as far
+as these were pre-trained, and the last two of scratch, which was not. Writes results.png there.
 
 Example, after scripts/reproduce_small.sh /data/flowers reproduction:
 
@@ -12,47 +12,141 @@ Example, after scripts/reproduce_small.sh /data/flowers reproduction:
 
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.files import entries
+from pipeline.pretrain.baselines import read_baselines
 from shards.files import parse_json
 from shards.terminal import Parser, note, prepare, say
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # reads which backend to use
+from matplotlib.axes import Axes
 
 KINDS = {
-    "scratch": "no pre-training",
+    "scratch": "none",
     "hog": "HOG",
     "pixels": "pixels",
-    "light": "HOG, visible patches only",
-    "local": "HOG at four scales, visible patches only",
+    "light": "light",
+    "local": "local",
 }
-Curve = dict[int, float]  # top-1 by step
+Curve = dict[float, float]  # by step, or by share of the run
 
 
-def probed(folder: Path) -> tuple[float, float]:
-    """Top-1 of the linear probe and of k nearest neighbours, of the newest result."""
-    report = parse_json(sorted(folder.glob("*.json"))[-1].read_bytes())
-    (layer,) = report["layers"].values()
-    return float(layer["linear"]["top1"]), float(layer["neighbours"][0]["top1"])
+@dataclass(frozen=True)
+class Block:
+    """Top-1 of the probes of one block's features, and of the linear one on held-out training images."""
+
+    index: int
+    linear: float
+    neighbours: float
+    held_out: float
 
 
-def fine_tuned(folder: Path, kind: str) -> dict[str, Curve]:
-    """Top-1 on validation over the steps, by seed."""
-    runs = sorted(folder.glob(f"{kind}-*"))
-    lines = {run: list(entries(run / "metrics.jsonl")) for run in runs}
-    return {
-        run.name.removeprefix(f"{kind}-"): {
-            line["step"]: float(line["val_top1"]) for line in lines[run] if "val_top1" in line
-        }
-        for run in runs
-    }
+@dataclass(frozen=True)
+class Pretraining:
+    """One run of scripts/pretrain.py. The curves are over the share of its steps.
+
+    Attributes:
+        epochs: of the whole run.
+        images_per_second: the median of all log lines.
+        losses: of validation, divided by that of predicting the mean target.
+        probes: top-1 of the linear probe of the last block, on a part of the images.
+    """
+
+    epochs: float
+    images_per_second: float
+    losses: Curve
+    probes: Curve
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Everything known of one kind: its run, unless it is scratch, its probes by block, and fine-tuning by seed."""
+
+    name: str
+    run: Pretraining | None
+    blocks: list[Block]
+    fine_tuned: dict[str, Curve]
+
+    @property
+    def chosen(self) -> Block:
+        """The block whose linear probe is best on held-out training images: the best on validation would flatter."""
+        return max(self.blocks, key=lambda block: block.held_out)
+
+    @property
+    def row(self) -> list[str]:
+        """The cells of the table."""
+        last, chosen = self.blocks[-1], self.chosen
+        ends = [max(curve.items())[1] for curve in self.fine_tuned.values()]
+        return [
+            self.name,
+            f"{self.run.epochs:g}" if self.run else "",
+            f"{self.run.images_per_second:.0f}" if self.run else "",
+            *percent(last.linear, last.neighbours),
+            f"{chosen.index}",
+            *percent(chosen.linear, chosen.neighbours, statistics.fmean(ends)),
+            ", ".join(percent(*ends)),
+        ]
+
+
+def percent(*accuracies: float) -> list[str]:
+    """Return accuracies in [0, 1] as percentages."""
+    return [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+
+
+def read(folder: Path, kind: str) -> Variant:
+    """Return what `folder` holds of one kind.
+
+    Raises:
+        OSError, LookupError, ValueError, TypeError, AttributeError: something is missing, or not complete.
+    """
+    runs = sorted((folder / "finetune").glob(f"{kind}-*"))
+    fine_tuned = {run.name.removeprefix(f"{kind}-"): curve(run, "val_top1") for run in runs}
+    run = folder / "pretrain" / kind
+    return Variant(
+        KINDS[kind], None if kind == "scratch" else pretrained(run), probed(folder / "probe" / kind), fine_tuned
+    )
+
+
+def pretrained(run: Path) -> Pretraining:
+    """Return the curves of a run of scripts/pretrain.py."""
+    recipe = yaml.safe_load((run / "config.yaml").read_text())
+    rates = [line["images_per_second"] for line in entries(run / "metrics.jsonl") if "images_per_second" in line]
+    losses, probes = curve(run, "val_loss"), curve(run, "probe_linear")
+    end, mean = max(losses), read_baselines(run)["mean"]
+    return Pretraining(
+        recipe["optim"]["epochs"],
+        statistics.median(rates),
+        {step / end: loss / mean for step, loss in losses.items()},
+        {step / end: top1 for step, top1 in probes.items()},
+    )
+
+
+def probed(folder: Path) -> list[Block]:
+    """Return the accuracies of the newest probe, block by block."""
+    layers: dict[str, Any] = parse_json(sorted(folder.glob("*.json"))[-1].read_bytes())["layers"]
+    return [block(int(index), report) for index, report in sorted(layers.items(), key=lambda layer: int(layer[0]))]
+
+
+def block(index: int, report: dict[str, Any]) -> Block:
+    """Return the accuracies of one block of a probe's report."""
+    linear = report["linear"]
+    held_out = next(rate["held_out_top1"] for rate in linear["rates"] if rate["rate"] == linear["rate"])
+    return Block(index, float(linear["top1"]), float(report["neighbours"][0]["top1"]), held_out)
+
+
+def curve(run: Path, metric: str) -> Curve:
+    """Return a metric of a run by step."""
+    return {line["step"]: float(line[metric]) for line in entries(run / "metrics.jsonl") if metric in line}
 
 
 def main() -> int:
@@ -63,41 +157,56 @@ def main() -> int:
     folder: Path = parser.parse_args().folder
     kinds = [kind for kind in KINDS if kind in ("scratch", "hog") or (folder / "probe" / kind).exists()]
     try:
-        probes = {kind: probed(folder / "probe" / kind) for kind in kinds}
-        curves = {kind: fine_tuned(folder / "finetune", kind) for kind in kinds}
-        ends = {kind: [max(curve.items())[1] for curve in of.values()] for kind, of in curves.items()}
-        spread = {kind: f"{statistics.fmean(values):.1%}" for kind, values in ends.items()}
+        variants = [read(folder, kind) for kind in kinds]
+        rows = [variant.row for variant in variants]
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end")
         return 1
 
-    table = Table("pre-training", "linear", "k-NN", "fine-tuned", "each seed", box=SIMPLE_HEAD, title="top-1")
-    for kind in kinds:
-        linear, neighbours = probes[kind]
-        each = ", ".join(f"{value:.1%}" for value in ends[kind])
-        table.add_row(KINDS[kind], f"{linear:.1%}", f"{neighbours:.1%}", spread[kind], each)
+    columns = ("linear", "k-NN", "block", "linear", "k-NN", "fine-tuned", "each seed")
+    table = Table(
+        "pre-training", "epochs", "images/s", *columns, box=SIMPLE_HEAD, title="top-1 (%)", collapse_padding=True
+    )
+    for row in rows:
+        table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-    draw(folder / "results.png", probes, curves)
+    say("probes of the last block, and of the block whose linear probe is best on held-out training images")
+    draw(folder / "results.png", variants)
     say(f"plots: {folder}/results.png")
     return 0
 
 
-def draw(path: Path, probes: dict[str, tuple[float, float]], curves: dict[str, dict[str, Curve]]) -> None:
-    """Bars of the probes, and curves of fine-tuning, a line a seed."""
-    figure, (bars, lines) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    apart = len(probes) + 1
-    for place, (kind, of_kind) in enumerate(probes.items()):
-        name = KINDS[kind]
-        drawn = bars.bar([place, place + apart], [100 * value for value in of_kind], label=name, color=f"C{place}")
-        bars.bar_label(drawn, fmt="%.1f")
-        for index, curve in enumerate(curves[kind].values()):
-            top1 = [100 * value for value in curve.values()]
-            lines.plot(list(curve), top1, color=f"C{place}", label=None if index else name)
-    ticks = [apart / 2 - 1, 1.5 * apart - 1]
-    bars.set(title="frozen features", ylabel="top-1 (%)", xticks=ticks, xticklabels=["linear probe", "k-NN"])
-    lines.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
-    lines.legend()
+def draw(path: Path, variants: list[Variant]) -> None:
+    """Draw the curves of pre-training, the probes by block, and the curves of fine-tuning, a line a seed."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    losses, probes, blocks, tuning = axes.flat
+    for place, variant in enumerate(variants):
+        style: dict[str, Any] = {"color": f"C{place}"}
+        if variant.run:
+            line(losses, variant.run.losses, 1, label=variant.name, **style)
+            line(probes, variant.run.probes, 100, label=variant.name, **style)
+        for values, dashes, what in (
+            ([block.linear for block in variant.blocks], "-", variant.name),
+            ([block.neighbours for block in variant.blocks], ":", None),
+        ):
+            indices = [block.index for block in variant.blocks]
+            line(
+                blocks, dict(zip(indices, values, strict=True)), 100, label=what, linestyle=dashes, marker=".", **style
+            )
+        for seed, top1 in enumerate(variant.fine_tuned.values()):
+            line(tuning, top1, 100, label=None if seed else variant.name, **style)
+    losses.axhline(1, color="grey", linewidth=1, linestyle=":")
+    losses.set(title="pre-training: validation loss / loss of the mean target", xlabel="share of the run")
+    probes.set(title="pre-training: linear probe, last block", xlabel="share of the run", ylabel="top-1 (%)")
+    blocks.set(title="frozen features: linear (lines), k-NN (dots)", xlabel="block", ylabel="top-1 (%)")
+    tuning.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
+    tuning.legend()
     figure.savefig(path, dpi=120)
+
+
+def line(axes: Axes, points: Curve, scale: float, **style: Any) -> None:
+    """Draw a curve with its values times `scale`."""
+    axes.plot(list(points), [scale * value for value in points.values()], **style)
 
 
 if __name__ == "__main__":

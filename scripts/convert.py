@@ -1,57 +1,8 @@
-"""Convert a published MaskFeat checkpoint to ordinary timm, torchvision or Hugging Face weights.
-
-    python scripts/convert.py IN OUT
-
-IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of a ViT, or for clips of a MViTv2 or a tubelet ViT, of
-any width and depth. OUT gets model.safetensors and config.json: of a pre-training checkpoint the encoder, of a
-fine-tuned one the classifier. For clips, the lines of Python that read them are printed.
-
-Example:
-
-    python scripts/convert.py maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
-    python -c 'import timm; timm.create_model("local-dir:vit-b", pretrained=True)'
-
-A pre-training run starts from such a folder, or from IN itself, with model.init=IN.
-"""
+"""Convert a published MaskFeat checkpoint: `maskfeat convert`, in a checkout. `--help` has the arguments."""
 
 import sys
-from pathlib import Path
 
-from model.convert import classifier, maskfeat
-from model.export import export_timm
-from model.export_video import export_video, loader
-from model.geometry import geometry
-from model.weights import IMAGENET, KINETICS, WeightsError, read
-from shards.terminal import Parser, note, prepare, say
-
-
-def main() -> int:
-    """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
-    parser = Parser(__doc__)
-    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    prepare()
-    arguments = parser.parse_args()
-    try:
-        weights = read(arguments.checkpoint)
-        name, size, frames, options = geometry(weights)
-        encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
-        if frames is None:
-            export_timm(encoder, arguments.out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
-        else:
-            export_video(encoder, arguments.out, name=name, options=options, normalisation=KINETICS)
-    except (WeightsError, OSError) as error:
-        note(f"error: {error}")
-        return 1
-    what = "classifier" if weights.fine_tuned else "encoder"
-    if frames is None:
-        say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
-    else:
-        say(f"{what} -> {arguments.out}:")
-        for line in loader(encoder, name).replace("FOLDER", str(arguments.out)).splitlines():
-            say(line)
-    return 0
-
+from pipeline.commands.convert import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ Three sets of the same clips are written, each as SET/train/CLASS/*.mp4 and SET/
     OUT/still       of each clip the frame in its middle, in place of all frames
     OUT/shuffled    the frames of each clip in a random order
 
-docs/video.md says what a probe finds there. What an earlier call wrote to OUT is written anew.
+docs/how-to/video.md says what a probe finds there. What an earlier call wrote to OUT is written anew.
 
 Example:
 

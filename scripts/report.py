@@ -1,67 +1,8 @@
-"""Print how far a run has come, what it has reached, and where its pictures and curves are.
+"""Print how far a run has come: `maskfeat report`, in a checkout. `--help` has the arguments."""
 
-    python scripts/report.py RUN
-
-Example:
-
-    python scripts/report.py runs/vit_base_300e
-"""
-
-import shlex
 import sys
-from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from pipeline.card import number
-from pipeline.files import entries
-from pipeline.metrics import TOP
-from pipeline.pretrain.baselines import read_baselines
-from shards.terminal import Parser, note, prepare, say
-
-
-def main() -> int:
-    """Exit status 0, or 1 when RUN holds no run."""
-    parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
-    prepare()
-    run: Path = parser.parse_args().run
-    try:
-        logged = list(entries(run / "metrics.jsonl"))
-        last = logged[-1]
-    except (OSError, IndexError):
-        note(f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line")
-        return 1
-
-    say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
-    validated = [line for line in logged if "val_loss" in line]
-    if validated and (baselines := read_baselines(run)):
-        loss = validated[-1]["val_loss"]
-        table = Table("validation loss", "", "against the mean target")
-        for name, value in (
-            ("predicting zero", baselines["zero"]),
-            ("predicting the training set's mean target", baselines["mean"]),
-            *([("copying the nearest visible frame", baselines["copy"])] if "copy" in baselines else []),
-            *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
-            (f"model, after {validated[-1]['step']} steps", loss),
-        ):
-            known = type(value) is float and baselines["mean"]  # a loss that is not finite is logged as null
-            table.add_row(name, number(value, ".4f"), f"{value / baselines['mean'] - 1:+.1%}" if known else "")
-        Console(highlight=False, markup=False, soft_wrap=True).print(table)
-    elif validated:
-        measured = validated[-1]
-        named = {"loss": ("val_loss", ".4f")} | {f"top-{top}": (f"val_top{top}", ".1%") for top in TOP}
-        told = [f"{name} {number(measured[key], form)}" for name, (key, form) in named.items() if key in measured]
-        say(f"validation     step {measured['step']}: {', '.join(told)}")
-    pictures = sorted((run / "pictures").glob("*.png"))
-    if pictures:
-        say(f"picture        {pictures[-1]}")
-    if animations := sorted((run / "pictures").glob("*.gif")):
-        say(f"animation      {animations[-1]}")
-    say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
-    return 0
-
+from pipeline.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

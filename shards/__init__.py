@@ -1,1 +1,1 @@
-"""Turns images into checked WebDataset shards with a manifest that names every sample's bytes."""
+"""Turn images and videos into checked WebDataset shards, with a manifest that lists the bytes of every sample."""

@@ -1,7 +1,7 @@
-"""Builds a data set: listing, shuffle, fixed assignment to shards, worker processes, manifest.
+"""Build a data set: list the source, shuffle, assign samples to shards, write the shards in parallel, and index them.
 
-What a shard holds depends on the listing and the options alone, so workers, kills and re-runs cannot change a
-byte of the result.
+The contents of a shard depend on the listing and the options alone. The number of workers, kills and re-runs therefore
+do not change a byte of the result.
 """
 
 import errno
@@ -44,12 +44,12 @@ from shards.storage import listing as files_in
 from shards.tars.samples import idx_name
 from shards.text import portable, printable
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int], None]  # (images done, images in total)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to be: its name, which its record has too, the images assigned to it, and whether it has a record."""
+    """A shard to write: its name, which its record shares, the images assigned to it, and whether a record exists."""
 
     name: str
     items: list[Item]
@@ -72,34 +72,34 @@ def build(
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Dataset, bool]:
-    """Builds `out` from the images in `source`, or finishes an interrupted build of the same input.
+    """Build `out` from the images in `source`, or finish an interrupted build of the same input.
 
     Args:
-        source: what `list_source` lists: a folder, a tar of class tars, or a table of paths and URLs.
-        out: folder, or URL of an object store, to create. It may hold this very build, unfinished or finished.
+        source: the input of `list_source`: a folder, a tar of class tars, or a table of paths and URLs.
+        out: folder, or URL of an object store, to create. It may hold the same build, unfinished or finished.
         samples_per_shard: images assigned to a shard; rejected ones leave it smaller.
         resize: shrink the short side to this many pixels, see `CheckOptions`.
-        workers: processes, by default one a CPU core; 1 works in this process. A script that asks for more
-            needs the usual `if __name__ == "__main__"` guard. Of `run_on_ray`, the shards under way.
-        seed: order of the images over the shards.
+        workers: processes, by default one per CPU core; 1 works in this process. A script that asks for more
+            needs the usual `if __name__ == "__main__"` guard. With `run_on_ray`: the most shards in progress at a time.
+        seed: seed of the order of the images over the shards.
         max_pixels: larger images are rejected.
-        check: how closely images are looked at, see `CheckOptions`.
+        check: how thoroughly images are checked, see `CheckOptions`.
         frames: how videos are stored, see `CheckOptions`.
         frame_stride: with `frames`, the stride of the frames that are stored, see `CheckOptions`.
-        engine: what runs the work on shards; on other machines too, where it finds `source` and `out`.
+        engine: runs the jobs; on other machines, `source` and `out` must be reachable there.
         progress: called after every shard.
-        note: called with each line on the source that the user should see before the work begins.
+        note: called with each line about the source that the user should see before the work begins.
 
     Returns:
-        The description of the data set, and whether it had been finished before.
+        The description of the data set, and whether it was already finished.
 
     Raises:
-        ShardError: the source or `out` cannot be used, or writing failed; then a re-run goes on from there.
+        ShardError: the source or `out` cannot be used, or writing failed; a re-run then continues from there.
     """
     source, out = source.absolute(), str(out) if is_url(str(out)) else str(Path(out).absolute())
     options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride)
     numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
-    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # as dataset.json has to have them
+    if not (min(numbers) >= 1 and max(numbers) < 2**63):  # the range that dataset.json allows
         raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
     if frame_stride > 1 and frames is None:
         raise ShardError(f"--frame-stride {frame_stride}: belongs to --frames jpeg; give both, or neither")
@@ -117,7 +117,7 @@ def build(
 
     with explained(out, remaining):
         found = finished(out)
-        # That other files than images come and go beside these makes no other data set
+        # Files other than images may come and go without making it another data set
         fingerprint = _fingerprint(listing, options, found.ignored if found else listing.ignored)
         recognise(out, found, fingerprint)
         if found:
@@ -128,7 +128,7 @@ def build(
         with writing(out, fingerprint):
             jobs = _assign(listing, options, finished_records(out))
             unwritten = sum(_bytes(item.size for item in job.items) for job in jobs if not job.recorded)
-            # Only a copy of known size, to a disk, can be held against the free space.
+            # Only a copy of known size, to a disk, can be compared with the free space.
             if resize is None and frames is None and not is_url(out) and unwritten > shutil.disk_usage(out).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             done = 0
@@ -149,7 +149,7 @@ def build(
 
 
 def _names(listing: Listing) -> list[str]:
-    """The classes as dataset.json names them. Raises ShardError where two would have one name."""
+    """Return the class names for dataset.json. Raises ShardError where two classes would share a name."""
     names = Counter(printable(name) for name in listing.classes)
     for name, count in names.items():
         if count > 1:
@@ -165,9 +165,9 @@ def _overlap(first: Path, second: Path) -> bool:
 
 
 def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
-    """SHA-256 of all that decides the output, as far as it is known without reading the images.
+    """Return the SHA-256 of everything that decides the output and is known without reading the images.
 
-    Names are taken as UTF-8, whatever the locale.
+    Names are encoded as UTF-8, whatever the locale.
     """
     classes = [portable(name) for name in listing.classes]
     facts = [INPUT_VERSION, options.facts(), ignored, classes, listing.labels]
@@ -178,10 +178,10 @@ def _fingerprint(listing: Listing, options: Options, ignored: int) -> str:
 
 
 def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job]:
-    """Shuffles the listing, keyed by the seed, and cuts it into shards."""
+    """Shuffle the listing, keyed by the seed, and split it into shards."""
 
     def rank(index: int) -> bytes:
-        # A hash, since no random generator promises the same stream in its next version.
+        # A hash, because no random generator guarantees the same stream in its next version.
         return hashlib.blake2b(os.fsencode(listing.paths[index]), key=b"%d" % options.seed).digest()
 
     order = sorted(range(len(listing.paths)), key=rank)
@@ -194,14 +194,14 @@ def _assign(listing: Listing, options: Options, recorded: set[str]) -> list[_Job
 
 
 def _bytes(sizes: Iterable[int | None]) -> int:
-    """Bytes of the images that can be written, as far as they are known."""
+    """Return the total size in bytes of the images that can be written, as far as it is known."""
     return sum(size for size in sizes if size is not None and size <= MAX_BYTES)
 
 
 def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:
-    """Leaves a finished shard of a former run as it is, writes any other.
+    """Keep a finished shard of an earlier run as it is; write any other.
 
-    Returns its number of images, and how many bytes of images have their record now that had none.
+    Returns its number of images, and the bytes of images that were recorded now and not before.
     """
     if not (job.recorded and _is_intact(out, job.name)):
         with scratch_folder(out) as staging:
@@ -211,7 +211,7 @@ def _write_or_keep(out: str, options: Options, job: _Job) -> tuple[int, int]:
 
 
 def _is_intact(out: str, name: str) -> bool:
-    """Whether the files of a recorded shard are what was written. A store has them complete or not at all."""
+    """Return whether the files of a recorded shard are complete. A store holds complete files only."""
     shard = Record.load(record_file(out, name)).shard
     if shard is None:
         return True

@@ -1,4 +1,4 @@
-"""The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or no way on."""
+"""The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or a failure."""
 
 import sys
 import time
@@ -26,12 +26,12 @@ from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
 
-# click's ClickException, of which newer typers have a copy of their own
+# click's ClickException; newer versions of typer have their own copy
 _NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store URL to create.")]
 Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one a CPU core")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one per CPU core")]
 Engine = Literal["local", "ray"]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images and videos.")]
 MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
@@ -40,44 +40,44 @@ MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit wi
 def build(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
     out: Out,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to a shard.")] = 1000,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to each shard.")] = 1000,
     resize: Annotated[
         int | None,
         typer.Option(min=1, metavar="PX", help="Shrink short sides to PX; store JPEG and H.264.", show_default="off"),
     ] = None,
     workers: Workers = None,
-    seed: Annotated[int, typer.Option(help="Order of the samples over the shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    check: Annotated[Check, typer.Option(help="Of images: decode all, or trust headers.")] = "decode",
+    check: Annotated[Check, typer.Option(help="How to check images: decode all, or trust headers.")] = "decode",
     frames: Annotated[
         Frames | None, typer.Option(help="Store videos as JPEGs of their frames.", show_default="off")
     ] = None,
     frame_stride: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --frames, store every N-th frame only.")
     ] = 1,
-    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = "local",
+    engine: Annotated[Engine, typer.Option(help="Where the workers run.")] = "local",
     ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Of the Ray cluster.", show_default="$RAY_ADDRESS")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="$RAY_ADDRESS")
     ] = None,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Check every image and video in SRC and write those that can be trained on to OUT.
+    """Check every image and video in SRC and write those that are fit for training to OUT.
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
-    docs/sources.md says what else these columns may be called, and which folders and files are passed over.
+    docs/reference/sources.md lists the other names of these columns, and the folders and files that are ignored.
 
     OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
-    store's own tools take them; shards wait among the temporary files ($TMPDIR) until they are uploaded.
+    store's own tools; shards are kept in the folder for temporary files ($TMPDIR) until they are uploaded.
 
-    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes that are poor in CPU.
-    Such a data set is several times as large; docs/video.md says how much, and how to choose --frame-stride.
+    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes with few CPU cores.
+    Such a data set is several times larger; docs/how-to/video.md says by how much, and how to choose --frame-stride.
 
-    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must be the same paths or URLs on every
-    node, by a shared file system for instance. The result is the same, byte for byte.
+    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must have the same paths or URLs on every
+    node, for instance on a shared file system. The result is the same, byte for byte.
 
     An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
-    Files that cannot be used are left out and listed, with the reason, in OUT/rejects.parquet.
+    Files that cannot be used are omitted and listed, with the reason, in OUT/rejects.parquet.
 
     \b
     Examples:
@@ -113,17 +113,17 @@ def build(
 
 
 def index(
-    tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs, URLs, with {000..099} if you like.")],
+    tars: Annotated[list[str], typer.Argument(metavar="TAR", help="Paths, globs or URLs; {000..099} is expanded.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL for the manifest.")],
     workers: Workers = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Make DIR a data set of WebDataset tars made elsewhere, which stay as they are and where they are.
+    """Make a data set in DIR of existing WebDataset tars, which are neither changed nor moved.
 
-    Every image and video is checked as by `build`. Labels, names or numbers, come from `.cls`, or from `label` or the
-    like in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are left out and
-    listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
+    Every image and video is checked as in `build`. Labels, names or numbers, are read from `.cls`, or from `label` or a
+    similar key in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are omitted
+    and listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -143,7 +143,7 @@ def index(
 
 
 def verify(root: Root, workers: Workers = None) -> None:
-    """Read every byte in DIR and name the shards and images that are not as they were built.
+    """Read every byte in DIR and report the shards and images that differ from what was built.
 
     \b
     Example:
@@ -159,7 +159,7 @@ def verify(root: Root, workers: Workers = None) -> None:
     if problems:
         remedy = "copy the files again or build the data set again"
         if dataset.options is None:
-            remedy = "put the tars back as they were, or index them again where and as they are"
+            remedy = "restore the original tars, or index them again as they are"
         note(f"{root}: {counted(len(problems), 'problem')}; {remedy}")
         raise typer.Exit(1)
     samples, shards = counted(dataset.samples, "sample"), counted(len(dataset.shards), "shard")
@@ -174,7 +174,7 @@ def info(root: Root) -> None:
       maskfeat-shards info shards/train
     """
     rows = overview(Dataset.load(root), Manifest.load(root))
-    # Plain lines, which a narrow terminal wraps and a pipe passes on whole.
+    # Plain lines: a narrow terminal wraps them and a pipe passes them on unchanged.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"{name:<{width}}  {value}")
@@ -198,7 +198,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview
 
 
 def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
-    """Run the command line with these commands; errors that users can mend are one line."""
+    """Run the command line with these commands; errors that users can fix are one line."""
     app = typer.Typer(
         help="Turn images and videos into checked WebDataset shards with a manifest.",
         no_args_is_help=True,
@@ -215,7 +215,7 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
         note(f"error: {error}")
         sys.exit(2)
     except _NotUnderstood as error:
-        if len(sys.argv) > 1:  # else it is the help, which has lines
+        if len(sys.argv) > 1:  # else it is the help, which has several lines
             error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
@@ -225,7 +225,7 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
 
 
 def _expanded(argument: str) -> str:
-    """An argument with the home folder for a `~` in front, which a shell leaves where it is quoted or follows `=`."""
+    """Return an argument with a leading `~` expanded, which a shell leaves where it is quoted or follows `=`."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
     return option + equals + str(Path(value).expanduser()) if value.startswith("~/") else argument
 

@@ -1,6 +1,6 @@
-"""dataset.json, the description of a data set; docs/data-format.md has its fields.
+"""dataset.json, the description of a data set; docs/reference/data-format.md describes its fields.
 
-It is written last: a folder without it is an unfinished build.
+It is written last: a folder without it holds an unfinished build.
 """
 
 import errno
@@ -19,11 +19,11 @@ from shards.tables.reading import FORMAT, readable, unusable
 
 DATASET = "dataset.json"
 VERSION = 2
-_VERSIONS = (1, VERSION)  # which are read: a manifest of version 1 has fewer columns
-_LONGEST_NAME = 4096  # as paths may be
-_MOST_BYTES = 2**60  # of all tars, so that 64 bits hold what is counted of them
+_VERSIONS = (1, VERSION)  # versions that are read; a manifest of version 1 has fewer columns
+_LONGEST_NAME = 4096  # the limit of paths
+_MOST_BYTES = 2**60  # of all tars, so that sums fit into 64 bits
 
-Text = InstanceOf[str]  # with whatever bytes a file name has
+Text = InstanceOf[str]  # with any bytes that a file name may have
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 _exactly = with_config(ConfigDict(extra="forbid"))
@@ -32,7 +32,7 @@ _exactly = with_config(ConfigDict(extra="forbid"))
 @_exactly
 @dataclass(frozen=True)
 class Shard:
-    """One tar, as dataset.json lists it: name, samples, size of the tar in bytes, its SHA-256.
+    """One tar, as dataset.json lists it: its name, number of samples, size in bytes and SHA-256.
 
     `name` is relative to the folder of the data set or, for a tar made elsewhere, an absolute path or a URL.
     """
@@ -46,22 +46,22 @@ class Shard:
 @_exactly
 @dataclass(frozen=True)
 class Options:
-    """What decides a build's output besides its source."""
+    """The options that decide a build's output, besides its source."""
 
     samples_per_shard: Positive
     resize: Positive | None
     max_pixels: Positive
     seed: Annotated[int, Field(strict=True)]
-    check: Check = "decode"  # data sets made before there was a choice do not say
+    check: Check = "decode"  # the default of data sets made before there was a choice
     frames: Frames | None = None
     frame_stride: Positive = 1
 
     def for_check(self) -> CheckOptions:
-        """Return those that are about single files."""
+        """Return the options that concern single files."""
         return CheckOptions(self.max_pixels, self.resize, self.check, self.frames, self.frame_stride)
 
     def facts(self) -> dict[str, Any]:
-        """Return them by name. Videos as JPEGs came later: data sets without say what they said before, and no more."""
+        """Return the options by name. Omit those of JPEG frames where unset, as older versions do."""
         facts = asdict(self)
         later = () if self.frames else ("frames", "frame_stride")
         return {name: fact for name, fact in facts.items() if name not in later}
@@ -70,7 +70,7 @@ class Options:
 @_exactly
 @dataclass(frozen=True)
 class Dataset:
-    """The contents of dataset.json. `bytes` counts image bytes only; `fingerprint` is the build's input.
+    """The contents of dataset.json. `bytes` counts image bytes only; `fingerprint` identifies the build's input.
 
     `options` are None where the tars were made elsewhere.
     """
@@ -86,13 +86,13 @@ class Dataset:
     fingerprint: Text
 
     def dump(self) -> str:
-        """The text of dataset.json."""
+        """Return the text of dataset.json."""
         facts = asdict(self) | {"options": self.options.facts() if self.options else None}
         return json.dumps({"format": FORMAT, "version": VERSION} | facts, indent=1) + "\n"
 
     @classmethod
     def load(cls, root: str | Path) -> "Dataset":
-        """Reads dataset.json in a folder or URL. Raises ShardError for all but a finished build of a known version."""
+        """Read dataset.json in a folder or URL. Raises ShardError without a finished build of a known version."""
         path = join(root, DATASET)
         if has_query(str(root)):
             raise ShardError(
@@ -146,10 +146,10 @@ class Dataset:
 
 
 def _is_name(shard: str) -> bool:
-    """Whether a file or URL may be called so."""
+    """Return whether a file or URL may have this name."""
     try:
         shard.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # JSON can write halves of characters
+    except UnicodeEncodeError:  # JSON may contain lone surrogates
         return False
     return 0 < len(shard) <= _LONGEST_NAME and "\0" not in shard
 
@@ -158,6 +158,6 @@ _DESCRIPTION: TypeAdapter[Dataset] = TypeAdapter(Dataset)
 
 
 def _first(error: ValidationError) -> str:
-    """The first of what is wrong: `shards.3.bytes: Input should be a valid integer`."""
+    """Return the first error: `shards.3.bytes: Input should be a valid integer`."""
     problem: Any = error.errors(include_url=False, include_input=False)[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

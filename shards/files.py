@@ -1,4 +1,4 @@
-"""The error that users see, and what is done with whole files."""
+"""The error that users see, and operations on whole files."""
 
 import errno
 import hashlib
@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-_DEEPEST = 20  # lists and objects in each other that JSON may have
-AT_MOST = 2**30  # bytes that are read at once, which is far more than any image has
+_DEEPEST = 20  # nested lists and objects that JSON may have
+AT_MOST = 2**30  # bytes read at once; far more than any image has
 
 
 class ShardError(Exception):
@@ -21,14 +21,14 @@ class ShardError(Exception):
 
 
 def real(path: str | Path) -> Path:
-    """An absolute path without links, but for one that leads in a circle: whoever opens that says so."""
+    """Return an absolute path without links. A circular link is kept; opening it raises the error."""
     return Path(os.path.realpath(path))
 
 
 def open_regular(path: str | Path) -> io.FileIO:
-    """Open a regular file to read, without a buffer.
+    """Open a regular file for reading, unbuffered.
 
-    Raises OSError for anything else: a FIFO would hang whoever reads it, and a device may never end.
+    Raises OSError for anything else: a FIFO would block its reader, and a device may never end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -38,7 +38,7 @@ def open_regular(path: str | Path) -> io.FileIO:
 
 
 def read_at(file: io.FileIO, offset: int, size: int) -> bytes:
-    """Read `size` bytes at `offset`, or those of them that the file has, of which there may be any number.
+    """Read `size` bytes at `offset`, or fewer where the file ends earlier.
 
     Raises OSError (EFBIG) for more than `AT_MOST`.
     """
@@ -49,20 +49,20 @@ def read_at(file: io.FileIO, offset: int, size: int) -> bytes:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a regular file's bytes, in hexadecimal."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:  # nor is anything read of /proc, where files may hang
+        if os.fstat(file.fileno()).st_size == 0:  # this also avoids files of /proc, whose reads may block
             return hashlib.sha256().hexdigest()
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def arrow_file(path: Path, mode: str = "rb") -> pa.NativeFile:
-    """A file for Arrow, which would take the name for UTF-8 whatever the locale. Whoever writes to it closes it."""
+    """Open a file for Arrow, which would read its name as UTF-8 whatever the locale. A writer has to close it."""
     return pa.OSFile(os.fsencode(path), mode)
 
 
 def fsync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut."""
+    """Make a file, or the entries of a folder, survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,9 +71,9 @@ def fsync(path: Path) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says, where it says one thing only.
+    """Parse a JSON text that is unambiguous.
 
-    Raises ValueError for what is not JSON or nested too deep, and for an object that has a name twice.
+    Raises ValueError for invalid JSON, for too deep nesting, and for an object with a duplicate name.
     """
     try:
         found = json.loads(text, object_pairs_hook=_named_once)
@@ -82,7 +82,7 @@ def parse_json(text: str | bytes) -> Any:
     level = [found]
     for _ in range(_DEEPEST):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _values(outer)]
-    if level:  # whoever walks through it would meet Python's limit later
+    if level:  # otherwise code that walks through it would exceed Python's recursion limit later
         raise ValueError("it is nested too deep")
     return found
 

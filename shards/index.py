@@ -1,7 +1,7 @@
-"""Describes WebDataset tars made elsewhere, by img2dataset or for timm for instance, as a data set.
+"""Describe existing WebDataset tars, such as those of img2dataset, as a data set.
 
-The tars stay as they are and where they are, so an image that would have to be rewritten is rejected, as is
-any that `build` would reject. Nothing is unpacked, no link followed, nothing unpickled.
+The tars are neither changed nor moved, so an image that would have to be rewritten is rejected, and so is any that
+`build` would reject. Nothing is unpacked, no link is followed, and nothing is unpickled.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ from shards.text import escaped, one_line
 
 @dataclass(frozen=True)
 class _Job:
-    """A tar, by its name in the data set, the name of its record, and whether it has that already."""
+    """A tar, by its name in the data set, the name of its record, and whether that record exists."""
 
     name: str
     record: str
@@ -67,7 +67,7 @@ def index_tars(
     progress: Callable[[int, int], None] = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[Dataset, bool]:
-    """Checks every image in tars made elsewhere and makes `out` a data set of them, or goes on with that.
+    """Check every image in existing tars and make `out` a data set of them, or resume doing so.
 
     Args:
         urls: paths, or URLs, of tars, in the order of the data set. Braces as in `{000..099}`
@@ -75,14 +75,14 @@ def index_tars(
         out: folder or URL for the manifest; a folder may hold the tars, which are then named relative to it.
         workers: processes, see `build`.
         max_pixels: larger images are rejected.
-        progress: called with (tars done, tars in all) after every tar.
-        note: called with each line on what the user should know besides.
+        progress: called with (tars done, tars in total) after every tar.
+        note: called with each further line that the user should know.
 
     Returns:
-        The description of the data set, and whether it had been finished before.
+        The description of the data set, and whether it was already finished.
 
     Raises:
-        ShardError: a tar or `out` cannot be used, or writing failed; then a re-run goes on from there.
+        ShardError: a tar or `out` cannot be used, or writing failed; a re-run then continues from there.
     """
     if min(max_pixels, 1 if workers is None else workers) < 1:
         raise ShardError(f"workers={workers}, max_pixels={max_pixels}: both must be 1 or more")
@@ -143,10 +143,10 @@ def index_tars(
 
 
 def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None:
-    """Records a tar that has no record yet.
+    """Record a tar that does not have a record yet.
 
-    Returns what keeps it from being read, if anything does: an OSError, after which it has no record, since that may
-    pass; or what is wrong with the tar, which is what its record then says.
+    Returns why it cannot be read, if so: an OSError, without a record, since it may be temporary; or a description of
+    what is wrong with the tar, which the record then holds.
     """
     if job.recorded and _is_whole(out, Record.load(record_file(out, job.record))):
         return None
@@ -158,7 +158,7 @@ def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None
                 record = rows.record(job.name, tar.stat().st_size, sha256_of(tar) if rows.samples else "")
         except OSError as error:
             if is_url(location) and (not isinstance(error, StorageError) or error.transient):
-                raise  # so the others are likely to fail, too: the store is out of reach, or the disk of copies full
+                raise  # the others are likely to fail, too: the store is unreachable, or the disk for copies is full
             return OSError(error.errno, error.strerror, error.filename or location)
         except ShardError as error:
             what = one_line(str(error).removeprefix(f"{tar}: "))
@@ -174,7 +174,7 @@ def _index_or_keep(out: str, max_pixels: int, job: _Job) -> OSError | str | None
 
 
 def _is_whole(out: str, record: Record) -> bool:
-    """Whether the record of a former run still holds. A tar that could not be read may have been mended."""
+    """Return whether the record of an earlier run is still valid. A tar that was unreadable may have been repaired."""
     if record.shard is not None:
         return size_of(join(out, idx_name(record.shard.name))) is not None
     return all(reject["reason"] != UNREADABLE_TAR for reject in record.rejects)

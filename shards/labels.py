@@ -1,4 +1,4 @@
-"""What a label is: one rule for csv and parquet tables, and for `.cls` and `.json` members of tars."""
+"""Parse labels: one rule for csv and parquet tables, and for `.cls` and `.json` members of tars."""
 
 import math
 import re
@@ -7,28 +7,28 @@ from decimal import Decimal
 
 from shards.text import excerpt
 
-MAX_LABEL = 99_999  # of labels that are numbers, which are kept: there is a class for each up to the largest
+MAX_LABEL = 99_999  # the largest number that may be a label; there is a class for each up to the largest label
 
-Label = int | str  # a number, which is kept, or the name of a class
+Label = int | str  # a class number, which does not change, or a class name
 
-# Where labels stand in tables and in .json, the most explicit first. Case and spaces around a name do not matter.
+# The names of labels in tables and in .json, the most explicit first. Case and surrounding spaces do not matter.
 NAMES = ("label", "labels", "class", "class_name", "class_id", "cls", "category", "category_id", "target")
 
-_WHOLE = re.compile(r"(0|[1-9][0-9]*)(\.0*)?")  # zeros in front, as in 007, make a name
+_WHOLE = re.compile(r"(0|[1-9][0-9]*)(\.0*)?")  # leading zeros, as in 007, make it a name
 _NUMBER = re.compile(r"[+-]?(?!0\d)(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def label_name(names: Iterable[str]) -> str | None:
-    """Which of the names of columns, or of the keys of an object, stands for the label; None if none does."""
+    """Return which of these column names or keys holds the label; None if none does."""
     known = {name.strip().casefold(): name for name in reversed(list(names))}
     return next((known[name] for name in NAMES if name in known), None)
 
 
 def as_label(value: object) -> Label | None:
-    """The label that a value stands for; None where it says that there is none.
+    """Return the label that a value means; None where it means that there is none.
 
-    Whole numbers are numbers, be they integers, floats (as pandas writes a column with gaps), decimals or text. Other
-    text is the name of a class, without the spaces around it. Null, NaN and empty text are no label.
+    Whole numbers are numbers, whether they are integers, floats (as pandas writes a column with gaps), decimals or
+    text. Other text is the name of a class, stripped of spaces. Null, NaN and empty text are no label.
 
     Raises:
         ValueError: it is anything else, such as 0.5, -1, true or a list. The message begins with the value.
@@ -57,9 +57,9 @@ def as_label(value: object) -> Label | None:
 
 
 def number_classes(labels: set[Label]) -> tuple[dict[Label, int], list[str]]:
-    """The number of each distinct label, and the names of the classes by number.
+    """Return the number of each distinct label, and the names of the classes by number.
 
-    Numbers keep themselves. Names are sorted by their bytes; as soon as there is one, numbers are names too.
+    Numbers do not change. Names are sorted by their bytes; if there is any name, numbers are names, too.
     """
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
@@ -70,7 +70,7 @@ def number_classes(labels: set[Label]) -> tuple[dict[Label, int], list[str]]:
 
 
 def on_mixture(classes: Sequence[str]) -> str | None:
-    """What to say of the labels of these classes where some are numbers and others names; None where all are alike."""
+    """Return a note where some labels of these classes are numbers and others names; None where all are alike."""
     numbers = [name for name in classes if isinstance(as_label(name), int)]
     if len(numbers) in (0, len(classes)):
         return None

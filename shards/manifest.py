@@ -1,4 +1,4 @@
-"""manifest.parquet, which has a row for every sample, and its reader `Manifest`; see docs/data-format.md."""
+"""Read manifest.parquet, which has a row for every sample; see docs/reference/data-format.md."""
 
 import hashlib
 from collections.abc import Sequence
@@ -39,15 +39,15 @@ _IN_MEMORY = ("shard", *_OF_SAMPLES)
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """Every sample of a data set, in memory: a sample's id is its row number.
+    """All samples of a data set, in memory: a sample's id is its row number.
 
     Rows follow the shards and, within a shard, the tar. Columns are arrays of shape (samples,): `shard`
     indexes `shard_names`, each relative to `root`, an absolute path or a URL; `offset` and `size`, in bytes,
-    frame the sample's file in its tar; `label` is -1 where there is none; `height` and `width` are pixels after EXIF
-    rotation; `crc32c` is that of the file. `media` are the kinds of samples that there are, and `video` tells of the
-    videos, None where there are none. `counts` and
-    `shard_bytes`, of shape (shards,), are the samples and the bytes of each shard's tar. `identity`, the SHA-256 of
-    manifest.parquet, names the data set. All other columns stay on disk, where `rows` reads them.
+    delimit the sample's file in its tar; `label` is -1 for unlabelled samples; `height` and `width` are in pixels after
+    EXIF rotation; `crc32c` is the checksum of the file. `media` holds the kinds of samples that occur, and `video`
+    describes the videos, None where there are none. `counts` and `shard_bytes`, of shape (shards,), are the number of
+    samples and the bytes of each shard's tar. `identity`, the SHA-256 of manifest.parquet, identifies the data set. All
+    other columns stay on disk, where `rows` reads them.
     """
 
     root: str
@@ -68,10 +68,10 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
-        """Reads the manifest of a finished build from a folder or a URL.
+        """Read the manifest of a finished build from a folder or a URL.
 
         Raises ShardError when the folder or its dataset.json is missing, of another version, or when
-        manifest.parquet is not the one that the build wrote.
+        manifest.parquet is not the file that the build wrote.
         """
         dataset, location = Dataset.load(root), join(root, MANIFEST)
         with local_copy(root, MANIFEST) as path:
@@ -118,10 +118,11 @@ class Manifest:
 
     @classmethod
     def joined(cls, parts: "Sequence[Manifest]") -> "tuple[Manifest, list[Manifest]]":
-        """Return data sets as one, and the data sets themselves with their columns in its memory.
+        """Join data sets. Return the whole, and the data sets with their columns as views of its memory.
 
-        Samples and shards of the second data set are numbered after those of the first, and so on. The whole lies
-        nowhere: its `root` names all, and its rows are read from its parts. Where their classes differ it has none.
+        Samples and shards of the second data set are numbered after those of the first, and so on. The whole is not
+        stored: its `root` names all parts, and its rows are read from them. If the classes of the parts differ, it has
+        none.
         """
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_SAMPLES
@@ -136,15 +137,16 @@ class Manifest:
         if any(part.classes != classes for part in parts):
             classes = []
             columns["label"] = np.full_like(columns["label"], -1)
-        videos = [part.video for part in parts if part.video is not None]
+        media = frozenset[str]().union(*(part.media for part in parts))
+        videos = [part.video or Videos.none(len(part)) for part in parts] if "video" in media else []
         whole = cls(
             root=", ".join(part.root for part in parts),
             shard_names=[_anywhere(part.shard_location(shard)) for part in parts for shard in range(len(part.counts))],
             shard_bytes=np.concatenate([part.shard_bytes for part in parts]),
             counts=np.concatenate([part.counts for part in parts]),
             shard=np.concatenate([part.shard + first for part, first in zip(parts, shards, strict=True)]),
-            media=frozenset().union(*(part.media for part in parts)),
-            video=Videos.joined(videos) if len(videos) == len(parts) else None,
+            media=media,
+            video=Videos.joined(videos) if videos else None,
             classes=classes,
             identity=hashlib.sha256("".join(part.identity for part in parts).encode()).hexdigest(),
             **columns,
@@ -156,36 +158,41 @@ class Manifest:
 
     @property
     def noun(self) -> str:
-        """The word for a sample: `image` or `video` where all are of that kind, else `sample`."""
+        """Return the word for a sample: `image` or `video` where all are of that kind, else `sample`."""
         return next(iter(self.media)) if len(self.media) == 1 else "sample"
+
+    def samples_by_medium(self) -> list[npt.NDArray[np.int64]]:
+        """Return the samples of each medium that there is, images before videos."""
+        of_video = np.zeros(len(self), bool) if self.video is None else self.video.frames > 0
+        return [samples for samples in (np.flatnonzero(~of_video), np.flatnonzero(of_video)) if len(samples)]
 
     @property
     def remote(self) -> bool:
-        """Whether any shard lies behind a URL."""
+        """Return whether any shard is behind a URL."""
         return any(is_url(join(self.root, name)) for name in self.shard_names)
 
     def shard_location(self, shard: int) -> str:
-        """The path or URL of a shard, given its position."""
+        """Return the path or URL of a shard, given its position."""
         return join(self.root, self.shard_names[shard])
 
     def key(self, sample: int) -> str:
-        """The sample's key in its tar, read from disk."""
+        """Return the sample's key in its tar, read from disk."""
         return self.names(sample, sample + 1)[0][0]
 
     def path(self, sample: int) -> str:
-        """The sample's path in the source it was built from, read from disk."""
+        """Return the sample's path in the source, read from disk."""
         return self.names(sample, sample + 1)[0][1]
 
     def names(self, start: int, stop: int, deadline: float = DEADLINE) -> list[tuple[str, str]]:
-        """(key, path) of the samples `start` to `stop` - 1; see `rows`."""
+        """Return (key, path) of the samples `start` to `stop` - 1; see `rows`."""
         table = self.rows(start, stop, ["key", "path"], deadline)
         return list(zip(table["key"].to_pylist(), table["path"].to_pylist(), strict=True))
 
     def rows(self, start: int, stop: int, columns: Sequence[str], deadline: float = DEADLINE) -> pa.Table:
         """Read columns of the samples `start` to `stop` - 1 from disk or store: slow, since whole row groups are read.
 
-        `deadline` is that of a request to a store. Raises ShardError where the manifest cannot be read any more, or
-        is another one by now.
+        `deadline` is that of a request to a store. Raises ShardError where the manifest can no longer be read, or has
+        been replaced.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"samples {start} to {stop} of {len(self)}")
@@ -210,12 +217,12 @@ class Manifest:
 
 
 def _anywhere(location: str) -> str:
-    """Return the name of a shard that means the same whatever the folder of its data set."""
+    """Return the name of a shard in a form that does not depend on the folder of its data set."""
     return location if is_url(location) else portable(str(Path(location).absolute()))
 
 
 def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
-    """Raises ShardError for a row that cannot be true, whatever is in the tars."""
+    """Raise ShardError for a row that is impossible, whatever the tars hold."""
     offset, size, height, width = (table[name].to_numpy() for name in ("offset", "size", "height", "width"))
     label, labelled = table["label"].fill_null(0).to_numpy(), table["label"].is_valid().to_numpy()
     counts = [shard.samples for shard in dataset.shards]
@@ -225,7 +232,7 @@ def _check_rows(location: str, dataset: Dataset, table: pa.Table) -> None:
         | (size < 1)
         | (size > ends)
         | (offset > ends - size),
-        "its height and width are no size": (height < 1) | (width < 1),
+        "its height and width are not positive": (height < 1) | (width < 1),
         "its label is not that of a class": labelled & ((label < 0) | (label >= len(dataset.classes))),
     }
     if dataset.options:

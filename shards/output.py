@@ -1,4 +1,4 @@
-"""What the commands print besides their results: progress, and summaries of a data set."""
+"""Print the progress of the commands, and summaries of a data set."""
 
 import shlex
 import time
@@ -21,16 +21,16 @@ from shards.text import counted, excerpt
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
-_LARGEST_SHOWN = 10  # classes of `info`
+_LARGEST_SHOWN = 10  # classes listed by `info`
 
 
 def _reasons(root: str | Path) -> str:
-    """How many images were rejected for which reason."""
+    """Return how many images were rejected for each reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in count_rejects(root).most_common())
 
 
 def _duplicates(manifest: Manifest) -> str:
-    """Say how many images have the bytes of an earlier one, and which are the first of them; empty for none."""
+    """Say how many images have the bytes of an earlier one, and name the first of them; empty for none."""
     found = load_duplicates(manifest.root, len(manifest))
     if not found:
         return ""
@@ -39,7 +39,7 @@ def _duplicates(manifest: Manifest) -> str:
 
 
 def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
-    """What the labels amount to, and whatever lacks one."""
+    """Summarise the labels, and list unlabelled samples and empty classes."""
     lines = [f"classes: {len(dataset.classes):,} ({_first(dataset.classes)})" if dataset.classes else "classes: none"]
     counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
     if dataset.classes and (empty := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]):
@@ -55,7 +55,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
-    """Return what `info` says of a data set, as names and values."""
+    """Return the output of `info` on a data set, as names and values."""
     short = np.minimum(manifest.height, manifest.width)
     rows = [
         ("samples", f"{len(manifest):,}"),
@@ -82,7 +82,7 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _videos(videos: Videos) -> list[tuple[str, str]]:
-    """Return what `info` says of the videos of a data set."""
+    """Return the output of `info` on the videos of a data set."""
     frames, rate = videos.frames[videos.frames > 0], videos.rate[videos.frames > 0]
     seconds = frames / rate
     codecs = ", ".join(f"{codec} {pixels}" for codec, pixels in sorted(videos.codecs))
@@ -98,7 +98,7 @@ def _videos(videos: Videos) -> list[tuple[str, str]]:
 
 
 def summarise(out: str, dataset: Dataset, seconds: float) -> None:
-    """What has come of a build."""
+    """Print the result of a build."""
     rate = (dataset.samples + dataset.rejects) / seconds
     manifest = Manifest.load(out)
     say(
@@ -116,7 +116,7 @@ def summarise(out: str, dataset: Dataset, seconds: float) -> None:
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, in all), both in `unit`: a bar on a terminal, now and then a line elsewhere."""
+    """Yield a function of (done, total), both in `unit`: it draws a bar on a terminal, and prints lines elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
         named = TextColumn("{task.description}", markup=False)

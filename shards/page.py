@@ -1,4 +1,4 @@
-"""How the preview page looks: its style sheet and its charts."""
+"""The style sheet and the charts of the preview page."""
 
 from collections.abc import Mapping
 
@@ -53,7 +53,7 @@ _BINS, _WIDTH, _HEIGHT, _MARGIN = 40, 520, 130, 20
 
 
 def histogram(title: str, note: str, values: npt.NDArray[np.generic], ticks: Mapping[float, str]) -> str:
-    """A chart of how often positive values occur, on a logarithmic axis with `ticks` (value -> text)."""
+    """Return a histogram of positive values, on a logarithmic axis with `ticks` (value -> text)."""
     logs = np.log2(values.astype(np.float64))
     low, high = np.floor(logs.min()), max(np.ceil(logs.max()), np.floor(logs.min()) + 1)
     counts, edges = np.histogram(logs, bins=_BINS, range=(low, high))
@@ -64,7 +64,7 @@ def histogram(title: str, note: str, values: npt.NDArray[np.generic], ticks: Map
     parts = []
     for count, left, right in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
-            height = max(1.0, _HEIGHT * count / counts.max())  # a rare value must not look like none
+            height = max(1.0, _HEIGHT * count / counts.max())  # a rare value must stay visible
             parts.append(
                 f"<rect x={x(left) + 0.5:.1f} y={_HEIGHT - height:.1f} width={x(right) - x(left) - 1:.1f} "
                 f"height={height:.1f}><title>{2**left:.3g} to {2**right:.3g}: {count:,}</title></rect>"

@@ -1,4 +1,4 @@
-"""One HTML page, with everything in it, that shows what a data set holds."""
+"""Write one self-contained HTML page that shows the contents of a data set."""
 
 import base64
 import errno
@@ -21,11 +21,11 @@ from shards.text import printable
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
-_SIDE = 160  # pixels, twice what is shown, for fine screens
-_PLAYED = 24  # videos that play; of others, frames are shown
-_EXAMPLES = 5  # of rejects a reason
-_PAIRS = 12  # of duplicates
-# The page needs no script and fetches nothing, and a browser is told so, should a text be taken for markup.
+_SIDE = 160  # pixels, twice the displayed size, for high-density screens
+_PLAYED = 24  # videos that play; others are shown as frames
+_EXAMPLES = 5  # of rejects per reason
+_PAIRS = 12  # of duplicates that are shown
+# The page has no script and fetches nothing. This tells the browser so, in case a text is taken for markup.
 _POLICY = (
     "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; media-src data:; "
     "style-src 'unsafe-inline'\">"
@@ -33,9 +33,9 @@ _POLICY = (
 
 
 def write_preview(root: str | Path, out: Path) -> int:
-    """Writes the page on the data set in `root` to the file `out` and returns how many thumbnails it shows.
+    """Write the preview of the data set in `root` to the file `out`, and return how many thumbnails it shows.
 
-    Raises ShardError when there is no finished data set, an image to show is damaged, or `out` cannot be written.
+    Raises ShardError when there is no finished data set, a shown image is damaged, or `out` cannot be written.
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     groups, all_groups = _groups(manifest)
@@ -60,24 +60,24 @@ def write_preview(root: str | Path, out: Path) -> int:
         f"<meta name=viewport content='width=device-width'><style>{STYLE}</style><main>{''.join(body)}</main></html>\n"
     )
     try:
-        if out.exists() and not out.is_file():  # a device, such as /dev/null, would become a file for everybody
+        if out.exists() and not out.is_file():  # a device, such as /dev/null, would be replaced by a file
             raise OSError(errno.EINVAL, "is not a regular file")
         with replacing(out, out.parent) as scratch:
-            scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may hold halves of characters
+            scratch.write_text(page, "utf-8", "backslashreplace")  # JSON may contain lone surrogates
     except OSError as error:
         raise ShardError(f"{out}: cannot be written ({error.strerror}); choose another file") from None
     return page.count("<img ") + page.count("<video ")
 
 
 def _shown(value: object) -> str:
-    """What a data set holds, whose author nobody need trust, as text of the page or of a quoted attribute."""
+    """Escape a value of the data set, which is not trusted, as text of the page or of a quoted attribute."""
     return escape(str(value))
 
 
 def _groups(manifest: Manifest) -> tuple[list[tuple[str, int, list[int]]], int]:
-    """(title, samples, ids to show) of classes, or shards where there are none, and how many there are in all.
+    """Return (title, samples, ids to show) of classes, or of shards where there are no classes, and their total number.
 
-    Too many are thinned out evenly, as are the samples of each.
+    If there are too many, an even subset is returned, as for the samples of each.
     """
     if (manifest.label >= 0).any():
         of, titles = manifest.label, manifest.classes
@@ -96,7 +96,7 @@ def _groups(manifest: Manifest) -> tuple[list[tuple[str, int, list[int]]], int]:
 
 
 def _spread(values: npt.NDArray[np.int64], most: int) -> list[int]:
-    """At most `most` of the values, evenly spaced."""
+    """Return at most `most` of the values, evenly spaced."""
     count = min(most, len(values))
     return [int(values[len(values) * number // count]) for number in range(count)]
 
@@ -111,12 +111,12 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
     if dataset.classes:
         counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
         facts.append(("classes", f"{len(counts):,}"))
-        facts.append(("samples a class", f"{counts.min():,} – {counts.max():,}"))  # noqa: RUF001
+        facts.append(("samples per class", f"{counts.min():,} – {counts.max():,}"))  # noqa: RUF001
     if dataset.options is not None and dataset.options.resize is not None:
         facts.append(("short side resized to", f"{dataset.options.resize} px"))
     if manifest.video is not None:
         frames = manifest.video.frames[manifest.video.frames > 0]
-        facts.append(("frames a video", f"{frames.min():,} – {frames.max():,}"))  # noqa: RUF001
+        facts.append(("frames per video", f"{frames.min():,} – {frames.max():,}"))  # noqa: RUF001
     facts.append(("ignored files", f"{dataset.ignored:,}"))
     cells = "".join(f"<div><dd>{_shown(value)}</dd><dt>{name}</dt></div>" for name, value in facts)
     return f"<dl>{cells}</dl><p class=identity>{_shown(dataset.manifest_sha256)}</p>"
@@ -165,7 +165,7 @@ def _image(manifest: Manifest, sample: int, plays: bool = False) -> str:
     try:
         source = base64.b64encode(media.thumbnail(data, _SIDE)).decode()
         film = media.moving(data, _SIDE) if plays else None
-    except Exception:  # decoders raise nearly every type on what they cannot read
+    except Exception:  # decoders raise nearly every type on damaged input
         return f"<div class=unseen title='{_shown(title)}'>cannot be shown</div>"
     if film is not None:
         shown = base64.b64encode(film).decode()

@@ -1,14 +1,14 @@
-"""Text without what nobody else may read: passwords, tokens and signatures in URLs and in the commands of `pipe:`.
+"""Mask secrets in text: passwords, tokens and signatures in URLs and in the commands of `pipe:`.
 
-What is written to a file or shown goes through here. Too much is masked rather than too little. To be certain, keep a
-secret out of the text: a reference to a variable of the environment, `$TOKEN`, stays as it is.
+Everything that is written to a file or printed is masked here. When in doubt, text is masked. To be certain, keep a
+secret out of the text: a reference to an environment variable, `$TOKEN`, is not masked.
 """
 
 import re
 from typing import Any
 
 MASK = "***"
-PIPE = "pipe:"  # before a command of the shell, whose output is read
+PIPE = "pipe:"  # precedes a shell command whose output is read
 
 _SECRET = re.compile(
     r"token|secret|passw|passphrase|pwd|key|auth|credential|cookie|signature|jwt|bearer|session"
@@ -17,30 +17,30 @@ _SECRET = re.compile(
 )
 _OPTION = re.compile(r"user|header|cert|connection|^-+(?:(?:post-|body-)?data|form|json)(?:$|-)", re.IGNORECASE)
 
-# What is no secret: a variable or a file of the shell, after the name of a header, a scheme or a user
+# Not secret: a variable or a file of the shell, after the name of a header, a scheme or a user
 _REFERENCE = re.compile(
     r"(?:[\w-]+:\s*)?(?:(?:Bearer|Basic|Token)\s+)?(?:\$\w+|\$\{\w+\}|\$\(cat [\w./~$-]+\)|:)+", re.IGNORECASE
 )
 
-# A path of Python's has one slash where a URL has two
+# A path of Python's pathlib has one slash where a URL has two
 _URL = re.compile(
     r"""(?<![\w+.-])([\w+.-]+://|(?:https?|ftps?|s3a?|gs|gcs):/)((?:\[[\da-fA-F:.]*\]|(?!::)[^\s'"<>])*)"""
 )
 _USER = re.compile(r"([^/]*|[^/:]*:(?!\d+(?:/|$))[^@]*)@")
 _BEARER = re.compile(r"""\b(Bearer\s+|Basic\s+(?=[\w+/=-]{6}))([^\s"'\\]+)""", re.IGNORECASE)
 _AUTHORIZATION = re.compile(r"""\b(Authorization:\s*)(?!Bearer|Basic|\s)([^"'\\]+)""", re.IGNORECASE)
-# Tokens that say what they are: of GitHub, GitLab, Hugging Face, Slack, AWS and Google, and JSON web tokens
+# Tokens with a known form: of GitHub, GitLab, Hugging Face, Slack, AWS and Google, and JSON web tokens
 _TOKEN = re.compile(
     r"\b(?:gh[a-z]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|hf_\w{16,}|xox[a-z]-[\w-]{10,}|A[KS]IA[0-9A-Z]{12,}"
     r"|AIza[\w-]{20,}|ya29\.[\w-]+|eyJ[\w-]{8,}(?:\.[\w-]+)*)"
 )
 
-# A word of the shell; its quotes may be escaped, as in a message that quotes the command, or never end
+# A shell word; its quotes may be escaped, as in a message that quotes the command, or unterminated
 _WORD = re.compile(
     r"""(?:\\"(?:(?!\\").)*\\"|\\'(?:(?!\\').)*\\'|"(?:[^"\\]|\\.)*"|'[^']*'|\\[^\n]|["'].*|[^\s"'\\;|&()<>])+""",
     re.DOTALL,
 )
-_DEEPEST = 4  # quotes within quotes that are looked into
+_DEEPEST = 4  # levels of nested quotes that are parsed
 _QUOTES = "\"'\\"
 _TAKES_SECRET = re.compile(r"-[A-Za-z]{0,8}[HuUb]")  # headers, users, cookies of curl, wget and lftp, -sSH for instance
 _WITH_SECRET = re.compile(r"(-[sSfLkvgiN#46]*[HuUb]=?)(.+)", re.DOTALL)
@@ -57,17 +57,17 @@ _LABEL = re.compile(r"""([\w-]+)(\\?["'])?(?:\s*:|\s+=)\s*(?=\S)""")  # of a hea
 
 
 def masked(text: str) -> str:
-    """`text` with `***` for what is, or may be, secret: in its URLs, and in all that follows `pipe:`.
+    """Return `text` with `***` for everything that is, or may be, secret: in its URLs, and in commands after `pipe:`.
 
-    Of URLs that is the user and password, the values of the query, and the fragment. To mask twice is to mask once.
+    In URLs, that is the user and password, the values of the query, and the fragment. The function is idempotent.
     """
-    while (less := _less_secret(text)) != text:  # a mask in place of a quote lets other words begin and end there
+    while (less := _less_secret(text)) != text:  # a mask that replaces a quote changes where words begin and end
         text = less
     return text
 
 
 def masked_values(value: Any) -> Any:
-    """Plain values, as of JSON or YAML, with every string in them masked."""
+    """Return plain values, as from JSON or YAML, with every string in them masked."""
     if isinstance(value, dict):
         return {key: masked_values(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -95,7 +95,7 @@ def _hidden(value: str) -> str:
 
 def _without_secrets(found: re.Match[str]) -> str:
     protocol, rest = found.groups()
-    address = rest.rstrip(":,;.)")  # the marks of a sentence that the URL stands in
+    address = rest.rstrip(":,;.)")  # the punctuation of the sentence around the URL
     marks = rest[len(address) :]
     if user := _USER.match(address):
         address = f"{_hidden(user[1])}@{address[user.end() :]}"
@@ -106,14 +106,14 @@ def _without_secrets(found: re.Match[str]) -> str:
 
 
 def _masked_command(command: str, depth: int = 0) -> str:
-    """A command of the shell; what stands in quotes may be another one, a header, or JSON."""
+    """Mask a shell command; a quoted part may be another command, a header, or JSON."""
     if depth > _DEEPEST:
         return MASK
     pieces, end, option, protected = [], 0, "", False
     for found in _WORD.finditer(command):
         gap, word = command[end : found.start()], found[0]
         if gap.replace("\\\n", "").strip():
-            option, protected = "", False  # another command began
+            option, protected = "", False  # another command begins
         protected = protected or bool(_TAKES_PASSWORD.fullmatch(word))
         if _takes_secret(option, word):
             word, option = _hidden(word), ""
@@ -127,7 +127,7 @@ def _masked_command(command: str, depth: int = 0) -> str:
 
 
 def _takes_secret(option: str, value: str) -> bool:
-    """Whether the word after an option is, or may be, secret."""
+    """Return whether the word after an option is, or may be, secret."""
     if _ADDRESS.match(value):
         return False
     if not option.startswith("-"):
@@ -140,7 +140,7 @@ def _takes_secret(option: str, value: str) -> bool:
 
 
 def _masked_word(word: str, depth: int) -> str:
-    """A word of which a part may be secret."""
+    """Mask the secret parts of a word."""
     if attached := _WITH_SECRET.fullmatch(word):
         return _hide(attached)
     quoted = _QUOTED.fullmatch(word)
@@ -159,6 +159,6 @@ def _masked_word(word: str, depth: int) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Whether the value of a variable, a header, an option or a part of a query is."""
+    """Return whether the value of a variable, a header, an option or a query parameter of this name is secret."""
     last = re.split(r"[^\w.-]", name.rstrip(_QUOTES))[-1]
     return "://" not in name and bool(_SECRET.search(last) or (name.startswith("-") and _OPTION.search(name)))

@@ -1,6 +1,6 @@
-"""Bytes from and to files and URLs.
+"""Read and write bytes of files and URLs.
 
-A request to a URL is repeated while it may yet succeed, see shards.remote.request.
+Requests to URLs are retried, see shards.remote.request.
 """
 
 import errno
@@ -43,21 +43,21 @@ __all__ = [
     "why_unsupported",
 ]
 
-SCRATCH = ".writing-"  # how the names of files in the making begin
-_CHUNK = 8 * 2**20  # bytes a request of a download
-_AT_MOST_FROM_WEB = 2**26  # bytes of a whole file of a web server, whose size nobody vouches for
-_SLOWEST = 1e6  # bytes a second that an upload reaches at least
+SCRATCH = ".writing-"  # prefix of the names of unfinished files
+_CHUNK = 8 * 2**20  # bytes per request of a download
+_AT_MOST_FROM_WEB = 2**26  # bytes of a whole file from a web server, whose stated size is not trusted
+_SLOWEST = 1e6  # bytes per second, the least speed of an upload
 
 
 def join(root: str | Path, name: str) -> str:
-    """The path or URL of what `root`, a folder or a URL, calls `name`: that itself if it is a URL or absolute.
+    """Return the path or URL of `name` relative to `root`, a folder or URL: `name` itself if it is a URL or absolute.
 
     Names are UTF-8, as `portable` makes them; paths are those of this locale.
     """
     root = str(root)
     if is_url(name):
         return name
-    if is_url(root) and not name.startswith("/"):  # in web addresses, `%`, `?` and `#` are no part of a name
+    if is_url(root) and not name.startswith("/"):  # in web addresses, `%`, `?` and `#` are not part of a name
         return posixpath.join(root, quote(name, errors="surrogateescape") if is_on_web(root) else name)
     return posixpath.join(root, native(name))
 
@@ -71,12 +71,12 @@ def read(
     traffic: Traffic | None = None,
     deadline: float = DEADLINE,
 ) -> bytes:
-    """All of a file or URL, or the `size` bytes at `offset`.
+    """Return all of a file or URL, or the `size` bytes at `offset`.
 
-    No more than `at_most` bytes are held in memory, by default `AT_MOST`, or 64 MiB of a whole file of a web server.
-    `deadline` is how many seconds after the first attempt at a URL no other is made; `traffic` counts the attempts.
-    Raises OSError for a file that cannot be read or is not a regular one, StorageError for a URL, where there is more
-    (EFBIG), and where other than `size` bytes came.
+    At most `at_most` bytes are held in memory, by default `AT_MOST`, or 64 MiB of a whole file of a web server. After
+    `deadline` seconds, a request to a URL is not retried; `traffic` counts the attempts. Raises OSError for a file that
+    cannot be read or is not regular; StorageError for a URL, where there is more (EFBIG), and where the number of bytes
+    is not `size`.
     """
     whole = offset is None or size is None
     web = is_on_web(file)
@@ -89,7 +89,7 @@ def read(
         with open_regular(file) as part:
             data = read_at(part, offset, size)
     elif not size:
-        data = b""  # HTTP has no empty ranges
+        data = b""  # HTTP does not have empty ranges
     elif web and whole:
         data = request(file, "cat_file", traffic, deadline, at_most=at_most)
     else:
@@ -98,7 +98,7 @@ def read(
         except StorageError as error:
             if not whole or error.errno != errno.ERANGE:
                 raise
-            data = b""  # an empty file has no ranges
+            data = b""  # an empty file does not have ranges
     if whole and len(data) > at_most:
         raise StorageError(errno.EFBIG, f"has more than {at_most:,} bytes", printable_url(file))
     if not whole and len(data) != size:
@@ -107,9 +107,9 @@ def read(
 
 
 def refuse_without_ranges(url: str, *, traffic: Traffic | None = None, deadline: float = DEADLINE) -> None:
-    """Raises StorageError (EOPNOTSUPP) where a web server sends whole files to whoever asks for a part.
+    """Raise StorageError (EOPNOTSUPP) where a web server ignores ranges and sends whole files.
 
-    It is asked for one byte of what the URL names. Other stores have ranges.
+    One byte of the URL is requested. Other stores support ranges.
     """
     if is_on_web(url):
         read(url, 0, 1, traffic=traffic, deadline=deadline)
@@ -123,9 +123,9 @@ def download(
     traffic: Traffic | None = None,
     deadline: float = DEADLINE,
 ) -> None:
-    """Copies a URL to the file `path`, a range at a time, so that a failure repeats one range and memory stays small.
+    """Copy a URL to the file `path`, a range at a time, so that a failure repeats one range and memory stays small.
 
-    The deadline counts for every range anew. Raises StorageError, also when the URL has not `size` bytes, and OSError
+    The deadline applies to each range. Raises StorageError, also when the size of the URL is not `size`, and OSError
     when the file cannot be written; a part of the file may then be left.
     """
     with path.open("wb") as file, opened(url, traffic=traffic, deadline=deadline) as source:
@@ -138,7 +138,7 @@ def download(
 
 
 def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADLINE) -> io.RawIOBase:
-    """A file or URL to read from, without a buffer: what is read of a URL comes in ranges. Raises as `read`."""
+    """Open a file or URL for reading, unbuffered: a URL is read in ranges. Raises as `read` does."""
     if not is_url(file):
         return open_regular(file)
     size = request(file, "info", traffic, deadline)["size"]
@@ -149,9 +149,9 @@ def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADL
 
 @contextmanager
 def as_local(file: str, scratch: Path | None = None) -> Iterator[Path]:
-    """Yields a path of the same bytes: `file` itself or, of a URL, a copy in a folder for scratch files for the while.
+    """Yield a path with these bytes: `file` itself or, for a URL, a temporary copy in a folder for scratch files.
 
-    Raises StorageError as `download` does, and OSError for what is not a regular file.
+    Raises StorageError as `download` does, and OSError for a file that is not regular.
     """
     if not is_url(file):
         open_regular(file).close()
@@ -163,17 +163,17 @@ def as_local(file: str, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def upload(path: Path, url: str, *, deadline: float = DEADLINE) -> None:
-    """Copies a file to a URL, where it appears complete or not at all. Raises StorageError."""
+    """Copy a file to a URL, where it appears atomically. Raises StorageError."""
     request(url, "put_file", None, deadline, str(path), extra=path.stat().st_size / _SLOWEST)
 
 
 @contextmanager
 def replacing(file: str | Path, staging: Path) -> Iterator[Path]:
-    """Yields a scratch path in `staging`; what the block writes there becomes `file`, durably, or not at all.
+    """Yield a scratch path in `staging`; the file that the block writes there becomes `file`, durably and atomically.
 
-    `file` is a URL, or on the file system of `staging`. The scratch path is in a new folder of its own, which nobody
-    else may enter and whose name cannot be foreseen. Nothing of it is left when the block fails; a block that leaves no
-    scratch file publishes nothing. Raises OSError, for a URL StorageError.
+    `file` is a URL, or on the file system of `staging`. The scratch path is in a new private folder with an
+    unpredictable name. It is removed when the block fails; a block that leaves no scratch file publishes nothing.
+    Raises OSError, for a URL StorageError.
     """
     with tempfile.TemporaryDirectory(dir=staging, prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
         scratch = Path(folder, PurePosixPath(file).name)
@@ -189,7 +189,7 @@ def replacing(file: str | Path, staging: Path) -> Iterator[Path]:
 
 
 def size_of(file: str) -> int | None:
-    """Bytes of a file or URL, None where there is no such file. Raises as `read` does."""
+    """Return the bytes of a file or URL, None where there is no such file. Raises as `read` does."""
     try:
         if is_url(file):
             return int(request(file, "info", None, DEADLINE)["size"])
@@ -202,7 +202,7 @@ def size_of(file: str) -> int | None:
 
 
 def listing(folder: str) -> dict[str, int]:
-    """Names and sizes in bytes of the files right in a folder or below a URL; empty where there is none.
+    """Return names and sizes in bytes of the files directly in a folder or below a URL; empty where there is none.
 
     Names are those that `join` takes.
 
@@ -222,7 +222,7 @@ def listing(folder: str) -> dict[str, int]:
 
 
 def delete(folder: str) -> None:
-    """Deletes a folder, or all below a URL, if there is any. Raises OSError, for a URL StorageError."""
+    """Delete a folder, or everything below a URL, if it exists. Raises OSError, for a URL StorageError."""
     try:
         if is_url(folder):
             request(folder, "rm", None, DEADLINE, recursive=True)
@@ -234,7 +234,7 @@ def delete(folder: str) -> None:
 
 
 def why_unsupported(url: str) -> str | None:
-    """Why no URL like this can be read, for lack of a package for instance; None if it can."""
+    """Return why no such URL can be read, for instance for lack of a package; None if it can."""
     try:
         locate(url)
     except StorageError as error:
@@ -243,7 +243,7 @@ def why_unsupported(url: str) -> str | None:
 
 
 class _Remote(io.RawIOBase):
-    """A URL as a file."""
+    """A URL as an unbuffered file."""
 
     def __init__(self, url: str, size: int, traffic: Traffic | None, deadline: float) -> None:
         self._url, self._size, self._traffic, self._deadline = url, size, traffic, deadline

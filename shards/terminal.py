@@ -1,7 +1,7 @@
-"""What the programs print: one line a message, which a terminal shows and does not obey, and which holds no secret.
+"""Print messages as single lines without terminal control sequences and secrets.
 
-Messages quote the names of folders, of members of tars and of columns that others made, and URLs. A name can hold line
-breaks, with which it would forge a message, and escapes that move the cursor or rename the window.
+Messages quote URLs, and the names of folders, tar members and columns, which are not trusted. A name can contain line
+breaks, which would forge a message, and escape sequences that move the cursor or rename the window.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from shards.secrets import masked
 from shards.text import one_line
@@ -21,33 +21,33 @@ _LONGEST = 20_000  # characters of a line
 
 
 def shown(text: str) -> str:
-    """`text` as one line to be shown: what controls a terminal is escaped, and what is secret is masked."""
-    text = masked(text)  # before it is cut, as what is left of a secret need not look like one
+    """Return `text` as one printable line: control characters are escaped, and secrets are masked."""
+    text = masked(text)  # before it is cut, since the rest of a cut secret may not be recognised
     cut = f"... and {len(text) - _LONGEST:,} more characters" if len(text) > _LONGEST else ""
     return one_line(text[:_LONGEST]) + cut
 
 
 def say(line: str) -> None:
-    """Prints to stdout, at once. Raises OSError where that cannot be written."""
+    """Print to stdout, and flush. Raises OSError where that cannot be written."""
     _print(line, sys.stdout)
 
 
 def note(line: str) -> None:
-    """Prints to stderr, if that can be written: what cannot be told does not change how a command ends."""
+    """Print to stderr if possible; a failure to print does not change how a command ends."""
     with suppress(OSError):
         _print(line, sys.stderr)
 
 
 def note_error(error: BaseException) -> None:
-    """Prints an exception that nobody expected to stderr, with its traceback, as Python would."""
+    """Print an unexpected exception to stderr, with its traceback, as Python would."""
     for line in "".join(traceback.format_exception(error)).splitlines():
         note(line)
 
 
 def prepare() -> None:
-    """Make the rest of this process print as `say` and `note` do, where libraries, or Python itself, print.
+    """Make libraries, and Python itself, print as `say` and `note` do, for the rest of this process.
 
-    That is what they log, warn of and raise; and no character ends a command since the terminal does not have it.
+    This covers their logs, warnings and exceptions. A character that the terminal lacks does not end a command.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -68,14 +68,14 @@ def _print(line: str, stream: TextIO) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command, with its module's docstring as its help; what is not understood is one line."""
+    """A command's arguments, with its module's docstring as the help; a usage error is one line."""
 
-    def __init__(self, description: str | None) -> None:
+    def __init__(self, description: str | None, **options: Any) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(usage=argparse.SUPPRESS, description=description, formatter_class=formatter)
+        super().__init__(usage=argparse.SUPPRESS, description=description, formatter_class=formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and end with status 2."""
+        """Print the error and exit with status 2."""
         super().error(shown(message))
 
 

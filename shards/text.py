@@ -1,45 +1,45 @@
-"""Names and messages as text that a file format or a terminal takes."""
+"""Convert names and messages to text that a file format or a terminal accepts."""
 
 import os
 
-_SHOWN = 100  # characters of a value in a message
+_SHOWN = 100  # most characters of a value in a message
 
 
 def printable(path: str) -> str:
-    """The name of a file in this locale as valid Unicode: bytes that are not UTF-8 become backslash escapes."""
+    """Convert a file name of this locale to valid Unicode: bytes that are not UTF-8 become backslash escapes."""
     return escaped(portable(path))
 
 
 def escaped(text: str) -> str:
-    """A name that was read as UTF-8, in a tar for instance, as valid Unicode. Raises UnicodeEncodeError for others."""
+    """Convert a name that was read as UTF-8, from a tar for instance, to valid Unicode. Raises UnicodeEncodeError."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def one_line(text: str) -> str:
-    r"""`text` as one line that a terminal shows and does not obey.
+    r"""Return `text` as one line without terminal control sequences.
 
     Control characters, line breaks of every kind, marks that reorder text and lone surrogates become escapes such as
-    `\n`, `\x1b` and `\u2028`. Names come from tars, folders and tables of others, and messages quote them.
+    `\n`, `\x1b` and `\u2028`. Messages quote names from tars, folders and tables that are not trusted.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def native(text: str) -> str:
-    """The name of a file in this locale whose bytes are `text` in UTF-8: tables mean the same files in every locale."""
+    """Return the file name in this locale for UTF-8 `text`, so that tables mean the same files in every locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def portable(name: str) -> str:
-    """The inverse of `native`: the bytes of a file's name as UTF-8, which is the same text in every locale."""
+    """Return a file name as UTF-8 text, the same in every locale: the inverse of `native`."""
     return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def excerpt(value: object) -> str:
-    """A short piece of a value for a message: what stands in the files of others may be of any length."""
+    """Shorten a value for a message, since values from files may have any length."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def counted(number: int, noun: str) -> str:
-    """How many of something, as in `1 shard` and `1,200 images`."""
+    """Return a count with its noun, as in `1 shard` and `1,200 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

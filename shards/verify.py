@@ -1,4 +1,4 @@
-"""Compares a data set on disk with what its build recorded, down to the damaged image and the wrong row."""
+"""Compare a data set with the records of its build, down to the damaged image and the wrong row."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ from shards.tars.samples import Sample, dali_index, idx_name, samples_of
 from shards.text import escaped
 
 _MOST_FACTS = 2**20  # bytes of a .json
-_ROWS = 65_536  # which are read at once: a row group
+_ROWS = 65_536  # read at once: a row group
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it was built: the file, and what is wrong with it or with which sample."""
+    """A deviation from what was built: the file, and what is wrong with it or with one of its samples."""
 
     file: str
     what: str
@@ -42,18 +42,18 @@ class Problem:
 def verify(
     root: str | Path, workers: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Problem]:
-    """Reads every byte of the data set in `root`, a folder or a URL, and returns all that is wrong with it.
+    """Read every byte of the data set in `root`, a folder or a URL, and return all problems.
 
-    `workers` threads share the work, by default one a CPU core, each with at most one shard of a URL among its
-    temporary files. `progress` gets (samples done, samples in all) after every shard. Raises ShardError when there
-    is no manifest to compare with.
+    `workers` threads share the work, by default one per CPU core, each with at most one temporary copy of a remote
+    shard. `progress` gets (samples done, samples in total) after every shard. Raises ShardError when there is
+    no manifest to compare with.
     """
     dataset, manifest = Dataset.load(root), Manifest.load(root)
     problems = _descriptions(dataset, manifest)
     stops = np.cumsum(manifest.counts).tolist()
     starts = [0, *stops[:-1]]
     comparison = _Comparison(dataset, manifest)
-    # Hashing and reading release the interpreter lock; Pillow's warnings, of odd metadata, are those of the build
+    # Hashing and reading release the interpreter lock. Pillow warns of odd metadata, as in the build
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(workers or available_cpus()) as pool:
         checked = pool.map(comparison.check, dataset.shards, starts, stops)
         for stop, found in zip(stops, checked, strict=True):
@@ -62,13 +62,13 @@ def verify(
     try:
         names = set(listing(str(root)))
     except StorageError:
-        names = set()  # few web servers list what they have
+        names = set()  # few web servers list their files
     strays = sorted(name for name in names - set(manifest.shard_names) if name.endswith(".tar"))
     return problems + [Problem(name, "is not part of the data set; move it away") for name in strays]
 
 
 def _descriptions(dataset: Dataset, manifest: Manifest) -> list[Problem]:
-    """What dataset.json says of itself, of the manifest and of the rejects."""
+    """Compare dataset.json with the manifest, the rejects and the duplicates."""
     problems = []
     if dataset.samples != len(manifest):
         problems.append(Problem(DATASET, "its number of samples is not that of the manifest"))
@@ -90,15 +90,15 @@ def _descriptions(dataset: Dataset, manifest: Manifest) -> list[Problem]:
 
 
 class _Comparison:
-    """Of a data set's tars with its manifest."""
+    """Compares the tars of a data set with its manifest."""
 
     def __init__(self, dataset: Dataset, manifest: Manifest) -> None:
-        self._built = dataset.options is not None  # by `build`, so the tars say all that the manifest does
+        self._built = dataset.options is not None  # by `build`, so the tars have all facts of the manifest
         self._manifest = manifest
         self._column = lru_cache(maxsize=4 * len(MANIFEST_SCHEMA))(self._read_column)
 
     def check(self, shard: Shard, start: int, stop: int) -> list[Problem]:
-        """One shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
+        """Check one shard, whose samples are the rows `start` to `stop` - 1 of the manifest."""
         rows = range(start, stop)
         try:
             with as_local(join(self._manifest.root, shard.name)) as tar_path:
@@ -107,7 +107,7 @@ class _Comparison:
                 samples = samples_of(tar_path)
                 with tar_path.open("rb") as tar:
                     wrong = [Problem(shard.name, what) for what in self._wrong_rows(tar, samples, rows)]
-        except ShardError as error:  # of a tar that was like this when it was indexed, or of the manifest
+        except ShardError as error:  # of a tar that was so when it was indexed, or of the manifest
             return [Problem(shard.name, str(error).removeprefix(f"{tar_path}: "))]
         except OSError as error:
             return [Problem(shard.name, f"cannot be read: {error.strerror}")]
@@ -128,7 +128,7 @@ class _Comparison:
         return [Problem(idx, f"does not describe {shard.name}; build the data set again")]
 
     def _wrong_rows(self, tar: BinaryIO, samples: list[Sample], rows: range) -> Iterator[str]:
-        """What of the rows is not so in their tar."""
+        """Yield the differences between the rows and their tar."""
         manifest = self._manifest
         images = {
             (escaped(sample.key), offset): (sample, size, name)
@@ -138,7 +138,7 @@ class _Comparison:
         for row in rows:
             key, path = self._names(row)
             shown = f"sample {row} ({key}, {path})"
-            # Taken out, so that another row of the same image is found
+            # Removed, so that a second row of the same image is found
             sample, size, name = images.pop((key, int(manifest.offset[row])), (None, 0, ""))
             if sample is None:
                 yield f"{shown}: the tar has no sample of that key at its offset, or the manifest has it twice"
@@ -155,7 +155,7 @@ class _Comparison:
                 media = media_of(name)
                 said = facts(media, media.probe(data))
                 listed |= {column: self._on_disk(row, column) for column in said.keys() - listed.keys()}
-                if listed.get("jpeg_sizes") is None:  # which only `build --frames jpeg` lists
+                if listed.get("jpeg_sizes") is None:  # listed only by `build --frames jpeg`
                     said = {fact: value for fact, value in said.items() if fact not in JPEG_COLUMNS}
                 said |= self._said_beside(tar, sample, escaped(name), path)
             except (Rejected, ValueError) as error:
@@ -170,20 +170,20 @@ class _Comparison:
                 yield f"{shown}: {'; '.join(differing)}"
 
     def _said_beside(self, tar: BinaryIO, sample: Sample, member: str, path: str) -> dict[str, Any]:
-        """What an image's name and the members beside it say of it. Raises ValueError."""
+        """Return the facts in an image's name and the members beside it. Raises ValueError."""
         if not self._built and path == member:
             return {}
         offset, size, _ = sample.members.get("json", (0, 0, ""))
         facts = parse_json(_member(tar, offset, min(size, _MOST_FACTS))) if size else {}
         if not isinstance(facts, dict):
             raise ValueError("its .json is not an object")
-        if not self._built:  # labels have many forms there
+        if not self._built:  # labels have many forms in other tars
             return {"path": facts.get("path", member)}
         label = int(_member(tar, *sample.members["cls"][:2])) if "cls" in sample.members else -1
         return {"label": label} | {name: escaped(str(facts[name])) for name in facts.keys() & {"path", "class"}}
 
     def _damage(self, shard: Shard, tar_path: Path, rows: range) -> list[Problem]:
-        """Names the damaged images of a tar that is not the one that was built."""
+        """Name the damaged images of a tar that is not the one that was built."""
         manifest = self._manifest
         with tar_path.open("rb") as tar:
             damaged = [
@@ -209,7 +209,7 @@ class _Comparison:
         return self._column(part, column)[place]
 
     def _read_column(self, part: int, column: str) -> list[Any]:
-        """Read a column of the rows `part` * _ROWS and on."""
+        """Read a column, for `_ROWS` rows from row `part` * `_ROWS` on."""
         start = part * _ROWS
         rows = self._manifest.rows(start, min(start + _ROWS, len(self._manifest)), [column])
         return list(rows[column].to_pylist())

@@ -72,7 +72,7 @@ def hostile(image: bytes) -> dict[str, tuple[bytes, str]]:
                 good + header(b"long", base256(size), kind) + padded(b"a" * 512) + x,
                 f"the header at byte {at} extends another by {size} bytes",
             )
-    not_a_list = f"the header at byte {at} extends another by what is not a list of keys and values"
+    not_a_list = f"the header at byte {at} extends another, but is not a list of keys and values"
     not_a_size = f"the header at byte {at + 1024} has a pax header with a size of "
     one_for_all = f"the header at byte {at} gives all members one name or size"
     claims = f"the header at byte {at + 1024} claims "
@@ -93,7 +93,7 @@ def hostile(image: bytes) -> dict[str, tuple[bytes, str]]:
         "cut-in-an-image": ((good + x)[: at + 600], f"the header at byte {at} claims {len(image)} bytes, of which 88 "),
         "cut-in-a-header": ((good + x)[: at + 100], f"no header at byte {at}, where another member or the end mark"),
         "cut-in-a-long-name": (good + header(b"long", 2000, b"L") + b"a" * 100, "unexpected end of data"),
-        "no-end": (good, f"no header at byte {at}, where another member or the end mark has to be"),
+        "no-end": (good, f"no header at byte {at}, where another member or the end mark is required"),
         "two-tars": (good + END + bytes(3072) + x + END, "another tar follows its end mark, and `tar -i` unpacks both"),
         "empty-file": (b"", "it is empty"),
         "text": (b"<!DOCTYPE html>" * 99, "it begins with b'<!DOCTYPE html><!DOC'"),

@@ -105,7 +105,7 @@ def test_a_section_that_is_left_out_is_an_empty_one(tmp_path: Path) -> None:
         (Recipe, "small", "runs/small"),
         (Recipe, "MINE", "runs/mine"),
         (FinetuneRecipe, "small", "runs/finetune/small"),
-        (FinetuneRecipe, "scripts/recipes/finetune/small.yaml", "runs/finetune/small"),
+        (FinetuneRecipe, "pipeline/recipes/finetune/small.yaml", "runs/finetune/small"),
         (FinetuneRecipe, "MINE", "runs/finetune/mine"),
     ],
 )
@@ -148,8 +148,8 @@ def test_uneven_batches_are_refused() -> None:
         load_recipe("demo", [SHARDS]).micro_batch(3)
 
 
-def test_the_readme_lists_recipes_as_they_are() -> None:
-    text = (RECIPES.parents[1] / "README.md").read_text()
+def test_the_documentation_lists_recipes_as_they_are() -> None:
+    text = (RECIPES.parents[1] / "docs" / "reference" / "recipes.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .*? \| (\d+) \| (\d+) \| (\S+) \|", text, re.MULTILINE)
     assert len(rows) == 9
     for name, epochs, batch, rate in rows:
@@ -159,7 +159,7 @@ def test_the_readme_lists_recipes_as_they_are() -> None:
 
 
 def test_the_documentation_lists_every_setting_with_its_default() -> None:
-    text = (RECIPES.parents[1] / "docs" / "recipes.md").read_text()
+    text = (RECIPES.parents[1] / "docs" / "reference" / "recipes.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \|", text, re.MULTILINE))
     required = {"dir": "run", "shards": "shards", "epochs": 99, "batch_size": 8}
     for section, field in Recipe.model_fields.items():

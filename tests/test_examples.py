@@ -48,6 +48,32 @@ def test_inputs_and_targets_are_normalised_as_the_recipe_says(kind: str) -> None
         assert not torch.allclose(example.targets, pixel_target(images, 16, example.mask.indices))
 
 
+@pytest.mark.parametrize(("kind", "of_images"), [(None, "block"), ("tube", "block"), ("random", "random")])
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_examples_of_images_beside_clips_are_those_of_single_frames(
+    kind: str | None, of_images: str, repeats: int
+) -> None:
+    recipes = {
+        frames: load_recipe(
+            "small_video",
+            ["data.shards=unused", "data.image_size=64", f"data.frames={frames}"]
+            + [f"mask.kind={kind if frames > 1 else of_images}"] * (kind is not None),
+        )
+        for frames in (1, 4)
+    }
+    images, clips = (torch.randint(0, 256, (2, 3, frames, 64, 64), dtype=torch.uint8) for frames in (1, 4))
+    keys = torch.arange(2)
+    both, alone, of_clips = (
+        build_examples(recipes[frames], build_model(recipes[frames]), torch.float32, keys.device, single_frames=mixed)
+        for frames, mixed in ((4, True), (1, False), (4, False))
+    )
+    for inputs, made, expected in ((images, both.of(images), alone), (clips, both.of(clips), of_clips)):
+        example, other = made.example(inputs, keys, repeats), expected.example(inputs, keys, repeats)
+        assert torch.equal(example.inputs, other.inputs) and torch.equal(example.targets, other.targets)
+        assert all(torch.equal(one, another) for one, another in zip(example.mask, other.mask, strict=True))
+    assert both.of(images).target is both.of(clips).target and alone.of(images) is alone
+
+
 def test_loss_of_predicting_zero_is_a_ninth_where_every_cell_has_an_edge() -> None:
     """Each cell's 9 numbers have unit length, so their mean square is 1/9."""
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)

@@ -13,10 +13,24 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # Within the pipeline, from the ground up; a folder stands for all that is in it. Modules on one line do not import each
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
-    ["device", "files", "metrics", "peaks", "pixels", "plain_yaml", "random", "settings", "model_options"],
+    ["supervisor"],
+    [
+        "device",
+        "files",
+        "metrics",
+        "optimizers",
+        "peaks",
+        "pixels",
+        "plain_yaml",
+        "random",
+        "settings",
+        "model_options",
+    ],
     ["data", "masks", "targets"],
     ["examples", "record"],
-    ["recipes"],
+    ["recipe_files"],
+    ["overrides"],
+    ["loading"],
     ["config"],
     ["build"],
     ["cluster", "estimate"],
@@ -26,12 +40,17 @@ LAYERS = [
     ["pretrain"],
     ["card"],
     ["finetune"],
+    ["whole_model"],
     ["trained"],
-    ["cli", "doctor", "measure"],
+    ["predict"],
+    ["api"],
+    ["doctor", "measure"],
+    ["cli", "commands"],
+    ["console"],
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("recipes", "config")}
+TYPES_ONLY = {("overrides", "config"), ("loading", "config")}
 
 
 def imported(file: Path) -> set[str]:
@@ -69,6 +88,6 @@ def test_shards_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
 
-def test_reading_a_checkpoint_needs_no_deepspeed() -> None:
-    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.build; sys.exit('deepspeed' in sys.modules)"
+def test_reading_a_checkpoint_and_notebooks_need_no_deepspeed() -> None:
+    code = "import sys, pipeline.checkpoints.checkpoint, pipeline.api; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0

@@ -1,1 +1,1 @@
-"""Vision transformers as MaskFeat uses them: one module for each family, chosen in registry.py."""
+"""Vision transformers for MaskFeat: one module for each family; registry.py chooses."""

@@ -1,4 +1,4 @@
-"""The attention weights of a network whose blocks compute them by `Tensor.softmax`, as timm and torchvision do."""
+"""Record the attention weights of a network whose blocks use `Tensor.softmax`, as those of timm and torchvision do."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Softmaxes(TorchFunctionMode):
-    """Keeps the results of every softmax in its context, as float32."""
+    """Keeps the results of every softmax within its context, as float32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _Softmaxes(TorchFunctionMode):
 
 
 def softmaxes(compute: Callable[[], object]) -> list[Tensor]:
-    """Return the results of all softmaxes that `compute` takes, in their order."""
+    """Return the results of all softmaxes in `compute`, in order."""
     kept = _Softmaxes()
     with kept:
         compute()
@@ -33,10 +33,10 @@ def softmaxes(compute: Callable[[], object]) -> list[Tensor]:
 
 
 def timm_softmaxes(blocks: Iterable[Any], compute: Callable[[], object]) -> list[Tensor]:
-    """Return those of a timm transformer, whose blocks must not fuse attention meanwhile: fused weights are not kept.
+    """Return those of a timm transformer, with fused attention switched off, which does not expose its weights.
 
     Args:
-        blocks: that `compute` runs.
+        blocks: the blocks that `compute` runs.
     """
     layers = [block.attn for block in blocks]
     fused = [layer.fused_attn for layer in layers]

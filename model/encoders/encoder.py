@@ -1,4 +1,4 @@
-"""The interface between MaskFeat and a vision transformer, implemented by one adapter for each family."""
+"""The interface between MaskFeat and a vision transformer, implemented by one adapter per family."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -9,35 +9,36 @@ from torch import Tensor, nn
 
 from model.layout import Layout
 
-PositionInit = Literal["random", "sincos", "fixed"]  # fixed: the table of sincos, which is not trained
+PositionInit = Literal["random", "sincos", "fixed"]  # fixed: the table of sincos, not trained
 Pool = Literal["mean", "class"]  # the mean of the patch tokens, or the class token
 
-_VIDEO_BIAS = 0.02  # with which biases start
-_MASK_CELL = 32  # rows and columns of pixels that a cell of a clip's mask covers
+_VIDEO_BIAS = 0.02  # initial value of biases
+_MASK_CELL = 32  # side of a cell of a clip's mask, in pixels
 
 
 class Encoder(Protocol):
-    """A view of a network; it holds no weights and no state of its own.
+    """A view of a network, without weights and state of its own.
 
-    The three grids are one for a plain vision transformer on images. A transformer that pools between its blocks may
-    embed finer tokens than it predicts at, and have coarser masks.
+    The three grids are equal for a plain vision transformer on images. A transformer that pools between its blocks may
+    embed finer tokens than its predictions, and have coarser masks.
 
     Attributes:
-        network: whose weights are trained, saved and exported.
+        network: the module whose weights are trained, saved and exported.
         input_shape: (3, height, width) of an image, (3, frames, height, width) of a clip.
-        mask_layout: grid that a mask is drawn on; it divides the other two.
+        mask_layout: grid of the mask; it divides the other two.
         token_layout: grid of the embedded patches.
         prediction_layout: grid of the encoded patches.
-        prediction_patch: frames, rows and columns of pixels that one prediction is about.
-        embedding_width: numbers of an embedded patch.
-        width: numbers of an encoded patch.
-        block_widths: numbers of a token behind each block.
-        key_layouts: grid of the keys that each block attends to, besides the `prefix`.
-        prefix: tokens before the patches, such as the class token.
-        depth: blocks.
-        classes: outputs of the network's head; 0: it has none.
-        classifier_parts: beginnings of the names of what only a classifier has, or has trained otherwise than MaskFeat.
-        decayed_vectors: names of the one-dimensional parameters that weight decay shrinks: tokens, not biases.
+        prediction_patch: frames, rows and columns of pixels of one prediction.
+        embedding_width: width of an embedded patch.
+        width: width of an encoded patch.
+        block_widths: width of a token after each block.
+        key_layouts: grid of the keys of each block's attention, besides the `prefix`.
+        prefix: number of tokens before the patches, such as the class token.
+        depth: number of blocks.
+        classes: outputs of the network's head; 0: the network has none.
+        classifier_parts: name prefixes of the parts that only a classifier has, or that it trains unlike MaskFeat.
+        single_frames: the view of the same network on clips of one frame, if it takes these beside longer clips.
+        decayed_vectors: names of the one-dimensional parameters with weight decay: tokens, not biases.
     """
 
     network: Any
@@ -55,10 +56,11 @@ class Encoder(Protocol):
     classes: int
     classifier_parts: tuple[str, ...]
     decayed_vectors: tuple[str, ...]
+    single_frames: "Encoder | None"
 
     @property
     def head(self) -> nn.Module:
-        """A classifier's linear layer; without classes an `nn.Identity`."""
+        """The classifier's linear layer; without classes an `nn.Identity`."""
         ...
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -70,23 +72,23 @@ class Encoder(Protocol):
         ...
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
-        """Embed and encode some of the patches, as if there were no others.
+        """Embed and encode some of the patches only.
 
         Args:
             inputs: normalised, (B, ...).
-            visible: int64 (B * r, kept), the token cells of each view; the r views of an input are in a row.
+            visible: int64 (B * r, kept), the token cells of each view; the r views of an input are consecutive.
             taps: blocks, counted from 0 and ascending, whose outputs are returned.
 
         Returns:
-            (B * r, kept, width) each; the last block's are behind the final norm.
+            (B * r, kept, width) each; the last block's after the final norm.
 
         Raises:
-            ValueError: the network cannot do without a part of its tokens.
+            ValueError: the network needs all of its tokens.
         """
         ...
 
     def pooled(self, inputs: Tensor) -> Tensor:
-        """Return the feature of each normalised input, (B, width), which a classifier's head takes."""
+        """Return the feature of each normalised input, (B, width), the input of a classifier's head."""
         ...
 
     def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
@@ -94,22 +96,22 @@ class Encoder(Protocol):
         ...
 
     def attention(self, inputs: Tensor) -> list[Tensor]:
-        """Return each block's attention to normalised inputs: of each query the shares of the keys, which add up to 1.
+        """Return each block's attention on normalised inputs: for each query the shares of the keys, which sum to 1.
 
-        They are float32 (B, heads, prefix + queries, prefix + keys), and take much memory.
+        The tensors are float32 (B, heads, prefix + queries, prefix + keys), and take much memory.
         """
         ...
 
     def initialise(self, position_init: PositionInit) -> None:
-        """Draw the learned tokens and positions anew. Raises ValueError where there are no such positions."""
+        """Draw the learned tokens and positions anew. Raises ValueError where there are none."""
         ...
 
     def checkpoint_blocks(self, enabled: bool) -> None:
-        """Let training compute each block twice instead of keeping what it computed."""
+        """Enable activation checkpointing, which computes each block twice instead of keeping its activations."""
         ...
 
     def layer_of(self, name: str) -> int:
-        """Return the layer of a parameter of the network: 0 before the blocks, i + 1 in block i, depth + 1 behind."""
+        """Return the layer of a parameter: 0 before the blocks, i + 1 in block i, depth + 1 after them."""
         ...
 
     def macs(self, visible: int | None = None) -> int:
@@ -121,14 +123,21 @@ class Encoder(Protocol):
         ...
 
 
+def view_of(view: Encoder, inputs: Tensor) -> Encoder:
+    """Return the view of a network that these inputs fit: of clips of one frame the one of single frames."""
+    if view.single_frames is not None and inputs.shape[2] == 1:
+        return view.single_frames
+    return view
+
+
 def draw(parameter: nn.Parameter | None) -> None:
-    """Draw a token or positions from the truncated normal of 0.02 of the published code."""
+    """Draw a token or positions from the published code's truncated normal with deviation 0.02."""
     if parameter is not None:
         nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def draw_video_biases(network: nn.Module) -> None:
-    """Let biases start as in the published code of videos: at 0.02, of convolutions at torch's own random values."""
+    """Initialise biases as the published video code does: to 0.02, and in convolutions to torch's default."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.constant_(module.bias, _VIDEO_BIAS)
@@ -146,12 +155,12 @@ def gathered(patches: Tensor, visible: Tensor) -> Tensor:
 
 
 def fix(parameter: nn.Parameter) -> None:
-    """Take a parameter out of the training. It keeps its value, which checkpoints leave out."""
+    """Exclude a parameter from training. It keeps its value, and checkpoints omit it."""
     parameter.requires_grad_(False)
 
 
 def mask_layout(predictions: Layout, input_shape: tuple[int, ...]) -> Layout:
-    """Return the grid of clips' masks: cells of 32 pixels where predictions fill them, else the predictions' own."""
+    """Return the mask grid of clips: cells of 32 pixels where predictions divide them, else the predictions' grid."""
     rows, columns = (side // _MASK_CELL for side in input_shape[-2:])
     fits = not any(side % _MASK_CELL for side in input_shape[-2:])
     if fits and not (predictions.rows % rows or predictions.columns % columns):

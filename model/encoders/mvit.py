@@ -1,8 +1,8 @@
 """torchvision's MViT in the geometry of MaskFeat: MViTv2 with a class token, for clips and for single frames.
 
 Algorithm: Li et al., "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection", CVPR 2022, as
-the published code of MaskFeat sets it up (github.com/facebookresearch/SlowFast): the width doubles in the MLP before a
-stage, residual pooling leaves out the class token, and pre-training does not pool in the last stage.
+the published code of MaskFeat configures it (github.com/facebookresearch/SlowFast): the width doubles in the MLP
+before a stage, residual pooling skips the class token, and pre-training does not pool in the last stage.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
-KERNEL = [3, 3, 3]  # of all poolings within attention
-STRIDE = (2, 4, 4)  # of the patch embedding: frames, rows and columns of pixels
+KERNEL = [3, 3, 3]  # kernel of all poolings within attention
+STRIDE = (2, 4, 4)  # of the patch embedding: frames, rows and columns
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Options:
 
     Attributes:
         embed_dim: width of the first block.
-        depth: blocks.
-        num_heads: of the first block.
-        stages: blocks that begin a stage, counted from 0: there width and heads are doubled.
-        q_stride_blocks: blocks that halve rows and columns; None: all `stages` of a classifier, else all but the last.
-        kv_stride: by which keys and values are pooled in rows and columns; halved wherever queries are, down to 1.
-        drop_path_rate: stochastic depth of the last block, to which it grows linearly from 0.
-        drop_rate: dropout of the feature that a classifier's head takes.
+        depth: number of blocks.
+        num_heads: attention heads of the first block.
+        stages: blocks that begin a stage, counted from 0; there width and heads double.
+        q_stride_blocks: blocks that halve rows and columns; None: all `stages` for a classifier, else all but the last.
+        kv_stride: pooling stride of keys and values in rows and columns; halves with the queries, down to 1.
+        drop_path_rate: stochastic depth, growing linearly from 0 to this rate in the last block.
+        drop_rate: dropout before a classifier's head.
     """
 
     embed_dim: int = 96
@@ -41,7 +41,7 @@ class Options:
     drop_rate: float = 0.0
 
     def poolings(self, classes: int) -> list[int]:
-        """Return the blocks that halve rows and columns in a network with so many classes, 0 in pre-training."""
+        """Return the blocks that halve rows and columns in a network of this many classes, 0 in pre-training."""
         if self.q_stride_blocks is not None:
             return self.q_stride_blocks
         return self.stages if classes else self.stages[:-1]
@@ -50,15 +50,15 @@ class Options:
 SIZES = {
     "mvit_v2_s": Options(),
     "mvit_v2_l": Options(embed_dim=144, depth=48, num_heads=2, stages=[2, 8, 44]),
-    "mvit_v2": Options(),  # of any size, by options
+    "mvit_v2": Options(),  # any size, by options
 }
 
 
 def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> MViT:
     """Build a MViTv2 of torchvision's class.
 
-    Without classes its head is an `nn.Identity`, and its final LayerNorm sits before the pooling, where MaskFeat trains
-    it, else behind it. Beside the parameters the network has `frames` and `grad_checkpointing`.
+    Without classes, the head is an `nn.Identity` and the final LayerNorm is before the pooling, as MaskFeat trains it;
+    with classes, it is after the pooling. Besides parameters, the network has `frames` and `grad_checkpointing`.
 
     Args:
         name, image_size, frames, classes, options: see `mvit_settings`.
@@ -79,8 +79,8 @@ def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, 
     Args:
         name: of `SIZES`.
         image_size: side in pixels, a multiple of 4.
-        frames: of a clip, an even number; 1: the network takes single frames.
-        classes: outputs of its head; 0: the head, of one output, is to be replaced.
+        frames: frames per clip, an even number; 1: the inputs are single frames.
+        classes: outputs of the head; 0: the head has one output and is to be replaced.
         options: those of `Options` that differ from the size's.
 
     Raises:
@@ -93,7 +93,7 @@ def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, 
     _check(made, image_size, frames, classes)
     return {
         "spatial_size": (image_size, image_size),
-        "temporal_size": max(frames, STRIDE[0]),  # torchvision halves it: a single frame, too, is one frame of tokens
+        "temporal_size": max(frames, STRIDE[0]),  # torchvision halves it; a single frame also gives one frame of tokens
         "block_setting": list(_blocks(made, classes)),
         "residual_pool": True,
         "residual_with_cls_embed": False,
@@ -108,13 +108,11 @@ def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, 
 def _check(options: Options, image_size: int, frames: int, classes: int) -> None:
     """Raise ValueError for options that do not fit each other."""
     if options.depth < 2:
-        raise ValueError(f"depth={options.depth} has to be 2 at least")
+        raise ValueError(f"depth={options.depth} must be at least 2")
     for key, blocks in (("stages", options.stages), ("q_stride_blocks", options.poolings(classes))):
         first = 1 if key == "stages" else 0
         if blocks != sorted(set(blocks)) or (blocks and not first <= blocks[0] <= blocks[-1] < options.depth):
-            raise ValueError(
-                f"{key}={blocks} has to be ascending numbers of blocks from {first} to {options.depth - 1}"
-            )
+            raise ValueError(f"{key}={blocks} must be ascending block numbers from {first} to {options.depth - 1}")
     if options.embed_dim % options.num_heads:
         raise ValueError(f"embed_dim={options.embed_dim} is not divisible by num_heads={options.num_heads}")
     if image_size % STRIDE[1]:

@@ -1,4 +1,4 @@
-"""torchvision's MViT as MaskFeat uses it."""
+"""The adapter of torchvision's MViT."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.video import MViT
 
 from model.encoders.attention import softmaxes
-from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, mask_layout
+from model.encoders.encoder import Encoder, Pool, PositionInit, draw, draw_video_biases, mask_layout
 from model.encoders.mvit import KERNEL, STRIDE
 from model.layout import Layout
 
@@ -18,22 +18,28 @@ from model.layout import Layout
 class MViTEncoder:
     """The `Encoder` of a MViT, with three grids.
 
-    For MViTv2-S on 16 frames of 224 pixels these are tokens of 8x56x56, predictions of 8x14x14 (of a classifier 8x7x7)
-    and masks of 8x7x7. The kernel of the patch embedding overlaps its neighbours: next to a mask, a visible token sees
+    For MViTv2-S on 16 frames of 224 pixels, these are tokens of 8x56x56, predictions of 8x14x14 (8x7x7 for a
+    classifier) and masks of 8x7x7. The kernels of the patch embedding overlap: next to a mask, a visible token sees
     a few hidden pixels, as in the published code.
+
+    A single frame has the relative positions in time of a frame to itself, to which torchvision, like the published
+    code, resamples those of a clip: an odd number of them to the middle one.
 
     Args:
         network: as `build_mvit` built it.
+        frames: of the inputs, 1 or those of the network; None: the latter.
     """
 
     decayed_vectors: tuple[str, ...] = ("pos_encoding.class_token",)
 
-    def __init__(self, network: MViT) -> None:
+    def __init__(self, network: MViT, frames: int | None = None) -> None:
         self.network: Any = network
+        frames = frames or self.network.frames
         rows, columns = network.pos_encoding.spatial_size
-        self.input_shape: tuple[int, ...] = (3, self.network.frames, rows * STRIDE[1], columns * STRIDE[2])
-        self.token_layout = Layout(network.pos_encoding.temporal_size, rows, columns)
-        self._grids = [self.token_layout]  # before each block, and behind the last
+        self.input_shape: tuple[int, ...] = (3, frames, rows * STRIDE[1], columns * STRIDE[2])
+        self.token_layout = Layout(max(frames // STRIDE[0], 1), rows, columns)
+        self.single_frames: Encoder | None = MViTEncoder(network, 1) if frames > 1 else None
+        self._grids = [self.token_layout]  # before each block, and after the last
         for block in self.network.blocks:
             self._grids.append(_pooled(self._grids[-1], block.attn.pool_q.pool.stride))
         self.prediction_layout = self._grids[-1]
@@ -69,7 +75,7 @@ class MViTEncoder:
         return encoded
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
-        """See `Encoder`: a MViT pools neighbouring tokens, and so needs all of them."""
+        """See `Encoder`. Raises ValueError: a MViT pools neighbouring tokens, so it needs all of them."""
         raise ValueError("a MViT cannot encode visible patches only: leave out model.decoder, or choose a plain ViT")
 
     def pooled(self, inputs: Tensor) -> Tensor:
@@ -81,7 +87,7 @@ class MViTEncoder:
         return feature
 
     def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
-        """See `Encoder`. Blocks that are not as wide as the last are normalised without a scale and shift."""
+        """See `Encoder`. Blocks of another width than the last are normalised without scale and shift."""
         norm, x, features = self.network.norm, self.network.pos_encoding(self.embed(inputs)), []
         for index in range(max(blocks) + 1):
             x = self._block(index, x)
@@ -96,7 +102,7 @@ class MViTEncoder:
         return softmaxes(lambda: self.encode(self.embed(inputs)))
 
     def initialise(self, position_init: PositionInit) -> None:
-        """See `Encoder`. Biases start as in the published code of videos."""
+        """See `Encoder`. Biases start as in the published video code."""
         if position_init != "random":
             raise ValueError(f"position_init={position_init} needs absolute positions: set it to random for a MViT")
         draw(self.network.pos_encoding.class_token)
@@ -104,7 +110,7 @@ class MViTEncoder:
             for table in (block.attn.rel_pos_h, block.attn.rel_pos_w, block.attn.rel_pos_t):
                 draw(table)
         draw_video_biases(self.network)
-        if not self.classes:  # the published code counts this norm among the prediction head
+        if not self.classes:  # in the published code this norm belongs to the prediction head
             nn.init.zeros_(self.network.norm.bias)
 
     def checkpoint_blocks(self, enabled: bool) -> None:
@@ -118,14 +124,14 @@ class MViTEncoder:
         return 0 if name.startswith(("conv_proj.", "pos_encoding.")) else self.depth + 1
 
     def macs(self, visible: int | None = None) -> int:
-        """See `Encoder`; with the convolutions, and the products of queries and relative positions."""
+        """See `Encoder`; includes the convolutions, and the products of queries and relative positions."""
         total: int = self.token_layout.cells * self.network.conv_proj.weight.numel()
         for block, before, after in zip(self.network.blocks, self._grids, self._grids[1:], strict=False):
             total += _block_macs(block, before, after)
         return total
 
     def _through_blocks(self, tokens: Tensor) -> Tensor:
-        """(B, token cells, embedding width) -> (B, 1 + prediction cells, width)."""
+        """Run the blocks: (B, token cells, embedding width) -> (B, 1 + prediction cells, width)."""
         x: Tensor = self.network.pos_encoding(tokens)  # with the class token
         for index in range(self.depth):
             x = self._block(index, x)
@@ -139,7 +145,7 @@ class MViTEncoder:
 
 
 def _pooled(grid: Layout, stride: Sequence[int]) -> Layout:
-    """Return the grid behind a pooling, which rounds up."""
+    """Return the grid after a pooling, which rounds up."""
     frames, rows, columns = (
         -(-side // step) for side, step in zip((grid.frames, grid.rows, grid.columns), stride, strict=True)
     )
@@ -147,7 +153,7 @@ def _pooled(grid: Layout, stride: Sequence[int]) -> Layout:
 
 
 def _block_macs(block: Any, before: Layout, after: Layout) -> int:
-    """Count the multiply-adds of one input in a block that takes one grid of tokens to another."""
+    """Count the multiply-adds of one input in a block that maps one grid of tokens to another."""
     attention, keys = block.attn, _pooled(before, block.attn.pool_k.pool.stride)
     into, queries, seen = (1 + grid.cells for grid in (before, after, keys))
     width: int = attention.output_dim

@@ -1,4 +1,4 @@
-"""Sine-cosine positions."""
+"""Compute sine-cosine position embeddings."""
 
 import math
 
@@ -9,7 +9,7 @@ from model.layout import Layout
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """2-D sine-cosine position embedding, float32 (rows * columns, width).
+    """Return the 2-D sine-cosine position embedding, float32 (rows * columns, width).
 
     The first half of the width encodes the column, the second the row, each as sines then cosines of frequencies
     10000^(-i / (width/4)), as in the code of He et al., "Masked Autoencoders Are Scalable Vision Learners".
@@ -26,7 +26,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def sincos_cells(layout: Layout, width: int) -> Tensor:
-    """Embedding of the cells of a grid, float32 (cells, width): that of the place, of clips plus that of the frame."""
+    """Return the embedding of a grid's cells, float32 (cells, width): by place, for clips plus that by frame."""
     places = sincos_positions((layout.rows, layout.columns), width)
     if layout.frames == 1:
         return places
@@ -34,7 +34,7 @@ def sincos_cells(layout: Layout, width: int) -> Tensor:
 
 
 def sincos_frames(frames: int, width: int) -> Tensor:
-    """1-D sine-cosine embedding of the frame, float32 (frames, width): sines, then cosines, of 10000^(-i / (width/2)).
+    """Return the 1-D sine-cosine embedding of frames, float32 (frames, width): sin, cos of 10000^(-i / (width/2)).
 
     Raises:
         ValueError: the width is odd.

@@ -1,16 +1,17 @@
-"""Which networks there are, by name, and which adapter each has.
+"""The registry of networks by name, and of their adapters.
 
-A new family of encoders is one module beside this one, a line in `ENCODERS`, and its choice in `build_network`.
+To add a family of encoders, write a module beside this one, and add a line in `ENCODERS` and in `build_network`.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from timm.models import Beit, VisionTransformer
+from timm.models import Beit, Eva, VisionTransformer
 from torch import nn
 from torchvision.models.video import MViT
 
 from model.encoders.encoder import Encoder
+from model.encoders.eva import EvaEncoder
 from model.encoders.mvit import SIZES, build_mvit
 from model.encoders.mvit_encoder import MViTEncoder
 from model.encoders.timm_vit import TimmEncoder, build_encoder
@@ -19,6 +20,7 @@ from model.encoders.tubelet import TubeletEncoder, TubeletViT, build_tubelet_vit
 ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {
     VisionTransformer: TimmEncoder,
     Beit: TimmEncoder,
+    Eva: EvaEncoder,
     MViT: MViTEncoder,
     TubeletViT: TubeletEncoder,
 }
@@ -30,15 +32,15 @@ def build_network(
     """Build a network that `encoder_of` knows.
 
     Args:
-        name: of images that of a timm vision transformer; of clips that, too, whose blocks then make a tubelet ViT, or
+        name: a timm vision transformer, whose blocks make a tubelet ViT for clips; or for clips
             one of `SIZES`: mvit_v2_s, mvit_v2_l, or mvit_v2 with options.
         image_size: side in pixels.
-        frames: of a clip; 1: single frames as inputs (B, 3, 1, H, W); None: images (B, 3, H, W).
-        classes: outputs of its head; 0: it has no head.
+        frames: frames per clip; 1: single frames as inputs (B, 3, 1, H, W); None: images (B, 3, H, W).
+        classes: outputs of the head; 0: the network does not have a head.
         options: see `build_encoder` and `model.encoders.mvit.Options`.
 
     Raises:
-        ValueError: there is no such network, or its options do not fit each other.
+        ValueError: the network is unknown, or its options do not fit each other.
     """
     network: nn.Module
     if name in SIZES:
@@ -53,7 +55,7 @@ def build_network(
 
 
 def encoder_of(network: nn.Module) -> Encoder:
-    """Return the adapter of a network. Raises ValueError for a network that has none."""
+    """Return the adapter of a network. Raises ValueError for a network without one."""
     for family, adapter in ENCODERS.items():
         if isinstance(network, family):
             return adapter(network)

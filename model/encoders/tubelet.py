@@ -1,7 +1,7 @@
-"""A plain vision transformer on clips: timm's blocks behind an embedding of tubelets, patches of two frames.
+"""A plain vision transformer on clips: timm's blocks after an embedding of tubelets, patches of two frames.
 
-It is the plain transformer of the published code of MaskFeat (github.com/facebookresearch/SlowFast, there MViT without
-pooling), with the names that it has there: separable positions, of the place in a frame and of the frame.
+It is the plain transformer of the published code of MaskFeat (github.com/facebookresearch/SlowFast, there MViT
+without pooling), with the same names and separable positions: by place in a frame, and by frame.
 """
 
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.encoders.attention import timm_softmaxes
-from model.encoders.encoder import Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
+from model.encoders.encoder import Encoder, Pool, PositionInit, draw, draw_video_biases, fix, gathered, mask_layout
 from model.encoders.positions import sincos_frames, sincos_positions
 from model.encoders.timm_vit import blocks_macs, build_encoder, through
 from model.layout import Layout
 
-TUBELET = 2  # frames of a tubelet
+TUBELET = 2  # frames per tubelet
 
 
 class TubeletEmbedding(nn.Module):
     """Embeds tubelets of 2 x patch x patch pixels.
 
     Args:
-        width: numbers of an embedded tubelet.
-        patch: rows and columns of pixels.
+        width: width of an embedded tubelet.
+        patch: side of a patch in pixels.
     """
 
     def __init__(self, width: int, patch: tuple[int, int]) -> None:
@@ -34,7 +34,7 @@ class TubeletEmbedding(nn.Module):
         self.proj = nn.Conv3d(3, width, (TUBELET, *patch), (TUBELET, *patch))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """From normalised clips (B, 3, frames, H, W) to (B, tubelets, width), frame by frame, row-major."""
+        """Embed normalised clips (B, 3, frames, H, W) as (B, tubelets, width), frame by frame, row-major."""
         tokens: Tensor = self.proj(clips).flatten(2).transpose(1, 2)
         return tokens
 
@@ -43,8 +43,8 @@ class TubeletViT(nn.Module):
     """A vision transformer on clips.
 
     Args:
-        vit: as `build_encoder` built it: its blocks, norms and head become this network's.
-        frames: of a clip, an even number; 1: the network takes single frames, each shown twice.
+        vit: a result of `build_encoder`, whose blocks, norms and head are used.
+        frames: frames per clip, an even number; 1: the inputs are single frames, which are repeated.
 
     Raises:
         ValueError: the number of frames is odd, or `vit` is not a plain transformer with one class token.
@@ -53,7 +53,7 @@ class TubeletViT(nn.Module):
     def __init__(self, vit: Any, frames: int) -> None:
         super().__init__()
         if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.no_embed_class:
-            raise ValueError("a tubelet ViT is a plain transformer with one class token, which has a position, too")
+            raise ValueError("a tubelet ViT is a plain transformer with one class token, which also has a position")
         if frames != 1 and frames % TUBELET:
             raise ValueError(f"a clip has an even number of frames, or 1, but not {frames}")
         width, grid = vit.embed_dim, vit.patch_embed.grid_size
@@ -70,30 +70,31 @@ class TubeletViT(nn.Module):
         self.fc_norm, self.head_drop, self.head = vit.fc_norm, vit.head_drop, vit.head
 
     def embed(self, clips: Tensor) -> Tensor:
-        """From normalised clips (B, 3, frames, H, W) to embedded tubelets (B, cells, width), without positions."""
-        if self.frames == 1:
-            clips = clips.expand(-1, -1, TUBELET, -1, -1)
-        tokens: Tensor = self.patch_embed(clips)
+        """Embed normalised clips (B, 3, frames, H, W) as tubelets (B, cells, width), without positions.
+
+        A clip has the frames of the network or a single one, see `tubelets_of`.
+        """
+        tokens: Tensor = self.patch_embed(tubelets_of(clips))
         return tokens
 
     def with_positions(self, tokens: Tensor, visible: Tensor | None = None) -> Tensor:
-        """From embedded tubelets to what the first block takes, (B, 1 + cells, width), the class token first.
+        """Add positions and the class token, which comes first. Return the first block's input, (B, 1 + cells, width).
 
         Args:
             tokens: (B, cells, width).
-            visible: which cells these are, int64 (B, cells); None: all, in order.
+            visible: which cells these are, int64 (B, cells); None: all, in order. Those of a single frame are the
+                first: it has the positions of a clip's first tubelets.
         """
         width = tokens.shape[-1]
         positions = (self.pos_embed_temporal[0, :, None] + self.pos_embed_spatial).reshape(1, -1, width)
-        if visible is not None:
-            positions = positions[0][visible]
-        batch = tokens.shape[0]  # not len, which an export would take for a constant
+        positions = positions[:, : tokens.shape[1]] if visible is None else positions[0][visible]
+        batch = tokens.shape[0]  # not len, which an export would treat as a constant
         first = (self.cls_token + self.pos_embed_class).expand(batch, -1, -1)
         x: Tensor = self.norm_pre(self.pos_drop(torch.cat([first, tokens + positions], dim=1)))
         return x
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """From embedded tubelets to the output of the final norm, (B, 1 + cells, width), the class token first."""
+        """Run the blocks and the final norm on embedded tubelets: (B, 1 + cells, width), class token first."""
         x = self.with_positions(tokens)
         for block in self.blocks:
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
@@ -101,18 +102,27 @@ class TubeletViT(nn.Module):
         return encoded
 
     def pooled(self, clips: Tensor) -> Tensor:
-        """Return what the head takes of normalised clips, (B, width)."""
+        """Return the input of the head for normalised clips, (B, width)."""
         feature: Tensor = self.head_drop(self.fc_norm(self.encode(self.embed(clips))[:, 1:].mean(1)))
         return feature
 
     def forward(self, clips: Tensor) -> Tensor:
-        """From normalised clips to logits (B, classes), without classes to features (B, width)."""
+        """Compute logits (B, classes) from normalised clips, or features (B, width) without classes."""
         logits: Tensor = self.head(self.pooled(clips))
         return logits
 
 
+def tubelets_of(clips: Tensor) -> Tensor:
+    """Return clips (B, 3, frames, H, W) as they are, and of one frame the same frame twice: one tubelet in time.
+
+    That is how Girdhar et al. show images to a video model, "OmniMAE: Single Model Masked Pretraining on Images and
+    Videos", CVPR 2023; their code gives it the positions of the first frame.
+    """
+    return clips.expand(-1, -1, TUBELET, -1, -1) if clips.shape[2] == 1 else clips
+
+
 def build_tubelet_vit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> TubeletViT:
-    """Build a tubelet ViT of the blocks of a timm vision transformer.
+    """Build a tubelet ViT from the blocks of a timm vision transformer.
 
     Args:
         name, image_size, classes, options: see `build_encoder`.
@@ -128,18 +138,21 @@ class TubeletEncoder:
     """The `Encoder` of a tubelet ViT: one grid of tokens and predictions, and masks of cells of 32 pixels.
 
     Args:
-        network: as `build_tubelet_vit` built it.
+        network: a result of `build_tubelet_vit`.
+        frames: frames of the inputs, 1 or those of the network; None: those of the network.
     """
 
     decayed_vectors: tuple[str, ...] = ()
     classifier_parts: tuple[str, ...] = ("fc_norm.", "head.")
 
-    def __init__(self, network: TubeletViT) -> None:
+    def __init__(self, network: TubeletViT, frames: int | None = None) -> None:
         self.network: Any = network
-        frames, rows, columns = network.grid
+        frames = frames or network.frames
+        _, rows, columns = network.grid
         _, height, width = network.patch_embed.proj.kernel_size
-        self.input_shape: tuple[int, ...] = (3, network.frames, rows * height, columns * width)
-        self.token_layout = self.prediction_layout = Layout(frames, rows, columns)
+        self.input_shape: tuple[int, ...] = (3, frames, rows * height, columns * width)
+        self.token_layout = self.prediction_layout = Layout(max(frames // TUBELET, 1), rows, columns)
+        self.single_frames: Encoder | None = TubeletEncoder(network, 1) if frames > 1 else None
         self.prediction_patch = (TUBELET, height, width)
         self.mask_layout = mask_layout(self.prediction_layout, self.input_shape)
         self.embedding_width: int = network.patch_embed.proj.out_channels
@@ -193,13 +206,13 @@ class TubeletEncoder:
         return timm_softmaxes(self.network.blocks, lambda: self.encode(self.embed(inputs)))
 
     def initialise(self, position_init: PositionInit) -> None:
-        """See `Encoder`. Biases start as in the published code of videos."""
+        """See `Encoder`. Biases start as in the published video code."""
         network = self.network
         positions = (network.pos_embed_class, network.pos_embed_spatial, network.pos_embed_temporal)
         for parameter in (network.cls_token, *positions):
             draw(parameter)
         draw_video_biases(network)
-        if not self.classes:  # the published code counts this norm among the prediction head
+        if not self.classes:  # in the published code this norm belongs to the prediction head
             nn.init.zeros_(network.norm.bias)
         if position_init == "fixed":
             nn.init.zeros_(network.pos_embed_class)
@@ -227,9 +240,8 @@ class TubeletEncoder:
         return embedding + blocks_macs(self.network.blocks, cells + 1, self.width)
 
     def _pixels(self, inputs: Tensor) -> Tensor:
-        """Cut clips into tubelets: (B, 3, frames, H, W) -> (B, cells, numbers of a kernel), as the kernel has them."""
-        if self.network.frames == 1:
-            inputs = inputs.expand(-1, -1, TUBELET, -1, -1)
+        """Cut clips into tubelets: (B, 3, frames, H, W) -> (B, cells, kernel size), in the order of the kernel."""
+        inputs = tubelets_of(inputs)
         batch, layout, (frames, height, width) = len(inputs), self.token_layout, self.prediction_patch
         grid = (layout.frames, frames, layout.rows, height, layout.columns, width)
         tubelets = inputs.reshape(batch, -1, *grid).permute(0, 2, 4, 6, 1, 3, 5, 7)

@@ -1,1 +1,1 @@
-"""Checkpoints: their format, their seals, and how they are written."""
+"""Checkpoints: their format, their checksums, and how they are written."""

@@ -1,13 +1,13 @@
-"""Checkpoints: safetensors and JSON, independent of ZeRO stage and world size, complete or not there at all.
+"""Checkpoints: safetensors and JSON, independent of ZeRO stage and world size, written atomically.
 
     checkpoints/step-00001000/
-      part-00000.safetensors   some parameters' "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", one file a rank;
-                               after fine-tuning with an average of the weights "ema/NAME", too
-      state.json               step, counters, what the run is (identity) and its recipe
+      part-00000.safetensors   some parameters' "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", one file per rank;
+                               with an average of the weights in fine-tuning also "ema/NAME"
+      state.json               step, counters, the identity of the run and its recipe
       files.json               size and SHA-256 of each file above; written last
 
-`pipeline.checkpoints.saver` writes them. On start the newest valid one wins; an invalid one is reported and skipped.
-Where there are some and none is valid, the run refuses to start afresh. docs/checkpoints.md has the promises.
+`pipeline.checkpoints.saver` writes them. A start uses the newest valid one; an invalid one is reported and skipped. If
+there are some and none is valid, the run refuses to start afresh. docs/reference/checkpoints.md has the guarantees.
 """
 
 import os
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
-PARTS = ("weight", "exp_avg", "exp_avg_sq")  # of every parameter: its fp32 master and Adam's moments
-AVERAGE = "ema"  # and, where a run keeps one, the moving average of the weight
+AVERAGE = "ema"  # besides a weight and its moments, if the run has one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
-# What nonsense leads to
+# Errors that malformed content raises
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, SafetensorError)
 
 
@@ -45,13 +44,13 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says beside its tensors; all JSON.
+    """The contents of a checkpoint besides its tensors; all JSON values.
 
     Attributes:
-        step: steps completed, which is also the place in the sample plan.
-        counters: what else decides the next step (`pipeline.train.state.counters`).
-        identity: what the run is; every life of it must have the same.
-        recipe: the recipe as it was, to rebuild the model from.
+        step: steps completed, which is also the position in the sample plan.
+        counters: further state that decides the next step (`pipeline.train.state.counters`).
+        identity: the identity of the run, the same in all its attempts.
+        recipe: the recipe of the run, to rebuild the model.
     """
 
     step: int
@@ -65,7 +64,7 @@ class Checkpoint:
     """A complete checkpoint on disk.
 
     Attributes:
-        shapes: of its tensors, by their names, "weight/NAME".
+        shapes: the shapes of its tensors by name, "weight/NAME".
     """
 
     folder: Path
@@ -73,13 +72,13 @@ class Checkpoint:
     shapes: Shapes
 
     def weights(self, part: str = "weight") -> dict[str, Tensor]:
-        """The model's state dict, fp32, on the CPU; or another part of the state under the same names."""
+        """Return the model's state dict, fp32, on the CPU; or another part of the state under the same names."""
         prefix = f"{part}/"
         with self.tensors() as tensors:
             return {name.removeprefix(prefix): tensors[name] for name in tensors.names if name.startswith(prefix)}
 
     def tensors(self) -> "Tensors":
-        """All its tensors, read when asked for; to be used in a `with`."""
+        """Return all its tensors, which are read on access, in a `with` block."""
         return Tensors(self.folder)
 
 
@@ -106,17 +105,17 @@ class Tensors:
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of a step's checkpoint."""
     return checkpoints / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint's name tells."""
+    """Return the step in a checkpoint's name."""
     return int(folder.name.removeprefix("step-"))
 
 
 def folders(checkpoints: Path) -> list[Path]:
-    """All checkpoints, valid or not, the oldest first."""
+    """Return all checkpoints, valid or not, the oldest first."""
     return sorted(checkpoints.glob(f"step-{'[0-9]' * 8}"))
 
 
@@ -130,15 +129,15 @@ def newest(
     world: "World | None" = None,
     check: Callable[[Checkpoint], None] = lambda found: None,
 ) -> Checkpoint | None:
-    """The newest valid checkpoint, None if there never was one. Tells `report` of invalid ones.
+    """Return the newest valid checkpoint, None if there never was one. Calls `report` for invalid ones.
 
     Args:
-        check: raises CheckpointError for one that is not valid for the caller, on all ranks alike.
-        world: the ranks, if they call this together. Then each checks a share of the files, all get the same answer,
+        check: raises CheckpointError, on all ranks alike, for a checkpoint that the caller cannot use.
+        world: the ranks, if they call this together. Then each checks a share of the files, all get the same result,
             and rank 0 reports.
 
     Raises:
-        CheckpointError: there are checkpoints and none is valid, or something else lies in their place.
+        CheckpointError: there are checkpoints and none is valid, or there is something else in their place.
     """
     if os.path.lexists(checkpoints) and not checkpoints.is_dir():
         raise CheckpointError(f"{checkpoints} is not a folder: move it away, or choose another run.dir")
@@ -152,7 +151,7 @@ def newest(
             return found
         except CheckpointError as error:
             if world is None or world.rank == 0:
-                report(f"passing over a damaged checkpoint: {error}")
+                report(f"skipping a damaged checkpoint: {error}")
     if candidates:
         raise CheckpointError(
             f"{checkpoints}: none of its {len(candidates)} checkpoints is valid; restore one, "
@@ -162,7 +161,7 @@ def newest(
 
 
 def chosen(run: Path, step: int | None) -> Checkpoint:
-    """A run's checkpoint of a step, or its newest valid one.
+    """Return a run's checkpoint of a step, or its newest valid one.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -181,15 +180,15 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
 
 
 def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Make sure that a checkpoint belongs to the run at hand.
+    """Check that a checkpoint belongs to the given run.
 
     Args:
         found: the checkpoint.
-        identity: of the run at hand.
-        defaults: what a setting was for a checkpoint of an earlier version, which does not know it.
+        identity: that of the run.
+        defaults: the values of settings that a checkpoint of an earlier version lacks.
 
     Raises:
-        CheckpointError: it does not; names what differs.
+        CheckpointError: it does not; the message names the differences.
     """
     known = defaults | found.facts.identity
     differing = [
@@ -204,11 +203,11 @@ def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[s
 
 
 def read(folder: Path, world: "World | None" = None) -> Checkpoint:
-    """Open one checkpoint and check every byte of it; as for `world`, see `newest`.
+    """Open one checkpoint and verify every byte of it; for `world`, see `newest`.
 
     Raises:
-        CheckpointError: a file is missing, too much, or not the one that was written, the format is a newer one, or
-            what is written is not what a checkpoint may hold.
+        CheckpointError: a file is missing, superfluous, or not the one that was written; the format is newer; or the
+            content is not valid in a checkpoint.
     """
     rank, size = (world.rank, world.size) if world else (0, 1)
     facts, problem = None, None
@@ -233,11 +232,11 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
 
 
 def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tuple[int, ...]]]]:
-    """What state.json says, after a check of it and of every `size`-th part; and the shapes of the tensors in these."""
+    """Verify state.json and every `size`-th part. Return the facts of the one and the tensors' shapes of the other."""
     seals = parse_json(plain(folder / FILES).read_bytes())
     parts = [part.name for part in _parts(folder)]
     if seals.keys() != {*parts, STATE}:
-        raise CheckpointError(f"{folder} holds other files than were written")
+        raise CheckpointError(f"{folder} has other files than were written")
     for name in (STATE, *parts[rank::size]):
         if seal(folder / name) != seals[name]:
             raise CheckpointError(f"{folder / name} is not what was written")
@@ -245,7 +244,7 @@ def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tu
     version = state.pop("version")
     if version != VERSION:
         raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
-    facts = Facts(**masked_values(state))  # what was written before there were masks may hold secrets
+    facts = Facts(**masked_values(state))  # checkpoints of earlier versions may contain secrets
     if type(facts.step) is not int or facts.step != step_of(folder):
         raise CheckpointError(f"{folder} holds the checkpoint of step {facts.step}")
     for name in ("counters", "identity", "recipe"):

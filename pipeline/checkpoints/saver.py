@@ -1,8 +1,8 @@
-"""Saving off the critical path: training goes on as soon as a snapshot lies in host memory.
+"""Save in the background: training continues as soon as a snapshot is in host memory.
 
 A thread of each rank writes that rank's part; the threads agree over a process group of their own. A folder is written
-under another name and renamed once every rank's part is on disk, so that whatever dies on the way leaves no checkpoint.
-A save that fails leaves those before it alone, and is told; the next one tries again.
+under another name and renamed once every rank's part is on disk, so that an interrupted save never leaves a checkpoint.
+A save that fails leaves earlier checkpoints alone, and is reported; the next one tries again.
 """
 
 import json
@@ -27,9 +27,9 @@ from pipeline.checkpoints.sealing import Shapes, seal
 from pipeline.cluster.world import World
 from shards.files import fsync
 
-DEADLINE = 600  # seconds that ranks wait for each other's disks, and a save for the one before
-GRACE = 20  # seconds for a save under way when the run ends by an error
-RESERVE = 2**26  # bytes that a save leaves free, for what else a run writes
+DEADLINE = 600  # seconds that ranks wait for each other's disks, and for the previous save
+GRACE = 20  # seconds for a save in progress when the run ends with an error
+RESERVE = 2**26  # bytes that a save leaves free, for the run's other files
 
 Value = TypeVar("Value")
 
@@ -38,11 +38,11 @@ class Saver:
     """Writes a run's checkpoints. All ranks build one and call `start` and `wait` together.
 
     Args:
-        folder: of the checkpoints; all ranks see the same one.
-        shapes: of this rank's share of the states, by their names; over all ranks every name once.
-        keep: so many of the newest stay.
-        keep_every: those whose step is a multiple of it stay, too.
-        minutes: after which a save is overdue; None: it never is.
+        folder: the folder of the checkpoints, shared by all ranks.
+        shapes: shapes of this rank's share of the states, by name; over all ranks, every name occurs once.
+        keep: number of newest checkpoints to keep.
+        keep_every: checkpoints whose step is a multiple of this are kept, too.
+        minutes: minutes after which a save is overdue; None: never.
 
     Raises:
         CheckpointError: the share does not fit into host memory.
@@ -64,21 +64,21 @@ class Saver:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=DEADLINE))
         self._snapshot = _allocate(shapes, pin=world.gpu is not None)
         self._thread: Thread | None = None
-        self._problem: str | None = None  # of the last save
-        self._problems: list[str] = []  # of all
-        self._told = 0  # so many of them
+        self._problem: str | None = None  # the problem of the last save
+        self._problems: list[str] = []  # those of all saves
+        self._told = 0  # the number of them already returned
         self._lost: Exception | None = None  # ranks can no longer agree
         self._seconds = inf if minutes is None else 60 * minutes
         self._begun = time.monotonic()  # the last save or, before the first one, this attempt of the run
 
     @property
     def overdue(self) -> bool:
-        """Whether the last save began more than `minutes` ago, by the clock of this rank."""
+        """Whether the last save began more than `minutes` ago, by this rank's clock."""
         return time.monotonic() - self._begun > self._seconds
 
     @property
     def failures(self) -> int:
-        """Saves that failed, on every rank alike."""
+        """The number of failed saves, the same on every rank."""
         return len(self._problems)
 
     def __enter__(self) -> Self:
@@ -89,13 +89,13 @@ class Saver:
             self._thread.join(GRACE)
 
     def start(self, states: Iterable[tuple[str, Tensor]], facts: Facts) -> None:
-        """Copy the states to host memory and begin to write them; waits for the save before.
+        """Copy the states to host memory and start to write them; waits for the previous save.
 
         Args:
-            states: this rank's share, of the shapes that it was built for, on any device.
+            states: this rank's share, with the shapes given at construction, on any device.
 
         Raises:
-            CheckpointError: the save before does not end.
+            CheckpointError: the previous save does not end.
         """
         self.wait()
         self._begun = time.monotonic()
@@ -107,7 +107,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> str | None:
-        """Wait for the save under way; what went wrong with the last one, the same answer on all ranks.
+        """Wait for the save in progress. Return the problem of the last save, if any, the same on all ranks.
 
         Raises:
             CheckpointError: it does not end.
@@ -115,14 +115,14 @@ class Saver:
         if self._thread:
             self._thread.join(DEADLINE)
             if self._thread.is_alive():
-                raise CheckpointError(f"{self._folder}: a save has not ended in {DEADLINE} s: see to the storage")
+                raise CheckpointError(f"{self._folder}: a save has not ended in {DEADLINE} s: check the storage")
             self._thread = None
         if self._lost:
             raise self._lost
         return self._problem
 
     def problems(self) -> list[str]:
-        """What went wrong with saves since this was last asked. Waits for nothing."""
+        """Return the problems of saves since the last call. Does not wait."""
         new = self._problems[self._told :]
         self._told += len(new)
         return new
@@ -134,7 +134,7 @@ class Saver:
         except CheckpointError as error:
             self._problem = f"the save of step {facts.step} failed: {error}; the checkpoints before it are intact"
             self._problems.append(self._problem)
-        except Exception as error:  # of the process group, when a rank is gone: for the main thread to raise
+        except Exception as error:  # of the process group, when a rank is gone; the main thread raises it
             self._lost = error
 
     def _save(self, facts: Facts) -> None:
@@ -152,7 +152,7 @@ class Saver:
 
     def _make_room(self, partial: Path, needed: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self._folder.glob(".step-*"):  # of a save or a removal that was killed
+        for leftover in self._folder.glob(".step-*"):  # left by a save or a removal that was killed
             _clear(leftover)
         free = shutil.disk_usage(self._folder).free
         if free < needed + RESERVE:
@@ -166,7 +166,7 @@ class Saver:
         part = partial / f"part-{self._world.rank:05d}.safetensors"
         try:
             save_file(self._snapshot, part)
-        except SafetensorError as error:  # of the disk, too
+        except SafetensorError as error:  # includes disk errors
             raise OSError(f"{part}: {error}") from error
         share(part)
         fsync(part)
@@ -180,7 +180,7 @@ class Saver:
         fsync(files)
         fsync(partial)
         for other in folders(self._folder):
-            if other >= final:  # damaged: they were passed over
+            if other >= final:  # damaged: they were skipped
                 self._remove(other)
         partial.rename(final)
         fsync(self._folder)
@@ -189,17 +189,17 @@ class Saver:
                 self._remove(other)
 
     def _remove(self, checkpoint: Path) -> None:
-        """Never leaves a half-removed one under its name."""
+        """Remove a checkpoint; never leaves a partly removed one under its name."""
         hidden = checkpoint.with_name(f".{checkpoint.name}-old")
         checkpoint.rename(hidden)
         _clear(hidden)
 
     def _on_first(self, work: Callable[[], None]) -> None:
-        """Do something on rank 0, with `_together`."""
+        """Run `work` on rank 0, with `_together`."""
         self._together(work if self._world.rank == 0 else lambda: None)
 
     def _together(self, work: Callable[[], Value]) -> list[Value]:
-        """Do something on every rank; what each returned, in rank order.
+        """Run `work` on every rank; return the results in rank order.
 
         Raises:
             CheckpointError: on all ranks, if the disk failed any of them.
@@ -225,20 +225,20 @@ class Saver:
 
 
 def snapshot_bytes(numbers: int, pinned: bool) -> int:
-    """Host memory that a snapshot of so many numbers takes; torch rounds pinned memory up to a power of two."""
+    """Return the bytes of a snapshot of this many numbers; torch rounds pinned memory to powers of two."""
     size = 4 * numbers
     return 2 ** max(0, size - 1).bit_length() if pinned else size
 
 
 def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
-    """float32 tensors of these shapes that lie in one buffer of host memory, since each pinned one takes milliseconds.
+    """Allocate float32 tensors of these shapes in one buffer of host memory, since each pinned one takes milliseconds.
 
     Raises:
-        CheckpointError: there is not so much memory.
+        CheckpointError: there is not enough memory.
     """
     sizes = [prod(shape) for shape in shapes.values()]
     try:
-        buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pin).zero_()  # the first save finds it mapped
+        buffer = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=pin).zero_()  # maps it before the first save
     except RuntimeError:
         raise CheckpointError(
             f"this rank's share of a checkpoint, {4 * sum(sizes) / 1e9:.2f} GB, does not fit into the memory of its "
@@ -249,7 +249,7 @@ def _allocate(shapes: Shapes, pin: bool) -> dict[str, Tensor]:
 
 
 def _clear(path: Path) -> None:
-    """Remove a folder, as far as it can be: NFS keeps what is open somewhere. Or what is in the place of one."""
+    """Remove a folder, or a file in its place, as far as possible: NFS keeps files that are open somewhere."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:

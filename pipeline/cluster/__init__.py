@@ -1,1 +1,1 @@
-"""The processes of a run and their machines: who they are, how they start, stop, and notice that one is lost."""
+"""The processes of a run and their machines: ranks, launchers, stopping, and detecting lost ranks."""

@@ -1,14 +1,14 @@
-"""What a check before a run comes to, in words that name the nodes."""
+"""The findings of checks before a run, in words that name the nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-_SHOWN = 4  # places named in a line
+_SHOWN = 4  # most places named in a line
 
 
 class Verdict(IntEnum):
-    """What a finding means: go on, look at it, or do not start."""
+    """The meaning of a finding: fine, worth a look, or do not start."""
 
     OK = 0
     WARNING = 1
@@ -21,8 +21,8 @@ class Finding:
 
     Attributes:
         check: what was checked.
-        verdict: what that means.
-        results: what was found, by place: some ranks, or a node.
+        verdict: its meaning.
+        results: the results by place: some ranks, or a node.
         remedy: what to do, where the verdict is not ok.
     """
 
@@ -38,7 +38,7 @@ class Finding:
 
 
 def conclude(check: str, hosts: Sequence[str], told: Sequence[tuple[Verdict, str]], remedy: str) -> Finding:
-    """The finding of what every rank tells.
+    """Combine what every rank reports into a finding.
 
     Args:
         check: what was checked.
@@ -47,7 +47,7 @@ def conclude(check: str, hosts: Sequence[str], told: Sequence[tuple[Verdict, str
         remedy: what to do unless all is well.
 
     Returns:
-        The worst verdict. Ranks that tell the same are one place, "ranks 0-7, 16 (2 nodes)"; the worst come first.
+        The worst verdict. Ranks with equal results are one place, "ranks 0-7, 16 (2 nodes)"; the worst come first.
     """
     results: dict[str, str] = {}
     for verdict in reversed(Verdict):

@@ -1,9 +1,10 @@
-"""What the program that started a process tells it about its place, and what its end means."""
+"""Read a process's ranks from its launcher's environment, and watch for the launcher's end."""
 
 import os
 import re
 import select
 import signal
+import socket
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,21 +12,21 @@ from pathlib import Path
 
 
 def place(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Rank and local rank of this process, known before it joins the others."""
+    """Return rank and local rank of this process, which are known before it joins the others."""
     rank = environment.get("RANK") or environment.get("SLURM_PROCID") or 0
     return int(rank), int(environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or 0)
 
 
 def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
-    """The place of a task that srun started, in the names that DeepSpeed's launcher and torchrun use.
+    """Return the ranks of a task that srun started, under the names of DeepSpeed's launcher and torchrun.
 
-    Rank 0 is on the first node of the step's list; its port follows from job and step, so that all tasks know it. An
-    address or a port that the environment has already is kept.
+    Rank 0 is on the first node of the step's list; its port is computed from job and step, so that all tasks know it.
+    An address or a port that is already in the environment is kept.
     """
     nodes = environment["SLURM_STEP_NODELIST"]  # "gpu[003-010,12],other", or "gpu003"
     first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     assert first, nodes
-    tasks = [  # of each node, from "8(x3),4"
+    tasks = [  # tasks of each node, from "8(x3),4"
         int(count)
         for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
         for _ in range(int(times or 1))
@@ -41,18 +42,30 @@ def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def stop_with_launcher() -> None:
-    """From now on, take the end of the launcher for a SIGTERM: nobody else would end this process, or learn its status.
+def launched(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher has started this process: DeepSpeed's, torchrun or srun."""
+    return "RANK" in environment or "SLURM_STEP_NUM_TASKS" in environment
 
-    The launcher is the parent. DeepSpeed's has a parent that matters too: on one node the `deepspeed` command, which
-    dies of a signal without passing it on; on others the ssh connection that the command holds.
+
+def free_port() -> int:
+    """Return a port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def stop_with_launcher() -> None:
+    """From now on, treat the end of the launcher as a SIGTERM: otherwise nothing would end this process.
+
+    The launcher is the parent. DeepSpeed's launcher has a parent that matters as well: on one node the `deepspeed`
+    command, which dies of a signal without passing it on; on others the ssh connection that the command holds.
     """
     launchers = [os.getppid()]
     with suppress(OSError):
         process = Path(f"/proc/{launchers[0]}")
         if b"deepspeed.launcher.launch" in (process / "cmdline").read_bytes().split(b"\0"):
             launchers.append(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
-    with suppress(OSError):  # Linux before 5.3, or a parent outside of this container: not to be watched
+    with suppress(OSError):  # Linux before 5.3, or a parent outside this container, cannot be watched
         ends = [os.pidfd_open(launcher) for launcher in launchers]
         threading.Thread(target=_await_end, args=[ends], daemon=True).start()
 

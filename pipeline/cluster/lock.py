@@ -1,4 +1,4 @@
-"""One run at a time in a folder: two would remove each other's checkpoints."""
+"""Allow one run at a time in a folder: two would remove each other's checkpoints."""
 
 import os
 import socket
@@ -10,27 +10,27 @@ from pipeline.cluster.world import World
 from pipeline.files import flock, tell
 from pipeline.settings import ConfigError
 
-_LONGEST = 300  # bytes that the holder of a lock says of itself
+_LONGEST = 300  # bytes of the description of a lock's holder
 PATIENCE = 60  # seconds: ranks that were asked to stop may still be saving
 
 
 def hold(folder: Path, world: World, patience: float) -> None:
-    """Have a run's folder for these ranks alone, until rank 0 ends. All ranks call this together.
+    """Lock a run's folder for these ranks, until rank 0 ends. All ranks call this together.
 
-    Where the file system knows no locks, or the disk fails, the run goes on without.
+    Where the file system does not have locks, or the disk fails, the run continues without.
 
     Args:
         patience: seconds to wait for another run's end.
 
     Raises:
-        ConfigError: on all ranks alike, if another run still has it then.
+        ConfigError: on all ranks alike, if another run still holds it then.
     """
     if problem := world.from_first("" if world.rank else _take(folder, patience)):
         raise ConfigError(problem)
 
 
 def _take(folder: Path, patience: float) -> str:
-    """Why the folder cannot be had; empty: it is."""
+    """Lock the folder. Return why that fails, or an empty string."""
     path, deadline, told = folder / ".lock", time.monotonic() + patience, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def _take(folder: Path, patience: float) -> str:
     except OSError as error:
         tell(f"note: {path} cannot be locked ({error.strerror}): start nothing else on this run.dir")
         return ""
-    # Never closed: a thread may save to the very end of the process
+    # Never closed: a thread may save until the end of the process
     with suppress(OSError):  # a full disk
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

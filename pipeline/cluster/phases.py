@@ -1,7 +1,7 @@
-"""What the training loop is doing: named in profiles, and watched, so that no wait lasts for ever.
+"""Name the current activity of the training loop in profiles, and watch it, so that no wait lasts forever.
 
-A rank that is stopped, cut off or gone leaves the others waiting in a collective, which by itself may take half an hour
-to give up, or never does. So every rank watches itself.
+A rank that is stopped, disconnected or gone leaves the others waiting in a collective, which may take half an hour to
+give up, or never does. So every rank watches itself.
 """
 
 import faulthandler
@@ -25,24 +25,24 @@ _LAST_WORDS = 10.0  # seconds
 
 
 class Phases:
-    """Names what this rank does now; while its context lasts, ends the process if that is the same for too long.
+    """Names the current phase of this rank; within its context, ends the process if one phase lasts too long.
 
-    Time is counted in ticks of a thread, so a process that was stopped as a whole does not end when it goes on.
+    Time is counted in ticks of a thread, so a process that was suspended as a whole does not end when it continues.
 
     Args:
-        folder: `run.dir`, which gets stacks-rank{r}.txt when the process ends so.
-        rank: this one.
+        folder: `run.dir`, in which stacks-rank{r}.txt is written when this ends the process.
+        rank: this rank.
         deadline: seconds that one phase may take.
 
     Attributes:
-        step: the one under way.
+        step: the step in progress.
     """
 
     def __init__(self, folder: Path, rank: int, deadline: float) -> None:
         self.step = 0
         self._folder, self._rank, self._deadline = folder, rank, deadline
         self._name = "start"
-        self._entered = 0  # phases so far
+        self._entered = 0  # number of phases so far
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """What happens inside is called so, one of NAMES."""
+        """Run the block as the phase `name`, one of NAMES."""
         before = self._name
         self._enter(name)
         try:
@@ -78,7 +78,7 @@ class Phases:
     def _give_up(self) -> None:
         telling = threading.Thread(target=self._tell, name="last words", daemon=True)
         telling.start()
-        telling.join(_LAST_WORDS)  # the storage, or who listens to this process, may be what hangs
+        telling.join(_LAST_WORDS)  # the storage, or the reader of this process's output, may hang
         dismiss()
         os._exit(1)
 

@@ -1,9 +1,9 @@
-"""Stopping on a signal: all ranks end the same step, save, and exit.
+"""Stop on a signal: all ranks finish the same step, save, and exit.
 
 Schedulers send SIGTERM or SIGUSR1 some time before they kill, to some ranks or to all, at different moments. A terminal
 sends SIGINT to all processes of its foreground job when Ctrl-C is pressed, and SIGHUP when it is closed. So a signal
-only leaves a note, and ranks tell each other about it in the background: what any of them had noted before one step is
-known to all after the next. Nothing here waits for a GPU.
+only sets a flag, which ranks exchange in the background: a flag that any rank has set before one step is known to all
+after the next. Nothing here waits for a GPU.
 """
 
 import signal
@@ -20,16 +20,16 @@ EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
 class Preemption:
-    """Listens for signals while its context lasts. All ranks enter it, and call `agreed` after every step."""
+    """Listens for signals within its context. All ranks enter it, and call `agreed` after every step."""
 
     def __init__(self, world: World) -> None:
         self._asked = False
         self._group: Any = distributed.new_group(backend="gloo") if world.size > 1 else None
-        self._exchange: tuple[Any, torch.Tensor] | None = None  # under way, and what it will tell
+        self._exchange: tuple[Any, torch.Tensor] | None = None  # in progress, and its result
 
     def __enter__(self) -> Self:
         heeded = SIGNALS
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the run is to outlast its terminal
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the run must outlive its terminal
             heeded = tuple(number for number in SIGNALS if number != signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
@@ -39,13 +39,13 @@ class Preemption:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any rank had been asked to stop when it last called this; the same answer on all ranks."""
+        """Return whether any rank had been asked to stop at its previous call; the same result on all ranks."""
         if self._group is None:
             return self._asked
         answer = False
         if self._exchange:
             work, asked = self._exchange
-            work.wait()  # a step has gone by: it is over, but for a rank that is far behind
+            work.wait()  # a step has passed: it is complete, unless a rank is far behind
             answer = bool(asked)
         asked = torch.tensor([self._asked], dtype=torch.int32)
         self._exchange = distributed.all_reduce(asked, distributed.ReduceOp.MAX, self._group, async_op=True), asked

@@ -1,7 +1,7 @@
-"""Before a run: do all ranks have the same program, recipe and data, and one folder for the run?
+"""Check before a run that all ranks have the same program, recipe and data, and share one run folder.
 
-Nothing else in a run would notice: ranks of different recipes train on in silence, or hang in a collective of different
-sizes. `scripts/doctor.py` asks the same and measures the machines too.
+Nothing else in a run would notice: ranks with different recipes would train on silently, or hang in a collective of
+different sizes. `scripts/doctor.py` makes the same checks and measures the machines as well.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ from pipeline.config import TrainingRecipe
 from pipeline.data.decode.libraries import driver_version
 from pipeline.settings import ConfigError
 
-_MAY_DIFFER = {"timm", "DALI", "python", "CUDA", "driver"}  # in version, at the operator's risk
+_MAY_DIFFER = {"timm", "DALI", "python", "CUDA", "driver"}  # versions that may differ, at the operator's risk
 _PACKAGES = ("pipeline", "model", "shards")
-_PATIENCE = 3.0  # seconds until a file that another node made has to be seen
+_PATIENCE = 3.0  # seconds until a file of another node must be visible
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What one rank says of itself.
+    """The facts that one rank reports.
 
     Attributes:
         host: name of its node.
-        versions: of the programs, by name.
+        versions: versions of the programs, by name.
         recipe: all settings, "section.key" to value.
-        inputs: identities of what is read, by the setting that names it.
-        run_dir: what is wrong with the run's folder as this rank sees it; empty: nothing.
+        inputs: identities of the inputs, by the setting that names them.
+        run_dir: the problem with the run's folder on this rank; empty: none.
     """
 
     host: str
@@ -52,16 +52,16 @@ class Claims:
 
 
 def check(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) -> list[str]:
-    """Compare what the ranks are about to run; all ranks call this together. It makes `run.dir`.
+    """Compare what the ranks are about to run; all ranks call this together. It creates `run.dir`.
 
     Args:
         inputs: as in `Claims`.
 
     Returns:
-        What an operator should know, a line each.
+        Lines for the operator.
 
     Raises:
-        ConfigError: on all ranks alike, if the run must not start so.
+        ConfigError: on all ranks alike, if the run must not start.
     """
     findings = agreement(exchange(recipe, inputs, world))
     if problems := [str(finding) for finding in findings if finding.verdict is Verdict.PROBLEM]:
@@ -70,8 +70,8 @@ def check(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) -> li
 
 
 def exchange(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) -> list[Claims]:
-    """The claims of all ranks, on every rank: one broadcast, one gather."""
-    # A new name each time: network file systems remember for seconds that a file was not there
+    """Return the claims of all ranks, on every rank: one broadcast, one gather."""
+    # A new name each time: network file systems cache for seconds that a file does not exist
     sign, problem = recipe.run.dir / f".preflight-{uuid4().hex}", ""
     if world.rank == 0:
         try:
@@ -92,7 +92,7 @@ def exchange(recipe: TrainingRecipe, inputs: Mapping[str, Any], world: World) ->
 
 
 def agreement(claims: Sequence[Claims]) -> list[Finding]:
-    """Judge what the ranks said, in rank order."""
+    """Compare the claims of the ranks, in rank order."""
     first, hosts = claims[0], [claim.host for claim in claims]
     return [
         _compared(
@@ -121,7 +121,7 @@ def agreement(claims: Sequence[Claims]) -> list[Finding]:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a rank's numbers or its understanding with the others depend on."""
+    """Return the versions of everything that a rank's numbers or its communication depend on."""
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()  # type: ignore[no-untyped-call]
     return {
         "this project": _source_hash(),
@@ -137,7 +137,7 @@ def versions() -> dict[str, str]:
 
 
 def _source_hash() -> str:
-    """Of the code as it lies there, whatever version it claims to be."""
+    """Hash the source code itself, whatever its version number."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
     for file in sorted(file for package in _PACKAGES for file in (root / package).rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -145,12 +145,12 @@ def _source_hash() -> str:
 
 
 def _looks_for(sign: Path, own: Path) -> str:
-    """What keeps this rank from seeing the first one's sign, or from leaving one of its own; empty: nothing."""
+    """Look for rank 0's file, and write one. Return why either fails, or an empty string."""
     deadline = time.monotonic() + _PATIENCE
     try:
         while not sign.exists():
             if time.monotonic() > deadline:
-                return "does not see what rank 0 wrote there"
+                return "does not see the file that rank 0 wrote there"
             time.sleep(0.1)
         own.touch()
         own.unlink()
@@ -166,7 +166,7 @@ def _not_writable(error: OSError) -> str:
 def _compared(
     check: str, values: Sequence[Mapping[str, Any]], hosts: Sequence[str], equal: str, remedy: str
 ) -> Finding:
-    """Whether all ranks have the same values, and `equal` to say so."""
+    """Return whether all ranks have the same values, with `equal` as the result if so."""
     names = dict.fromkeys(name for value in values for name in value)
     differing = [name for name in names if len({_text(value.get(name)) for value in values}) > 1]
     if not differing:

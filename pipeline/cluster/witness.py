@@ -1,8 +1,8 @@
-"""A process beside each rank, which tells how the rank died where the rank itself cannot.
+"""Run a process beside each rank, which reports how the rank died where the rank itself cannot.
 
-A fault in native code and an abort, by which NCCL's watchdog ends a process from a thread of its own, leave time for
-Python's fault handler only; SIGKILL, by which the kernel frees memory, leaves none. So the fault handler writes the
-stacks of all threads into a pipe, and the witness reads the pipe to its end, which is the end of the rank.
+A fault in native code and an abort, by which NCCL's watchdog ends a process from its own thread, leave time only for
+Python's fault handler; SIGKILL, by which the kernel frees memory, leaves none. So the fault handler writes the
+stacks of all threads into a pipe, and the witness reads the pipe until it closes, which is the end of the rank.
 """
 
 import faulthandler
@@ -17,25 +17,25 @@ from pathlib import Path
 
 from shards.terminal import note
 
-_DISMISSED = b"\0"  # the last byte of a rank that has told its end itself
-_PATIENCE = 10  # seconds for the last words: the storage, or who listens to this process, may be what hangs
+_DISMISSED = b"\0"  # the last byte of a rank that has reported its end itself
+_PATIENCE = 10  # seconds for the last message: the storage, or the reader of the output, may hang
 _RESUMES = "the same command resumes from the last checkpoint"
 
-_pipe: int | None = None  # of this process to its witness
+_pipe: int | None = None  # from this process to its witness
 
 
 @contextmanager
 def witnessed(folder: Path, rank: int) -> Iterator[None]:
-    """Have this process's death told in one line while the context lasts; stacks go to stacks-rank{r}.txt.
+    """Report this process's death in one line, within the context; stacks are written to stacks-rank{r}.txt.
 
     Args:
         folder: `run.dir`.
-        rank: this one.
+        rank: this rank.
     """
     global _pipe
     read, _pipe = os.pipe()
     command = [sys.executable, "-P", "-m", __name__, str(folder), str(rank)]
-    # In a session of its own: what ends the rank by a signal to its process group is told, too
+    # In its own session, so that a signal to the rank's process group does not end it, too
     witness = subprocess.Popen(command, stdin=read, start_new_session=True)
     os.close(read)
     faulthandler.enable(_pipe)
@@ -49,27 +49,27 @@ def witnessed(folder: Path, rank: int) -> Iterator[None]:
 
 
 def dismiss() -> None:
-    """Have the witness of this process, if there is one, keep silent about an end that is told already."""
+    """Dismiss this process's witness, if there is one, since the end is already reported."""
     global _pipe
     if _pipe is not None:
-        with suppress(OSError):  # somebody has killed it
+        with suppress(OSError):  # it was killed
             os.write(_pipe, _DISMISSED)
         os.close(_pipe)
         _pipe = None
 
 
 def explain(words: bytes, rank: int, stacks: Path, memory_ran_out: bool) -> str:
-    """The line about a rank's death.
+    """Return the line about a rank's death.
 
     Args:
-        words: of the fault handler; empty where the rank was not given the time.
-        stacks: the file that gets them.
-        memory_ran_out: the kernel has killed processes of this node for their memory meanwhile.
+        words: the fault handler's output; empty where there was no time.
+        stacks: the file of the stacks.
+        memory_ran_out: the kernel has killed processes of this node for lack of memory meanwhile.
     """
     if fault := re.match(rb"Fatal Python error: (.*)", words):
         how = fault[1].decode(errors="replace")
         return (
-            f"error: rank {rank} has died ({how}), and what a library says of that is above; stacks go to {stacks}; "
+            f"error: rank {rank} has died ({how}), and the library's message about it is above; stacks go to {stacks}; "
             f"{_RESUMES}"
         )
     if memory_ran_out:
@@ -81,7 +81,7 @@ def explain(words: bytes, rank: int, stacks: Path, memory_ran_out: bool) -> str:
 
 
 def killed_for_memory(vmstat: Path = Path("/proc/vmstat")) -> int:
-    """Processes of this node that the kernel has killed for their memory, since it booted."""
+    """Return the number of processes that this node's kernel has killed for lack of memory since it booted."""
     with suppress(OSError):
         if count := re.search(r"^oom_kill (\d+)$", vmstat.read_text(), re.MULTILINE):
             return int(count[1])

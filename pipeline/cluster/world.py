@@ -1,8 +1,7 @@
-"""The processes of a run: who am I, on which device, and the few exchanges the loop needs."""
+"""The processes of a run: rank, device, and the exchanges of the training loop."""
 
 import importlib
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 from torch.distributed import DistError, DistNetworkError, distributed_c10d
 
-from pipeline.cluster.launchers import slurm_place, stop_with_launcher
+from pipeline.cluster.launchers import free_port, slurm_place, stop_with_launcher
 from pipeline.settings import ConfigError
 
 Value = TypeVar("Value")
@@ -37,24 +36,24 @@ class World:
         return self.device.index if self.device.type == "cuda" else None
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over the ranks, in place."""
+        """Sum element-wise over the ranks, in place."""
         comm.all_reduce(values)
         return values
 
     def rows(self, values: Tensor) -> Tensor:
-        """What every rank passed, (n,), in rank order: (size, n)."""
+        """Gather the values of every rank, (n,), in rank order: (size, n)."""
         rows = values.new_empty(self.size * len(values))
         comm.all_gather_into_tensor(rows, values)
         return rows.view(self.size, -1)
 
     def from_first(self, value: Value) -> Value:
-        """What rank 0 passed, on every rank; must be picklable."""
+        """Return rank 0's value on every rank; it must be picklable."""
         box = [value]
         comm.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """What every rank passed, in rank order, on every rank; must be picklable."""
+        """Return the values of all ranks, in rank order, on every rank; they must be picklable."""
         values: list[Value | None] = [None] * self.size
         comm.all_gather_object(values, value)
         return cast(list[Value], values)
@@ -65,9 +64,9 @@ class World:
 
 
 def record_collectives(folder: Path, rank: int) -> None:
-    """Have NCCL remember its last collectives, and write them to `folder`/collectives-rank{r} when one fails.
+    """Make NCCL record its last collectives, and write them to `folder`/collectives-rank{r} when one fails.
 
-    It does so from the next `join` on. What the environment says of it already stands.
+    This takes effect at the next `join`. Existing environment variables take precedence.
     """
     prefix = folder.absolute() / "collectives-rank"
     if (link := Path(f"{prefix}{rank}")).is_symlink():
@@ -84,19 +83,19 @@ def record_collectives(folder: Path, rank: int) -> None:
 def join(patience: float = 600) -> World:
     """Join the processes that the launcher started; without a launcher, be a world of one.
 
-    Launchers are DeepSpeed's, torchrun and srun. When they end, the process is asked to stop.
+    Launchers are DeepSpeed's, torchrun and srun. When the launcher ends, this process is asked to stop.
 
     Args:
-        patience: seconds after which a collective gives up by itself, which under NCCL aborts the process.
+        patience: seconds after which a collective fails, which under NCCL aborts the process.
 
     Raises:
-        ConfigError: this process cannot see the GPU that is its own, or not listen for the others.
+        ConfigError: this process cannot see its own GPU, or cannot listen for the others.
     """
     if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ:
         os.environ.update(slurm_place(os.environ))
     if "RANK" not in os.environ:
         os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())
         )
     elif not comm.is_initialized():
         stop_with_launcher()
@@ -116,12 +115,12 @@ def join(patience: float = 600) -> World:
         # DeepSpeed would compile a C++ extension that only inference uses
         backend: Any = importlib.import_module("deepspeed.comm.torch")
         backend.build_shm_op = lambda: None
-        # It refuses fp16 on processors that have no instructions for it, where torch computes it all the same
+        # It refuses fp16 on processors without instructions for it, where torch supports it all the same
         accelerator.is_fp16_supported = lambda: True
-        if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores instead of fighting for them
+        if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     timeout = timedelta(seconds=patience)
-    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # which the groups that DeepSpeed makes have
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):  # timeouts of the groups that DeepSpeed creates
         setattr(distributed_c10d, name, timeout)
     try:
         deepspeed.init_distributed(verbose=False, timeout=timeout)
@@ -136,11 +135,5 @@ def join(patience: float = 600) -> World:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether an error tells that another rank is gone, or does not answer."""
+    """Return whether an error means that another rank is gone, or does not answer."""
     return isinstance(error, DistError) or "gloo" in str(error).lower()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,1 +1,1 @@
-"""Which sample comes when (plan), its bytes (reader), its crop (augment), its pixels (decode), together (loader)."""
+"""Feed training: the order of samples (plan), reading, crops (augment), decoding, and all of it together (loader)."""

@@ -1,4 +1,4 @@
-"""Crops and flips as numbers, drawn per sample: pixels then depend on (seed, epoch, sample) and nothing else.
+"""Draw crops and flips as numbers per sample, so that pixels depend on (seed, epoch, sample) and nothing else.
 
 Random resized crops follow torchvision's `RandomResizedCrop`: up to ten draws of area and aspect ratio, then the
 largest centred crop of an allowed ratio.
@@ -15,33 +15,33 @@ Int64s = NDArray[np.int64]
 Boxes = NDArray[np.int32]
 
 _TRIES = 10
-_CROP, _FLIP, _MASK, _CLIP = 1, 2, 3, 4  # the streams of randomness drawn from one sample's key
+_CROP, _FLIP, _MASK, _CLIP = 1, 2, 3, 4  # streams of randomness from a sample's key
 
 
 def sample_keys(seed: int, epochs: Int64s, ids: Int64s) -> Int64s:
-    """The key of all that is random about sample `ids[i]` in epoch `epochs[i]`; int64 (n,)."""
+    """Return the key of all randomness of sample `ids[i]` in epoch `epochs[i]`; int64 (n,)."""
     return derive(derive(np.full_like(ids, seed), epochs), ids)
 
 
 def mask_keys(keys: Int64s) -> Int64s:
-    """The keys that `pipeline.masks.blocks.block_masks` takes, from the samples' keys; int64 (n,)."""
+    """Derive the keys for `pipeline.masks.blocks.block_masks` from the samples' keys; int64 (n,)."""
     return derive(keys, _MASK)
 
 
 def clip_keys(keys: Int64s) -> Int64s:
-    """The keys of the choice of frames, from the samples' keys; int64 (n,)."""
+    """Derive the keys for the choice of frames from the samples' keys; int64 (n,)."""
     return derive(keys, _CLIP)
 
 
 def repeat_keys(keys: Int64s, repeats: int) -> Int64s:
-    """The keys of `repeats` inputs of each of m samples, those of a sample in a row; int64 (m * repeats,)."""
+    """Derive the keys of `repeats` inputs for each of m samples, those of a sample in a row; int64 (m * repeats,)."""
     if repeats == 1:
         return keys
     return derive(keys[:, None], np.arange(repeats, dtype=np.int64)).reshape(-1)
 
 
 def random_flips(keys: Int64s) -> NDArray[np.int32]:
-    """1 for the half of the samples to be mirrored; int32 (n,)."""
+    """Return 1 for a random half of the samples, which are to be mirrored, else 0; int32 (n,)."""
     return (uniform(derive(keys, _FLIP)) < 0.5).astype(np.int32)
 
 
@@ -52,12 +52,12 @@ def random_resized_crops(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Boxes:
-    """Random boxes, int32 (n, 4): top, left, height, width in pixels, inside images of heights x widths (n,).
+    """Draw boxes, int32 (n, 4): top, left, height, width in pixels, inside images of heights x widths (n,).
 
     Args:
         keys: the samples' keys, (n,).
-        scale: share of the image's area, from and to.
-        ratio: width over height, from and to; uniform in its logarithm.
+        scale: lowest and highest share of the image's area.
+        ratio: lowest and highest width over height; uniform in its logarithm.
     """
     draws = uniform(derive(derive(keys, _CROP)[:, None], np.arange(_TRIES * 4, dtype=np.int64)))
     area_draw, ratio_draw, down, across = np.moveaxis(draws.reshape(-1, _TRIES, 4), 2, 0)
@@ -81,7 +81,7 @@ def centre_crops(
     ratio: tuple[float, float] = (1.0, 1.0),
     share: float = 1.0,
 ) -> Boxes:
-    """The largest centred boxes with width over height in `ratio`, or of `share` of their sides; int32 (n, 4)."""
+    """Return the largest centred boxes with width over height in `ratio`, their sides times `share`; int32 (n, 4)."""
     width = np.minimum(widths, np.round(heights * ratio[1]))
     height = np.minimum(heights, np.round(widths / ratio[0]))
     width = np.maximum(1, np.round(width * share))

@@ -1,7 +1,7 @@
-"""Encoded samples -> batches on the device, with the bad samples taken out of the loss."""
+"""Assemble decoded samples into batches on the device; bad samples get a loss weight of zero."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,12 +29,12 @@ class Batch:
     """A micro-batch of one rank on its device.
 
     Attributes:
-        request: what was asked for.
-        inputs: uint8 (n, 3, size, size), of clips (n, 3, T, size, size), black where the sample is bad; see `Decoded`
-            for its memory.
-        keys: int64 (n,), seeds of what is drawn for each input from here on, such as its mask.
-        weights: float32 (n,), 0 for what must not count, padding and bad samples.
-        bad: the samples that are, each once.
+        request: the samples and how they were cropped.
+        inputs: uint8 (n, 3, size, size), for a model of clips (n, 3, T, size, size), where T is 1 for images; black
+            where the sample is bad; see `Decoded` for the memory format.
+        keys: int64 (n,), seeds of each input's later randomness, such as its mask.
+        weights: float32 (n,), loss weights, 0 for padding and bad samples.
+        bad: the bad samples, each once.
     """
 
     request: Request
@@ -45,22 +45,23 @@ class Batch:
 
 
 class Batcher:
-    """Decodes what was read, in order.
+    """Decodes the samples that were read, in order.
 
     Args:
-        data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: inputs in a batch.
-        device: where batches go.
-        remedy: what to do about bad samples.
-        repeats: inputs that are made of each sample.
-        videos: what is known of the samples; None: they are images.
-        numbers: tells the data sets of samples; None: all are of one.
+        data: crop size, threads, and the limit of bad samples.
+        micro_batch: inputs per batch.
+        device: the device of the batches.
+        remedy: the advice on bad samples, for messages.
+        repeats: inputs per sample.
+        media: the media of the samples.
+        videos: the facts of the videos; None: there are only images.
+        numbers: maps samples to the numbers of their data sets; None: there is one data set.
 
     Attributes:
-        notes: what an operator should know, a line each.
+        notes: lines for the operator.
 
     Raises:
-        DataError: the GPU cannot decode, or nothing here decodes such videos.
+        DataError: the GPU cannot decode, or such videos cannot be decoded here.
     """
 
     def __init__(
@@ -70,23 +71,28 @@ class Batcher:
         device: torch.device,
         remedy: str,
         repeats: int = 1,
+        media: Collection[str] = ("image",),
         videos: Videos | None = None,
         numbers: Callable[[Int64s], Int64s] | None = None,
     ) -> None:
         self._device, self._videos = device, videos
-        self._single_frames = videos is None and data.clip is not None
-        self._decoder = _decoder_for(data, micro_batch // repeats, device, repeats, videos)
+        self._of_clips = data.clip is not None
+        self._decoders: dict[str, Decoder] = {
+            medium: _decoder_for(data, micro_batch // repeats, device, repeats, videos if medium == "video" else None)
+            for medium in sorted(media)
+        }
         self._bad_row, self._numbers = BadRowLimit(data.bad_in_a_row, remedy), numbers
         self.notes: list[str] = []
-        if device.type == "cuda" and (videos is None or videos.jpegs is not None):
+        if device.type == "cuda" and ("image" in media or (videos is not None and videos.jpegs is not None)):
             self.notes.append(f"the GPU decodes {chosen(device, data.hw_decoder_load)}")
 
     def close(self) -> None:
-        """End the threads that decode."""
-        self._decoder.close()
+        """Stop the decoding threads."""
+        for decoder in self._decoders.values():
+            decoder.close()
 
     def batches(self, read: Iterable[tuple[Request, list[Sample]]]) -> Iterator[Batch]:
-        """A batch for each request and what was read for it, in order.
+        """Yield a batch for each request and its samples, in order.
 
         Raises:
             TooManyBad: too many samples in a row were bad.
@@ -96,12 +102,12 @@ class Batcher:
         while True:
             for request, samples in islice(read, DEPTH - len(decoding)):
                 unread = {place: why for place, why in enumerate(samples) if isinstance(why, str)}
-                self._decoder.feed(self._crops(request, samples))
+                self._decoders[request.medium].feed(self._crops(request, samples))
                 decoding.append((request, unread))
             if not decoding:
                 return
             request, unread = decoding.popleft()
-            decoded = self._decoder.take()
+            decoded = self._decoders[request.medium].take()
             problems = unread | decoded.problems
             bad = [
                 BadSample(request.step, int(request.ids[place]), problems[place]) if place in problems else None
@@ -112,7 +118,7 @@ class Batcher:
             weights.reshape(len(request.ids), -1)[list(problems)] = 0
             yield Batch(
                 request,
-                decoded.images.unsqueeze(2) if self._single_frames else decoded.images,
+                decoded.images.unsqueeze(2) if self._of_clips and request.medium == "image" else decoded.images,
                 to_device(torch.from_numpy(request.keys), self._device),
                 to_device(torch.from_numpy(weights), self._device),
                 [sample for sample in bad if sample],

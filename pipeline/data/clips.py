@@ -1,15 +1,16 @@
-"""The frames of a clip as numbers: pure functions of the sample's key, its number of frames and its rate.
+"""Choose the frames of a clip, as pure functions of the sample's key, its number of frames and its rate.
 
-A clip of T frames spans so many frames of its video, from the first to the last of which its own are spread evenly,
-rounded down:
+A clip of T frames spans this many frames of its video; its own frames are spread evenly over the span, from the first
+frame to the last, and rounded down:
 
-    nominal   T * stride * rate / 30                 SlowFast: `stride` counts frames of a video of 30 a second
+    nominal   T * stride * rate / 30                 SlowFast: `stride` counts frames of a video with 30 per second
     stride    (T - 1) * stride + 1                   VideoMAE: every `stride`-th frame, whatever the rate
-    fps       (T - 1) * rate / fps + 1               V-JEPA 2: `fps` frames a second
+    fps       (T - 1) * rate / fps + 1               V-JEPA 2: `fps` frames per second
     segments  all of the video: one frame of each of T equal parts, which share their borders (SlowFast's for SSv2)
 
-With `nominal` the step is slightly more than `stride`: 16 frames 4 apart at 30 a second are 0, 4, 8, 12, 16, 21, ...,
-63 after the first. Where a video is shorter than the span, a clip begins with it, and its last frame is repeated.
+With `nominal`, the step is slightly more than `stride`: 16 frames at stride 4 and 30 frames per second are 0, 4, 8, 12,
+16, 21, ..., 63 after the first. Where a video is shorter than the span, the clip begins with it and repeats its last
+frame.
 
 Source: `get_start_end_idx`, `temporal_sampling` and `Ssv2.get_seq_frames` of SlowFast.
 """
@@ -24,17 +25,17 @@ from pipeline.random import derive, uniform
 Frames = NDArray[np.int32]
 Rates = NDArray[np.float64]
 
-_NOMINAL = 30  # frames a second
+_NOMINAL = 30  # frames per second
 
 
 def random_clips(keys: Int64s, frames: Frames, rates: Rates, clip: Clip) -> Frames:
-    """Draw the frames of a clip of each video; int32 (n, T), numbers from 0 that ascend.
+    """Draw the frames of a clip of each video; int32 (n, T), ascending numbers from 0.
 
     Args:
         keys: the samples' keys, (n,).
-        frames: of the videos, (n,).
-        rates: frames a second, (n,).
-        clip: what makes a clip.
+        frames: the number of frames in each video, (n,).
+        rates: frames per second, (n,).
+        clip: the settings of a clip.
     """
     keys = clip_keys(keys)
     if clip.sampling == "segments":
@@ -43,23 +44,23 @@ def random_clips(keys: Int64s, frames: Frames, rates: Rates, clip: Clip) -> Fram
         return np.asarray(begin + draws * (end - begin + 1), np.int32)
     span = _span(rates, clip)
     room, draws = _room(frames, span), uniform(keys)
-    # SlowFast's clips may begin between two frames; all others begin with a frame, of which each is equally likely
+    # SlowFast's clips may begin between two frames; all others begin with a frame, each equally likely
     start = draws * room if clip.sampling == "nominal" else np.floor(draws * (np.floor(room) + 1))
     return _spread(start, span, frames, clip.frames)
 
 
 def placed_clips(frames: Frames, rates: Rates, clip: Clip, place: int = 0, places: int = 1) -> Frames:
-    """Return the frames of the clip of each video at one of evenly spaced places; int32 (n, T).
+    """Return the frames of each video's clip at one of evenly spaced places; int32 (n, T).
 
-    The only place is the middle. Of more places the first is the beginning, and the last ends with the video, but for
-    rounding. Segments give the frames that divide them evenly.
+    A single place is the middle. Of several places, the first is the beginning, and the last is the end, up to
+    rounding. With segments, the frames divide them evenly.
 
     Args:
-        frames: of the videos, (n,).
-        rates: frames a second, (n,).
-        clip: what makes a clip.
+        frames: the number of frames in each video, (n,).
+        rates: frames per second, (n,).
+        clip: the settings of a clip.
         place: 0 to `places` - 1.
-        places: how many there are.
+        places: the number of places.
     """
     if clip.sampling == "segments":
         begin, end = _segments(frames, clip.frames)
@@ -79,12 +80,12 @@ def _span(rates: Rates, clip: Clip) -> Rates:
 
 
 def _room(frames: Frames, span: Rates) -> Rates:
-    """Return the largest number of the frame that a clip begins with, (n,)."""
+    """Return the largest possible number of a clip's first frame, (n,)."""
     return np.maximum(frames - span, 0)
 
 
 def _spread(start: Rates, span: Rates, frames: Frames, count: int) -> Frames:
-    """Return `count` frames of each span, from its first to its last; int32 (n, count)."""
+    """Return `count` frames of each span, from first to last; int32 (n, count)."""
     steps = np.arange(count) * (span - 1)[:, None] / max(count - 1, 1)
     return np.minimum(np.floor(start[:, None] + steps), frames[:, None] - 1).astype(np.int32)
 

@@ -1,10 +1,10 @@
-"""What goes wrong with data."""
+"""Errors in the data."""
 
 
 class DataError(Exception):
-    """Training cannot go on with this data. The message names what is wrong with what, and what to do."""
+    """Training cannot continue with this data. The message names the cause and the remedy."""
 
 
 def no_validation_image(root: str) -> DataError:
-    """That of the validation images in `root` none is good."""
+    """Return the error for a validation set in `root` without a usable sample."""
     return DataError(f"{root}: none of the validation samples can be used; run `maskfeat-shards verify`")

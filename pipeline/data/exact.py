@@ -1,4 +1,4 @@
-"""Training batches of data sets with a manifest: every sample once an epoch, exactly, whatever happens."""
+"""Training batches of data sets with a manifest: every sample exactly once per epoch, also across restarts."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -8,25 +8,26 @@ from pipeline.data.cache.node import NodeCache
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.data_sets import DataSets
 from pipeline.data.loader import Loader
-from pipeline.data.request import training_requests
+from pipeline.data.request import Medium, training_requests
 from pipeline.data.settings import Data
 from pipeline.data.training_data import Part
 from shards.storage import Traffic
 
 
 class ExactData:
-    """One rank's part of the batches of a run.
+    """One rank's part of a run's batches.
 
     Args:
-        data: what is read, and how.
-        part: of this rank.
+        data: the settings.
+        part: this rank's part of the batches.
 
     Attributes:
-        manifest: of the data set, or of all that are mixed.
-        samples: of an epoch.
+        manifest: that of the data set, or of all mixed ones.
+        samples: samples per epoch.
+        media: the media of the samples.
 
     Raises:
-        ShardError: no such data set.
+        ShardError: a data set does not exist.
         DataError: data sets cannot be mixed, the cache is too small, or the GPU cannot decode.
     """
 
@@ -34,17 +35,18 @@ class ExactData:
         self._data, self._part = data, part
         self._sets = DataSets(data)
         self.manifest, self.identity = self._sets.manifest, self._sets.identity
+        self.media = self.manifest.media
         samples = part.batch_size // data.repeats
         self._order = self._sets.order(part.seed, samples)
         self.samples = self._order.samples
         remote = self.manifest.remote
         cache, traffic = None, Traffic()
         if data.cache and remote:
-            order = self._sets.order(part.seed, samples)  # the cache has threads of its own, and plans remember epochs
+            order = self._sets.order(part.seed, samples)  # not shared: the cache has threads, and plans cache epochs
             first_of_node = part.rank - part.local_rank
             schedule = Schedule(order, samples, first_of_node, part.local_size, part.world_size)
             cache = NodeCache(self.manifest, data.cache, data.cache_size, schedule, traffic=traffic)
-        no_cache = "shards are remote and data.cache is not set: every sample is a request of its own, in every epoch"
+        no_cache = "shards are remote and data.cache is not set: every sample is a separate request, in every epoch"
         self.notes = self._sets.notes + ([no_cache] if remote and not cache else [])
         self._loader = Loader(
             self.manifest,
@@ -55,11 +57,12 @@ class ExactData:
             traffic,
             data.repeats,
             self._sets,
+            self._sets.of_both_media,
         )
         self.notes += self._loader.notes
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """So many of this rank's micro-batches, from the first of a step on. Raises DataError as `Loader.batches`."""
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """See `TrainingData`. Raises DataError as `Loader.batches`."""
         requests = training_requests(
             self._order,
             self.manifest,
@@ -70,7 +73,8 @@ class ExactData:
             rank=self._part.rank,
             world_size=self._part.world_size,
         )
-        return self._loader.batches(islice(requests, micro_batches))
+        wanted = (request for request in requests if medium in (None, request.medium))
+        return self._loader.batches(islice(wanted, micro_batches))
 
     def counters(self) -> dict[str, float]:
         """See `Loader.counters`."""

@@ -1,4 +1,4 @@
-"""The labels of a training and a validation set, in one numbering."""
+"""The labels of a training and a validation set, with common numbers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +10,14 @@ from shards.text import excerpt
 
 Int64s = NDArray[np.int64]
 
-_HELD_OUT = 0x686F6C64  # the stream of randomness that chooses them
+_HELD_OUT = 0x686F6C64  # the stream of randomness of this choice
 
 
 def labels_of(training: Manifest, validation: Manifest) -> tuple[Int64s, Int64s]:
-    """Labels of all samples of both, as positions in the training set's classes; classes are told by their names.
+    """Return the labels of both sets as positions in the training set's classes, which are matched by name.
 
     Raises:
-        ConfigError: samples have no label, or validation has classes that training has not.
+        ConfigError: samples lack labels, or validation has classes that training lacks.
     """
     for manifest in (training, validation):
         if unlabelled := int((manifest.label < 0).sum()):
@@ -36,5 +36,5 @@ def labels_of(training: Manifest, validation: Manifest) -> tuple[Int64s, Int64s]
 
 
 def held_out(ids: Int64s, share: float) -> NDArray[np.bool_]:
-    """Which training samples are kept from training to choose by, (n,): the same ones in every probe of a data set."""
+    """Return which training samples are held out for selection, (n,): the same in every probe of a data set."""
     return uniform(derive(np.full_like(ids, _HELD_OUT), ids)) < share

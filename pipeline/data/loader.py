@@ -1,4 +1,4 @@
-"""Requests -> batches of a data set with a manifest: reading runs ahead of decoding, decoding ahead of training.
+"""Load the batches of a data set with a manifest: reading runs ahead of decoding, decoding ahead of training.
 
 plan -> request (ids, crops, flips, frames) -> reader (bytes) -> decoder (pixels on the device) -> batch
 """
@@ -27,19 +27,20 @@ class Loader:
 
     Args:
         manifest: the data set.
-        data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: inputs in a batch.
-        device: where batches go.
-        cache: where this node keeps remote shards.
+        data: crop size, threads, and the limit of bad samples.
+        micro_batch: inputs per batch.
+        device: the device of the batches.
+        cache: this node's cache of remote shards.
         traffic: counts the requests of remote storage.
-        repeats: inputs that the requests make of each sample.
-        sets: the data sets that `manifest` is of; None: of one.
+        repeats: inputs per sample in the requests.
+        sets: the data sets that `manifest` joins; None: it is that of one.
+        single_frames: whether images become clips of one frame, whatever `data.frames` is.
 
     Attributes:
         notes: see `Batcher`.
 
     Raises:
-        DataError: the samples are not of the kind that `data` asks for, or cannot be decoded or read here.
+        DataError: the samples are not of the kind in `data`, or cannot be decoded or read here.
     """
 
     def __init__(
@@ -52,29 +53,30 @@ class Loader:
         traffic: Traffic | None = None,
         repeats: int = 1,
         sets: DataSets | None = None,
+        single_frames: bool = False,
     ) -> None:
-        check_kind(manifest, data)
+        check_kind(manifest, data, single_frames)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
         remedy = sets.remedy if sets else f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
         numbers = sets.numbers if sets else None
-        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.video, numbers)
+        self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.media, manifest.video, numbers)
         self.notes = self._batcher.notes
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """Batches in the order of the requests. Finish one iteration before you start another.
+        """Yield batches in the order of the requests. Finish one iteration before you start another.
 
         Raises:
-            DataError: too many samples cannot be read or decoded, or the storage is out of reach.
+            DataError: too many samples cannot be read or decoded, or the storage is unreachable.
         """
         return self._batcher.batches(self._read(iter(requests)))
 
     def counters(self) -> dict[str, float]:
-        """What remote storage and the cache did so far, in this process; empty for local shards."""
+        """Return the counters of remote storage and the cache in this process; empty for local shards."""
         return self._reader.counters() | (self._cache.counters() if self._cache else {})
 
     def close(self) -> None:
-        """End the threads that decode, and leave the cache to others of this node."""
+        """Stop the decoding threads, and release the cache for other processes of this node."""
         self._batcher.close()
         if self._cache:
             self._cache.close()
@@ -89,15 +91,21 @@ class Loader:
             yield request, samples.result()
 
 
-def check_kind(manifest: Manifest, data: Data) -> None:
-    """Raise DataError where inputs of the kind that the settings ask for cannot be made of the samples."""
+def check_kind(manifest: Manifest, data: Data, single_frames: bool = False) -> None:
+    """Raise DataError where the samples do not give inputs of the kind in the settings.
+
+    Args:
+        manifest: the manifest of a data set, or of several mixed ones.
+        data: the settings.
+        single_frames: see `Loader`.
+    """
     root, clip = printable_url(manifest.root), data.clip
-    if len(manifest.media) > 1:
+    if len(manifest.media) > 1 and not single_frames:
         kinds = " and ".join(f"{kind}s" for kind in sorted(manifest.media))
-        raise DataError(f"{root}: has {kinds}, and a model is trained on one of them: build a data set of each")
+        raise DataError(f"{root}: has {kinds}, and a batch is of one of them: build a data set of each")
     if manifest.video is not None and clip is None:
         raise DataError(f"{root}: has videos: set data.frames to the number of frames that the model sees of each")
-    if manifest.video is None and clip is not None and clip.frames > 1:
+    if manifest.video is None and clip is not None and clip.frames > 1 and not single_frames:
         raise DataError(
             f"{root}: has images, and data.frames={clip.frames} asks for clips of videos: give videos, or set "
             "data.frames=1 to train a video model on images"

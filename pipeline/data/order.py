@@ -1,4 +1,4 @@
-"""The interface between the order of samples and those who read them, whether a run has one data set or several."""
+"""The interface of an order of samples, for one data set or several."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from pipeline.data.plan import Plan
 
 Int64s = NDArray[np.int64]
+InTurn = list[tuple[int, int]]  # see `Order.in_turn`
 
 
 @dataclass(frozen=True)
 class Passage:
-    """An epoch of one data set as a run goes through it.
+    """An epoch of one data set within a run.
 
     Attributes:
-        plan: of the data set.
-        epoch: of this plan; None: so many in a short time that all its shards are in use throughout.
-        first_shard: by which the shards of the data set are numbered in the run's `counts`.
-        in_run: from positions of the plan to positions of the run, int64 of one shape.
+        plan: the plan of the data set.
+        epoch: an epoch of this plan; None: so many epochs in a short time that all shards are always in use.
+        first_shard: the number of the data set's first shard in the run's `counts`.
+        in_run: maps positions of the plan to positions of the run, int64 of one shape.
     """
 
     plan: "Plan"
@@ -35,8 +36,8 @@ class Order(Protocol):
 
     Attributes:
         counts: samples in each shard, int64 (shards,). Ids number the samples in this order.
-        samples: of an epoch.
-        seed, lanes, block: as `Plan` has them.
+        samples: samples per epoch.
+        seed, lanes, block: see `Plan`.
     """
 
     counts: Int64s
@@ -54,20 +55,25 @@ class Order(Protocol):
         ...
 
     def epochs(self, positions: Int64s) -> Int64s:
-        """Return the epoch of every position, in which its data set is."""
+        """Return the epoch of its data set at every position."""
         ...
 
     def ids(self, positions: Int64s) -> Int64s:
         """Return the sample id at every position; int64, the shape of `positions`."""
         ...
 
-    def passages(self, epoch: int) -> Sequence[Passage]:
-        """Return the epochs of data sets that lie in an epoch of the run, wholly or in part."""
+    def lane_of(self, positions: Int64s) -> Int64s:
+        """Return the lane of every position."""
         ...
 
-    def in_turn(self, batch_size: int) -> list[tuple[int, int]]:
-        """Return of how many samples of a batch each is of the lane after that of the one before it.
+    def passages(self, begin: int, end: int) -> Sequence[Passage]:
+        """Return the epochs of data sets that overlap the positions `begin` to `end` - 1."""
+        ...
 
-        It is one pair, of all of them, or a pair for each data set: at least and at most so many.
+    def in_turn(self, batch_size: int) -> list[InTurn]:
+        """Return how many samples of a batch come from successive lanes, each from the lane after that of the last.
+
+        It is one pair for all samples, or one for each data set: the fewest and the most. Where batches are composed
+        in several ways, each has an entry.
         """
         ...

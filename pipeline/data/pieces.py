@@ -1,4 +1,4 @@
-"""The bytes of a sample as one or more pieces of a file, each with its checksum; neighbours are read at once."""
+"""Read a sample as one or more pieces of a file, each with its checksum; neighbours are read together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Encoded = NDArray[np.uint8]
-Sample = Encoded | str  # the bytes of a sample, or why they cannot be had
+Sample = Encoded | str  # the bytes of a sample, or why they cannot be read
 
 
 class Piece(NamedTuple):
-    """A piece: its place in bytes, its CRC-32C, and how a message names it."""
+    """A piece: its offset and size in bytes, its CRC-32C, and its name in messages."""
 
     offset: int
     size: int
@@ -21,13 +21,13 @@ class Piece(NamedTuple):
 
 
 def gather(read: Callable[[int, int], bytes], pieces: Sequence[Piece], gap: int, location: str) -> Sample:
-    """Read the pieces of a sample and return their bytes one after the other, or what is wrong with one of them.
+    """Read the pieces of a sample and return their concatenated bytes, or what is wrong with one of them.
 
     Args:
-        read: returns the bytes at an offset, of a size; fewer where the file ends. What it raises is raised.
+        read: returns the bytes at an offset, of a size; fewer where the file ends. Its errors are passed on.
         pieces: in the order of their offsets, one or more.
-        gap: pieces at most this many bytes apart are read together, and what lies between them is dropped.
-        location: of the file, for messages.
+        gap: pieces at most this many bytes apart are read together, and the bytes between them are dropped.
+        location: that of the file, for messages.
     """
     found: list[bytes] = []
     for together in _runs(pieces, gap):
@@ -45,7 +45,7 @@ def gather(read: Callable[[int, int], bytes], pieces: Sequence[Piece], gap: int,
 
 
 def _runs(pieces: Sequence[Piece], gap: int) -> Iterator[list[Piece]]:
-    """Yield the pieces in groups of which each is read at once."""
+    """Yield the pieces in groups that are read at once."""
     run = [pieces[0]]
     for piece in pieces[1:]:
         if piece.offset - (run[-1].offset + run[-1].size) > gap:

@@ -1,4 +1,4 @@
-"""The output of a shell command as a file: what `pipe:COMMAND` names in data.shards."""
+"""Read the output of a shell command as a file, for `pipe:COMMAND` in data.shards."""
 
 import errno
 import io
@@ -12,22 +12,22 @@ from shards.secrets import PIPE, masked
 from shards.storage import StorageError
 
 _CHUNK = 2**20  # bytes
-_MOST_LEFT = 2**20  # bytes that follow the end of a tar where a command ends with it: padding
-_ENDING = 10.0  # seconds that it may take to end
+_MOST_LEFT = 2**20  # bytes that may follow the end of a tar: padding
+_ENDING = 10.0  # seconds to wait for the command to end
 
 
 class Pipe(io.BufferedIOBase):
-    """What a command writes to its standard output.
+    """The standard output of a command.
 
-    Its standard error goes nowhere, since what programs say there may hold a password. It gets nothing from the
-    terminal, and is ended when this is closed.
+    Its standard error is discarded, since messages may contain a password. It cannot read from the terminal, and is
+    ended when this file is closed.
 
     Args:
-        command: with "pipe:" before it.
-        deadline: seconds that it may write nothing.
+        command: the command, prefixed with "pipe:".
+        deadline: seconds that it may be silent.
 
     Raises:
-        StorageError: by `read`, where there is nothing left to read, or by `close`: it ended with another status than
+        StorageError: by `read`, at the end, or by `close`: the command ended with a status other than
             0; by `read`: it missed the deadline.
     """
 
@@ -40,20 +40,20 @@ class Pipe(io.BufferedIOBase):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a signal that asks the run to stop is not meant for it
+            start_new_session=True,  # signals that stop the run must not reach it
         )
         assert self._process.stdout
         self._output = self._process.stdout
         self._coming = select.poll()
         self._coming.register(self._output)
-        self._failed = False  # and said so
+        self._failed = False  # an error was raised
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes, or all; fewer at the end."""
+        """Return this many bytes, or all; fewer at the end."""
         data = bytearray()
         most = float("inf") if size is None or size < 0 else size
         while len(data) < most and (more := self._read(int(min(_CHUNK, most - len(data))))):
@@ -63,7 +63,7 @@ class Pipe(io.BufferedIOBase):
         return bytes(data)
 
     def close(self) -> None:
-        """End the command. What it does after the end of the tar counts only if it ends by itself."""
+        """End the command. Its status after the end of the tar counts only if it ends by itself."""
         if self.closed:
             return
         try:
@@ -96,11 +96,11 @@ class Pipe(io.BufferedIOBase):
 
     def _fail(self, number: int, what: str) -> None:
         self._failed = True
-        raise StorageError(number, f"its command {what}; run it by itself to see why", self._name)
+        raise StorageError(number, f"its command {what}; run it separately to see why", self._name)
 
 
 def ended(status: int) -> str:
-    """Say how a program ended, from a status as `Popen` gives it, or as a shell gives it of a program that it ran."""
+    """Describe how a program ended, from a status of `Popen`, or of a shell that ran it."""
     with suppress(ValueError):
         return f"was killed by {signal.Signals(-status if status < 0 else status - 128).name}"
     return f"ended with status {status}" + (" (no such program)" if status == 127 else "")

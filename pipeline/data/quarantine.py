@@ -1,7 +1,7 @@
-"""Bad samples: each keeps its slot in the batch and counts for nothing; too many of them end the run.
+"""Bad samples: each stays in its batch with a loss weight of zero; too many of them end the run.
 
-Leaving a sample out would shift every later one, and give ranks unequal batches. So the plan never changes: a bad
-sample's weight in the loss is 0, it is written to quarantine.jsonl, and it is tried again in the next epoch.
+Omitting a sample would shift every later one, and give ranks unequal batches. So the plan never changes: a bad
+sample's loss weight is 0, it is written to quarantine.jsonl, and it is tried again in the next epoch.
 """
 
 from collections import defaultdict
@@ -13,7 +13,7 @@ from pipeline.data.errors import DataError
 
 @dataclass(frozen=True)
 class BadSample:
-    """One sample that could not be had at one step, and why."""
+    """A sample that could not be used at one step, and why."""
 
     step: int
     id: int
@@ -21,7 +21,7 @@ class BadSample:
 
 
 class TooManyBad(DataError):
-    """So many samples are bad that something larger is wrong; `bad` are the last ones of this rank."""
+    """So many samples are bad that there must be a larger problem; `bad` are the last ones of this rank."""
 
     def __init__(self, message: str, bad: list[BadSample]) -> None:
         super().__init__(message)
@@ -29,11 +29,11 @@ class TooManyBad(DataError):
 
 
 class BadRowLimit:
-    """Counts the bad samples of one reader that come one after the other, of each data set of a mixture by itself.
+    """Counts consecutive bad samples of one reader, separately for each data set of a mixture.
 
     Args:
-        in_a_row: so many are too many.
-        remedy: what to do about it, for the message.
+        in_a_row: the number of consecutive bad samples that is too many.
+        remedy: the advice, for the message.
     """
 
     def __init__(self, in_a_row: int, remedy: str) -> None:
@@ -61,5 +61,5 @@ class BadRowLimit:
 
 
 def too_many(bad: int, seen: int, at_least: int, share: float) -> bool:
-    """Whether so many bad samples of all that the ranks have seen are too many: more than either allowance."""
+    """Return whether the bad samples of all ranks exceed both allowances."""
     return bad > max(at_least, share * seen)

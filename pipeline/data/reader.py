@@ -1,7 +1,7 @@
-"""Encoded images by sample id, read from the shards at the offsets the manifest gives and checked on the way.
+"""Read encoded samples by id, at the offsets in the manifest, and verify their checksums.
 
-A sample of a remote shard comes from the node's cache if the shard is there, and otherwise by a range request of its
-own: nobody ever waits for a whole shard, so the first batch comes at once and a cache cannot hold up a run. Of videos
+A sample of a remote shard is read from the node's cache if the shard is there, and otherwise by a separate range
+request: nothing ever waits for a whole shard, so the first batch is fast and a cache cannot block a run. From videos
 that are stored as JPEGs, only the frames of clips are read.
 """
 
@@ -26,31 +26,31 @@ from shards.manifest import Manifest
 from shards.remote.urls import is_url
 from shards.storage import DEADLINE, StorageError, Traffic, printable_url, read, refuse_without_ranges
 
-TIMEOUT = 600  # seconds a batch may take, beyond the deadline of its requests
-_OPEN_SHARDS = 256  # descriptors kept a process; the usual limit for all files is 1,024
-_AT_ONCE = 8  # samples that a thread reads one after the other
-_GAP = 2**16  # bytes between frames that are read rather than skipped: disks read about as much ahead anyway
-_REMOTE_GAP = 2**18  # the same of a store, where a request takes as long as more bytes than these
+TIMEOUT = 600  # seconds that a batch may take beyond the deadline of its requests
+_OPEN_SHARDS = 256  # open files per process; the usual limit is 1,024
+_AT_ONCE = 8  # samples that a thread reads in sequence
+_GAP = 2**16  # bytes between frames that are read, not skipped: disks read about as much ahead anyway
+_REMOTE_GAP = 2**18  # the same for a store, where a request takes as long as reading more bytes than these
 
 
 class Reading:
-    """Samples on their way."""
+    """Samples being read."""
 
     def __init__(self, parts: list["Future[list[Sample]]"], timeout: float) -> None:
         self._parts, self._timeout = parts, timeout
 
     def result(self) -> list[Sample]:
-        """Wait for them, and return each as uint8 (bytes,), or the reason why it cannot be had.
+        """Wait for the samples, and return each as uint8 (bytes,), or the reason why it cannot be read.
 
         Raises:
-            DataError: the storage is out of reach, or hangs.
+            DataError: the storage is unreachable, or hangs.
         """
         try:
             end = time.monotonic() + self._timeout
             return [sample for part in self._parts for sample in part.result(max(0, end - time.monotonic()))]
         except TimeoutError:
             raise DataError(
-                f"reading a batch took more than {self._timeout:g} s: the storage hangs; mend it and start again"
+                f"reading a batch took more than {self._timeout:g} s: the storage hangs; fix it and start again"
             ) from None
 
 
@@ -59,14 +59,14 @@ class Reader:
 
     Args:
         manifest: a data set, its shards on disks or behind URLs.
-        threads: reads from disks under way at once.
-        requests: the same of remote storage.
+        threads: concurrent reads from disks.
+        requests: concurrent requests to remote storage.
         deadline: seconds until such a request is given up, with all its retries.
-        cache: where the node keeps remote shards.
+        cache: the node's cache of remote shards.
         traffic: counts the requests.
 
     Raises:
-        DataError: the shards are on a web server that ignores ranges, or that is out of reach.
+        DataError: the shards are on a web server that ignores ranges, or that is unreachable.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Reader:
         self._refuse_without_ranges()
 
     def _refuse_without_ranges(self) -> None:
-        """Say at the start what every sample would say: ask for a byte of the first shard of a web server."""
+        """Fail at the start instead of for every sample: request a byte of the first shard on a web server."""
         shard = next((shard for shard, location in enumerate(self._locations) if is_url(location)), None)
         if shard is None:
             return
@@ -101,15 +101,15 @@ class Reader:
                 raise DataError(f"{location}: {error.strerror}") from None
             if error.transient:
                 raise _out_of_reach(location, error) from None
-            # else it is one shard, whose samples are bad
+            # else the problem is one shard, whose samples are bad
 
     def submit(self, ids: NDArray[np.int64], frames: Frames | None = None) -> Reading:
         """Start reading samples, in the order of `ids`.
 
         Args:
             ids: (m,).
-            frames: of clips of them, (n, T), those of a sample in a row. Of videos that are stored as JPEGs, these
-                frames alone are read, each once and in ascending order; None: all of the files are.
+            frames: frames of the clips, (n, T), those of a sample in a row. From videos that are stored as JPEGs, only
+            these frames are read, each once and in ascending order; None: whole files are read.
         """
         clips = [None] * len(ids) if frames is None or self._jpegs is None else list(frames.reshape(len(ids), -1))
         samples = list(zip(ids.tolist(), clips, strict=True))
@@ -118,7 +118,7 @@ class Reader:
         return Reading([self._pool.submit(self._read, part) for part in parts], self._deadline + TIMEOUT)
 
     def counters(self) -> dict[str, float]:
-        """What was asked of remote storage so far, and how many samples the cache had; empty for local shards."""
+        """Return the requests to remote storage so far, and the samples found in the cache; empty for local shards."""
         return self._traffic.snapshot() | {"samples_from_cache": self._cached.value} if self._remote else {}
 
     def _read(self, samples: list[tuple[int, Frames | None]]) -> list[Sample]:
@@ -130,7 +130,7 @@ class Reader:
         return read
 
     def _pieces(self, sample: int, frames: Frames | None) -> list[Piece]:
-        """Return what is read of a sample: its file, or some of its frames."""
+        """Return the pieces to read of a sample: its file, or some of its frames."""
         manifest = self._manifest
         offset = int(manifest.offset[sample])
         if frames is None or self._jpegs is None:
@@ -150,7 +150,7 @@ class Reader:
         torn = False
         path = self._cache.path(shard) if self._cache else None
         if path:
-            # Not kept open: an evicted shard has to give its room back
+            # Not kept open, so that an evicted shard frees its space
             with suppress(OSError):  # evicted a moment ago
                 sample = gather(_OpenFile(str(path)).read, pieces, _GAP, str(path))
                 if not isinstance(sample, str):
@@ -158,7 +158,7 @@ class Reader:
                     return sample
                 torn = True
         sample = self._requested(self._locations[shard], pieces)
-        if self._cache and torn and not isinstance(sample, str):  # or else the shard is torn at its source
+        if self._cache and torn and not isinstance(sample, str):  # else the shard is damaged at its source
             self._cache.discard(shard)
         return sample
 
@@ -169,7 +169,7 @@ class Reader:
             return read(url, offset, size, traffic=self._traffic, deadline=self._deadline)
 
         try:
-            for _ in range(2):  # bits may have flipped on the way
+            for _ in range(2):  # bits may have flipped in transit
                 sample = gather(request, pieces, _REMOTE_GAP, location)
                 if not isinstance(sample, str):
                     break
@@ -182,13 +182,13 @@ class Reader:
 
 def _out_of_reach(location: str, error: StorageError) -> DataError:
     return DataError(
-        f"{location}: {error.strerror}; the storage is out of reach: start again once it is back, "
+        f"{location}: {error.strerror}; the storage is unreachable: start again once it is back, "
         "and the run resumes from its last checkpoint"
     )
 
 
 class _Counter:
-    """A number that threads may add to."""
+    """A thread-safe counter."""
 
     def __init__(self) -> None:
         self.value, self._lock = 0, threading.Lock()
@@ -199,7 +199,7 @@ class _Counter:
 
 
 class _OpenFile:
-    """An open file that closes itself once nobody reads from it and the cache has let go of it."""
+    """An open file that closes itself once nothing reads from it and it is no longer cached."""
 
     def __init__(self, path: str) -> None:
         self._file = open_regular(path)
@@ -208,5 +208,5 @@ class _OpenFile:
         return read_at(self._file, offset, size)
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # of a file that could not be opened
+        with suppress(AttributeError):  # the file could not be opened
             self._file.close()

@@ -1,8 +1,9 @@
-"""What a rank asks for: the samples of its micro-batches, with the crops, flips and frames to make of them."""
+"""Requests for data: the samples of a rank's micro-batches, with their crops, flips and frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +22,23 @@ from pipeline.data.order import Order
 from pipeline.data.settings import Clip, Data
 from shards.manifest import Manifest
 
+Medium = Literal["image", "video"]  # of a sample, by the names of `shards.media`
+
 
 @dataclass(frozen=True)
 class Request:
-    """A micro-batch of one rank before it is read: m samples, and n inputs of the model to make of them.
+    """A micro-batch of one rank before it is read: m samples of a medium, and the n inputs made of them.
 
-    A sample is read and decoded once. Those of its n / m inputs are in a row, in the order of the samples.
+    A sample is read and decoded once. Its n / m inputs are in a row, in the order of the samples.
 
     Attributes:
-        step: that it belongs to.
-        ids: of the samples, (m,).
+        step: the step of the batch.
+        ids: the samples, (m,).
         boxes: (n, 4), see `augment`.
-        flips: (n,), 1 for those to be mirrored.
-        keys: (n,), seeds of what is drawn for each input later, such as its mask.
+        flips: (n,), 1 for inputs to be mirrored.
+        keys: (n,), seeds of each input's later randomness, such as its mask.
         weights: (n,), 0 for the padding of a last validation batch.
-        frames: (n, T), which frames of a video make the clip; None: the samples are images.
+        frames: (n, T), the frames of the video in the clip; None: the samples are images.
     """
 
     step: int
@@ -47,8 +50,13 @@ class Request:
     frames: Frames | None = None
 
     @property
+    def medium(self) -> Medium:
+        """Return the medium of the samples."""
+        return "image" if self.frames is None else "video"
+
+    @property
     def repeats(self) -> int:
-        """Count the inputs that are made of a sample."""
+        """The number of inputs per sample."""
         return len(self.keys) // len(self.ids)
 
     @property
@@ -59,11 +67,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What n crops and clips have to fit in. All arrays are (n,).
+    """The sizes of n samples, in which crops and clips have to fit. All arrays are (n,).
 
     Attributes:
         heights, widths: in pixels.
-        frames, rates: of videos, and frames a second; None: the samples are images.
+        frames, rates: number of frames, and frames per second; None: the samples are images.
     """
 
     heights: NDArray[np.int32]
@@ -73,9 +81,9 @@ class Shapes:
 
     @classmethod
     def of(cls, manifest: Manifest, ids: NDArray[np.int64]) -> "Shapes":
-        """Return those of samples of a data set."""
+        """Return those of samples of one medium, where a data set has two."""
         heights, widths, videos = manifest.height[ids], manifest.width[ids], manifest.video
-        if videos is None:
+        if videos is None or not videos.frames[ids].any():
             return cls(heights, widths)
         return cls(heights, widths, videos.frames[ids], videos.rate[ids])
 
@@ -86,7 +94,7 @@ class Shapes:
         return random_clips(keys, self.frames, self.rates, clip)
 
     def placed_frames(self, clip: Clip | None, place: int = 0, places: int = 1) -> Frames | None:
-        """Return the frames of one clip of each video, of the middle one by default; see `placed_clips`."""
+        """Return the frames of one clip of each video, by default the middle one; see `placed_clips`."""
         if clip is None or self.frames is None or self.rates is None:
             return None
         return placed_clips(self.frames, self.rates, clip, place, places)
@@ -103,7 +111,7 @@ def training_requests(
     rank: int,
     world_size: int,
 ) -> Iterator[Request]:
-    """This rank's micro-batches from `first_step` on, without an end: its contiguous part of every global batch.
+    """Yield this rank's micro-batches from `first_step` on, without end: its contiguous part of every global batch.
 
     `batch_size` and `micro_batch` count inputs, so that a step reads `batch_size` / `data.repeats` samples.
     """
@@ -120,7 +128,7 @@ def training_requests(
 
 
 def training_request(step: int, ids: NDArray[np.int64], keys: NDArray[np.int64], shapes: Shapes, data: Data) -> Request:
-    """Random crops, flips, frames and masks for m samples of given keys, (m,), and n inputs of given shapes."""
+    """Draw crops, flips, frames and masks for m samples with these keys, (m,), and n inputs of these shapes."""
     keys = repeat_keys(keys, data.repeats)
     boxes = random_resized_crops(keys, shapes.heights, shapes.widths, data.crop_scale, data.crop_ratio)
     flips = random_flips(keys) if data.flip else np.zeros(len(keys), dtype=np.int32)
@@ -139,10 +147,10 @@ def validation_requests(
     share: float = 1.0,
     clip: Clip | None = None,
 ) -> Iterator[Request]:
-    """The first `samples` samples once over all ranks, always under the same masks: centres of `share` of their sides.
+    """Yield the first `samples` samples once over all ranks, with fixed masks: centres of `share` of their sides.
 
-    Of a video, it is the clip in its middle. Every rank gets the same number of equal micro-batches, since ranks have
-    to enter collectives together; what that takes beyond `samples` is repeated with weight 0.
+    The clip of a video is that in its middle. Every rank gets the same number of equal micro-batches, since ranks have
+    to enter collectives together; to fill them up, samples are repeated with weight 0.
     """
     for step, ids, weights in samples_once(manifest, samples, micro_batch, rank, world_size):
         keys, shapes = sample_keys(seed, np.zeros_like(ids), ids), Shapes.of(manifest, ids)
@@ -154,7 +162,7 @@ def validation_requests(
 def samples_once(
     manifest: Manifest, samples: int, micro_batch: int, rank: int, world_size: int
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
-    """Number, ids and weights of this rank's micro-batches: the first `samples` once, and padding of weight 0."""
+    """Yield number, ids and weights of this rank's micro-batches: the first `samples` once, and padding of weight 0."""
     samples = min(samples, len(manifest))
     for step, first in enumerate(range(0, samples, micro_batch * world_size)):
         index = first + rank * micro_batch + np.arange(micro_batch, dtype=np.int64)
@@ -164,7 +172,7 @@ def samples_once(
 def centre_requests(
     manifest: Manifest, first: int, last: int, micro_batch: int, share: float, clip: Clip | None = None
 ) -> Iterator[Request]:
-    """The samples `first` to `last` - 1 in order, each once: centre squares of `share` of the short side."""
+    """Yield the samples `first` to `last` - 1 in order, each once: centre squares of `share` of the short side."""
     for step, start in enumerate(range(first, last, micro_batch)):
         ids = np.arange(start, min(start + micro_batch, last), dtype=np.int64)
         yield centre_request(manifest, ids, share, step, clip)
@@ -173,7 +181,7 @@ def centre_requests(
 def centre_request(
     manifest: Manifest, ids: NDArray[np.int64], share: float, step: int = 0, clip: Clip | None = None
 ) -> Request:
-    """Any samples, (m,), so cropped, and of a video the clip in its middle; nothing is masked."""
+    """Return a request for samples, (m,), with that crop and, for a video, the middle clip; nothing is masked."""
     shapes = Shapes.of(manifest, ids)
     boxes = centre_crops(shapes.heights, shapes.widths, share=share)
     nothing = np.zeros(len(ids), dtype=np.int64)

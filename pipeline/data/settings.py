@@ -16,7 +16,7 @@ Sampling = Literal["nominal", "stride", "fps", "segments"]
 
 @dataclass(frozen=True)
 class Clip:
-    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic, and `Data` what these are."""
+    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic, and `Data` the settings."""
 
     frames: int
     sampling: Sampling
@@ -28,7 +28,7 @@ class MixedSet(Section):
     """A data set of a mixture."""
 
     shards: Place  # folder or URL that `maskfeat-shards` built or indexed
-    weight: float | None = Field(None, ge=1e-6, le=1e9)  # beside those of the others; None: of all, their samples
+    weight: float | None = Field(None, ge=1e-6, le=1e9)  # None, in all data sets: its number of samples
 
 
 SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names of metrics
@@ -39,34 +39,36 @@ class Data(Section):
 
     labelled: ClassVar[bool] = False  # whether labels are used
 
-    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/data.md
+    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/explanation/data.md
     mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)  # several data sets, instead of `shards`
-    # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: there is a mixture
+    # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: see `mixture`
     shards: Free[Place | None] = None
     validation: Free[Place | None] = None  # another such folder or URL
-    validation_samples: Free[Count | None] = 4096  # of these, the first so many; null: all
-    stream_samples: Count | None = None  # for mode=stream, how many samples count as an epoch
-    stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, images that a rank shuffles among themselves
-    cache: Free[LocalPath | None] = None  # folder in which a node keeps remote shards; None: only range requests
-    cache_size: Free[ByteSize | None] = None  # "500GB" for instance; None: what the disk has, but for 5%
-    deadline: Free[Seconds] = 300  # seconds until a request of remote storage is given up, with all its retries
+    validation_images: Free[Place | None] = None  # images, where a mixture has both media and `validation` has videos
+    validation_samples: Free[Count | None] = 4096  # only the first of these; null: all
+    stream_samples: Count | None = None  # for mode=stream, samples per epoch
+    stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, size of a rank's shuffle buffer
+    cache: Free[LocalPath | None] = None  # folder for a node's cache of remote shards; None: only range requests
+    cache_size: Free[ByteSize | None] = None  # for instance "500GB"; None: 95% of the disk's free space
+    deadline: Free[Seconds] = 300  # seconds until a request to remote storage fails, with all its retries
     bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
-    bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', once more than so many were bad
-    frames: int | None = Field(None, ge=1, le=1024)  # of a clip; None: the model sees images, which 1 makes clips of
-    sampling: Sampling = "nominal"  # of the frames of a clip
-    stride: float = Field(4, gt=0, le=1000)  # for nominal, in frames of 30 a second; for stride, in frames of the video
-    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames a second
-    repeats: int = Field(1, ge=1, le=64)  # clips, or crops of an image, that are made of each sample read
+    bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', if more than that number
+    frames: int | None = Field(None, ge=1, le=1024)  # frames per clip; None: inputs are images, of which 1 makes clips
+    sampling: Sampling = "nominal"  # how the frames of a clip are chosen
+    stride: float = Field(4, gt=0, le=1000)  # nominal: in frames at 30 per second; stride: in frames of the video
+    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames per second
+    repeats: int = Field(1, ge=1, le=64)  # clips or crops per sample read
     image_size: int = Field(224, gt=0, le=8192)
-    crop_scale: Range = (0.5, 1.0)  # of the image's area
+    crop_scale: Range = (0.5, 1.0)  # share of the image's area
     crop_ratio: Range = (3 / 4, 4 / 3)  # width over height
     flip: bool = True
     lanes: int = Field(LANES, ge=1, le=MOST_LANES)
     block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
     read_threads: Free[Threads] = 4
-    requests: Free[int] = Field(64, ge=1, le=4096)  # range requests under way at once, where shards are remote
+    requests: Free[int] = Field(64, ge=1, le=4096)  # concurrent range requests, where shards are remote
     decode_threads: Free[Threads] = 4
-    hw_decoder_load: int = Field(0, ge=0, le=1)  # share of the GPU's JPEG hardware: leave it at 0, see docs/data.md
+    # Share of the GPU's JPEG hardware: leave it at 0, see docs/explanation/data.md
+    hw_decoder_load: int = Field(0, ge=0, le=1)
 
     @field_validator("shards")
     @classmethod
@@ -75,12 +77,22 @@ class Data(Section):
             raise PydanticCustomError("missing", "neither data.shards nor data.mixture is set")
         return shards
 
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _is_a_side(cls, size: object) -> object:
+        if isinstance(size, list) or str(size).startswith("["):
+            raise ValueError(
+                f"data.image_size={size} has to be one number: crops, validation and positions of others' weights are "
+                "square"
+            )
+        return size
+
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
         for key in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, key)
             if low > high:
-                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is upside down")
+                raise ValueError(f"data.{key}=[{low:g}, {high:g}] is reversed")
         if self.crop_scale[1] > 1:
             raise ValueError(f"data.crop_scale={list(self.crop_scale)} asks for more than the whole image")
         self._check_places()
@@ -90,17 +102,19 @@ class Data(Section):
         if (self.sampling == "fps") != (self.fps is not None):
             raise ValueError("data.fps belongs to data.sampling=fps: set both, or neither")
         if self.sampling == "stride" and self.stride != int(self.stride):
-            raise ValueError(f"data.stride={self.stride:g} has to be a whole number for data.sampling=stride")
+            raise ValueError(f"data.stride={self.stride:g} must be a whole number for data.sampling=stride")
         if self.mode == "stream" and (self.clip or self.repeats > 1):
             raise ValueError("data.mode=stream reads images, each once: index the tars, and leave data.mode out")
         return self
 
     def _check_places(self) -> None:
-        """Raise ValueError for commands where none are run, and for secrets in URLs."""
+        """Raise ValueError for commands in other settings, and for secrets in URLs."""
         streamed = self.mode == "stream"
-        places = {"data.shards": self.shards, "data.validation": self.validation} | {
-            f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()
-        }
+        places = {
+            "data.shards": self.shards,
+            "data.validation": self.validation,
+            "data.validation_images": self.validation_images,
+        } | {f"data.mixture.{name}.shards": one.shards for name, one in (self.mixture or {}).items()}
         for key, place in places.items():
             if (place or "").startswith(PIPE) and not (streamed and key == "data.shards"):
                 raise ValueError(
@@ -113,7 +127,11 @@ class Data(Section):
                 )
 
     def _check_mixture(self) -> None:
-        """Raise ValueError where it is unclear what is read, or how often."""
+        """Raise ValueError where the data sets or their weights are ambiguous."""
+        if self.validation_images is not None and (self.mixture is None or self.labelled):
+            raise ValueError(
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+            )
         if self.mixture is None:
             return
         if self.shards is not None:
@@ -129,10 +147,10 @@ class Data(Section):
 
     @property
     def clip(self) -> Clip | None:
-        """How clips are taken of videos; None: the model sees images."""
+        """How clips are taken from videos; None: inputs are images."""
         return None if self.frames is None else Clip(self.frames, self.sampling, self.stride, self.fps)
 
     @property
     def inputs(self) -> str:
-        """The word for what the model sees: `images` or `clips`."""
+        """The word for the model's inputs: `images` or `clips`."""
         return "images" if self.frames is None else "clips"

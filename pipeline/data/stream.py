@@ -1,10 +1,10 @@
-"""Training batches straight from tars that nobody indexed, as far as webdataset opens them.
+"""Stream training batches from tars without an index, as webdataset opens them.
 
-Weaker than a data set with a manifest: an epoch is a number of samples, not every sample once; a resumed run goes on
-with other samples than an undisturbed one; pixels depend on the number of ranks. `maskfeat-shards index` makes the
-same tars a data set without rewriting them.
+This is weaker than a data set with a manifest: an epoch is a number of samples, not every sample once; a resumed run
+sees other samples than an undisturbed one; pixels depend on the number of ranks. `maskfeat-shards index` makes a data
+set of the same tars without rewriting them.
 
-Ranks never end, so none waits for another at an uneven end: each goes round its own tars for ever.
+Each rank repeats its tars without end, so that no rank waits for another at an uneven end.
 """
 
 import io
@@ -29,7 +29,7 @@ from pipeline.data.decode.headers import shown_size
 from pipeline.data.errors import DataError
 from pipeline.data.pipe import Pipe
 from pipeline.data.reader import TIMEOUT, Sample
-from pipeline.data.request import Request, Shapes, training_request
+from pipeline.data.request import Medium, Request, Shapes, training_request
 from pipeline.data.settings import Data
 from pipeline.data.tarstream import images_in
 from pipeline.data.training_data import Part
@@ -40,12 +40,12 @@ from shards.secrets import PIPE, masked
 from shards.storage import opened
 from shards.terminal import shown
 
-_BUFFERED = 8 * 2**20  # bytes of a tar requested at once
-_PAUSE = 10.0  # seconds before tars that gave nothing are tried again
+_BUFFERED = 8 * 2**20  # bytes of a tar per request
+_PAUSE = 10.0  # seconds before tars without a sample are tried again
 _QUEUED = 64  # samples read ahead of the shuffle buffer
 
 Sized = tuple[bytes, int, int]  # an encoded image, its height and width
-Arriving = queue.Queue[tuple[int, Sized | None]]  # from which worker, and what
+Arriving = queue.Queue[tuple[int, Sized | None]]  # the worker, and its image
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class StreamData:
         self._micro_batch, self._batch_size = part.micro_batch, part.batch_size
         self._rank, self._world_size = part.rank, part.world_size
         assert data.stream_samples and data.shards is not None
-        self.samples = data.stream_samples
+        self.samples, self.media = data.stream_samples, frozenset({"image"})
         self.identity: dict[str, Any] = {"data.shards (URLs)": masked(data.shards)}
         tars = _expanded(data.shards)
         if not tars:
@@ -70,7 +70,7 @@ class StreamData:
         shared = len(tars) < part.world_size
         self._tars = tars if shared else tars[part.rank :: part.world_size]
         self.notes = [
-            f"streaming {len(tars)} tars that nobody indexed: epochs are not exact, and a resumed run does not see the "
+            f"streaming {len(tars)} tars without an index: epochs are not exact, and a resumed run does not see the "
             "samples that an undisturbed one would; `maskfeat-shards index` makes them a data set with both",
         ]
         if shared:
@@ -82,28 +82,28 @@ class StreamData:
         self._counters, self._counting = {"tars": 0, "tar_errors": 0, "skipped_samples": 0}, threading.Lock()
         self._last_error, self._warned = "", set[str]()
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """So many of this rank's micro-batches, numbered from the first of a step on.
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """Yield this many of the rank's micro-batches, all of images, numbered from the first of a step on.
 
         Raises:
-            DataError: the tars gave nothing for long, none of them gives an image, or too many images are bad.
+            DataError: the tars time out, none of them has an image, or too many images are bad.
         """
         return self._batcher.batches(islice(self._requests(first_step), micro_batches))
 
     def counters(self) -> dict[str, float]:
-        """Tars opened and failed, and samples without a usable image, so far, in this process."""
+        """Return the tars opened and failed, and samples without a usable image, so far in this process."""
         return dict(self._counters)
 
     def close(self) -> None:
-        """End the threads that decode."""
+        """Stop the decoding threads."""
         self._batcher.close()
 
     def counts(self, samples: Sequence[int]) -> dict[str, int]:
-        """Nothing: there is no mixture."""
+        """Return nothing: there is no mixture."""
         return {}
 
     def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
-        """Nothing: what was streamed has no number to look up."""
+        """Return nothing: streamed samples do not have numbers to look up."""
         return [{} for _ in samples]
 
     def _requests(self, first_step: int) -> Iterator[tuple[Request, list[Sample]]]:
@@ -122,14 +122,14 @@ class StreamData:
                 yield request, [np.frombuffer(image, np.uint8) for image in encoded]
 
     def _images(self, generator: random.Random) -> Iterator[Sized]:
-        """What the workers read, as it comes; they end with this generator."""
+        """Yield the workers' images as they arrive; the workers end with this generator."""
         workers = min(self._data.read_threads, len(self._tars))
         arriving: Arriving = queue.Queue(_QUEUED)
         ended = threading.Event()
         for worker in range(workers):
             arguments = (worker, self._tars[worker::workers], random.Random(generator.random()), arriving, ended)
             threading.Thread(target=self._work, args=arguments, daemon=True, name=f"stream-{worker}").start()
-        empty = set()  # workers none of whose tars gave an image the last time
+        empty = set()  # workers whose tars gave no image in the last round
         try:
             while True:
                 try:
@@ -154,7 +154,7 @@ class StreamData:
     def _work(
         self, worker: int, tars: list[str], generator: random.Random, arriving: Arriving, ended: threading.Event
     ) -> None:
-        """Deliver the images of tars round and round, in another order each time; None after a round without any."""
+        """Deliver the images of tars round after round, each in another order; None after a round without any."""
 
         def deliver(image: Sized | None) -> None:
             while not ended.is_set():
@@ -191,16 +191,16 @@ class StreamData:
 
     @contextmanager
     def _left_out_if_it_fails(self, tar: str) -> Iterator[None]:
-        """A tar that cannot be read, or not to its end, is left; the others go on."""
+        """Skip a tar where it cannot be read, or not to its end; continue with the others."""
         try:
             yield
         except Exception as error:
             self._count("tar_errors")
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             self._last_error = shown(f"{tar}: {text}")
-            if self._last_error not in self._warned:  # once, and not in every round
+            if self._last_error not in self._warned:  # only once, not in every round
                 self._warned.add(self._last_error)
-                _log.warning("tar left out: %s", self._last_error)
+                _log.warning("tar skipped: %s", self._last_error)
 
     def _count(self, name: str) -> None:
         with self._counting:
@@ -208,7 +208,7 @@ class StreamData:
 
 
 def _expanded(urls: str) -> list[str]:
-    """The tars that webdataset would open; but where it has no variable WDS_NAME, `${NAME}` is left to a command.
+    """Expand URLs to tars as webdataset would; without a variable WDS_NAME, `${NAME}` is left to a command.
 
     Raises:
         DataError: braces do not match, or a variable is missing.
@@ -223,7 +223,7 @@ def _substituted(urls: str) -> str:
     def value(found: re.Match[str]) -> str:
         name = f"WDS_{found[1]}"
         if name not in os.environ and not urls.startswith(PIPE):
-            raise DataError(f"data.shards={shown(urls)}: {found[0]} is not known; set the variable {name}")
+            raise DataError(f"data.shards={shown(urls)}: {found[0]} is not defined; set the variable {name}")
         return os.environ.get(name, found[0])
 
     return re.sub(r"\$\{(\w+)\}", value, urls)
@@ -237,7 +237,7 @@ def _open(tar: str, deadline: float) -> io.BufferedIOBase:
 
 
 def _size(image: bytes) -> tuple[int, int] | None:
-    """Height and width of an encoded image as it is to be shown, or None where that cannot be told."""
+    """Return the displayed height and width of an encoded image, or None where they cannot be read."""
     try:
         height, width = shown_size(image)
     except Exception:  # Pillow raises nearly every type on damaged input

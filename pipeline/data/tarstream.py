@@ -1,4 +1,4 @@
-"""The images in a tar that is read once, from its beginning to its end, as it comes; it may be compressed."""
+"""Read the images of a tar in one pass from beginning to end; it may be compressed."""
 
 import bz2
 import gzip
@@ -12,7 +12,7 @@ from shards.media.media import MAX_BYTES
 from shards.tars.headers import Member, is_hidden, members, why_unsafe
 from shards.tars.samples import matching, split_name
 
-_CHUNK = 2**20  # bytes read at once of what is not wanted
+_CHUNK = 2**20  # bytes read at once while skipping
 _OPENERS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
@@ -21,19 +21,19 @@ _OPENERS: dict[bytes, Callable[[Any], Any]] = {
 
 
 class Stream(Protocol):
-    """What can be read on."""
+    """A stream that can be read."""
 
     def read(self, size: int, /) -> bytes:
-        """So many bytes, fewer only at the end."""
+        """Return this many bytes, fewer only at the end."""
 
 
 def images_in(stream: Stream) -> Iterator[bytes | None]:
-    """The image of every sample, or None where that is not one plain file, as `shards.tars.samples` tells samples.
+    """Yield the image of every sample, or None where it is not one plain file, by the rules of `shards.tars.samples`.
 
-    Memory holds two images at most: a tar may be one sample. Members that lie apart are no sample here.
+    At most two images are in memory: a tar may be a single sample. Members that are not adjacent are not one sample.
 
     Raises:
-        tarfile.TarError, or what the stream or its decompression raises, behind the samples in front of the damage.
+        tarfile.TarError, or errors of the stream or its decompression, after the samples before the damage.
     """
     file = _unpacked(stream)
     failures: list[Exception] = []
@@ -44,7 +44,7 @@ def images_in(stream: Stream) -> Iterator[bytes | None]:
             extensions.append(extension)
             if not matching([extension], IMAGE.kept) or member.size > MAX_BYTES:
                 continue
-            # Of `jpg` and of the likes of `input.jpg` the first may be the image. If there are two, none is.
+            # An image has the extension `jpg` or, else, one like `input.jpg`. If there are two, there is no image.
             if not any(("." in extension) == ("." in other) for other in images):
                 data = file.read(member.size)
                 images[extension] = data if len(data) == member.size else b""
@@ -53,11 +53,11 @@ def images_in(stream: Stream) -> Iterator[bytes | None]:
         yield image or None
     if failures:
         raise failures[0]
-    stream.read(_CHUNK)  # the padding, so that a command that writes it can end
+    stream.read(_CHUNK)  # the padding, so that the writing command can end
 
 
 class _Forward:
-    """A stream as a file that is sought forward; `head` was read from it before."""
+    """A stream as a file that can seek forward; `head` was read from it before."""
 
     def __init__(self, stream: Stream, head: bytes) -> None:
         self._stream, self._head, self._at = stream, head, 0
@@ -82,10 +82,10 @@ def _unpacked(stream: Stream) -> _Forward:
 
 
 def _files(file: _Forward, failures: list[Exception]) -> Iterator[Member]:
-    """The members that count, without bytes where these must not be read. What ends them early is a failure."""
+    """Yield the relevant members, without bytes where these must not be read. Errors are appended to `failures`."""
     try:
         for member in members(file):
             if not is_hidden(member.name):
                 yield member._replace(size=0) if why_unsafe(member) else member
-    except Exception as error:  # of whatever gives the bytes
+    except Exception as error:  # of the source of the bytes
         failures.append(error)

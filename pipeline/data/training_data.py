@@ -7,20 +7,21 @@ from typing import Any, Protocol
 import torch
 
 from pipeline.data.batch import Batch
+from pipeline.data.request import Medium
 from shards.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of which batches a rank takes.
+    """A rank's part of the batches.
 
     Attributes:
-        batch_size: inputs of a step, over all ranks.
-        micro_batch: inputs of a rank in a batch that is computed at once.
-        seed: of the order, the crops and the masks.
-        device: where batches go.
-        rank, world_size: this rank and how many there are.
-        local_rank, local_size: the same among the ranks of this node, which share its cache.
+        batch_size: inputs per step, over all ranks.
+        micro_batch: inputs of a rank that are computed at once.
+        seed: that of the order, the crops and the masks.
+        device: the device of the batches.
+        rank, world_size: this rank and the number of ranks.
+        local_rank, local_size: the same within this node, whose ranks share a cache.
     """
 
     batch_size: int
@@ -37,37 +38,44 @@ class TrainingData(Protocol):
     """One rank's training batches.
 
     Attributes:
-        identity: what decides which samples there are, and their order, besides the settings, by name; JSON.
-        samples: of an epoch, over all ranks.
-        notes: for the operator.
+        identity: the facts, besides the settings, that decide the samples and their order, by name; JSON.
+        samples: samples per epoch, over all ranks.
+        media: the media of the samples; every step takes one of them.
+        notes: lines for the operator.
     """
 
     identity: dict[str, Any]
     samples: int
+    media: frozenset[str]
     notes: list[str]
 
-    def batches(self, first_step: int, micro_batches: int) -> Iterator[Batch]:
-        """Return so many of this rank's micro-batches, from the first of a step on.
+    def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
+        """Yield this many of the rank's micro-batches, from the first of a step on.
+
+        Args:
+            first_step: the step of the first one.
+            micro_batches: how many.
+            medium: skip the steps of any other medium; None: skip none.
 
         Raises:
-            DataError: too many samples are bad, or the storage is out of reach.
+            DataError: too many samples are bad, or the storage is unreachable.
         """
         ...
 
     def counters(self) -> dict[str, float]:
-        """Return what reading has done so far in this process, by name. All ranks have the same names."""
+        """Return counters of reading so far in this process, by name. All ranks have the same names."""
         ...
 
     def counts(self, samples: Sequence[int]) -> dict[str, int]:
-        """Count samples by the data set of a mixture that they are of, by its name; empty where there is no mixture."""
+        """Count samples by the name of their data set in a mixture; empty without a mixture."""
         ...
 
     def names(self, samples: Sequence[int]) -> list[dict[str, str]]:
-        """Return where samples are found, of each by what that is: data set, key, path or shard, as far as known."""
+        """Return the location of each sample by its parts: data set, key, path or shard, as far as known."""
         ...
 
     def close(self) -> None:
-        """Leave what is shared with other processes."""
+        """Release what is shared with other processes."""
         ...
 
 

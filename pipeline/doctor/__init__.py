@@ -1,1 +1,1 @@
-"""Measurements of machines, and what they mean."""
+"""Measure machines, and interpret the results."""

@@ -1,4 +1,4 @@
-"""What measurements of all ranks come to, for `scripts/doctor.py`: only judgement here, nothing is measured."""
+"""Interpret the measurements that `scripts/doctor.py` collects from all ranks. Nothing is measured here."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -10,20 +10,20 @@ from pipeline.data.decode.gpu import INSTALL, Choice
 from pipeline.doctor.measure import Counted, Gpu, Machine, Rate
 from pipeline.doctor.network import AllReduce, Clock
 
-_SLOW = 0.5  # of what was expected, or of the median node, deserves a warning
-_FILES = 512  # shards that a reader keeps open, and what Python, torch and DALI have
-_CONNECTIONS = 4  # to every other rank: so many groups of processes there are, about
+_SLOW = 0.5  # share of the expected or the median node's rate below which to warn
+_FILES = 512  # shards that a reader keeps open, and files of Python, torch and DALI
+_CONNECTIONS = 4  # to every other rank: about the number of process groups
 _SHARED_MEMORY = 2**30  # bytes: NCCL's own advice for containers
-_SKEW, _GRAVE_SKEW = 1.0, 300.0  # seconds: logs of nodes do not match; object stores and Kerberos refuse requests
+_SKEW, _GRAVE_SKEW = 1.0, 300.0  # seconds: logs of nodes disagree; object stores and Kerberos refuse requests
 _TAKEN = 4 * 2**30  # bytes of a GPU: more than CUDA, NCCL and the driver take for this process
 _NEARLY = 5  # degrees Celsius below the limit
 
 
 @dataclass(frozen=True)
 class Vitals:
-    """What one rank measured by itself: where it is, what it read and decoded a second, and its machine.
+    """One rank's own measurements: its place, its rates of reading and decoding, and its machine.
 
-    `node` is the first rank of its node; `read` may be the reason why nothing could be; `decoded` None: not measured.
+    `node` is the first rank of its node; `read` may be the reason why reading failed; `decoded` None: not measured.
     """
 
     host: str
@@ -34,16 +34,16 @@ class Vitals:
 
 
 def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None, counted: Counted) -> Finding:
-    """Whether samples can be read, and no node's are read slowly.
+    """Check that samples can be read, and that no node reads slowly.
 
     Args:
-        vitals: of all ranks, in order, as in everything here.
-        bad_share: of samples that a run puts up with.
-        needed: images or clips a second of a rank, if that is known.
-        counted: what was read, and what is made of it.
+        vitals: those of all ranks, in order, as in all functions here.
+        bad_share: share of bad samples that a run tolerates.
+        needed: images or clips per second that a rank needs, if known.
+        counted: the samples that were read, and the inputs made of them.
     """
     remedy = (
-        "mend what is named, or raise data.read_threads (data.requests for remote shards) and set data.cache; "
+        "fix the named problems, or raise data.read_threads (data.requests for remote shards) and set data.cache; "
         "`maskfeat-shards verify` finds all bad samples"
     )
     samples = needed / counted.repeats if needed else None
@@ -51,20 +51,20 @@ def storage(vitals: Sequence[Vitals], bad_share: float, needed: float | None, co
 
 
 def decoding(vitals: Sequence[Vitals], bad_share: float, needed: float | None, counted: Counted) -> Finding:
-    """Whether what was read can be decoded, and no node is slow at it."""
+    """Check that the samples that were read can be decoded, and that no node decodes slowly."""
     remedy = (
-        f"raise data.decode_threads where cores are idle, build smaller {counted.samples} (--resize), or free the slow "
-        "nodes from what else they do"
+        f"raise data.decode_threads where cores are idle, build smaller {counted.samples} (--resize), or stop other "
+        "work on the slow nodes"
     )
     decoded = [rank.decoded for rank in vitals]
     return _rates("decoding", vitals, decoded, bad_share, needed, remedy, counted.inputs, counted.frames)
 
 
 def gpu_decoding(vitals: Sequence[Vitals], choices: Sequence[Choice | str | None]) -> Finding:
-    """Judge whether every GPU decodes in the best way.
+    """Check that every GPU decodes in the best way.
 
     Args:
-        choices: how the GPU of each rank decodes, or why it cannot; None: it has none.
+        choices: how the GPU of each rank decodes, or why it cannot; None: there is no GPU.
     """
     told, remedies = [], dict[str, None]()
     for choice in choices:
@@ -77,9 +77,9 @@ def gpu_decoding(vitals: Sequence[Vitals], choices: Sequence[Choice | str | None
 
 
 def cores(vitals: Sequence[Vitals], decode_threads: int) -> Finding:
-    """Whether a node has a core for every decoding thread of its ranks."""
+    """Check that a node has a core for every decoding thread of its ranks."""
     ranks_of = Counter(rank.node for rank in vitals)
-    cores_of = defaultdict[int, set[int]](set)  # ranks may be bound to some each
+    cores_of = defaultdict[int, set[int]](set)  # each rank may be bound to some cores
     for rank in vitals:
         cores_of[rank.node] |= rank.machine.cores
     told, fit = [], []
@@ -92,7 +92,7 @@ def cores(vitals: Sequence[Vitals], decode_threads: int) -> Finding:
 
 
 def open_files(vitals: Sequence[Vitals], requests: int) -> Finding:
-    """Whether a rank may open its shards, its requests and its connections to all others."""
+    """Check that a rank may open its shards, its requests and its connections to all others."""
     needed = _FILES + requests + _CONNECTIONS * len(vitals)
     allowed = [rank.machine.open_files for rank in vitals]
     told = [(_if(few < needed, Verdict.PROBLEM), f"{few:,.0f} of about {needed:,} needed") for few in allowed]
@@ -100,7 +100,7 @@ def open_files(vitals: Sequence[Vitals], requests: int) -> Finding:
 
 
 def memory(vitals: Sequence[Vitals], needed: int) -> Finding:
-    """Whether a node's memory holds what each of its ranks keeps there: so many bytes, besides what decoding takes."""
+    """Check that a node's memory holds what its ranks need: `needed` bytes each, besides decoding."""
     ranks_of = Counter(rank.node for rank in vitals)
     told = []
     for rank in vitals:
@@ -111,7 +111,7 @@ def memory(vitals: Sequence[Vitals], needed: int) -> Finding:
 
 
 def shared_memory(vitals: Sequence[Vitals], gpus: Sequence[Gpu | None]) -> Finding:
-    """Whether NCCL, which links the GPUs of a node through /dev/shm, has room there."""
+    """Check that NCCL, which links the GPUs of a node through /dev/shm, has enough space there."""
     ranks_of = Counter(rank.node for rank in vitals)
     told = []
     for rank, gpu in zip(vitals, gpus, strict=True):
@@ -122,7 +122,7 @@ def shared_memory(vitals: Sequence[Vitals], gpus: Sequence[Gpu | None]) -> Findi
 
 
 def room(vitals: Sequence[Vitals], checkpoint: int, wanted: int) -> Finding:
-    """Whether `run.dir`, which all ranks share, holds the checkpoints to come: so many bytes each, so many wanted."""
+    """Check that `run.dir`, which all ranks share, has space for `wanted` checkpoints of `checkpoint` bytes."""
     free = vitals[0].machine.run_room
     fit = free // checkpoint
     text = f"{free / 1e9:,.1f} GB free, room for {fit:,} checkpoints of {checkpoint / 1e9:.2f} GB"
@@ -132,18 +132,18 @@ def room(vitals: Sequence[Vitals], checkpoint: int, wanted: int) -> Finding:
 
 
 def cache(vitals: Sequence[Vitals], wanted: int | None) -> Finding:
-    """Whether `data.cache` can be written and grow to its `wanted` bytes, if it has a limit, on every node."""
+    """Check that `data.cache` can be written and grow to its `wanted` bytes, if limited, on every node."""
     told = []
     for rank in vitals:
         has = rank.machine.cache_room or 0
         verdict = max(_if(wanted is not None and has < wanted, Verdict.WARNING), _if(not has, Verdict.PROBLEM))
         told.append((verdict, f"{has / 1e9:,.0f} GB" if has else "cannot be written"))
-    remedy = "choose a folder with room on a local disk, or lower cache_size"
+    remedy = "choose a folder with enough space on a local disk, or lower cache_size"
     return conclude("data.cache", _hosts(vitals), told, remedy)
 
 
 def clocks(vitals: Sequence[Vitals], measured: Sequence[Clock]) -> Finding:
-    """Whether the nodes' clocks tell the same time as rank 0's."""
+    """Check that the nodes' clocks agree with rank 0's."""
     told = []
     for clock in measured:
         surely = abs(clock.ahead) - clock.bound
@@ -153,7 +153,7 @@ def clocks(vitals: Sequence[Vitals], measured: Sequence[Clock]) -> Finding:
 
 
 def network(vitals: Sequence[Vitals], measured: AllReduce, expected: float | None) -> Finding:
-    """Whether an all-reduce is right and at least half as fast as `expected`, bytes a second, if that is known."""
+    """Check that an all-reduce is right and at least half as fast as `expected`, in bytes per second, if known."""
     text = f"{measured.bytes / 1e6:,.2f} MB in {measured.seconds * 1e3:,.1f} ms"
     if measured.ranks > 1:
         text += f", bus bandwidth {measured.bus_bandwidth / 1e9:,.2f} GB/s"
@@ -162,8 +162,8 @@ def network(vitals: Sequence[Vitals], measured: AllReduce, expected: float | Non
         text += f" of {expected / 1e9:,.0f} expected"
     verdict = _if(slow, Verdict.WARNING) if measured.correct else Verdict.PROBLEM
     remedy = (
-        "NCCL_DEBUG=INFO tells which cards are used, NCCL_IB_HCA and NCCL_SOCKET_IFNAME choose them; "
-        "if the network is as it should be, say how fast that is by --network or --link"
+        "NCCL_DEBUG=INFO shows which cards are used, NCCL_IB_HCA and NCCL_SOCKET_IFNAME choose them; "
+        "if the network is as it should be, set its speed by --network or --link"
         if measured.correct
         else "some memory, GPU or card corrupts data: test the nodes one by one and leave that one out"
     )
@@ -172,7 +172,7 @@ def network(vitals: Sequence[Vitals], measured: AllReduce, expected: float | Non
 
 
 def gpus(vitals: Sequence[Vitals], measured: Sequence[Gpu | None]) -> Finding:
-    """Whether the GPUs are sound, at full speed, and nobody else's."""
+    """Check that the GPUs are healthy, at full speed, and not used by others."""
     told, remedies = [], dict[str, None]()
     for gpu in measured:
         faults = _faults(gpu) if gpu else []
@@ -184,7 +184,7 @@ def gpus(vitals: Sequence[Vitals], measured: Sequence[Gpu | None]) -> Finding:
 
 
 def _faults(gpu: Gpu) -> list[tuple[Verdict, str, str]]:
-    """Verdict, what it is, remedy."""
+    """Return verdict, description and remedy of each problem of a GPU."""
     faults = []
     if gpu.nvml:
         faults.append((Verdict.WARNING, f"health unknown: {gpu.nvml}", "pip install nvidia-ml-py"))
@@ -192,10 +192,10 @@ def _faults(gpu: Gpu) -> list[tuple[Verdict, str, str]]:
         text = f"{gpu.uncorrected} uncorrected memory errors"
         faults.append((Verdict.PROBLEM, text, "reset or replace the GPU, and leave its node out meanwhile (--exclude)"))
     if gpu.slowdowns:
-        faults.append((Verdict.WARNING, f"slowed by {', '.join(gpu.slowdowns)}", "mend cooling or power supply"))
+        faults.append((Verdict.WARNING, f"slowed by {', '.join(gpu.slowdowns)}", "check cooling and power supply"))
     if gpu.temperature and gpu.limit and gpu.temperature > gpu.limit - _NEARLY:
         text = f"{gpu.temperature} °C, slows down at {gpu.limit}"
-        faults.append((Verdict.WARNING, text, "mend cooling or power supply"))
+        faults.append((Verdict.WARNING, text, "check cooling and power supply"))
     if gpu.taken > _TAKEN:
         text = f"{gpu.taken / 2**30:.1f} GiB taken by others"
         faults.append((Verdict.WARNING, text, "end the processes that nvidia-smi shows"))

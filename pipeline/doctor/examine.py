@@ -1,4 +1,4 @@
-"""All measurements of a cluster for one recipe, and what they mean: what `scripts/doctor.py` prints."""
+"""Make all measurements of a cluster for one recipe, and interpret them for `scripts/doctor.py`."""
 
 import os
 import socket
@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from pipeline.build import build_model
-from pipeline.checkpoints.checkpoint import PARTS
 from pipeline.checkpoints.saver import snapshot_bytes
 from pipeline.cluster.findings import Finding
 from pipeline.cluster.launchers import place
@@ -30,6 +30,7 @@ from pipeline.doctor.measure import BATCH, Counted, Rate
 from pipeline.doctor.network import all_reduce, clocks
 from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.train.engine import DTYPES
 from shards.files import ShardError
 from shards.manifest import Manifest
@@ -37,20 +38,20 @@ from shards.secrets import masked
 from shards.terminal import note
 
 STUCK = (
-    "mend the storage if that hangs; else look for a rank that ended or never started, and let NCCL_SOCKET_IFNAME and "
+    "fix the storage if it hangs; else look for a rank that ended or never started, and let NCCL_SOCKET_IFNAME and "
     "GLOO_SOCKET_IFNAME name the network interface that joins the nodes"
 )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the machines are judged by.
+    """The standards by which the machines are judged.
 
     Attributes:
-        samples: that each rank reads and decodes.
-        images_per_second: images or clips of one rank that training needs; None: ranks are compared with others only.
-        network: GB/s that a node of GPUs sends.
-        link: GB/s that a GPU sends within a node.
+        samples: number of samples that each rank reads and decodes.
+        images_per_second: images or clips that training needs per rank; None: ranks are only compared with each other.
+        network: GB/s that a node of GPUs can send.
+        link: GB/s that a GPU can send within a node.
         deadline: seconds that a check may take.
     """
 
@@ -62,18 +63,18 @@ class Wanted:
 
 
 def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Finding]:
-    """All findings; all ranks do this together, and find the same.
+    """Return all findings; all ranks call this together, and get the same.
 
     Raises:
-        ConfigError: no run can be made of rank 0's recipe, or of the labels.
+        ConfigError: rank 0's recipe, or the labels, do not give a valid run.
     """
     deadline = wanted.deadline
     with within(deadline, "reading the manifests"):
-        opened, inputs = _inputs(recipe)
+        opened, inputs = inputs_of(recipe)
         manifest = next((found for found in opened if isinstance(found, str)), opened[0])  # or why one cannot be opened
     with within(2 * deadline, "comparing with the other ranks"):
         findings = agreement(exchange(recipe, inputs, world))
-        recipe = world.from_first(recipe)  # so that ranks that differ do not hang in what follows
+        recipe = world.from_first(recipe)  # so that different ranks do not hang later
     recipe.micro_batch(world.size)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in _model(recipe, opened).parameters())
@@ -96,9 +97,10 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     one_node = len({rank.node for rank in vitals}) == 1
     expected = (wanted.link if one_node else wanted.network) * 1e9 if world.gpu is not None else None
     averaged = isinstance(recipe, FinetuneRecipe) and recipe.optim.average is not None
-    states = len(PARTS) + averaged
+    states = 1 + len(OPTIMIZERS[recipe.optim.name].states) + averaged
     snapshot = snapshot_bytes(states * parameters // world.size, pinned=world.gpu is not None)
-    counted, needed = _counted(recipe.data), _needed(recipe, wanted.images_per_second)
+    of_both_media = isinstance(manifest, Manifest) and len(manifest.media) > 1
+    counted, needed = _counted(recipe.data, of_both_media), _needed(recipe, wanted.images_per_second)
     kept = len(list((recipe.run.dir / "checkpoints").glob("step-*")))
     findings += [
         diagnosis.storage(vitals, recipe.data.bad_share, needed, counted),
@@ -118,20 +120,27 @@ def examine(recipe: TrainingRecipe, world: World, wanted: Wanted) -> list[Findin
     return findings
 
 
-def _counted(data: Data) -> Counted:
-    """Return what rates count: for a model of clips, videos that are read and clips that are made of them."""
+def _counted(data: Data, of_both_media: bool = False) -> Counted:
+    """Return the units of the rates: for a model of clips, videos that are read and clips made of them.
+
+    Args:
+        data: the settings.
+        of_both_media: whether images are read besides.
+    """
+    if of_both_media:
+        return Counted("images and videos", "inputs", data.repeats)
     if data.clip is None:
         return Counted(repeats=data.repeats)
     return Counted("videos", "clips", data.repeats, data.clip.frames)
 
 
 def _needed(recipe: TrainingRecipe, views: float | None) -> float | None:
-    """Return the images or clips a second that have to be made for so many views, which are these under all masks."""
+    """Return the images or clips to make per second for `views`, which count each under every mask."""
     return None if views is None else views / recipe.masks
 
 
 def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
-    """What the run would train; classes that cannot be counted, because the data cannot be opened, are none."""
+    """Build the model that the run would train; without readable data, the number of classes is 0."""
     if isinstance(recipe, Recipe):
         return build_model(recipe)
     assert isinstance(recipe, FinetuneRecipe)
@@ -142,28 +151,41 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
     return build_classifier(recipe, len(manifests[0].classes))
 
 
-def _inputs(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
-    """Training and validation set, or why one cannot be used, and the identities of all that is read."""
-    if recipe.data.mode == "stream":
+def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:
+    """Return training and validation sets, or why one cannot be used, and the identities of all inputs."""
+    data = recipe.data
+    if data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
-    training = "data.shards" if recipe.data.mixture is None else "data.mixture"
-    opened = {training: _opened(lambda: DataSets(recipe.data).manifest, recipe.data)}
-    if validation := recipe.data.validation:
-        opened["data.validation"] = _opened(lambda: Manifest.load(validation), recipe.data)
+
+    def load_training() -> tuple[Manifest, bool]:
+        sets = DataSets(data)
+        return sets.manifest, sets.of_both_media
+
+    training = _opened(load_training, data)
+    opened = {"data.shards" if data.mixture is None else "data.mixture": training}
+    of_both_media = isinstance(training, Manifest) and len(training.media) > 1
+    for setting in ("validation", "validation_images"):
+        if shards := getattr(data, setting):
+            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, of_both_media), data)
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
 
 
 def _read(recipe: TrainingRecipe) -> str:
-    """Name what is read, without secrets."""
+    """Name the inputs, without secrets."""
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
-def _opened(load: Callable[[], Manifest], data: Data) -> Manifest | str:
+def _load_validation(shards: str, of_both_media: bool) -> tuple[Manifest, bool]:
+    return Manifest.load(shards), of_both_media
+
+
+def _opened(load: Callable[[], tuple[Manifest, bool]], data: Data) -> Manifest | str:
+    """Return a manifest, or why its samples cannot be used. `load` also tells `single_frames` of `check_kind`."""
     try:
-        manifest = load()
-        check_kind(manifest, data)
+        manifest, single_frames = load()
+        check_kind(manifest, data, single_frames)
     except (ShardError, DataError) as error:
         return str(error)
     return manifest
@@ -172,7 +194,7 @@ def _opened(load: Callable[[], Manifest], data: Data) -> Manifest | str:
 def _data_rates(
     manifest: Manifest | str, recipe: TrainingRecipe, world: World, batches: int
 ) -> tuple[Rate | str, Rate | str | None]:
-    """How fast samples can be read, and decoded, or why they cannot."""
+    """Return the rates of reading and decoding, or why they cannot be measured."""
     try:
         if recipe.data.mode == "stream":
             return measure.streaming(recipe, world, batches), None
@@ -189,7 +211,7 @@ def _data_rates(
 
 @contextmanager
 def within(seconds: float, what: str) -> Iterator[None]:
-    """End this process if what happens inside takes longer: hangs are among what is looked for."""
+    """End this process if the block takes longer: hangs are among the problems to find."""
 
     def give_up(why: str) -> None:
         rank = f"rank {place(os.environ)[0]} on {socket.gethostname()}"

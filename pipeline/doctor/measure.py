@@ -1,4 +1,4 @@
-"""What a rank measures by itself: storage, decoding, its share of the node, its GPU."""
+"""Measure one rank: storage, decoding, its share of the node, its GPU."""
 
 import importlib
 import math
@@ -31,19 +31,19 @@ from pipeline.train.setup import part_of
 from shards.manifest import Manifest
 
 BATCH = 64  # images decoded at once
-# Bits of NVML's clock event reasons that slow a GPU down against its operator's will
+# Bits of NVML's clock event reasons for unwanted slowdowns
 _SLOWDOWNS = {0x08: "hardware", 0x20: "heat (driver)", 0x40: "heat", 0x80: "power brake"}
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The things that rates count.
+    """The units of rates.
 
     Attributes:
-        samples: what is read, "images" or "videos".
-        inputs: what is made of it, "images" or "clips".
-        repeats: inputs that are made of a sample.
-        frames: of a clip; None: the inputs are images.
+        samples: the samples that are read, "images" or "videos".
+        inputs: the inputs made of them, "images" or "clips".
+        repeats: inputs per sample.
+        frames: frames per clip; None: the inputs are images.
     """
 
     samples: str = "images"
@@ -54,7 +54,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Rate:
-    """The rate of one rank in `Counted` and bytes a second, its bad samples of those tried, and why the first is."""
+    """The rate of one rank in `Counted` and bytes per second, its bad and tried samples, and why the first is bad."""
 
     images: float
     bytes: float
@@ -65,16 +65,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank may use of its node; sizes in bytes.
+    """The part of its node that a rank may use; sizes in bytes.
 
     Attributes:
-        cores: numbers of those it may run on.
-        quota: of the container, in cores.
-        open_files: how many it may have.
+        cores: numbers of the usable cores.
+        quota: the container's limit, in cores.
+        open_files: limit of open files.
         memory: available on the node, or in the container where that has less.
         shared_memory: free in /dev/shm.
-        run_room: free where `run.dir` is; 0 if it may not write there.
-        cache_room: the same of `data.cache`, with the shards that it has; None: there is no cache.
+        run_room: free space at `run.dir`; 0 if it cannot be written.
+        cache_room: free space at `data.cache`, including the shards in it; None: there is no cache.
     """
 
     cores: frozenset[int]
@@ -88,15 +88,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The state of a GPU; None for what it, or NVML, does not tell.
+    """The state of a GPU; None for facts that it, or NVML, does not provide.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         taken: bytes of its memory that are not this process's tensors.
         nvml: why NVML does not answer; empty: it does.
         uncorrected: memory errors that ECC could not correct, since the driver was loaded.
-        slowdowns: what slows its clock down.
-        temperature, limit: degrees Celsius now, and at which it slows down.
+        slowdowns: reasons for a slower clock.
+        temperature, limit: current temperature, and that at which the GPU slows down, in degrees Celsius.
     """
 
     name: str
@@ -109,14 +109,16 @@ class Gpu:
 
 
 def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[list[tuple[Request, list[Sample]]], Rate]:
-    """Read batches of random samples, other ones on each rank, past any cache of ours.
+    """Read batches of random samples, different ones on each rank, bypassing our caches.
 
     Raises:
-        DataError: the storage is out of reach.
+        DataError: the storage is unreachable.
     """
     reader = Reader(manifest, data.read_threads, data.requests, data.deadline)
-    requests = []
-    for ids in np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH)):
+    requests, kinds = [], manifest.samples_by_medium()
+    for batch, draws in enumerate(np.random.default_rng(rank).integers(len(manifest), size=(batches, BATCH))):
+        of_one = kinds[batch % len(kinds)]
+        ids = of_one[draws % len(of_one)]
         keys = sample_keys(rank, np.zeros_like(ids), ids)
         requests.append(training_request(0, ids, keys, Shapes.of(manifest, ids.repeat(data.repeats)), data))
     begin = time.perf_counter()
@@ -130,17 +132,18 @@ def storage(manifest: Manifest, data: Data, rank: int, batches: int) -> tuple[li
 
 
 def decoding(read: list[tuple[Request, list[Sample]]], manifest: Manifest, data: Data, device: torch.device) -> Rate:
-    """Decode and crop what was read. Raises DataError where too many samples in a row are bad."""
+    """Decode and crop the samples that were read. Raises DataError for too many bad samples in a row."""
     remedy = f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
     return _rate(
-        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.video).batches(read), device
+        Batcher(data, BATCH * data.repeats, device, remedy, data.repeats, manifest.media, manifest.video).batches(read),
+        device,
     )
 
 
 def gpu_decoding(data: Data, world: World) -> Choice | str | None:
-    """Return how this rank's GPU decodes, tested unless the node remembers it, or why it cannot; None on a CPU.
+    """Return how this rank's GPU decodes, tested unless that is cached, or why it cannot; None on a CPU.
 
-    Nothing has to be chosen for videos: `decoding` finds out whether they are decoded.
+    Videos need no choice: `decoding` finds out whether they can be decoded.
     """
     if world.gpu is None:
         return None
@@ -153,13 +156,13 @@ def gpu_decoding(data: Data, world: World) -> Choice | str | None:
 
 
 def streaming(recipe: TrainingRecipe, world: World, batches: int) -> Rate:
-    """Read and decode what `data.mode=stream` gives. Raises DataError where that is nothing."""
+    """Read and decode with `data.mode=stream`. Raises DataError where that gives nothing."""
     data = StreamData(recipe.data, replace(part_of(recipe, world), micro_batch=BATCH))
     return _rate(data.batches(0, batches), world.device)
 
 
 def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
-    """Of all but the first batch, for which queues and buffers are filled."""
+    """Return the rate over all but the first batch, for which queues and buffers are filled."""
     bad = next(batches).bad
     begin, images, tried = time.perf_counter(), 0, BATCH
     for batch in batches:
@@ -173,7 +176,7 @@ def _rate(batches: Iterator[Batch], device: torch.device) -> Rate:
 
 
 def machine(recipe: TrainingRecipe) -> Machine:
-    """What this rank may use of its node."""
+    """Return the part of its node that this rank may use."""
     shm, (files, _) = Path("/dev/shm"), resource.getrlimit(resource.RLIMIT_NOFILE)
     return Machine(
         frozenset(os.sched_getaffinity(0)),
@@ -187,13 +190,13 @@ def machine(recipe: TrainingRecipe) -> Machine:
 
 
 def _cpu_quota(file: Path) -> float:
-    """Of cgroup v2, "150000 100000" or "max 100000": microseconds of each period."""
+    """Parse the limit of cgroup v2, "150000 100000" or "max 100000": microseconds per period."""
     quota, period = file.read_text().split() if file.exists() else ("max", "0")
     return math.inf if quota == "max" else int(quota) / int(period)
 
 
 def _memory(meminfo: Path, cgroup: Path) -> int:
-    """Bytes that can still be had: "MemAvailable:  16384 kB", and what cgroup v2 has left of its limit."""
+    """Return the available bytes: "MemAvailable:  16384 kB", and the rest of cgroup v2's limit."""
     (kilobytes,) = re.findall(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
     limit, used = cgroup / "memory.max", cgroup / "memory.current"
     most = limit.read_text().strip() if limit.exists() else "max"
@@ -202,7 +205,7 @@ def _memory(meminfo: Path, cgroup: Path) -> int:
 
 
 def _room(folder: Path, ours: str = "") -> int:
-    """Bytes free where a folder is, or would be made, and those in it that files of the pattern `ours` take."""
+    """Return the free bytes where a folder is, or would be made, including its files of the pattern `ours`."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
@@ -212,7 +215,7 @@ def _room(folder: Path, ours: str = "") -> int:
 
 
 def gpu(world: World) -> Gpu | None:
-    """This rank's GPU, None on a CPU."""
+    """Return the state of this rank's GPU, None on a CPU."""
     if world.gpu is None:
         return None
     properties = torch.cuda.get_device_properties(world.gpu)
@@ -231,7 +234,7 @@ def gpu(world: World) -> Gpu | None:
     def ask(question: str, *of: int) -> int | None:
         try:
             return int(getattr(nvml, question)(handle, *of))
-        except nvml.NVMLError:  # not every GPU, nor every driver, tells everything
+        except nvml.NVMLError:  # not every GPU or driver provides everything
             return None
 
     slowed = ask("nvmlDeviceGetCurrentClocksEventReasons") or 0

@@ -1,4 +1,4 @@
-"""What ranks measure together: how fast they sum up a buffer, and how far apart their clocks are."""
+"""Measure all ranks together: the speed of an all-reduce, and the differences of their clocks."""
 
 import time
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from torch import distributed
 
 from pipeline.cluster.world import World
 
-_ROUNDS = 5  # all-reduces timed, after the first
-_PINGS = 8  # of which the fastest tells a clock's offset best
+_ROUNDS = 5  # all-reduces that are timed, after the first
+_PINGS = 8  # the fastest gives a clock's offset best
 
 
 @dataclass(frozen=True)
 class AllReduce:
-    """Seconds that summing up a buffer of so many bytes over so many ranks takes, and whether the sum was right."""
+    """The seconds that summing this many bytes over this many ranks takes, and whether the sum was right."""
 
     bytes: int
     ranks: int
@@ -26,20 +26,20 @@ class AllReduce:
 
     @property
     def bus_bandwidth(self) -> float:
-        """Bytes a second over the slowest link: in a ring each rank sends 2 (n - 1) / n of the buffer (nccl-tests)."""
+        """Bytes per second over the slowest link: in a ring, a rank sends 2 (n - 1) / n of the buffer (nccl-tests)."""
         return 2 * (self.ranks - 1) / self.ranks * self.bytes / self.seconds
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds that a clock is ahead of rank 0's, and how wrong that may be."""
+    """The seconds by which a clock is ahead of rank 0's, and their uncertainty."""
 
     ahead: float
     bound: float
 
 
 def all_reduce(world: World, size: int) -> AllReduce:
-    """Sum up a buffer of `size` bytes, the same on all ranks, which call this together."""
+    """Sum a buffer of `size` bytes over all ranks, which call this together, and time it."""
     buffer = torch.full((max(1, size // 4),), float(world.rank + 1), device=world.device)
     world.sum(buffer)  # opens the connections
     correct = bool((buffer == world.size * (world.size + 1) // 2).all())
@@ -58,7 +58,7 @@ def all_reduce(world: World, size: int) -> AllReduce:
 
 
 def clocks(world: World, timeout: float) -> list[Clock]:
-    """The clock of each rank's node against rank 0's, after Cristian, "Probabilistic clock synchronization", 1989.
+    """Compare the clock of each node with rank 0's, after Cristian, "Probabilistic clock synchronization", 1989.
 
     All ranks call this together, and get the same.
     """
@@ -86,6 +86,6 @@ def clocks(world: World, timeout: float) -> list[Clock]:
 
 
 def clock_of(exchanges: Sequence[tuple[float, float, float]]) -> Clock:
-    """From the times when a ping left, was answered by the other's clock, and came back; the fastest tells most."""
+    """Estimate a clock from the times of a ping, the other clock's answer, and its return; the fastest is best."""
     sent, answered, back = min(exchanges, key=lambda exchange: exchange[2] - exchange[0])
     return Clock(answered - (sent + back) / 2, (back - sent) / 2)

@@ -15,7 +15,7 @@ from pipeline.finetune.config import FinetuneRecipe
 _FRONT = {
     "library_name": "timm",
     "pipeline_tag": "image-classification",
-    "tags": ["maskfeat", "vision-transformer", "image-classification", "timm"],
+    "tags": ["maskfeat", "vision-transformer", "image-classification", "timm", "transformers"],
 }
 
 _USE_OF_IMAGES = """\
@@ -30,6 +30,15 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 image = transform(Image.open("image.jpg").convert("RGB"))[None]
 with torch.no_grad():
     label = model.pretrained_cfg["label_names"][model(image).argmax()]
+```
+
+The same by transformers, which names the five most likely classes with their probabilities:
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER")  # "USER/NAME" once it is uploaded
+classes = classify("image.jpg")
 ```
 """
 

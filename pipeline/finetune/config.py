@@ -41,7 +41,7 @@ class Augment(Section):
 
 
 class FinetuneOptim(Optim):
-    """AdamW whose rate falls from the last layer to the first."""
+    """An optimizer whose rate falls from the last layer to the first."""
 
     lr: Rate = Field(1e-3, gt=0)  # per 256 images of a batch, of the last layer
     warmup_epochs: float = Field(20, ge=0)

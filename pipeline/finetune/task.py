@@ -64,7 +64,7 @@ class Finetuning:
         head = sum(parameter.numel() for parameter in self.model.view.head.parameters())
         self.flops = 6 * (self.model.view.macs() + head)
         run = recipe.run.dir
-        self.next_commands = [shlex.join(["python", "scripts/export.py", str(run), f"weights/{run.name}"])]
+        self.next_commands = [shlex.join(["maskfeat", "export", str(run), f"weights/{run.name}"])]
         self._validation = Validation(
             validation,
             validation_labels,

@@ -1,1 +1,1 @@
-"""Which patches a model must not see."""
+"""Choose the patches that are hidden from the model."""

@@ -1,9 +1,9 @@
-"""Block-wise masks: which patches the model does not see and has to describe.
+"""Block-wise masks of images.
 
 Algorithm: Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022, algorithm 1, with the settings
 of MaskFeat: 40% of a 14x14 grid in blocks of at least 15 patches and aspect ratios in [0.3, 1/0.3]. Two
-differences from the published codes: blocks may touch every border, and every mask covers exactly the same
-number of patches, so that shapes are static. Where the published loop gives up (ten placements in a row refused;
+differences from the published code: blocks may touch every border, and every mask covers exactly the same
+number of patches, so that shapes are static. Where the published loop gives up (after ten refusals in a row;
 3 masks in 10, by half a patch on average), the mask grows at its edges until it is full.
 """
 
@@ -16,37 +16,37 @@ from pipeline.masks.filling import fill
 from pipeline.random import derive, uniform
 
 MIN_ASPECT = 0.3
-MIN_BLOCK = 15 / 196  # of the grid
-PATIENCE = 10  # refused placements in a row before a mask is finished off
-TRIES = 32  # placements in all; the published loop needs more for fewer than 1 mask in 1,000
+MIN_BLOCK = 15 / 196  # share of the grid
+PATIENCE = 10  # consecutive refused placements before a mask is filled up
+TRIES = 32  # placements in total; the published loop needs more for fewer than 1 mask in 1,000
 
 FILL = TRIES * 4  # the stream of randomness after those of the placements
 
 
 def masked_patches(grid: tuple[int, int], ratio: float = 0.4) -> int:
-    """Patches in every mask: `ratio` of the grid, rounded down; 78 for 14x14 at 0.4."""
+    """Return the patches in every mask: `ratio` of the grid, rounded down; 78 for 14x14 at 0.4."""
     return int(grid[0] * grid[1] * ratio)
 
 
 def smallest_block(grid: tuple[int, int]) -> int:
-    """Patches of the smallest block that is tried while as many are missing; 15 for 14x14."""
+    """Return the patches of the smallest block while at least as many are missing; 15 for 14x14."""
     return max(1, round(grid[0] * grid[1] * MIN_BLOCK))
 
 
 def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0.4, compile: bool = False) -> Tensor:
-    """One mask for every key, on the device of the keys and without a loop over the batch.
+    """Draw one mask per key, on the device of the keys and without a loop over the batch.
 
     Args:
-        keys: int64 (B,); equal keys give equal masks, whatever the batch around them.
+        keys: int64 (B,); equal keys give equal masks in any batch.
         grid: rows and columns of patches.
         ratio: share of masked patches.
-        compile: on a GPU, make them by one kernel instead of 1,800.
+        compile: on a GPU, use one kernel instead of 1,800.
 
     Returns:
         bool (B, rows, columns), True where masked, exactly `masked_patches(grid, ratio)` in each.
 
     Raises:
-        ValueError: the ratio leaves nothing to mask or nothing to see.
+        ValueError: the ratio leaves no patch masked, or none visible.
     """
     rows, columns = grid
     target = masked_patches(grid, ratio)
@@ -54,7 +54,7 @@ def block_masks(keys: Tensor, grid: tuple[int, int] = (14, 14), ratio: float = 0
         raise ValueError(f"masking {ratio:g} of a {rows}x{columns} grid leaves nothing to predict or nothing to see")
 
     if compile and keys.is_cuda:
-        from pipeline.masks import blocks_triton  # torch has Triton only where there are GPUs
+        from pipeline.masks import blocks_triton  # torch includes Triton only where there are GPUs
 
         return blocks_triton.block_masks(keys, grid, ratio)
     mask = torch.zeros(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
@@ -71,12 +71,12 @@ def _place(mask: Tensor, missing: Tensor, refused: Tensor, draw: Tensor) -> tupl
 
     Args:
         mask: bool (B, rows, columns).
-        missing: patches that each still lacks, int64 (B,).
-        refused: placements in a row that each has refused, int64 (B,).
+        missing: patches that each mask still needs, int64 (B,).
+        refused: consecutive refused placements of each mask, int64 (B,).
         draw: random numbers in [0, 1) for area, aspect, top and left: float64 (4, B).
 
     Returns:
-        the first three, afterwards.
+        the first three, updated.
     """
     rows, columns = mask.shape[1:]
     y = torch.arange(rows, device=mask.device)

@@ -1,6 +1,6 @@
-"""Block masks by one Triton kernel, where `blocks` launches some 1,800.
+"""Block masks in one Triton kernel, where `blocks` launches about 1,800.
 
-One program makes one mask on a GPU, in registers: the very mask of `blocks`, see `functions_triton`.
+One program makes one mask on a GPU, in registers: the same mask as `blocks`, see `functions_triton`.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.masks.blocks import FILL, MIN_ASPECT, PATIENCE, TRIES, masked_patches, smallest_block
 from pipeline.masks.functions_triton import draw, filled, mixed_keys, whole
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _LOG_ASPECT = tl.constexpr(math.log(MIN_ASPECT))
 _TRIES, _PATIENCE, _FILL = tl.constexpr(TRIES), tl.constexpr(PATIENCE), tl.constexpr(FILL)
 
@@ -25,7 +25,7 @@ def block_masks(keys: Tensor, grid: tuple[int, int], ratio: float, samples: int 
         keys: int64 (B,), on a GPU.
         grid: rows and columns of patches.
         ratio: share of masked patches.
-        samples: made by one program, a power of two; more than one is for the interpreter.
+        samples: masks per program, a power of two; more than one is for the interpreter.
     """
     rows, columns = grid
     masks = torch.empty(len(keys), rows, columns, dtype=torch.bool, device=keys.device)
@@ -59,7 +59,7 @@ def _few_masks(  # type: ignore[no-untyped-def]
     CELLS: tl.constexpr,
     SAMPLES: tl.constexpr,
 ):
-    """The masks of SAMPLES keys: uint8 (SAMPLES, ROWS * COLUMNS), in CELLS lanes each."""
+    """Draw the masks of SAMPLES keys: uint8 (SAMPLES, ROWS * COLUMNS), in CELLS lanes each."""
     sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     mixed = mixed_keys(tl.load(keys + sample, mask=sample < count, other=0))
     cell = tl.arange(0, CELLS)

@@ -1,6 +1,6 @@
-"""Cube masks by one Triton kernel, where `cubes` launches some 740.
+"""Cube masks in one Triton kernel, where `cubes` launches about 740.
 
-One program makes one mask on a GPU, in registers: the very mask of `cubes`, see `functions_triton`.
+One program makes one mask on a GPU, in registers: the same mask as `cubes`, see `functions_triton`.
 """
 
 import math
@@ -14,7 +14,7 @@ from pipeline.masks.blocks import MIN_ASPECT
 from pipeline.masks.cubes import DRAWS, FILL, TRIES, Grid, masked_cells, smallest_area
 from pipeline.masks.functions_triton import draw, filled, mixed_keys, whole
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _LOG_ASPECT = tl.constexpr(math.log(MIN_ASPECT))
 _TRIES, _DRAWS, _FILL = tl.constexpr(TRIES), tl.constexpr(DRAWS), tl.constexpr(FILL)
 
@@ -26,7 +26,7 @@ def cube_masks(keys: Tensor, grid: Grid, ratio: float, samples: int = 1) -> Tens
         keys: int64 (B,), on a GPU.
         grid: frames, rows and columns of cells.
         ratio: share of masked cells.
-        samples: made by one program, a power of two; more than one is for the interpreter.
+        samples: masks per program, a power of two; more than one is for the interpreter.
     """
     masks = torch.empty(len(keys), *grid, dtype=torch.bool, device=keys.device)
     cells = triton.next_power_of_2(math.prod(grid))
@@ -58,7 +58,7 @@ def _few_masks(  # type: ignore[no-untyped-def]
     CELLS: tl.constexpr,
     SAMPLES: tl.constexpr,
 ):
-    """The masks of SAMPLES keys: uint8 (SAMPLES, FRAMES * ROWS * COLUMNS), in CELLS lanes each."""
+    """Draw the masks of SAMPLES keys: uint8 (SAMPLES, FRAMES * ROWS * COLUMNS), in CELLS lanes each."""
     sample = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     mixed = mixed_keys(tl.load(keys + sample, mask=sample < count, other=0))
     cell = tl.arange(0, CELLS)[None, :]
@@ -89,6 +89,6 @@ def _few_masks(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _reaches(place, start, length, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Say which places (1, CELLS) stretches (SAMPLES,) cover, placed by numbers in [0, 1): bool (SAMPLES, CELLS)."""
+    """Return which places (1, CELLS) stretches (SAMPLES,) with starts in [0, 1) cover: bool (SAMPLES, CELLS)."""
     first = (start * (SIDE - length + 1).to(tl.float64)).to(tl.int64)
     return (place >= first[:, None]) & (place < (first + length)[:, None])

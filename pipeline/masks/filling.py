@@ -1,4 +1,4 @@
-"""Masks of an exact size: what a mask still lacks is added at its edges."""
+"""Fill masks up to an exact size, at their edges."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ def fill(mask: Tensor, missing: Tensor, keys: Tensor) -> Tensor:
 
     Args:
         mask: bool (B, rows, columns) or (B, frames, rows, columns).
-        missing: cells that each mask still lacks, int64 (B,).
+        missing: cells that each mask still needs, int64 (B,).
         keys: seeds of the ties, int64 (B,).
 
     Returns:
-        The masks afterwards, in the shape of `mask`.
+        The filled masks, in the shape of `mask`.
     """
     hidden = mask.float()
     neighbours = torch.zeros_like(hidden)

@@ -1,9 +1,9 @@
-"""The parts that the kernels of masks share: random numbers, and filling masks up to an exact size.
+"""Functions that the mask kernels share: random numbers, and filling masks up to an exact size.
 
-The kernels make the masks of the references, in the same order and precision: integers of 64 bits, and floating-point
-numbers of 64 bits without fused multiply-add. Only the exponential may differ from that of a CPU, in its last bit. It
-decides the sides of a block, which are rounded to whole cells: an error of 10^-15 cells changes fewer than one
-placement in 10^13.
+The kernels make the masks of the reference implementations, in the same order and precision: 64-bit integers, and
+64-bit floating-point numbers without fused multiply-add. Only the exponential may differ from that of a CPU, in its
+last bit. It decides the sides of a block, which are rounded to whole cells: an error of 10^-15 cells changes fewer
+than one placement in 10^13.
 """
 
 import triton  # type: ignore[import-untyped]
@@ -11,9 +11,9 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 from pipeline.random import FIRST, GOLDEN, SECOND
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _GOLDEN, _FIRST, _SECOND = tl.constexpr(GOLDEN), tl.constexpr(FIRST), tl.constexpr(SECOND)
-_TO_WHOLE = tl.constexpr(1.5 * 2**52)  # added and subtracted, it rounds a float64 half to even
+_TO_WHOLE = tl.constexpr(1.5 * 2**52)  # adding and subtracting it rounds a float64, half to even
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def mixed_keys(key):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _mix(x):  # type: ignore[no-untyped-def]
-    """`pipeline.random.mix`."""
+    """Compute `pipeline.random.mix`."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _SECOND
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
@@ -32,14 +32,14 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _uniform(mixed, value):  # type: ignore[no-untyped-def]
-    """`uniform(derive(...))`: float32."""
+    """Compute `uniform(derive(...))`: float32."""
     drawn = _mix(mixed ^ _mix(value + _GOLDEN))
     return ((drawn >> 40) & 0xFFFFFF).to(tl.float32) / 16777216.0
 
 
 @triton.jit
 def draw(mixed, stream):  # type: ignore[no-untyped-def]
-    """Draw a number in [0, 1) of a stream for every key: float64 (SAMPLES,)."""
+    """Draw a number in [0, 1) from a stream for every key: float64 (SAMPLES,)."""
     return _uniform(mixed, tl.zeros_like(mixed) + stream).to(tl.float64)
 
 
@@ -61,16 +61,16 @@ def filled(  # type: ignore[no-untyped-def]
     CELLS: tl.constexpr,
     SAMPLES: tl.constexpr,
 ):
-    """`pipeline.masks.filling.fill`, whose ties are drawn from `stream`.
+    """Compute `pipeline.masks.filling.fill`, with ties drawn from `stream`.
 
-    Scores are not sorted, but cut at the largest number that enough of them reach, which a search finds bit by bit. Of
-    equal scores at the cut, which fewer than one mask in 1,000 has, the first cells are taken; the reference leaves
-    their order to torch's sort.
+    Scores are not sorted, but cut at the largest number that enough of them reach, found by bisection over bits. Among
+    equal scores at the cut, which occur in fewer than one mask in 1,000, the first cells are taken; the reference
+    leaves their order to torch's sort.
 
     Args:
-        mask: int32 (SAMPLES, CELLS), 1 where masked; of the lanes the first FRAMES * ROWS * COLUMNS are cells.
+        mask: int32 (SAMPLES, CELLS), 1 where masked; the first FRAMES * ROWS * COLUMNS lanes are cells.
         missing: int64 (SAMPLES,).
-        mixed: from `mixed_keys`, int64 (SAMPLES,).
+        mixed: result of `mixed_keys`, int64 (SAMPLES,).
 
     Returns:
         int32 (SAMPLES, CELLS).
@@ -87,7 +87,7 @@ def filled(  # type: ignore[no-untyped-def]
         neighbours += _neighbour(mask, index, -ROWS * COLUMNS, frame > 0, CELLS)
     ties = _mix(_mix(mixed ^ _mix(tl.zeros_like(mixed) + (stream + _GOLDEN))) + _GOLDEN)
     tie = _uniform(ties[:, None], (tl.zeros((SAMPLES, CELLS), tl.int64) + cell))
-    score = (neighbours.to(tl.float32) + tie).to(tl.int32, bitcast=True)  # the order of such bits is that of the floats
+    score = (neighbours.to(tl.float32) + tie).to(tl.int32, bitcast=True)  # these bits have the order of the floats
     score = tl.where((mask == 0) & (cell < FRAMES * ROWS * COLUMNS), score, -1)
     wanted = missing.to(tl.int32)
     cut = tl.zeros((SAMPLES,), tl.int32)
@@ -103,6 +103,6 @@ def filled(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _neighbour(mask, index, step, exists, CELLS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Return the mask `step` cells further on, 0 where there is no such cell: int32 (SAMPLES, CELLS)."""
+    """Return the mask shifted by `step` cells, 0 where there is no such cell: int32 (SAMPLES, CELLS)."""
     there = tl.minimum(tl.maximum(index + step, 0), CELLS - 1)
     return tl.gather(mask, there, 1) * exists.to(tl.int32)

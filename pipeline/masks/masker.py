@@ -1,4 +1,4 @@
-"""The interface of what draws masks, and the kinds there are."""
+"""The interface of a masker, which draws masks, and its kinds."""
 
 from typing import Protocol
 
@@ -12,10 +12,10 @@ from pipeline.masks.settings import MaskSettings
 
 
 class Masker(Protocol):
-    """Draws masks, always the same from the same keys.
+    """Draws masks, always the same for the same keys.
 
     Attributes:
-        masked: predictions that each mask hides.
+        masked: number of predictions that each mask hides.
     """
 
     masked: int
@@ -26,16 +26,16 @@ class Masker(Protocol):
 
 
 class _GridMasker:
-    """What the maskers have in common: the grids, and how many of their cells are hidden.
+    """The common part of maskers: the grids, and the number of hidden cells.
 
     Args:
-        cells: grid that masks are drawn on.
+        cells: grid of the masks.
         predictions: grid of the model's predictions, which `cells` divides.
         ratio: share of masked cells.
-        compile: on a GPU, draw the masks by one kernel, where there is one.
+        compile: on a GPU, draw the masks by one kernel, if there is one.
 
     Raises:
-        ValueError: the ratio leaves nothing to predict or nothing to see.
+        ValueError: the ratio leaves no cell hidden, or none visible.
     """
 
     def __init__(self, cells: Layout, predictions: Layout, ratio: float, compile: bool) -> None:
@@ -56,7 +56,7 @@ class _GridMasker:
         return self._cells.frames, self._cells.rows, self._cells.columns
 
     def _hidden(self) -> int:
-        """Count the cells that each mask hides."""
+        """Return the number of cells that each mask hides."""
         raise NotImplementedError
 
     def _draw(self, keys: Tensor) -> Tensor:
@@ -117,15 +117,29 @@ class RandomMasker(_GridMasker):
 _OF_CLIPS: dict[str, type[_GridMasker]] = {"cube": CubeMasker, "tube": TubeMasker, "frame": FrameMasker}
 
 
+def of_single_frames(settings: MaskSettings) -> MaskSettings:
+    """Return the settings of the masks of single frames beside clips: blocks instead of cubes and tubes.
+
+    Raises:
+        ValueError: the masks of clips hide whole frames.
+    """
+    if settings.kind == "frame":
+        raise ValueError(
+            "mask.kind=frame hides whole frames, and the images of data.mixture have one: leave out mask.kind, or the "
+            "images"
+        )
+    return settings.model_copy(update={"kind": None if settings.kind in _OF_CLIPS else settings.kind})
+
+
 def masker_for(settings: MaskSettings, cells: Layout, predictions: Layout, compile: bool) -> Masker:
-    """Build the masker that settings ask for: by default blocks of images and cubes of clips.
+    """Build the masker of the settings; the default is blocks for images and cubes for clips.
 
     Args:
         settings: kind and ratio.
         cells, predictions, compile: see `_GridMasker`.
 
     Raises:
-        ValueError: the kind does not fit the grid, or the ratio leaves nothing to predict or nothing to see.
+        ValueError: the kind does not fit the grid, or the ratio leaves no cell hidden, or none visible.
     """
     of_clips = cells.frames > 1
     kind = settings.kind or ("cube" if of_clips else "block")

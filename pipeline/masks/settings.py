@@ -8,8 +8,8 @@ from pipeline.settings import Section, Share
 
 
 class MaskSettings(Section):
-    """Which patches are hidden."""
+    """The choice of hidden patches."""
 
-    kind: Literal["block", "cube", "tube", "frame", "random"] | None = None  # None: blocks of images, cubes of clips
+    kind: Literal["block", "cube", "tube", "frame", "random"] | None = None  # None: blocks for images, cubes for clips
     ratio: Share = 0.4
-    repeats: int = Field(1, ge=1, le=64)  # masks of each crop or clip in a step; optim.batch_size counts all of them
+    repeats: int = Field(1, ge=1, le=64)  # masks per crop or clip; optim.batch_size counts each

@@ -9,10 +9,11 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.config import Run
 from pipeline.data.batch import Batch
+from pipeline.data.request import Medium
 from pipeline.data.settings import Data
 from pipeline.examples import Example, ExampleMaker
 from pipeline.files import Writing, json_lines, replace
-from pipeline.pretrain.baselines import NAME, read_baselines
+from pipeline.pretrain.baselines import file_of, read_baselines
 from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import Pictures, draw
 from pipeline.report.report import Metrics
@@ -34,10 +35,15 @@ class Validation:
         data, run: settings of the run.
         micro_batch: inputs that a rank computes at once.
         world, examples, phases: those of the run.
+        name: of a second data set: part of the names of its metrics, its pictures and its baselines; empty: of the
+            first, whose names are without it.
 
     Attributes:
         manifest: of the images.
         identity: of the manifest.
+        medium: of the images.
+        name: see above.
+        prefix: of the names of its metrics.
     """
 
     def __init__(
@@ -49,12 +55,19 @@ class Validation:
         world: World,
         examples: ExampleMaker,
         phases: Phases,
+        name: str = "",
     ) -> None:
-        self.manifest = Manifest.load(shards)
+        self.manifest, self.name = Manifest.load(shards), name
+        self.prefix = f"val_{name}_" if name else "val_"
         self.identity = self.manifest.identity
-        self._images = ValidationImages(self.manifest, data, micro_batch, run.seed, world, phases)
+        self.medium: Medium = "image" if self.manifest.video is None else "video"
+        single_frames = examples.single_frames is not None
+        self._images = ValidationImages(
+            self.manifest, data, micro_batch, run.seed, world, phases, single_frames=single_frames
+        )
         self._samples, self._folder = data.validation_samples, run.dir
-        self._world, self._examples = world, examples
+        self._world = world
+        self._examples = examples.single_frames if examples.single_frames and self.medium == "image" else examples
 
     def measure(self, engine: Evaluator) -> tuple[Metrics, Pictures | None]:
         """Return the model's mean loss and scores with the number of bad images, and on rank 0 pictures of the first.
@@ -73,7 +86,7 @@ class Validation:
         means, bad = sums.means(self._images)
         assert first
         pictures = self._draw(*first) if self._world.rank == 0 else None
-        return {f"val_{name}": mean for name, mean in means.items()} | {"val_bad_samples": bad}, pictures
+        return {f"{self.prefix}{name}": value for name, value in (means | {"bad_samples": bad}).items()}, pictures
 
     def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Pictures:
         """Show what the model made of the first images, or clips, of a batch."""
@@ -95,23 +108,24 @@ class Validation:
         The predictors are those of `constants`. The best constant is the mean target, or for classes their frequencies;
         its scores are `mean_NAME`.
 
-        They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are.
+        They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are; those of
+        a second data set are in baselines-NAME.json.
 
         Args:
             training: gives so many batches of training images, to take the mean target of.
             untrained: measures the untrained model, None once it has been trained.
         """
-        path = self._folder / NAME
+        file = file_of(self.name)
         of = {"validation": self.identity, "samples": self._samples}
-        known = self._world.from_first(read_baselines(self._folder))
+        known = self._world.from_first(read_baselines(self._folder, file))
         if known.get("of") != of:
             batches = self._images.watched(training(MEAN_BATCHES))
             known = {"of": of} | self.constants(best_constant(self._examples, batches, self._world))
             if untrained:
                 known["untrained"] = untrained()
             if self._world.rank == 0:
-                with Writing()(path):
-                    replace(path, json_lines([known]))
+                with Writing()(self._folder / file):
+                    replace(self._folder / file, json_lines([known]))
         return {name: value for name, value in known.items() if name != "of"}
 
     def constants(self, best: Tensor) -> dict[str, float]:
@@ -162,11 +176,13 @@ class _Sums:
 
 def best_constant(examples: ExampleMaker, batches: Iterable[Batch], world: World) -> Tensor:
     """Return the best outputs that do not depend on the input, float32 (width,), over the batches of all ranks."""
-    target, masked = examples.target, examples.masker.masked
+    target = examples.target
     total = torch.zeros(target.width, dtype=torch.float64, device=world.device)
-    images = torch.zeros((), dtype=torch.float64, device=world.device)
+    patches = torch.zeros((), dtype=torch.float64, device=world.device)
     for batch in batches:
-        targets = examples.example(batch.inputs, batch.keys).targets
+        maker = examples.of(batch.inputs)
+        masked = maker.masker.masked
+        targets = maker.example(batch.inputs, batch.keys).targets
         total += target.total(targets, batch.weights.repeat_interleave(masked))
-        images += batch.weights.sum()
-    return target.constant((world.sum(total) / (world.sum(images) * masked)).float())
+        patches += batch.weights.sum() * masked
+    return target.constant((world.sum(total) / world.sum(patches)).float())

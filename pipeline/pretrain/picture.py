@@ -55,11 +55,6 @@ def draw(
         predictions: of the model.
     """
     layout = predictions.layout
-    frames = described_frames(inputs, predictions).cpu()
-    hidden = spread(mask, layout).view(len(frames), layout.rows, layout.columns).cpu()
-    truth = targets.reshape(len(frames), layout.rows, layout.columns, *targets.shape[len(layout.shape) + 1 :]).cpu()
-    guess = torch.zeros(*hidden.shape, outputs.shape[1])
-    guess[hidden] = outputs.float().cpu()
     if layout.frames == 1:
         titles = (
             "image",
@@ -67,12 +62,12 @@ def draw(
             f"{target.label} of the image",
             f"{target.label} predicted where masked",
         )
-        return Pictures(_across(titles, _panels(target, frames, hidden, truth, guess, ENLARGED)), [])
-    scale = min(max(_ROW // (layout.frames * frames.shape[3]), 1), ENLARGED)
+        return Pictures(_across(titles, panels_of(target, inputs, mask, targets, outputs, predictions, ENLARGED)), [])
+    scale = min(max(_ROW // (layout.frames * inputs.shape[-1]), 1), ENLARGED)
     titles = ("clip", "what the model sees", f"{target.label} of its frames", f"{target.label} predicted where masked")
     panels = [
         panel.view(-1, layout.frames, *panel.shape[1:])
-        for panel in _panels(target, frames, hidden, truth, guess, scale)
+        for panel in panels_of(target, inputs, mask, targets, outputs, predictions, scale)
     ]
     rows = [
         _across((title,), list(panel[clip, :, None]))
@@ -83,6 +78,33 @@ def draw(
         np.concatenate(rows),
         [_across(titles, [panel[:, time] for panel in panels]) for time in range(layout.frames)],
     )
+
+
+def panels_of(
+    target: Target,
+    inputs: Tensor,
+    mask: Tensor,
+    targets: Tensor,
+    outputs: Tensor,
+    predictions: Predictions,
+    scale: int,
+) -> list[Tensor]:
+    """Draw image, masked image, target and prediction of each image, or of each described frame of clips.
+
+    Args:
+        target, inputs, mask, targets, outputs, predictions: see `draw`.
+        scale: pixels that a pixel is drawn with.
+
+    Returns:
+        float64 (B, 3, H * scale, W * scale) in [0, 1] each, on the CPU; of clips B counts the frames of all of them.
+    """
+    layout = predictions.layout
+    frames = described_frames(inputs, predictions).cpu()
+    hidden = spread(mask, layout).view(len(frames), layout.rows, layout.columns).cpu()
+    truth = targets.reshape(len(frames), layout.rows, layout.columns, *targets.shape[len(layout.shape) + 1 :]).cpu()
+    guess = torch.zeros(*hidden.shape, outputs.shape[1])
+    guess[hidden] = outputs.float().cpu()
+    return _panels(target, frames, hidden, truth, guess, scale)
 
 
 def _panels(target: Target, images: Tensor, hidden: Tensor, targets: Tensor, guess: Tensor, scale: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """MaskFeat: from pixels to the loss of predicting what is under masked patches."""
 
 import shlex
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.training_data import ListedData, TrainingData
 from pipeline.estimate import input_flops
 from pipeline.examples import Example, ExampleMaker
+from pipeline.pretrain.baselines import IMAGES
 from pipeline.pretrain.evaluate import Validation
 from pipeline.probe.run_probe import RunProbe, collapse, described
 from pipeline.report.report import Metrics, Report
@@ -35,7 +37,7 @@ class MaskedPrediction:
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its views."""
-        example = self._examples.example(batch.inputs, batch.keys, self._masks)
+        example = self._examples.of(batch.inputs).example(batch.inputs, batch.keys, self._masks)
         return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
@@ -62,27 +64,40 @@ class Pretraining(MaskedPrediction):
     def __init__(self, recipe: Recipe, data: TrainingData, world: World, phases: Phases) -> None:
         self._recipe, self._data, self._world = recipe, data, world
         self.model = build_model(recipe)
-        examples = build_examples(recipe, self.model, DTYPES[recipe.engine.precision], world.device)
+        of_both_media = len(data.media) > 1
+        dtype = DTYPES[recipe.engine.precision]
+        examples = build_examples(recipe, self.model, dtype, world.device, single_frames=of_both_media)
         super().__init__(examples, recipe.mask.repeats)
         self.identity = self._examples.target.identity
         self.flops = input_flops(recipe, self.model, examples.masker.masked)
         self.next_commands = _next_commands(recipe)
         self.inputs: dict[str, Any] = {}
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
-        self._validation = None
-        if recipe.data.validation:
-            self._validation = Validation(
-                recipe.data.validation,
-                recipe.data,
-                recipe.run,
-                recipe.micro_batch(world.size),
-                world,
-                self._examples,
-                phases,
-            )
-            self.inputs["data.validation (manifest)"] = self._validation.identity
+        self._validations = self._open_validations(phases)
         self._probe, self._unprobed = self._make_probe(phases)
         self.probe_every = recipe.run.probe_every if self._probe else None
+
+    def _open_validations(self, phases: Phases) -> list[Validation]:
+        """Return the validation sets of the run, of which there are two where it takes images and videos."""
+        recipe, world, found = self._recipe, self._world, list[Validation]()
+        images = recipe.data.validation_images
+        if images and len(self._data.media) == 1:
+            raise ConfigError(
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+            )
+        for setting, shards, name in (
+            ("validation", recipe.data.validation, ""),
+            ("validation_images", images, IMAGES),
+        ):
+            if shards is None:
+                continue
+            micro_batch = recipe.micro_batch(world.size)
+            made = Validation(shards, recipe.data, recipe.run, micro_batch, world, self._examples, phases, name)
+            if name and made.medium != "image":
+                raise ConfigError(f"data.{setting}={shards} has videos: set data.validation to them")
+            self.inputs[f"data.{setting} (manifest)"] = made.identity
+            found.append(made)
+        return found
 
     def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
         """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
@@ -93,11 +108,13 @@ class Pretraining(MaskedPrediction):
         recipe = self._recipe
         if recipe.run.probe_every is None:
             return None, None
-        if self._validation is None:
+        if recipe.data.validation is None:
             return None, "data.validation is not set"
+        if len(self._data.media) > 1:
+            return None, "labels of images and videos do not mean the same"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
-        training, validation = cast(ListedData, self._data).manifest, self._validation.manifest
+        training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
         try:
             return RunProbe(recipe, self.model.encoder, training, validation, self._world, phases), None
         except ConfigError as error:
@@ -127,27 +144,39 @@ class Pretraining(MaskedPrediction):
             report.baselines(0, {name: metrics[name] for name in ("probe_linear", "probe_knn")})
 
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
-        if self._validation is None:
-            return
-        report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
-        losses = self._validation.baselines(
-            lambda batches: self._data.batches(0, batches),
-            None if done else lambda: self.evaluate(engine, 0, report)["val_loss"],
-        )
-        report.say("validation loss: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
-        self._constants = {name: value for name, value in losses.items() if name != "untrained"}
+        if self._validations:
+            report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
+        for validation in self._validations:
+            medium = validation.medium if validation.medium in self._data.media else None
+            losses = validation.baselines(
+                partial(self._data.batches, 0, medium=medium),
+                None if done else partial(self._loss, validation, engine, report),
+            )
+            of = f"validation loss of {validation.name}" if validation.name else "validation loss"
+            report.say(f"{of}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            prefix = f"{validation.name}_" if validation.name else ""
+            self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
+
+    def _loss(self, validation: Validation, engine: Engine, report: Report) -> float:
+        """Return the loss of the untrained model, and show what it predicts."""
+        return self._evaluate_on(validation, engine, 0, report)[f"{validation.prefix}loss"]
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the loss on the validation images, if there are any, and show the picture."""
-        if self._validation is None:
-            return {}
-        metrics, pictures = self._validation.measure(engine)
-        if pictures is not None:
-            report.picture(done, "reconstruction", pictures.sheet)
-            if pictures.animation:
-                report.animation(done, "animation", pictures.animation)
-        if done:
+        """Measure the loss on the validation images, if there are any, and show the pictures."""
+        metrics: Metrics = {}
+        for validation in self._validations:
+            metrics |= self._evaluate_on(validation, engine, done, report)
+        if self._validations:
             report.baselines(done, self._constants)
+        return metrics
+
+    def _evaluate_on(self, validation: Validation, engine: Engine, done: int, report: Report) -> Metrics:
+        metrics, pictures = validation.measure(engine)
+        if pictures is not None:
+            suffix = f"-{validation.name}" if validation.name else ""
+            report.picture(done, f"reconstruction{suffix}", pictures.sheet)
+            if pictures.animation:
+                report.animation(done, f"animation{suffix}", pictures.animation)
         return metrics
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
@@ -164,8 +193,8 @@ class Pretraining(MaskedPrediction):
 def _next_commands(recipe: Recipe) -> list[str]:
     """Return the commands that export a complete run's encoder and, with data sets that may have labels, probe it."""
     run, data = recipe.run.dir, recipe.data
-    commands = [["python", "scripts/export.py", str(run), f"weights/{run.name}"]]
+    commands = [["maskfeat", "export", str(run), f"weights/{run.name}"]]
     if data.shards and data.validation:
         sets = (f"data.shards={data.shards}", f"data.validation={data.validation}")
-        commands.append(["deepspeed", "scripts/probe.py", str(run), *map(masked, sets)])
+        commands.append(["maskfeat", "probe", str(run), *map(masked, sets)])
     return [shlex.join(command) for command in commands]

@@ -153,7 +153,7 @@ def collapse(metrics: Metrics) -> str | None:
     return (
         f"warning: attention has collapsed: a query of the last block attends to {tokens:.2g} tokens on average. Such "
         "an encoder learns badly from here on, and when it is fine-tuned, though its loss may fall: stop this run, and "
-        "start another with a lower optim.lr, such as half or a quarter (see docs/results.md)"
+        "start another with a lower optim.lr, such as half or a quarter (see docs/explanation/results.md)"
     )
 
 

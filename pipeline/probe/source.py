@@ -16,7 +16,7 @@ from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model, predicted_width
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Recipe, load_recipe
-from pipeline.recipes import read_settings
+from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from shards.files import parse_json

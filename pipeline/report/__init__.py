@@ -1,1 +1,1 @@
-"""What a person and a program are told of a run."""
+"""Report a run to people and programs."""

@@ -1,4 +1,4 @@
-"""Count bad samples over all ranks, write them to quarantine.jsonl, and find out when there are too many."""
+"""Count bad samples over all ranks, write them to quarantine.jsonl, and detect when there are too many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,13 +13,13 @@ from pipeline.report.report import Report
 
 
 class BadSamples:
-    """Keeps the bad samples of this rank since the last log, and counts those of all ranks in this life of the run.
+    """Keeps the bad samples of this rank since the last log, and counts those of all ranks in this attempt.
 
     Args:
         folder: `run.dir`.
-        data: how many are too many.
+        data: the limits of bad samples.
         world: the ranks.
-        names: tells where samples are found, see `TrainingData.names`.
+        names: returns the locations of samples, see `TrainingData.names`.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class BadSamples:
         return len(self._met)
 
     def log(self, bad: int, seen: int, report: Report) -> str | None:
-        """Write down the bad samples of all ranks since the last log. All ranks call this together.
+        """Write the bad samples of all ranks since the last log. All ranks call this together.
 
         Args:
-            bad: how many all ranks met since the last log.
+            bad: the number of bad samples on all ranks since the last log.
             seen: samples since then, good and bad.
 
         Returns:
-            What to tell the operator if there are too many, else None.
+            A message for the operator if there are too many, else None.
         """
         self._bad += bad
         self._seen += seen
@@ -58,11 +58,11 @@ class BadSamples:
             return None
         return (
             f"{self._bad:,} of {self._seen:,} samples are bad, see {self._folder}/quarantine.jsonl: "
-            "mend the data set, or raise data.bad_share"
+            "repair the data set, or raise data.bad_share"
         )
 
     def write_unlogged(self, last: list[BadSample]) -> None:
-        """Write those that are in no log yet, and `last`, to a file of this rank, since other ranks may be gone."""
+        """Write unlogged samples, and `last`, to a file of this rank, since other ranks may be gone."""
         path = self._folder / f"quarantine-rank{self._world.rank}.jsonl"
         with Writing()(path):
             replace(path, json_lines(asdict(sample) for sample in [*self._met, *last]))

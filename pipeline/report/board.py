@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Board(Protocol):
-    """Shows one life of a run. An error of its own does not end the training."""
+    """Shows one attempt of a run. An error of its own does not end the training."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to the curve of each metric, where `charts.curve_of` says."""
@@ -27,9 +27,9 @@ class Board(Protocol):
         ...
 
     def flush(self) -> None:
-        """Try once more to write what could not be written before."""
+        """Retry writes that failed before."""
         ...
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write everything that is pending, and end."""
         ...

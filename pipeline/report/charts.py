@@ -46,7 +46,6 @@ _PROBES = {
     "attended_tokens": "probes/attended_tokens",
     "effective_rank": "probes/effective_rank",
 }
-_CONSTANTS = ("zero", "mean", "copy")  # predictors that learn nothing
 
 
 class Curve(NamedTuple):
@@ -62,7 +61,8 @@ def curve_of(metric: str) -> Curve:
         return _of_baseline(metric.removeprefix(_BASELINE))
     if metric.startswith("val_"):
         score, average, _ = metric.removeprefix("val_").partition(f"_{AVERAGE}")
-        return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else VALIDATION)
+        score, suffix = _of_images(score)
+        return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else f"{VALIDATION}{suffix}")
     if metric in _PROBES:
         return Curve(_PROBES[metric], VALIDATION)
     if metric.startswith(("samples/", "bad_samples/")):  # of a data set of a mixture
@@ -82,7 +82,11 @@ def _of_baseline(name: str) -> Curve:
     """Return the curve of a predictor that learns nothing, `mean` or `mean_top1`, or of the untrained encoder."""
     if name in _PROBES:
         return Curve(_PROBES[name], "baseline-untrained")
+    name, suffix = _of_images(name)
     constant, _, score = name.partition("_")
-    if constant not in _CONSTANTS:
-        return Curve("loss", f"baseline-{name}")
-    return Curve(_SCORES.get(score or "loss", f"metrics/{score}"), f"baseline-{constant}")
+    return Curve(_SCORES.get(score or "loss", f"metrics/{score}"), f"baseline-{constant}{suffix}")
+
+
+def _of_images(name: str) -> tuple[str, str]:
+    """Return a name without the prefix of `data.validation_images`, and the suffix of its curve."""
+    return (name.removeprefix("images_"), "-images") if name.startswith("images_") else (name, "")

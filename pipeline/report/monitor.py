@@ -1,4 +1,4 @@
-"""What a person watches: a progress line, metrics.jsonl, boards, pictures, config.yaml. Rank 0 only."""
+"""Report a run to people: a progress line, metrics.jsonl, boards, pictures, config.yaml. Rank 0 only."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from shards.secrets import masked_values
 from shards.terminal import say, shown
 
 _CONSOLE = Path("/dev/stdout")
-_FRAME_MS = 250  # that a frame of an animation is shown for: of 8 frames from 2 seconds, about as fast as it was
+_FRAME_MS = 250  # duration of a frame: 8 frames of 2 seconds play at about their true speed
 
 
 def open_monitor(
@@ -37,15 +37,15 @@ def open_monitor(
 
 
 class Monitor:
-    """Writes a run's numbers and pictures under its folder. What fails is told and counted; training goes on.
+    """Writes a run's numbers and pictures under its folder. Failures are printed and counted; training continues.
 
     Args:
         folder: `run.dir`, existing.
-        name: of what the run does.
-        recipe: as plain values, without secrets.
-        schedule: of its steps; what an earlier attempt of the run wrote after the first one is dropped.
-        boards: shown the same numbers and pictures.
-        writing: counts the writes that fail, those of the boards too.
+        name: a name for the kind of run.
+        recipe: the recipe as plain values, without secrets.
+        schedule: the steps of the run; what an earlier attempt wrote after the first one is dropped.
+        boards: boards that get the same numbers and pictures.
+        writing: counts failed writes, including those of the boards.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Monitor:
         step = schedule.first
         self._console = Console()
         metrics, quarantine = folder / "metrics.jsonl", folder / "quarantine.jsonl"
-        # The latter counts steps that were run, not those that are done
+        # The latter counts steps of this attempt, not all completed ones
         for path, last in ((metrics, step), (quarantine, step - 1)):
             with self._writing(path):
                 keep_lines(path, last)
@@ -90,16 +90,16 @@ class Monitor:
             if self._bar.disable:
                 say(text)
             else:
-                self._console.out(shown(text), highlight=False)  # above the progress line, and nothing is markup
+                self._console.out(shown(text), highlight=False)  # above the progress line, and without markup
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
         self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Write the numbers of a step everywhere, with how many writes have failed."""
+        """Write the numbers of a step everywhere, with the number of failed writes."""
         metrics = metrics | {"failed_writes": self._writing.failures}
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON lacks NaN
         self._metrics.append(json_lines([{"step": step} | finite]))
         seconds_left = self._progress.seconds_left(step)
         for board in self._boards:
@@ -114,24 +114,24 @@ class Monitor:
         """See `Report`."""
         self._quarantine.append(json_lines(masked_values(bad)))
         first, path = bad[0], self._folder / "quarantine.jsonl"
-        self.say(f"left out {len(bad)} bad samples, see {path}; the first: sample {first['id']}, {first['reason']}")
+        self.say(f"skipped {len(bad)} bad samples, see {path}; the first: sample {first['id']}, {first['reason']}")
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Keep a picture in pictures/, and show it on the boards under this name."""
+        """Save a picture in pictures/, and show it on the boards under this name."""
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "png")
         with self._writing(self._folder / "pictures"):
-            self._keep(f"step-{step:08d}.png", file.getvalue())
+            self._keep(f"{_stem(step, name)}.png", file.getvalue())
             for board in self._boards:
                 board.image(step, name, picture)
 
     def animation(self, step: int, name: str, frames: Sequence[NDArray[np.uint8]]) -> None:
-        """Keep an animation in pictures/ as a GIF, and show it on the boards under this name."""
+        """Save an animation in pictures/ as a GIF, and show it on the boards under this name."""
         file = io.BytesIO()
         first, *others = (Image.fromarray(frame) for frame in frames)
         first.save(file, "gif", save_all=True, append_images=others, duration=_FRAME_MS, loop=0)
         with self._writing(self._folder / "pictures"):
-            self._keep(f"step-{step:08d}.gif", file.getvalue())
+            self._keep(f"{_stem(step, name)}.gif", file.getvalue())
             for board in self._boards:
                 board.animation(step, name, file.getvalue(), (first.height, first.width))
 
@@ -154,19 +154,25 @@ class Monitor:
             self.say(line)
 
     def flush(self) -> None:
-        """Try once more to write what waits, as a checkpoint of this step is about to be written."""
+        """Retry pending writes, since a checkpoint of this step is about to be written."""
         self._metrics.flush()
         self._quarantine.flush()
         for board in self._boards:
             board.flush()
 
     def close(self) -> None:
-        """Write what waits, and end the progress line."""
+        """Write everything that is pending, and end the progress line."""
         self._bar.stop()
         self._metrics.flush()
         self._quarantine.flush()
         for board in self._boards:
             board.close()
+
+
+def _stem(step: int, name: str) -> str:
+    """Return the stem of the file of a picture: of `reconstruction-images` it ends with `-images`."""
+    _, dash, of = name.partition("-")
+    return f"step-{step:08d}{dash}{of}"
 
 
 def _line(metrics: Metrics, epoch: float, seconds_left: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How fast a run goes, what it waits for, and which rank holds the others up."""
+"""Measure the speed of a run, its waiting for data, and which rank delays the others."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,14 @@ from statistics import median_low
 import torch
 
 SLOW = 1.5  # times the median of the ranks ...
-IN_A_ROW = 3  # ... in so many logs
+IN_A_ROW = 3  # ... in this many consecutive logs
 
 
 class Clock:
-    """Measures the time since the last log, the part of it spent waiting for data, and this rank's own work.
+    """Measures the time since the last log, the part spent waiting for data, and this rank's own work.
 
-    Ranks end every step together, so the time of a step does not tell who was slow. What each does before it has to
-    wait for others does: fetching its data and the forward pass (which at ZeRO 3 waits for weights, too).
+    Ranks end every step together, so the time of a step does not show which rank was slow. The time before a rank waits
+    for others does: fetching its data and the forward pass (which at ZeRO 3 waits for weights, too).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -28,19 +28,19 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the clock was made, without those stopped."""
+        """Return the seconds since the clock was made, without those stopped."""
         return time.perf_counter() - self._begin
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what happens inside as waiting for data."""
+        """Count the block as waiting for data."""
         begin = time.perf_counter()
         yield
         self.wait += time.perf_counter() - begin
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Count what happens inside as work of this rank alone. Does not wait for the device."""
+        """Count the block as work of this rank alone. Does not wait for the device."""
         if self._gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
@@ -54,13 +54,13 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Exclude the block from the time."""
         begin = time.perf_counter()
         yield
         self._begin += time.perf_counter() - begin
 
     def own_seconds(self) -> float:
-        """Return the seconds a step that this rank took by itself. Waits for the device."""
+        """Return the seconds per step of this rank's own work. Waits for the device."""
         if self._events:
             self._events[-1][1].synchronize()
         on_device: float = sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
@@ -68,16 +68,16 @@ class Clock:
 
 
 class Stragglers:
-    """Finds the ranks that keep the others waiting log after log; once in a while any rank does."""
+    """Finds ranks that delay the others in log after log; any rank does so once in a while."""
 
     def __init__(self) -> None:
-        self._row: dict[int, int] = {}  # logs in a row that a rank was slow in
+        self._row: dict[int, int] = {}  # consecutive logs in which a rank was slow
 
     def slow_ranks(self, seconds: Sequence[float]) -> dict[int, float]:
-        """Return the ranks that have just become slow, and how many times as long as the median rank they take.
+        """Return the ranks that have just become slow, with their time relative to the median rank.
 
         Args:
-            seconds: of every rank's own work, since the last log.
+            seconds: every rank's own work since the last log.
         """
         usual = median_low(seconds)  # of two ranks, the faster one
         slow = {rank: own / usual for rank, own in enumerate(seconds) if own > SLOW * usual > 0}

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace to open in Perfetto (ui.perfetto.dev), and a table that fits on a screen."""
+"""Profile steps: a trace for Perfetto (ui.perfetto.dev), and a table that fits on a screen."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +12,18 @@ from pipeline.cluster.phases import NAMES
 from pipeline.cluster.world import World
 from pipeline.files import Writing
 
-SETTLING = 3  # steps before the first that is profiled: compiling, filling queues
+SETTLING = 3  # steps before the first profiled one: compiling, filling queues
 
 
 class Profile:
     """Profiles some steps of one rank.
 
     Args:
-        folder: gets rank{r}-steps-{first}-{last}.json.gz.
+        folder: folder for rank{r}-steps-{first}-{last}.json.gz.
         world: the ranks.
-        first_step, end: of this life of the run, which takes no step from `end` on.
-        steps: how many to profile, after the first `SETTLING`; 0: none.
-        say: told the table.
+        first_step, end: the steps of this attempt, from `first_step` to before `end`.
+        steps: number of profiled steps, after the first `SETTLING`; 0: none.
+        say: prints the table.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Profile:
         self._path = folder / f"rank{world.rank}-steps-{self._first}-{self._last}.json.gz"
         self._gpu, self._say = world.gpu is not None, say
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._gpu
-        threads = _ExperimentalConfig(profile_all_threads=True)  # images are decoded in another one
+        threads = _ExperimentalConfig(profile_all_threads=True)  # images are decoded in another thread
         self._profile = profile(activities=activities, experimental_config=threads)
 
     @contextmanager
     def of(self, step: int) -> Iterator[None]:
-        """Profile the step that is taken inside, if it is one of those to profile."""
+        """Profile the step in the block, if it is one of the profiled steps."""
         profiled = self._first <= step <= self._last
         if profiled and step == self._first:
             self._profile.start()
@@ -58,7 +58,7 @@ class Profile:
             self._say(line)
 
     def _table(self) -> str:
-        """Return the milliseconds a step of each phase, on the device where there is one, as lines."""
+        """Return the milliseconds per step of each phase, on the device where there is one, as lines."""
         averages = self._profile.key_averages()
         steps = self._last - self._first + 1
         rows: dict[str, float] = dict.fromkeys((*NAMES, "decode", "communication"), 0.0)

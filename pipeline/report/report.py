@@ -1,4 +1,4 @@
-"""What a run tells the people who watch it. Rank 0 has a `Monitor`; the others say nothing."""
+"""The interface of a run's reports. Rank 0 has a `Monitor`; the others are silent."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,34 +10,34 @@ Metrics = dict[str, float]
 
 
 class Report(Protocol):
-    """Where the loop and its tasks put lines, numbers and pictures. Each rank has one."""
+    """Takes the lines, numbers and pictures of the loop and its tasks. Each rank has one."""
 
     def say(self, text: str) -> None:
         """Print a line for the operator."""
         ...
 
     def advance(self, step: int) -> None:
-        """Show that so many steps are done."""
+        """Show that `step` steps are done."""
         ...
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Write down the numbers of a step."""
+        """Record the numbers of a step."""
         ...
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
-        """Write down bad samples, by step."""
+        """Record bad samples, by step."""
         ...
 
     def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Keep a picture, (height, width, 3), of this name."""
+        """Save a picture, (height, width, 3), under this name."""
         ...
 
     def animation(self, step: int, name: str, frames: Sequence[NDArray[np.uint8]]) -> None:
-        """Keep an animation, of frames (height, width, 3), of this name."""
+        """Save an animation of frames, (height, width, 3), under this name."""
         ...
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
-        """Show the losses of constant predictors, beside which the validation loss has to be read."""
+        """Show the losses of constant predictors, with which to compare the validation loss."""
         ...
 
     def complete(self, commands: Sequence[str]) -> None:
@@ -45,16 +45,16 @@ class Report(Protocol):
         ...
 
     def flush(self) -> None:
-        """Try once more to write what could not be written before."""
+        """Retry writes that failed before."""
         ...
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write everything that is pending, and end."""
         ...
 
 
 class Silence:
-    """The `Report` of all ranks but the first."""
+    """The `Report` of all ranks but the first, which does nothing."""
 
     def say(self, text: str) -> None:
         """Do nothing."""

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, without a thread: SummaryWriter's ends at the first error, with all that it held."""
+"""Write TensorBoard's event files, without a thread: SummaryWriter's ends at its first error and loses data."""
 
 import io
 import json
@@ -35,14 +35,14 @@ class TensorBoard:
     the curves of training lie in `folder`, and all others in folders of their names below it.
 
     Args:
-        folder: of the run's event files, of which each attempt has its own.
-        writing: told what fails.
-        first: what earlier attempts wrote of this step and those after it is no longer shown; None: all of it is.
+        folder: folder of the run's event files, one per attempt and curve.
+        writing: counts failed writes.
+        first: hides what earlier attempts wrote from this step on; None: hides nothing.
     """
 
     def __init__(self, folder: Path, writing: Writing, first: int | None = None) -> None:
         self._folder, self._writing, self._first = folder, writing, first
-        self._name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in the order of their names
+        self._name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in order of names
         self._files: dict[str, AppendedFile] = {}
         self._open(TRAINING)
 
@@ -66,7 +66,7 @@ class TensorBoard:
         self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show them as text and, beside the run's results, as hyper-parameters."""
+        """Show the recipe as text and, beside the run's results, as hyper-parameters."""
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())
         compared = {
             f"{section}.{key}": value if isinstance(value, bool | int | float | str) else json.dumps(value)

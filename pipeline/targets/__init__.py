@@ -1,1 +1,1 @@
-"""What the model has to predict (HOG) and where (masks)."""
+"""Targets: what the model predicts at masked patches, such as HOG."""

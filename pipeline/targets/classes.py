@@ -1,4 +1,4 @@
-"""What targets that are classes have in common: cross entropy, frequencies as the best constant, and colours."""
+"""The common part of targets that are classes: cross entropy, frequencies as the constant predictor, and colours."""
 
 import colorsys
 import math
@@ -11,15 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.targets.settings import TargetSettings
 
-_NUMBERS_AT_ONCE = 2**24  # of float32 logits: 64 MiB
-_UNSEEN = 1e-4  # share of the constant predictor that all classes divide evenly, so that none has no probability
+_NUMBERS_AT_ONCE = 2**24  # float32 logits: 64 MiB
+_UNSEEN = 1e-4  # share of the constant predictor that is spread evenly, so that no class has probability 0
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 class Classes:
     """Targets that are distributions over a few of `width` classes.
 
-    Targets are float32 (masked, k, 2): for each patch k classes, and the share of each; the shares add up to 1.
+    Targets are float32 (masked, k, 2): for each patch k classes, and the share of each; the shares sum to 1.
     A class below 2^24 is exact in float32.
     """
 
@@ -33,8 +33,8 @@ class Classes:
     def losses(self, outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
         """Return the mean cross entropy of each input, float32 (batch_size,).
 
-        Logits become float32 in slices, which are computed again in the backward pass: memory holds those of one
-        slice, however many classes there are.
+        Logits are converted to float32 in slices, which are recomputed in the backward pass: memory holds one slice,
+        however many classes there are.
         """
         rows = max(1, _NUMBERS_AT_ONCE // self.width)
         slices = zip(torch.split(outputs, rows), torch.split(targets, rows), strict=True)
@@ -57,22 +57,22 @@ class Classes:
         return ((1 - _UNSEEN) * mean + _UNSEEN / self.width).log()
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
-        """See `Target`: one colour a class."""
+        """See `Target`: one colour per class."""
         return palette(self.width).to(inputs.device)[self._likeliest(targets, outputs)].permute(0, 3, 1, 2)
 
     def _likeliest(self, targets: Tensor, outputs: Tensor | None) -> Tensor:
-        """The class of each patch that is shown: int64 (B, rows, columns)."""
+        """Return the displayed class of each patch: int64 (B, rows, columns)."""
         return targets[..., 0, 0].long() if outputs is None else outputs.argmax(-1)
 
 
 def as_targets(classes: Tensor) -> Tensor:
-    """Make targets of one class a patch, from int64 (masked,): float32 (masked, 1, 2)."""
+    """Make targets of one class per patch, from int64 (masked,): float32 (masked, 1, 2)."""
     return torch.stack([classes.float(), torch.ones_like(classes, dtype=torch.float32)], dim=-1)[:, None]
 
 
 @cache
 def palette(classes: int) -> Tensor:
-    """Return colours that tell neighbouring classes apart, float32 (classes, 3): hues a golden ratio apart."""
+    """Return distinct colours for neighbouring classes, float32 (classes, 3): hues a golden ratio apart."""
     saturations, values = (0.45, 0.7, 0.95), (0.95, 0.75, 0.55)
     colours = [
         colorsys.hsv_to_rgb(number * _GOLDEN_RATIO % 1, saturations[number % 3], values[number // 3 % 3])
@@ -82,6 +82,6 @@ def palette(classes: int) -> Tensor:
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Of (n, classes) and (n, k, 2): float32 (n,)."""
+    """Compute cross entropies, float32 (n,), from (n, classes) and (n, k, 2)."""
     chosen = F.log_softmax(outputs.float(), dim=1).gather(1, targets[..., 0].long())
     return -(chosen * targets[..., 1]).sum(1)

@@ -1,8 +1,8 @@
-"""A frozen teacher's features of a patch.
+"""Features of a frozen teacher.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3: the
-teacher is given the whole image, and its last layer's patch tokens are the targets. Compared are directions: the loss
-is one minus the cosine. `mse` is the mean squared error of tokens that are brought to mean 0 and variance 1, as in
+teacher sees the whole image, and its last layer's patch tokens are the targets. Only directions count: the loss
+is one minus the cosine. `mse` is the mean squared error of tokens normalised to mean 0 and variance 1, as in
 Baevski et al., "data2vec", ICML 2022.
 """
 
@@ -25,18 +25,18 @@ Loss = Literal["cosine", "mse"]
 class Features(Regression):
     """A teacher's patch tokens, for the model's grid of patches. See `Target`.
 
-    Positions of the teacher are resampled to the grid; images are, if its patches are of another size.
+    The teacher's positions are resampled to the grid, and so are images, if its patches have another size.
 
     Args:
-        teacher: as `load_teacher` made it; it is changed.
+        teacher: a result of `load_teacher`; it is modified.
         grid: rows and columns of patches.
-        loss: see above.
-        dtype: that the teacher computes in.
-        device: of the teacher.
-        compile: let torch compile the teacher.
+        loss: as above.
+        dtype: the teacher's precision.
+        device: the teacher's device.
+        compile: compile the teacher by torch.
 
     Raises:
-        TeacherError: it has no tokens for such a grid.
+        TeacherError: it does not have tokens for such a grid.
     """
 
     label: ClassVar[str] = "features"
@@ -70,8 +70,8 @@ class Features(Regression):
             tokens = self._tokens(torch.zeros(1, 3, *self._size, dtype=torch.uint8, device=device))
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise TeacherError(
-                f"{type(teacher).__name__} has no token for each of {grid[0]}x{grid[1]} patches: choose a plain vision "
-                f"transformer ({one_line(error)})"
+                f"{type(teacher).__name__} does not have a token for each of {grid[0]}x{grid[1]} patches: choose "
+                f"a plain vision transformer ({one_line(error)})"
             ) from error
         if tokens.shape != (1, grid[0] * grid[1], self.width):
             raise TeacherError(
@@ -94,7 +94,7 @@ class Features(Regression):
 
     @staticmethod
     def macs(settings: TargetSettings, predictions: Predictions) -> int:
-        """See `Target`: those of the teacher."""
+        """See `Target`: the multiply-adds of the teacher."""
         assert settings.teacher is not None  # required
         return transformer_macs(build_teacher(settings.teacher, device="meta"), predictions.layout.cells)
 
@@ -117,21 +117,21 @@ class Features(Regression):
         return 1 - F.cosine_similarity(outputs.float(), targets, dim=-1).reshape(batch_size, -1).mean(1)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
-        """See `Target`: the three principal components of all targets as red, green and blue, one colour a patch."""
+        """See `Target`: the three principal components of all targets as red, green and blue, one colour per patch."""
         values = targets if outputs is None else outputs
         if self._loss == "cosine":
             values = self._normalised(values)
         flat = targets.flatten(0, 2)
         mean = flat.mean(0)
         components = torch.linalg.svd(flat - mean, full_matrices=False).Vh[:3].T
-        components = F.pad(components, (0, 3 - components.shape[1]))  # fewer than three patches have fewer
+        components = F.pad(components, (0, 3 - components.shape[1]))  # fewer than three patches have fewer components
         reach = (2 * ((flat - mean) @ components).std(0, correction=0)).clamp(min=1e-6)
         colours: Tensor = ((values - mean) @ components / reach + 1) / 2
         return colours.clamp(0, 1).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _tokens(self, images: Tensor) -> Tensor:
-        """The last layer's tokens of all patches of uint8 (B, 3, H, W): (B, patches, width)."""
+        """Return the last layer's tokens of all patches of uint8 (B, 3, H, W): (B, patches, width)."""
         pixels = normalise(images, torch.float32, self._statistics)
         if images.shape[2:] != self._size:
             pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True)

@@ -1,4 +1,4 @@
-"""Clips for targets, which describe images: a prediction about a few frames is about the first of them."""
+"""Convert clips to images for targets: a prediction for several frames describes the first of them."""
 
 from torch import Tensor
 
@@ -7,11 +7,11 @@ from pipeline.targets.target import Predictions
 
 
 def described_frames(inputs: Tensor, predictions: Predictions) -> Tensor:
-    """Return the frames that are described, as images: of clips 0, 2, 4, ..., if a prediction is about two frames.
+    """Return the described frames as images: frames 0, 2, 4, ... of clips, if a prediction covers two frames.
 
     Args:
-        inputs: uint8 images (B, 3, H, W), which are returned as they are, or clips (B, 3, frames, H, W).
-        predictions: of the model.
+        inputs: uint8 images (B, 3, H, W), which are returned unchanged, or clips (B, 3, frames, H, W).
+        predictions: those of the model.
 
     Returns:
         uint8 (B * predictions.layout.frames, 3, H, W), clip by clip.
@@ -23,6 +23,6 @@ def described_frames(inputs: Tensor, predictions: Predictions) -> Tensor:
 
 
 def mask_of_frames(mask: Mask, predictions: Predictions) -> Mask:
-    """Return the mask of what `described_frames` returns, from that of images or clips. Indices are the same."""
+    """Return the mask of the result of `described_frames`, from that of images or clips. Indices are the same."""
     layout = predictions.layout
     return Mask(spread(mask.cells, layout).view(-1, layout.rows, layout.columns), mask.indices)

@@ -1,9 +1,9 @@
-"""Pseudo-labels: what a trained classifier calls each patch.
+"""Pseudo-labels: a trained classifier's classes for each patch.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3, after
 Jiang et al., "All Tokens Matter: Token Labeling for Training Better Vision Transformers", NeurIPS 2021: the classifier
-is applied to every place of its last feature map, and the few largest logits of a place are kept. There, maps are
-stored once for each image and cut to the crop; here, they are computed from the crop that the model sees.
+is applied to every position of its last feature map, and the few largest logits per position are kept. There, maps are
+stored once for each image and cropped; here, they are computed from the model's crop.
 """
 
 from typing import Any, ClassVar, Self, cast
@@ -21,19 +21,19 @@ from pipeline.targets.teacher import TeacherError, classes_of, digest, fit, forw
 
 
 class Labels(Classes):
-    """The likeliest classes of each patch by a classifier's class map. See `Target`.
+    """The likeliest classes of each patch in a classifier's class map. See `Target`.
 
-    The map is computed from the crop that the model sees, and resampled bilinearly where its grid is another one.
+    The map is computed from the model's crop, and resampled bilinearly where its grid differs.
 
     Args:
-        teacher: as `load_teacher` loaded it, with its classifier; it is changed.
+        teacher: a result of `load_teacher`, with its classifier; it is modified.
         grid: rows and columns of patches.
         size: height and width of the inputs in pixels.
-        top: how many classes of a patch count; their shares are made to add up to 1.
-        computing: of the teacher.
+        top: number of classes per patch; their shares are scaled to sum to 1.
+        computing: that of the teacher.
 
     Raises:
-        TeacherError: it has no class map.
+        TeacherError: it does not have a class map.
     """
 
     label: ClassVar[str] = "pseudo-labels"
@@ -62,7 +62,7 @@ class Labels(Classes):
             shape = self._map(torch.zeros(1, 3, *size, dtype=torch.uint8, device=computing.device)).shape
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
             raise TeacherError(
-                f"{type(teacher).__name__} has no class map: choose another classifier of timm's ({one_line(error)})"
+                f"{type(teacher).__name__} lacks a class map: choose another timm classifier ({one_line(error)})"
             ) from error
         if shape != (1, self.width, *grid):
             raise TeacherError(f"{type(teacher).__name__} gives a class map {tuple(shape)}: choose another classifier")
@@ -75,7 +75,7 @@ class Labels(Classes):
 
     @staticmethod
     def macs(settings: TargetSettings, predictions: Predictions) -> int:
-        """See `Target`: those of the teacher, as torch counts them."""
+        """See `Target`: the multiply-adds of the teacher, as torch counts them."""
         assert settings.teacher is not None  # required
         layout = predictions.layout
         return forward_macs(settings.teacher, predictions.size, (layout.rows, layout.columns))
@@ -96,7 +96,7 @@ class Labels(Classes):
 
     @torch.no_grad()
     def _map(self, inputs: Tensor) -> Tensor:
-        """Logits of uint8 (B, 3, H, W) on the model's grid: float32 (B, classes, rows, columns)."""
+        """Return logits of uint8 (B, 3, H, W) on the model's grid: float32 (B, classes, rows, columns)."""
         pixels = normalise(inputs, torch.float32, self._statistics)
         if inputs.shape[2:] != self._size:
             pixels = F.interpolate(pixels, self._size, mode="bicubic", antialias=True)
@@ -106,14 +106,14 @@ class Labels(Classes):
         return logits
 
     def _class_map(self, pixels: Tensor) -> Tensor:
-        """Apply the classifier to every place of the last feature map: (B, classes, height, width).
+        """Apply the classifier to every position of the last feature map: (B, classes, height, width).
 
-        Each place is given to the classifier's head as if it were a whole feature map of its own, so that any head of
-        timm's does what it does to a pooled one.
+        Each position is passed to the classifier's head as a feature map of its own, so that any head of timm's treats
+        it like a pooled feature.
         """
         teacher = self._teacher
         features = teacher.forward_features(pixels)
-        if features.ndim == 3:  # tokens of a transformer: whether it pools the class token or the rest, it is this one
+        if features.ndim == 3:  # a transformer: each patch token replaces every token
             prefix = teacher.num_prefix_tokens
             rows, columns = self._grid
             places = features[:, prefix:].flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)

@@ -1,12 +1,12 @@
 """The pixels of a patch, normalised by their own mean and deviation.
 
 Algorithm: as in the published code of MaskFeat (github.com/facebookresearch/SlowFast), which is that of He et al.,
-"Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (`norm_pix_loss`): of the images that the model sees,
+"Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (`norm_pix_loss`): on the model's inputs,
 whose channels are normalised, by ImageNet's statistics, one mean and one unbiased variance over all three channels
 of a patch; a target is (x - mean) / sqrt(variance + 1e-6).
 
-In a patch of one colour the channels still differ, so its variance is that of three numbers. The 1e-6 bounds what
-rounding does where even these agree: values of up to 2.7 are rounded by 1e-7, which is 1e-4 of a target's unit.
+In a patch of one colour, the channels still differ, so its variance is that of three numbers. The 1e-6 bounds the
+effect of rounding where even these agree: values of up to 2.7 are rounded by 1e-7, which is 1e-4 of a target's unit.
 """
 
 from typing import Any, ClassVar, Self
@@ -24,33 +24,33 @@ _EPS = 1e-6
 
 
 def pixel_width(patch: int) -> int:
-    """Numbers that describe one patch of `patch` x `patch` pixels: 768 for 16."""
+    """Return the numbers in the target of one patch of `patch` x `patch` pixels: 768 for 16."""
     return CHANNELS * patch**2
 
 
 def pixel_target(images: Tensor, patch: int, index: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
-    """Normalised pixels of some patches.
+    """Compute the normalised pixels of some patches.
 
     Args:
         images: uint8 (B, 3, H, W); H and W multiples of `patch`.
-        patch: pixels a side.
-        index: int64 (n,), of patches in the flattened (B * patches).
-        statistics: of the pixels that the model takes.
+        patch: pixels per side.
+        index: int64 (n,), indices of patches in the flattened (B * patches).
+        statistics: normalisation of the model's inputs.
 
     Returns:
         float32 (n, 3 * patch * patch), ordered (channel, row, column).
     """
-    chosen = _in_patches(images, patch).flatten(0, 2)[index]  # of bytes: a fourth of the memory of floats
+    chosen = _in_patches(images, patch).flatten(0, 2)[index]  # as bytes: a quarter of the memory of floats
     mean, deviation, pixels = _moments(chosen, statistics)
     return (pixels - mean) / deviation
 
 
 class Pixels(Regression):
-    """See `pixel_target` and `Target`.
+    """The normalised pixels of patches. See `pixel_target` and `Target`.
 
     Args:
         patch: side of a patch in pixels.
-        statistics: of the pixels that the model takes.
+        statistics: normalisation of the model's inputs.
     """
 
     label: ClassVar[str] = "pixels"
@@ -88,13 +88,13 @@ class Pixels(Regression):
 
 
 def _in_patches(images: Tensor, patch: int) -> Tensor:
-    """(B, 3, H, W) -> (B, rows, columns, 3, patch, patch)."""
+    """Cut images into patches: (B, 3, H, W) -> (B, rows, columns, 3, patch, patch)."""
     batch, _, height, width = images.shape
     return images.view(batch, CHANNELS, height // patch, patch, width // patch, patch).permute(0, 2, 4, 1, 3, 5)
 
 
 def _moments(patches: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-    """Of uint8 (n, 3, patch, patch): mean (n, 1), deviation (n, 1), and pixels (n, 3 * patch * patch), normalised."""
+    """Normalise uint8 (n, 3, patch, patch). Return mean and deviation, (n, 1), and pixels, (n, 3 * patch * patch)."""
     pixels = normalise(patches, torch.float32, statistics).flatten(1)
     variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
     return mean, (variance + _EPS).sqrt(), pixels

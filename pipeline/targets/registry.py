@@ -1,4 +1,4 @@
-"""The targets there are. A new one is a class in a module of its own, and one line here."""
+"""The registry of targets. To add one, write a class in a module of its own, and add a line here."""
 
 import difflib
 
@@ -22,10 +22,10 @@ TARGETS: dict[str, type[Target]] = {
 
 
 def checked(settings: TargetSettings) -> type[Target]:
-    """Return the class of target that settings ask for.
+    """Return the target class of the settings.
 
     Raises:
-        ValueError: there is no such kind, or it lacks a setting, or has one that means nothing to it.
+        ValueError: the kind is unknown, or a setting is missing or not used by it.
     """
     if settings.kind not in TARGETS:
         near = difflib.get_close_matches(settings.kind[:100], TARGETS, n=1)
@@ -46,20 +46,20 @@ def checked(settings: TargetSettings) -> type[Target]:
 
 
 def build_target(settings: TargetSettings, predictions: Predictions, computing: Computing) -> Target:
-    """Build the target that settings ask for, which describes images, or the frames of clips one by one.
+    """Build the target of the settings, for images or for the frames of clips.
 
     Raises:
-        TargetError: a file that it needs cannot be used.
+        TargetError: a required file cannot be used.
         ValueError: see `checked`.
     """
     return checked(settings).build(settings, predictions.of_a_frame, computing)
 
 
 def output_width(settings: TargetSettings, predictions: Predictions) -> int:
-    """Return the numbers that the model predicts for a patch. Raises ValueError, see `checked` and `Target`."""
+    """Return how many numbers the model predicts per patch. Raises ValueError, see `checked` and `Target`."""
     return checked(settings).output_width(settings, predictions.of_a_frame)
 
 
 def macs(settings: TargetSettings, predictions: Predictions) -> int:
-    """Count the multiply-adds of the networks that describe one input, of a clip all described frames."""
+    """Count the multiply-adds of the target's networks for one input, for a clip over all described frames."""
     return checked(settings).macs(settings, predictions.of_a_frame) * predictions.layout.frames

@@ -1,4 +1,4 @@
-"""The interface of a target: what a model predicts at masked patches. registry.py lists those there are."""
+"""The interface of a target: what a model predicts at masked patches. registry.py lists the targets."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -17,11 +17,11 @@ class TargetError(ValueError):
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of one input that a target has to fit.
+    """The predictions of one input, which a target has to match.
 
     Attributes:
         layout: their grid.
-        patch: frames, rows and columns of pixels that each is about.
+        patch: frames, rows and columns of pixels of each prediction.
     """
 
     layout: Layout
@@ -39,7 +39,7 @@ class Predictions:
 
     @property
     def of_a_frame(self) -> "Predictions":
-        """The predictions about one frame of a clip, as if it were an image."""
+        """The predictions for one frame of a clip, as if it were an image."""
         return Predictions(Layout(1, self.layout.rows, self.layout.columns), (1, *self.patch[1:]))
 
 
@@ -48,11 +48,11 @@ class Computing:
     """How and where a target is computed.
 
     Attributes:
-        dtype: that the model, and a teacher, compute in.
-        device: of the inputs, and of a teacher.
-        compile: let torch compile the target ...
+        dtype: precision of the model and of a teacher.
+        device: device of the inputs and of a teacher.
+        compile: compile the target by torch ...
         compile_teacher: ... and a teacher.
-        statistics: of the pixels that the model takes.
+        statistics: normalisation of the model's inputs.
     """
 
     dtype: torch.dtype
@@ -63,16 +63,16 @@ class Computing:
 
 
 class Target(Protocol):
-    """What is predicted at masked patches, and what a prediction loses.
+    """What is predicted at masked patches, and the loss of a prediction.
 
-    Targets are tensors whose first dimension counts patches. A loss needs nothing of them but what `losses` knows.
+    Targets are tensors whose first dimension is that of patches. Only `losses` needs to know their meaning.
 
     Attributes:
         label: the target in a title, such as "HOG".
-        requires, accepts: names of settings without a default that it needs, and that it may have.
+        requires, accepts: names of settings without a default that are required, and that are optional.
         described: the target in a sentence, such as "the HOG descriptors".
-        width: numbers that the model predicts for a patch.
-        identity: all that decides the targets besides the pixels, "section.key" to JSON value.
+        width: number of predicted values per patch.
+        identity: everything that decides the targets besides the pixels, "section.key" to JSON value.
     """
 
     label: ClassVar[str]
@@ -94,20 +94,20 @@ class Target(Protocol):
 
     @staticmethod
     def macs(settings: TargetSettings, predictions: Predictions) -> int:
-        """Count the multiply-adds of the networks that describe one input, without reading weights."""
+        """Count the multiply-adds of the target's networks for one input, without reading weights."""
         ...
 
     @classmethod
     def build(cls, settings: TargetSettings, predictions: Predictions, computing: Computing) -> Self:
-        """Build the target. Raises TargetError where a file that it needs cannot be used."""
+        """Build the target. Raises TargetError where a required file cannot be used."""
         ...
 
     def describe(self, inputs: Tensor, mask: Mask) -> Tensor:
-        """Describe the masked patches, without waiting for the device.
+        """Compute the targets of the masked patches, without waiting for the device.
 
         Args:
-            inputs: uint8 (B, 3, H, W): images, or the frames of clips that `described_frames` returns.
-            mask: equally many patches of each image, or of each clip.
+            inputs: uint8 (B, 3, H, W): images, or frames of clips from `described_frames`.
+            mask: mask with equally many patches of each image, or of each clip.
 
         Returns:
             (masked, ...), in the order of `mask.indices`.
@@ -119,7 +119,7 @@ class Target(Protocol):
         ...
 
     def scores(self, outputs: Tensor, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """Return what else validation reports of each input, by name: float32 (batch_size,) each."""
+        """Return further results of validation for each input, by name: float32 (batch_size,) each."""
         ...
 
     def total(self, targets: Tensor, weights: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class Target(Protocol):
         ...
 
     def constant(self, mean: Tensor) -> Tensor:
-        """Return the outputs (width,) of the best predictor that sees nothing, from the mean of such vectors."""
+        """Return the outputs (width,) of the best constant predictor, from the mean of such vectors."""
         ...
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
@@ -151,19 +151,19 @@ class Fused(Protocol):
     def inputs_and_targets(
         self, inputs: Tensor, mask: Mask, dtype: torch.dtype, step: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Return inputs normalised in `dtype`, and what `describe` returns of their frames.
+        """Return inputs normalised in `dtype`, and the result of `describe` for their frames.
 
         Args:
             inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
-            mask: of the images or of the described frames, see `mask_of_frames`.
-            dtype: of the normalised inputs.
-            step: of clips frames 0, step, 2 * step, ... are described.
+            mask: mask of the images or of the described frames, see `mask_of_frames`.
+            dtype: dtype of the normalised inputs.
+            step: frames 0, step, 2 * step, ... of clips are described.
         """
         ...
 
 
 class Regression:
-    """What targets of numbers have in common: the mean squared error, and the mean as the best constant."""
+    """The common part of numeric targets: the mean squared error, and the mean as the constant predictor."""
 
     @staticmethod
     def loss_name(settings: TargetSettings) -> str:
@@ -180,7 +180,7 @@ class Regression:
         return squared_errors(outputs, targets, batch_size)
 
     def scores(self, outputs: Tensor, targets: Tensor, batch_size: int) -> dict[str, Tensor]:
-        """See `Target`: nothing beside the loss."""
+        """See `Target`: nothing besides the loss."""
         return {}
 
     def total(self, targets: Tensor, weights: Tensor) -> Tensor:

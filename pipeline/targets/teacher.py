@@ -1,4 +1,4 @@
-"""A frozen network that a target is taken from: timm's name or folder, its weights, and what they are known by."""
+"""Load the frozen network of a target: its timm name or folder, its weights, and its identity."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -18,27 +18,27 @@ class TeacherError(TargetError):
 
 
 def teacher_width(teacher: str) -> int:
-    """Return the width of a teacher's tokens; read no weights.
+    """Return the width of a teacher's tokens, without reading weights.
 
     Args:
         teacher: see `load_teacher`.
 
     Raises:
-        TeacherError: there is no such model.
+        TeacherError: the model is unknown.
     """
     return cast(int, build_teacher(teacher, device="meta").num_features)
 
 
 def classes_of(teacher: str, weights: Path | None) -> int:
-    """Return how many classes a teacher's classifier has: those of the weights, if they are given.
+    """Return how many classes a teacher's classifier has: those of the weights, if given.
 
     Raises:
-        TeacherError: there is no such model, or it has no classifier.
+        TeacherError: the model is unknown, or does not have a classifier.
     """
     network = build_teacher(teacher, device="meta")
     number = _classes_in(_given(weights), network) or network.num_classes
     if not number:
-        raise TeacherError(f"target.teacher={teacher[:100]!r} has no classifier: choose a model that has one")
+        raise TeacherError(f"target.teacher={teacher[:100]!r} does not have a classifier: choose a model that has one")
     return int(number)
 
 
@@ -51,7 +51,7 @@ def forward_macs(teacher: str, size: tuple[int, int], grid: tuple[int, int]) -> 
         grid: rows and columns of patches, for each of which a plain transformer has a token.
 
     Raises:
-        TeacherError: there is no such model, or it takes no such images.
+        TeacherError: the model is unknown, or does not take such images.
     """
     network = build_teacher(teacher, device="meta").eval()
     try:
@@ -60,14 +60,13 @@ def forward_macs(teacher: str, size: tuple[int, int], grid: tuple[int, int]) -> 
             network.forward_features(torch.zeros(1, 3, *size, device="meta"))
     except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
         raise TeacherError(
-            f"target.teacher={teacher[:100]!r} has no class map: choose another classifier of timm's "
-            f"({one_line(error)})"
+            f"target.teacher={teacher[:100]!r} lacks a class map: choose another timm classifier ({one_line(error)})"
         ) from error
     return int(counter.get_total_flops() // 2)
 
 
 def fit(classifier: Any, size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
-    """Let a classifier take images of `size`, or of a token for each patch of `grid`; return the size it takes."""
+    """Adapt a classifier to images of `size`, or of one token per patch of `grid`; return its input size."""
     if hasattr(classifier, "num_prefix_tokens"):
         high, wide = classifier.patch_embed.patch_size
         size = grid[0] * high, grid[1] * wide
@@ -80,16 +79,16 @@ def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False
     """Load a timm model with trained weights, for evaluation.
 
     Args:
-        teacher: a name of timm's, as `vit_base_patch16_224.dino`, or a folder in timm's Hugging Face layout, as
-            `scripts/export.py` writes it.
-        weights: a file with the weights of that name; None: those of the folder, or those that timm downloads.
+        teacher: a timm name, such as `vit_base_patch16_224.dino`, or a folder in timm's Hugging Face layout, such as
+            one of `scripts/export.py`.
+        weights: a file with weights for that name; None: the folder's weights, or those that timm downloads.
         classifier: keep the classifier, with as many classes as the weights have.
 
     Returns:
-        with `pretrained_cfg["mean"]` and `["std"]` of the images it takes.
+        The model, with `pretrained_cfg["mean"]` and `["std"]` of its inputs.
 
     Raises:
-        TeacherError: it or its weights are not there, are damaged or do not fit each other.
+        TeacherError: it or its weights are missing, damaged or do not match.
     """
     given = _given(weights)
     if given and Path(teacher).is_dir():
@@ -97,7 +96,7 @@ def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False
     options: dict[str, Any] = {}
     if given:
         options["pretrained_cfg_overlay"] = {"state_dict": given.tensors}
-        # As many classes as the weights have, since timm compares keys strictly only then
+        # As many classes as in the weights, since timm compares keys strictly only then
         if classes := _classes_in(given, build_teacher(teacher, device="meta")):
             options["num_classes"] = classes
             options["pretrained_cfg_overlay"]["num_classes"] = classes
@@ -105,7 +104,7 @@ def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False
     if not classifier:
         model.reset_classifier(0)
     elif not model.num_classes:
-        raise TeacherError(f"target.teacher={teacher[:100]!r} has no classifier: choose a model that has one")
+        raise TeacherError(f"target.teacher={teacher[:100]!r} does not have a classifier: choose a model that has one")
     own = given.normalisation if given else None
     mean, std = (own.mean, own.std) if own else (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     model.pretrained_cfg = {"mean": tuple(mean), "std": tuple(std)}
@@ -113,7 +112,7 @@ def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False
 
 
 def build_teacher(teacher: str, **options: Any) -> Any:
-    """`timm.create_model` of a name or a folder, whose every failure is a TeacherError."""
+    """Call `timm.create_model` for a name or a folder. Raises TeacherError for every failure."""
     named = f"target.teacher={teacher[:100]!r}"
     try:
         folder = Path(teacher).is_dir()
@@ -125,9 +124,7 @@ def build_teacher(teacher: str, **options: Any) -> Any:
         raise TeacherError(f"{named} is neither a folder nor a model of timm's")
     try:
         return timm.create_model(f"local-dir:{teacher}" if folder else teacher, **options)
-    except (
-        Exception
-    ) as error:  # of timm, the Hugging Face hub, safetensors or torch, whatever is wrong with the weights
+    except Exception as error:  # errors of timm, the Hugging Face hub, safetensors or torch
         remedy = "" if folder else " (without a network, give its weights as target.teacher_weights)"
         raise TeacherError(f"{named} cannot be loaded{remedy}: {one_line(error)}") from error
 
@@ -140,7 +137,7 @@ def _given(weights: Path | None) -> Weights | None:
 
 
 def _classes_in(given: Weights | None, network: Any) -> int | None:
-    """Find the classifier of `network` in given weights and return its outputs; None where they have no such tensor."""
+    """Return the outputs of `network`'s classifier in given weights; None where they do not have such a tensor."""
     names = network.pretrained_cfg.get("classifier") or ()
     for name in (names,) if isinstance(names, str) else names:
         if given and (weight := given.tensors.get(f"{name}.weight")) is not None:
@@ -149,7 +146,7 @@ def _classes_in(given: Weights | None, network: Any) -> int | None:
 
 
 def digest(teacher: nn.Module) -> str:
-    """SHA-256 of all weights with their names, as they were loaded."""
+    """Return the SHA-256 of all weights with their names, as loaded."""
     digest = sha256()
     for name, tensor in sorted(teacher.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

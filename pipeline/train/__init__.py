@@ -1,1 +1,1 @@
-"""The DeepSpeed engine, the loop, checkpoints and what a person watches."""
+"""The DeepSpeed engine, the training loop, and resuming."""

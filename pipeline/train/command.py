@@ -1,9 +1,13 @@
-"""The command lines of programs that run on all ranks: of training runs, and how every such program ends."""
+"""The command lines of programs that run on all ranks, and how every such program ends."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
@@ -13,27 +17,23 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import EXIT_STATUS, Preemption
 from pipeline.cluster.witness import witnessed
 from pipeline.cluster.world import join, lost_a_rank, record_collectives
-from pipeline.config import RECIPES, AnyRecipe, load
+from pipeline.config import AnyRecipe, TrainingRecipe, load
 from pipeline.data.errors import DataError
+from pipeline.recipe_files import list_recipes
 from pipeline.settings import ConfigError
+from pipeline.train.dry_run import dry_run
 from pipeline.train.errors import TrainingError
 from pipeline.train.loop import Outcome
 from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
-from shards.terminal import Parser, note, note_error, prepare
+from shards.terminal import Parser, note, note_error, prepare, say
 
-EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # one line says it all
+EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # explained by one line
 
 
-def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
-    """Exit status 0: the run is complete; 1: it cannot go on; 2: it was not understood; 75: it was asked to stop."""
-    parser = Parser(description)
-    parser.add_argument("recipe", help=f"name in scripts/{kind.folder.relative_to(RECIPES.parent)}, or path")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    arguments = parser.parse_args()
+def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
+    """Return the exit status: 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
+    arguments = _parser(description, kind).parse_args()
     rank, local_rank = place(os.environ)
     try:
         recipe = load(kind, arguments.recipe, arguments.overrides)
@@ -41,11 +41,13 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         if local_rank == 0:
             note(f"error: {error}")
         return 2
+    if arguments.print_config or arguments.dry_run:
+        return status_of(lambda: _tell(recipe, arguments.dry_run)) if rank == 0 else 0
     started = False
     try:
         with witnessed(recipe.run.dir, rank), Phases(recipe.run.dir, rank, recipe.run.deadline) as phases:
             record_collectives(recipe.run.dir, rank)
-            # Late enough for `Phases`, which tells where, to be first even if a collective began a phase or two before
+            # Late enough that `Phases`, which reports where, is first even if a collective began a phase or two before
             world = join(patience=2 * recipe.run.deadline + 60)
             hold(recipe.run.dir, world, min(PATIENCE, recipe.run.deadline / 2))
             outcome = Outcome.ROLLED_BACK
@@ -54,8 +56,8 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
                     training = set_up(recipe, world, phases, task)
                     started = True
                     outcome = training.run(preemption)
-                    del training  # before the next life takes as much memory
-    except EXPECTED as error:  # most meet all ranks of a node alike: one line is enough
+                    del training  # before the next attempt takes as much memory
+    except EXPECTED as error:  # most affect all ranks of a node alike: one line is enough
         if local_rank == 0 or (started and isinstance(error, DataError)):
             note(f"error: {error}")
         return 1
@@ -63,15 +65,56 @@ def main(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> 
         if not lost_a_rank(error):
             raise
         why = str(error).partition("\n")[0]
-        note(f"error: rank {rank} lost another rank, whose own error tells why ({why})")
+        note(f"error: rank {rank} lost another rank, whose own error says why ({why})")
         return 1
     return 0 if outcome is Outcome.COMPLETE else EXIT_STATUS
 
 
-def status_of(work: Callable[[], None]) -> int:
-    """Do work that all ranks share, other than a run's, and return the exit status: 0, or 2 for a setting, or 1.
+def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
+    folder = kind.folder
+    parser = Parser(description)
+    parser.add_argument("recipe", help="name of a recipe, see --list, or path of a .yaml file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="section.key=value",
+        help="settings that replace the recipe's; section.key.option=value replaces one option of a mapping",
+    )
+    parser.add_argument("--list", action=ListRecipes, nargs=0, folder=folder, help="list the recipes and exit")
+    parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
+    parser.add_argument("--dry-run", action="store_true", help="check recipe and data sets, and exit")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    return parser
 
-    Errors that one line explains are told, most of them by rank 0 alone, since they meet all ranks alike.
+
+class ListRecipes(argparse.Action):
+    """An option that prints the recipes of a folder, each with a line about it, and ends the program."""
+
+    def __init__(self, *arguments: Any, folder: Path, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._folder = folder
+
+    def __call__(self, *arguments: Any) -> None:
+        """Print the list and exit with status 0."""
+        list_recipes(self._folder)
+        sys.exit(0)
+
+
+def _tell(recipe: TrainingRecipe, dry: bool) -> None:
+    """Print what a run would do, or its settings."""
+    if not dry:
+        print(yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True), end="")
+        return
+    for name, value in dry_run(recipe, int(os.environ.get("WORLD_SIZE", "1"))):
+        say(f"{name:<12}{value}")
+    say("nothing was started: leave out --dry-run to train")
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """Do work of all ranks other than a run, and return the exit status: 0, 1 for an error, or 2 for a setting.
+
+    Errors that one line explains are printed, most only by rank 0, since they affect all ranks alike.
     """
     try:
         work()
@@ -82,13 +125,13 @@ def status_of(work: Callable[[], None]) -> int:
     except RuntimeError as error:
         if not lost_a_rank(error):
             raise
-        note(f"error: lost another rank, whose own error tells why ({str(error).splitlines()[0]})")
+        note(f"error: lost another rank, whose own error says why ({str(error).splitlines()[0]})")
         return 1
     return 0
 
 
 def leave(main: Callable[[], int]) -> None:
-    """Run `main` and end the process with its status, whatever its threads do."""
+    """Run `main` and end the process with its status, whatever its threads are doing."""
     prepare()
     try:
         status = main()
@@ -100,7 +143,7 @@ def leave(main: Callable[[], int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # a full disk, or nobody who listens: what remains to be said must not change the status
+        except OSError:  # a full disk, or a closed pipe, must not change the status
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if status:
-        os._exit(status)  # a thread that waits for storage that hangs must not keep a failed run alive
+        os._exit(status)  # a thread that waits for hanging storage must not keep a failed run alive

@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON, made from the settings of a run and kept nowhere else."""
+"""Make DeepSpeed's JSON from the settings of a run; it is not stored anywhere else."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def deepspeed_config(engine: Engine, optim: Optim, micro_batch: int, world_size:
     Args:
         engine, optim: settings of the run.
         micro_batch: inputs that a rank computes at once.
-        world_size: ranks.
+        world_size: number of ranks.
     """
     stage, precision = engine.zero_stage, engine.precision
     config: dict[str, Any] = {
@@ -21,8 +21,10 @@ def deepspeed_config(engine: Engine, optim: Optim, micro_batch: int, world_size:
         "zero_optimization": {"stage": stage},
         "gradient_clipping": 0.0 if clips_here(engine) else optim.clip or 0.0,
         "steps_per_print": None,
-        "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice a micro-batch
+        "timers": {"throughput": {"enabled": False}},  # it synchronises the device twice per micro-batch
     }
+    if stage and optim.name != "adamw":
+        config["zero_allow_untested_optimizer"] = True
     if clips_here(engine) and stage and not under_bf16_optimizer(engine):
         config["zero_optimization"]["compute_grad_norm"] = False
     if precision != "fp32":
@@ -30,18 +32,18 @@ def deepspeed_config(engine: Engine, optim: Optim, micro_batch: int, world_size:
         if precision == "bf16" and clips_here(engine):
             config[precision]["check_grad_overflow"] = False
         if under_bf16_optimizer(engine):
-            config[precision]["immediate_grad_update"] = True  # frees each 16-bit gradient as soon as it is added up
+            config[precision]["immediate_grad_update"] = True  # frees each 16-bit gradient as soon as it is accumulated
         if stage:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 
 def clips_here(engine: Engine) -> bool:
-    """Return whether DeepSpeed would clip without telling the norm, or wait for the device to do so."""
+    """Return whether DeepSpeed would clip without reporting the norm, or wait for the device to do so."""
     stage, precision = engine.zero_stage, engine.precision
     return (stage == 0 and precision == "fp32") or (stage in (1, 2) and precision != "fp16")
 
 
 def under_bf16_optimizer(engine: Engine) -> bool:
-    """Return whether DeepSpeed takes an optimizer of its own, under which every rank adds up gradients in fp32."""
+    """Return whether DeepSpeed uses its own bf16 optimizer, in which every rank accumulates gradients in fp32."""
     return engine.zero_stage == 1 and engine.precision == "bf16"

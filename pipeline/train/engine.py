@@ -1,18 +1,18 @@
-"""DeepSpeed, configured from a recipe, behind the few calls of a training step.
+"""Configure DeepSpeed from a recipe, and wrap it in the few calls of a training step.
 
-Traps of DeepSpeed 0.19 that are dealt with here and nowhere else:
-- One of its optimizers runs a step at construction to create Adam's moments, which decays the weights once and makes
-  the first update too small. The learning rate is therefore 0 until then, and step counts start over afterwards.
+Workarounds for DeepSpeed 0.19, which are only here:
+- One of its optimizers takes a step at construction to create the moments, which decays the weights once and makes
+  the first update too small. The learning rate is therefore 0 until then, and step counts are reset afterwards.
 - ZeRO 1 and 2 link moments to parameters after the first group's first step, when those of the other groups do not
-  exist yet: the moments are made and linked here, before any step.
+  exist yet: the moments are created and linked here, before any step.
 - At stage 0 in fp16 it unscales gradients of a loss that it has not scaled: there the loss is scaled here.
-- At stage 0 in fp32 it clips without telling the norm, and it waits for the device to clip at stages 1 and 2: there,
-  but for fp16, norm, clipping and skipping are done here, within the fused AdamW.
-- ZeRO 3 replaces torch's `linear` for the rest of the process by one that rounds otherwise: numbers of two engines in
-  one process are equal bit for bit only if no ZeRO 3 came between them.
-- Its throughput timer synchronises the device twice a micro-batch at every stage unless it is switched off.
-- ZeRO 2 allocates a bucket of 500 million elements, however small the model is, unless told otherwise.
-- Under bf16 it accumulates gradients in bf16 unless told otherwise, and cannot be told at stage 0.
+- At stage 0 in fp32 it clips without reporting the norm, and at stages 1 and 2 it waits for the device to clip: there,
+  except in fp16, norm, clipping and skipping are done here, within the optimizer (see `pipeline.optimizers`).
+- ZeRO 3 replaces torch's `linear` for the rest of the process by one with other rounding: numbers of two engines in one
+  process are equal bit for bit only if there was no ZeRO 3 between them.
+- Its throughput timer synchronises the device twice per micro-batch at every stage unless it is disabled.
+- ZeRO 2 allocates a bucket of 500 million elements, however small the model is, unless configured otherwise.
+- Under bf16 it accumulates gradients in bf16 unless configured otherwise, which is not possible at stage 0.
 """
 
 import logging
@@ -33,10 +33,10 @@ from pipeline.cluster.world import World
 from pipeline.config import Engine as EngineSettings
 from pipeline.config import Optim
 from pipeline.device import DTYPES as DTYPES
+from pipeline.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.train.deepspeed_config import clips_here, deepspeed_config, under_bf16_optimizer
 from pipeline.train.errors import TrainingError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 NO_SCALE = (
     "no gradient is finite, however small fp16's loss scale: start again with a lower optim.lr, or with "
     "engine.precision=bf16 or fp32"
@@ -47,12 +47,12 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
 def decay_groups(model: nn.Module, weight_decay: float, vectors: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Return parameter groups as in the paper's code: vectors and biases are not decayed, all else is, tokens included.
+    """Return parameter groups as in the paper's code: weight decay for all parameters except vectors and biases.
 
     Args:
-        model: whose parameters are trained.
-        weight_decay: of those that are decayed.
-        vectors: names of one-dimensional parameters that are decayed nevertheless.
+        model: the model to train.
+        weight_decay: the weight decay.
+        vectors: names of one-dimensional parameters with weight decay nevertheless.
     """
     groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
@@ -62,7 +62,7 @@ def decay_groups(model: nn.Module, weight_decay: float, vectors: Collection[str]
 
 
 def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: float) -> CosineLRScheduler:
-    """Linear warm-up, then half a cosine; `step_update(step)` sets the rate of any step without those before it."""
+    """Return a schedule of linear warm-up, then half a cosine; `step_update(step)` sets the rate of any step."""
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * optim.batch_size / 256
     warmup = round(optim.warmup_epochs * steps_per_epoch)
@@ -78,7 +78,7 @@ def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: fl
 
 
 def total_steps(optim: Optim, steps_per_epoch: float) -> int:
-    """Steps of the whole schedule; at least one after the warm-up."""
+    """Return the steps of the whole schedule; at least one after the warm-up."""
     return max(round(optim.epochs * steps_per_epoch), round(optim.warmup_epochs * steps_per_epoch) + 1)
 
 
@@ -86,17 +86,17 @@ class Engine:
     """A model under DeepSpeed.
 
     Args:
-        model: on any device, in fp32.
-        settings: decide stage and precision; whether TF32 is allowed, for the whole process.
-        optim: decides optimizer and schedule.
+        model: the model, on any device, in fp32.
+        settings: stage and precision; also whether TF32 is allowed, for the whole process.
+        optim: optimizer and schedule.
         micro_batch: inputs that a rank computes at once.
         world: the processes.
-        steps_per_epoch: not necessarily whole.
+        steps_per_epoch: may be fractional.
         groups: parameter groups of the model; None: `decay_groups`.
-        average: decay of a moving average of the weights; None: there is none.
+        average: decay of a moving average of the weights; None: no average.
 
     Attributes:
-        states: what the optimizer keeps of every weight.
+        states: names of the optimizer's state for every weight.
     """
 
     def __init__(
@@ -111,19 +111,17 @@ class Engine:
         average: float | None = None,
     ) -> None:
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = settings.tf32  # for convolutions torch allows it unless told otherwise
-        # An average is kept beside the moments, so that ZeRO divides it among the ranks like these
-        self.states = MOMENTS if average is None else (*MOMENTS, AVERAGE)
+        torch.backends.cudnn.allow_tf32 = settings.tf32  # torch allows it for convolutions by default
+        # An average is kept beside the moments, so that ZeRO partitions it likewise
+        moments = OPTIMIZERS[optim.name].states
+        self.states = moments if average is None else (*moments, AVERAGE)
         self._average = average
         self.dtype = DTYPES[settings.precision]
         self.stage = settings.zero_stage
         self._clip = (optim.clip or math.inf) if clips_here(settings) else None
         self._grad_norm: Tensor | None = None
-        self.optimizer: Any = torch.optim.AdamW(
-            groups or decay_groups(model, optim.weight_decay),
-            lr=0.0,
-            betas=optim.betas,
-            fused=True,
+        self.optimizer: Any = build_optimizer(
+            optim.name, groups or decay_groups(model, optim.weight_decay), optim.betas
         )
         config = deepspeed_config(settings, optim, micro_batch, world.size)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -139,12 +137,12 @@ class Engine:
         self.schedule = schedule(self.optimizer, optim, steps_per_epoch)
 
     def predict(self, *inputs: Any) -> Tensor:
-        """The model's `forward`; every rank has to call it together."""
+        """Return the model's `forward`; every rank has to call it together."""
         return cast(Tensor, self.deepspeed(*inputs))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Let the model compute as in evaluation inside, without gradients; it is trained further after it."""
+        """Put the model into evaluation mode without gradients in the block, and back into training mode after it."""
         self.deepspeed.eval()
         try:
             with torch.no_grad():
@@ -153,7 +151,7 @@ class Engine:
             self.deepspeed.train()
 
     def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients; DeepSpeed averages over micro-batches and ranks."""
+        """Accumulate this micro-batch's gradients; DeepSpeed averages over micro-batches and ranks."""
         if self._scaler:
             self._loss_scale = self._scaler.cur_scale
         self.deepspeed.backward(loss * self._loss_scale)
@@ -167,20 +165,20 @@ class Engine:
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if self._clip is not None and last:
             self._grad_norm = self._global_norm()
-            # The fused kernel divides gradients by the one, and leaves all as it is where the other is 1
+            # The optimizer divides gradients by the former, and changes nothing where the latter is 1
             self.optimizer.grad_scale = ((self._grad_norm + 1e-6) / self._clip).clamp(min=1.0)
             self.optimizer.found_inf = (~self._grad_norm.isfinite()).float()
         try:
             self.deepspeed.step()
-        except Exception as error:  # which has no class of its own
+        except Exception as error:  # which does not have a class of its own
             if "loss scale already at minimum" not in str(error):
                 raise
             raise TrainingError(NO_SCALE) from error
         smallest = self._scaler is not None and self._loss_scale <= self._scaler.min_loss_scale
-        if last and smallest and self.deepspeed.optimizer.overflow:  # stage 0 would go on for ever
+        if last and smallest and self.deepspeed.optimizer.overflow:  # stage 0 would continue forever
             raise TrainingError(NO_SCALE)
         if self._average is not None and last:
-            # Where the weights stayed, so does their average; what says so may be on the device, and is not waited for
+            # The average is updated only with the weights; the flag may be on the device, and nothing waits for it
             stayed = float(self.deepspeed.optimizer.overflow) if self._clip is None else self.optimizer.found_inf
             share = (1 - self._average) * (1 - stayed)
             with torch.no_grad():
@@ -188,9 +186,9 @@ class Engine:
                     self.optimizer.state[weight][AVERAGE].lerp_(weight, share)
 
     def not_finite(self) -> Tensor:
-        """Whether the last step was left out because its gradient was not finite: float32, 1 or 0, on the device.
+        """Return whether the last step was skipped for a gradient that is not finite: float32, 1 or 0, on the device.
 
-        Under fp16 always 0: there such steps are how the loss scale is found.
+        Under fp16 always 0, since such steps are part of finding the loss scale.
         """
         if self._clip is not None:
             found: Tensor = self.optimizer.found_inf
@@ -199,25 +197,25 @@ class Engine:
         return torch.full((), float(overflow), device=self.deepspeed.device)
 
     def grad_norm(self) -> float:
-        """L2 norm of the last step's gradient before clipping. Waits for the device."""
+        """Return the L2 norm of the last step's gradient before clipping. Waits for the device."""
         norm = self.deepspeed.get_global_grad_norm() if self._clip is None else self._grad_norm
         return float("nan") if norm is None else float(norm) / self._loss_scale
 
     def skipped_steps(self, done: int) -> int:
-        """How many of a run's `done` steps changed nothing. Waits for the device."""
-        return int(done - self.adam_states()[0]["step"])
+        """Return how many of a run's `done` steps changed nothing. Waits for the device."""
+        return int(done - self.optimizer_states()[0]["step"])
 
     @property
     def learning_rate(self) -> float:
-        """Of the step under way; with layer decay that of the last layer."""
+        """Return the learning rate of the current step; with layer decay that of the last layer."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def adam_states(self) -> list[dict[str, Tensor]]:
-        """Adam's own entries, one a tensor it updates: `step`, `exp_avg` and `exp_avg_sq`."""
+    def optimizer_states(self) -> list[dict[str, Tensor]]:
+        """Return the optimizer's own entries, one per tensor that it updates: `step` and `states`."""
         return list(self.optimizer.state.values())
 
     def _global_norm(self) -> Tensor:
-        """L2 norm of the gradient over all ranks, float32 on the device, without waiting for it."""
+        """Return the L2 norm of the gradient over all ranks, float32 on the device, without waiting for it."""
         if self.stage == 0:  # every rank has all of it
             gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
             return nn.utils.get_total_norm(gradients)
@@ -230,7 +228,7 @@ class Engine:
         return squares.sqrt()
 
     def _step_under_bf16(self) -> None:
-        """`BF16_Optimizer.step` without the norm and the clipping, in which it waits for the device twice."""
+        """Take `BF16_Optimizer.step` without norm and clipping, in which it waits for the device twice."""
         inner = self.deepspeed.optimizer
         parts = zip(inner.fp32_groups_flat_partition, inner.fp32_groups_gradient_flat_partition, strict=True)
         with torch.no_grad():
@@ -241,7 +239,7 @@ class Engine:
 
     def _create_moments(self) -> None:
         inner = self.deepspeed.optimizer
-        if self.stage == 3:  # it puts these into the parameter groups only for the time of a step
+        if self.stage == 3:  # it puts these into the parameter groups only during a step
             self._updated = list(inner.fp32_partitioned_groups_flat)
         else:
             self._updated = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]

@@ -1,5 +1,5 @@
-"""The error that users see when training itself cannot go on."""
+"""The error for training that cannot continue."""
 
 
 class TrainingError(Exception):
-    """Training cannot go on. The message says why and what to do."""
+    """Training cannot continue. The message says why and what to do."""

@@ -1,9 +1,9 @@
-"""Collect what happens between two log steps, and make the metrics of it over all ranks."""
+"""Collect the numbers of steps between two log steps, and compute the metrics over all ranks."""
 
 import math
 import resource
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -23,20 +23,20 @@ from pipeline.train.nonfinite import NonFinite
 
 
 class TrainingLog:
-    """Collects the numbers of steps, and writes them down at log steps.
+    """Collects the numbers of steps, and writes them at log steps.
 
     Args:
-        world, data, engine, saver, report: of the run.
-        bad: told which samples are.
-        not_finite: told which steps had no finite gradient.
-        batch_size: inputs of a step.
-        views: of them that are made of each sample that is read.
-        frames: of an input that is a clip; None: inputs are images.
-        flops: to train on one input.
-        trace: of the samples that the run takes; None: it keeps none.
+        world, data, engine, saver, report: those of the run.
+        bad: records bad samples.
+        not_finite: records steps without a finite gradient.
+        batch_size: inputs per step.
+        views: inputs per sample that is read.
+        frames: frames per clip; None: inputs are images.
+        flops: FLOP to train on one input.
+        trace: trace of the run's samples; None: no trace.
 
     Attributes:
-        meter: of the steps since the last log.
+        meter: the sums over the steps since the last log.
         save_overdue: whether a save was overdue at the last log, by the clock of rank 0; the same on all ranks.
     """
 
@@ -60,18 +60,21 @@ class TrainingLog:
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
         self._batch_size, self._views, self._frames, self._flops = batch_size, views, frames, flops
         self._of_mixture = Counter[str]()  # samples since the last log, by metric
+        self._seen = Counter[str]()  # inputs since then, and their frames; of a step all ranks have equally many
         self._stragglers = Stragglers()
         self.meter = Meter(world.device)
         self.save_overdue = False
 
     def noted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, keeping which of their samples are bad and, for the trace, all of their samples."""
+        """Pass batches on, recording their bad samples and, for the trace, all of their samples."""
         for batch in batches:
             self._bad.add(batch.bad)
             self._count("samples", batch.request.ids.tolist())
             self._count("bad_samples", [sample.id for sample in batch.bad])
             if self._trace:
                 self._trace.add(batch.request)
+            inputs, frames = len(batch.inputs), batch.inputs.shape[2] if batch.inputs.ndim == 5 else 0
+            self._seen.update(inputs=inputs, frames=inputs * frames)
             yield batch
 
     def _count(self, what: str, samples: Sequence[int]) -> None:
@@ -79,13 +82,13 @@ class TrainingLog:
         self._of_mixture.update({f"{what}/{name}": count for name, count in counts.items()})
 
     def learned(self, step: int) -> None:
-        """Note what came of a step that was learned from. Does not wait for the device."""
+        """Record a step that was learned from. Does not wait for the device."""
         self._not_finite.note(step, self._engine.not_finite())
         if self._trace:
             self._trace.write(step)
 
     def passed_over(self) -> None:
-        """Note that the samples taken for a step were not learned from."""
+        """Record that the samples of a step were not learned from."""
         if self._trace:
             self._trace.drop()
 
@@ -93,7 +96,7 @@ class TrainingLog:
         """Return the numbers of the steps since the last log, over all ranks, which call this together.
 
         Raises:
-            TooManyNonFinite: too many steps in a row had no finite gradient.
+            TooManyNonFinite: too many consecutive steps had no finite gradient.
             TrainingError: too many samples were bad.
         """
         not_finite = self._not_finite.count()
@@ -114,14 +117,15 @@ class TrainingLog:
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
-        images = total.get("images", 0)  # none where all steps were passed over
-        share = mfu(rate, self._flops, self._world.size, self._engine.dtype)
+        share = None
+        if len(self._data.media) == 1:  # of both, inputs differ in what they cost
+            share = mfu(rate, self._flops, self._world.size, self._engine.dtype)
         return {
-            "loss": total["loss"] / images if images else math.nan,  # or every image was bad, or no loss finite
+            **self._losses(total),
             "grad_norm": self._engine.grad_norm(),
             "lr": self._engine.learning_rate,
             "images_per_second": rate,
-            **({} if self._frames is None else {"frames_per_second": rate * self._frames}),
+            **({} if self._frames is None else {"frames_per_second": rate * self._mean_frames()}),
             **({} if self._views == 1 else {"samples_per_second": rate / self._views}),
             **({} if share is None else {"mfu": share}),
             "data_wait": total["data_wait"] / self._world.size,
@@ -133,17 +137,33 @@ class TrainingLog:
             "memory_gib": _peak_memory(self._world.device) / 2**30,
         } | {name: total[name] for name in counters}
 
+    def _losses(self, total: Mapping[str, float]) -> Metrics:
+        """Return the mean loss and, of a mixture of images and videos, that of each medium that there was."""
+        media = sorted(self._data.media)
+        losses = {medium: total.get(f"loss/{medium}", 0.0) for medium in media}
+        images = {medium: total.get(f"images/{medium}", 0.0) for medium in media}
+        # None where all steps were skipped, every image was bad, or no loss was finite
+        mean = sum(losses.values()) / sum(images.values()) if any(images.values()) else math.nan
+        if len(media) == 1:
+            return {"loss": mean}
+        return {"loss": mean} | {f"loss/{name}": losses[name] / count for name, count in images.items() if count}
+
+    def _mean_frames(self) -> float:
+        """Return the mean number of frames of an input since the last log."""
+        return self._seen["frames"] / self._seen["inputs"] if self._seen["inputs"] else 0.0
+
     def write(self, done: int, metrics: Metrics) -> None:
-        """Write metrics down, and begin to collect anew."""
+        """Write metrics, and start the next collection."""
         self._report.log(done, metrics)
         for problem in self._saver.problems():
             self._report.say(f"warning: {problem}")
         self.meter = Meter(self._world.device)
         self._of_mixture.clear()
+        self._seen.clear()
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were allocated on the GPU or, on a CPU, resident in the process."""
+    """Return the peak of allocated bytes on the GPU or, on a CPU, of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""The training loop: what happens in which order. setup.py starts a run, step.py computes a step."""
+"""The training loop: the order of everything. setup.py sets a run up, step.py computes a step."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,27 +29,27 @@ from pipeline.train.task import Task
 
 
 class Outcome(Enum):
-    """How one life of a run ended."""
+    """The end of an attempt of a run."""
 
     COMPLETE = "its last step is done"
     STOPPED = "asked to stop"
-    ROLLED_BACK = "the next life starts from the last checkpoint"
+    ROLLED_BACK = "the next attempt starts from the last checkpoint"
 
 
 @dataclass
 class Training:
-    """One life of a run, as `setup.set_up` makes it. All ranks do everything together.
+    """One attempt of a run, made by `setup.set_up`. All ranks call every method together.
 
     Attributes:
-        recipe, world, phases, data, task, engine, saver, report: of the run.
+        recipe, world, phases, data, task, engine, saver, report: those of the run.
         stepper: takes its steps.
-        bad: the bad samples of this life.
-        log: collects what its steps do.
-        profile: of some of them.
-        identity: what the run is, for its checkpoints.
-        left_out: steps that it passes over since it rolled back.
-        first_step: the first of this life, which is how many are done.
-        end: how many are done when the run is complete.
+        bad: the bad samples of this attempt.
+        log: collects the numbers of its steps.
+        profile: profiles some of them.
+        identity: the identity of the run, for its checkpoints.
+        left_out: steps to skip since the run rolled back.
+        first_step: the first step of this attempt, which is the number completed before.
+        end: the number of steps of the complete run.
     """
 
     recipe: TrainingRecipe
@@ -70,7 +70,7 @@ class Training:
     end: int
 
     def run(self, preemption: Preemption) -> Outcome:
-        """Train, reporting, evaluating and saving on the way.
+        """Train, with reports, evaluations and saves.
 
         Raises:
             CheckpointError, DataError, TrainingError: one line that says what to do.
@@ -106,7 +106,7 @@ class Training:
         return Outcome.COMPLETE
 
     def _take(self, step: int, batches: Iterator[Batch]) -> None:
-        """Take a step's batches, and learn from them unless the step is left out. Does not wait for the device."""
+        """Take a step's batches, and learn from them unless the step is to be skipped. Does not wait for the device."""
         self.phases.step = step
         if step in self.left_out:
             self.stepper.pass_over(step, batches, self.log.meter)
@@ -116,7 +116,7 @@ class Training:
             self.log.learned(step)
 
     def _conclude(self, done: int, preemption: Preemption) -> bool:
-        """Report, evaluate and save after `done` steps, where that is due. Return whether to stop."""
+        """Report, evaluate and save after `done` steps, where due. Return whether to stop."""
         settings = self.recipe.run
         self.report.advance(done)
         with self.phases("agreement"):
@@ -145,7 +145,7 @@ class Training:
         self.log.write(done, metrics)
 
     def _save(self, done: int, last: bool) -> None:
-        """Begin to save. The next log step reports what goes wrong; after the last step it is raised."""
+        """Start to save. The next log step reports a failure; after the last step it is raised."""
         self.report.flush()
         facts = Facts(done, counters(self.engine), self.identity, self.recipe.plain())
         self.saver.start(capture(self.engine, self.world), facts)
@@ -153,14 +153,14 @@ class Training:
             raise CheckpointError(problem)
 
     def _mark_complete(self) -> None:
-        """Leave a file that says so, since a launcher's status 0 does not always mean it."""
+        """Create the file `complete`, since a launcher's status 0 does not always mean success."""
         complete = self.recipe.run.dir / "complete"
         if self.world.rank == 0:
             with Writing()(complete), suppress(FileExistsError):
-                complete.touch(exist_ok=False)  # which follows no link
+                complete.touch(exist_ok=False)  # does not follow links
 
     def _roll_back(self, error: TooManyNonFinite) -> Outcome:
-        """End this life; the next one passes over the batches after which no gradient was finite."""
+        """End this attempt; the next one skips the batches after which no gradient was finite."""
         folder = self.recipe.run.dir
         if self.left_out:
             raise TrainingError(
@@ -173,11 +173,11 @@ class Training:
                 path = leave_out(folder, error.steps)
             except OSError as failure:
                 problem = (
-                    f"{error}, and {folder}/left-out.json, which would leave these out, cannot be "
-                    f"written ({failure.strerror or failure}): make room there, and start the same command again"
+                    f"{error}, and {folder}/left-out.json, which would skip these, cannot be "
+                    f"written ({failure.strerror or failure}): free space there, and start the same command again"
                 )
             else:
-                self.report.say(f"{error}: rolling back to the last checkpoint, leaving out these steps, see {path}")
+                self.report.say(f"{error}: rolling back to the last checkpoint, skipping these steps, see {path}")
         if problem := self.world.from_first(problem):
             raise TrainingError(problem)
         self.saver.wait()

@@ -1,4 +1,4 @@
-"""This rank's numbers between two log steps, and those of all ranks by the same names."""
+"""Sum this rank's numbers between two log steps, and gather those of all ranks under the same names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Gathered:
 
     Attributes:
         total: their sum over the ranks.
-        by_rank: those of each, in rank order.
+        by_rank: the numbers of each rank, in rank order.
     """
 
     total: dict[str, float]
@@ -24,13 +24,13 @@ class Gathered:
 
 
 class Meter:
-    """Sums that stay on the device until they are asked for, and the time that has passed.
+    """Sums that stay on the device until they are gathered, and the elapsed time.
 
     Args:
-        device: of the sums.
+        device: device of the sums.
 
     Attributes:
-        clock: started with the meter.
+        clock: a clock that starts with the meter.
     """
 
     def __init__(self, device: torch.device) -> None:

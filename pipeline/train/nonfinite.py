@@ -1,7 +1,7 @@
-"""Steps whose gradient is not finite: they change nothing, and after too many in a row the run rolls back, once.
+"""Handle steps whose gradient is not finite: they change nothing, and after too many in a row the run rolls back once.
 
-The engine leaves such a step out on the device (`Engine.update`), and nobody waits to learn of it before the next log.
-A run that rolls back starts again from its last checkpoint and passes over the batches that led there.
+The engine skips such a step on the device (`Engine.update`), and nothing waits for the result before the next log. A
+run that rolls back restarts from its last checkpoint and skips the batches that led there.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from shards.text import one_line
 
 
 class TooManyNonFinite(Exception):
-    """So many steps in a row had no finite gradient. `steps` are those, counted from 0."""
+    """Too many consecutive steps had no finite gradient. `steps` are those, counted from 0."""
 
     def __init__(self, steps: Sequence[int]) -> None:
         super().__init__(f"no finite gradient in {len(steps)} steps in a row, {steps[0]} to {steps[-1]}")
@@ -24,10 +24,10 @@ class TooManyNonFinite(Exception):
 
 
 class NonFinite:
-    """Remembers which steps had no finite gradient.
+    """Records which steps had no finite gradient.
 
     Args:
-        in_a_row: so many are too many.
+        in_a_row: the number of consecutive steps that is too many.
     """
 
     def __init__(self, in_a_row: int) -> None:
@@ -36,11 +36,11 @@ class NonFinite:
         self._row: list[int] = []
 
     def note(self, step: int, not_finite: Tensor) -> None:
-        """Keep what is known of a step, a scalar on the device, 1 or 0."""
+        """Record a step by a scalar on the device, 1 or 0."""
         self._noted.append((step, not_finite))
 
     def count(self) -> int:
-        """How many of the steps noted since the last call were not finite. Waits for the device.
+        """Return how many of the steps recorded since the last call were not finite. Waits for the device.
 
         Raises:
             TooManyNonFinite: there were too many in a row.
@@ -58,10 +58,10 @@ class NonFinite:
 
 
 def left_out(folder: Path) -> list[int]:
-    """The steps that a run passes over since it rolled back, empty if it never did.
+    """Return the steps that a run skips since it rolled back, empty if it never did.
 
     Raises:
-        TrainingError: the record of them cannot be read.
+        TrainingError: their record cannot be read.
     """
     path = _record(folder)
     if not path.exists():
@@ -78,13 +78,13 @@ def left_out(folder: Path) -> list[int]:
         return steps
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"{path} cannot be read ({one_line(str(error))}), which steps the run passes over: restore it, or remove "
+            f"{path} cannot be read ({one_line(str(error))}), but it lists the steps to skip: restore it, or remove "
             "it to take them again"
         ) from error
 
 
 def leave_out(folder: Path, steps: list[int]) -> Path:
-    """Write down which steps the next life of a run is to pass over."""
+    """Record the steps that the next attempt of a run is to skip."""
     path = _record(folder)
     replace(path, json_lines([{"steps": steps, "reason": "no finite gradient"}]))
     return path

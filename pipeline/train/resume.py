@@ -7,18 +7,19 @@ from torch import nn
 
 from pipeline.build import init_identity
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import AVERAGE, PARTS, STATE, Checkpoint, CheckpointError
+from pipeline.checkpoints.checkpoint import AVERAGE, STATE, Checkpoint, CheckpointError
 from pipeline.checkpoints.sealing import Shapes
 from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
 from pipeline.files import tell
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
 
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
-    """Return all that decides a run's numbers, in which its lives must agree: JSON, "section.key" to value."""
+    """Return everything that decides a run's numbers, the same in all its attempts, as JSON, "section.key" to value."""
     free = may_change(type(recipe))
     settings = {
         f"{section}.{key}": value for section, keys in sorted(recipe.plain().items()) for key, value in keys.items()
@@ -32,9 +33,9 @@ def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def may_change(kind: type[TrainingRecipe]) -> frozenset[str]:
-    """Return the settings, "section.key", that a run of this kind may change between its lives.
+    """Return the settings, "section.key", that a run of this kind may change between its attempts.
 
-    They are marked as `FREE` where they are declared. In a section that is marked as a whole, all of them are free.
+    They are marked as `Free` where they are declared. In a section that is marked as a whole, all settings are free.
     """
     return frozenset(
         f"{section}.{key}"
@@ -45,10 +46,10 @@ def may_change(kind: type[TrainingRecipe]) -> frozenset[str]:
 
 
 def defaults(recipe: TrainingRecipe) -> dict[str, Any]:
-    """Return the defaults of all settings that have one, as `identity` writes them.
+    """Return the defaults of all settings that have one, in the format of `identity`.
 
-    A checkpoint of an earlier version lacks the settings that were added since. Their defaults leave everything as it
-    was, so they stand for what that run did.
+    A checkpoint of an earlier version lacks settings that were added since. Their defaults keep the earlier behaviour,
+    so they stand for the settings of that run.
     """
     return {
         f"{section}.{key}": to_jsonable_python(field.get_default(call_default_factory=True))
@@ -73,16 +74,16 @@ def find_checkpoint(
     """Return the newest valid checkpoint, the same on all ranks, which check it together; None if there is none yet.
 
     Args:
-        recipe, world: of the run.
-        identity: of the run, see `identity`.
-        model: whose parameters a checkpoint has to hold.
-        average: decay of a moving average of these, which it has to hold too; None: there is none.
+        recipe, world: those of the run.
+        identity: that of the run, see `identity`.
+        model: the model whose parameters must be in the checkpoint.
+        average: decay of their moving average, which must be in it too; None: no average.
 
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
     identity, known = world.from_first(identity), defaults(recipe)
-    parts = PARTS if average is None else (*PARTS, AVERAGE)
+    parts = ("weight", *OPTIMIZERS[recipe.optim.name].states, *(() if average is None else (AVERAGE,)))
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 
@@ -90,7 +91,7 @@ def find_checkpoint(
         try:
             checkpoint.check_identity(found, identity, known)
         except CheckpointError:
-            return  # of another run: refused below, instead of passed over
+            return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
@@ -100,7 +101,7 @@ def find_checkpoint(
 
 
 def check_contents(found: Checkpoint, shapes: Shapes) -> None:
-    """Make sure that a checkpoint holds all that a run needs, and nothing else, whatever its checksums say.
+    """Check that a checkpoint has everything that a run needs, and nothing else, whatever its checksums.
 
     Raises:
         CheckpointError: it does not.
@@ -127,4 +128,4 @@ def changed_engine(found: Checkpoint, recipe: TrainingRecipe) -> list[str]:
         for key, value in engine.items()
         if was[key] != value
     ]
-    return [f"{'; '.join(differing)}: numbers are rounded otherwise from here on"] if differing else []
+    return [f"{'; '.join(differing)}: rounding differs from here on"] if differing else []

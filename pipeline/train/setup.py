@@ -1,4 +1,4 @@
-"""Set up one life of a run: its data, task, engine and reports, from the start or from the newest checkpoint."""
+"""Set up one attempt of a run: its data, task, engine and reports, from the start or from the newest checkpoint."""
 
 import os
 import shutil
@@ -34,8 +34,8 @@ from pipeline.train.state import captured_shapes, restore, set_weights
 from pipeline.train.step import Stepper
 from pipeline.train.task import Task
 
-# Makes the task of a recipe, its training data, the ranks and their phases. The data are a `TrainingData`; a recipe
-# that admits no other than a data set with a manifest may count on a `ListedData`.
+# Makes the task from a recipe, its training data, the ranks and their phases. The data are a `TrainingData`; a recipe
+# that requires a data set with a manifest may rely on a `ListedData`.
 MakeTask = Callable[[AnyRecipe, Any, World, Phases], Task]
 
 
@@ -43,10 +43,10 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     """Return a run that is ready to train. All ranks call this together.
 
     Args:
-        recipe: of the run.
+        recipe: the recipe of the run.
         world: the ranks.
-        phases: told what happens.
-        make_task: makes what the run learns.
+        phases: the phases of this rank.
+        make_task: makes the task.
 
     Raises:
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
@@ -62,12 +62,12 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     found = find_checkpoint(recipe, world, run_identity, task.model, task.average)
     passed_over = world.from_first(left_out(recipe.run.dir))
     notes += _load_weights(recipe, task, found)
-    size = _size(recipe, world, task, data)  # before ZeRO 3 takes the parameters apart
+    size = _size(recipe, world, task, data)  # before ZeRO 3 partitions the parameters
     batch_size = recipe.optim.batch_size
     steps_per_epoch = data.samples * recipe.views / batch_size
     engine = _start_engine(recipe, world, task, steps_per_epoch, found)
 
-    # What the run writes
+    # Outputs of the run
     run = recipe.run
     first_step = found.facts.step if found else 0
     scheduled = total_steps(recipe.optim, steps_per_epoch)
@@ -89,13 +89,13 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
 
     notes += data.notes
     if passed_over:
-        notes.append(f"steps {passed_over} are left out, see {run.dir}/left-out.json")
+        notes.append(f"steps {passed_over} are skipped, see {run.dir}/left-out.json")
     steps = f"steps {first_step} to {end} of a schedule of {scheduled}"
     nothing = f"nothing to do: {run.dir} has reached step {first_step} of a schedule of {scheduled}"
     for line in (size, *(f"note: {note}" for note in notes), steps if first_step < end else nothing):
         report.say(line)
 
-    # What watches its steps
+    # Observers of its steps
     not_finite = NonFinite(run.nonfinite_in_a_row)
     bad = BadSamples(run.dir, recipe.data, world, data.names)
     log = TrainingLog(
@@ -136,7 +136,7 @@ def open_data(recipe: TrainingRecipe, world: World) -> TrainingData:
     """Return this rank's training batches.
 
     Raises:
-        ShardError, DataError: there are none, or the node's cache is too small.
+        ShardError, DataError: there are no batches, or the node's cache is too small.
     """
     part = part_of(recipe, world)
     return StreamData(recipe.data, part) if recipe.data.mode == "stream" else ExactData(recipe.data, part)
@@ -157,12 +157,12 @@ def part_of(recipe: TrainingRecipe, world: World) -> Part:
 
 
 def micro_batches(recipe: TrainingRecipe, world: World) -> int:
-    """Return how many micro-batches of a rank make a step."""
+    """Return the number of a rank's micro-batches per step."""
     return recipe.optim.batch_size // (recipe.micro_batch(world.size) * world.size)
 
 
 def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task) -> tuple[dict[str, Any], list[str]]:
-    """Make sure that all ranks are about to run the same. Return its identity, and notes for the operator."""
+    """Check that all ranks are about to run the same. Return the identity of the run, and notes for the operator."""
     inputs = data.identity | task.identity
     run_identity = identity(recipe, inputs)
     inputs |= task.inputs | {"model.init": run_identity["model.init"]}
@@ -170,7 +170,7 @@ def _agree(recipe: TrainingRecipe, world: World, data: TrainingData, task: Task)
 
 
 def _load_weights(recipe: TrainingRecipe, task: Task, found: Checkpoint | None) -> list[str]:
-    """Give the model its first weights of this life, and compile it. Return notes for the operator."""
+    """Load the model's weights for this attempt, and compile it. Return notes for the operator."""
     if found:
         load_trained(task.model, found.weights())
         notes = changed_engine(found, recipe)
@@ -197,18 +197,18 @@ def _start_engine(
 
 
 def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) -> str:
-    """Describe how large a run is, in a line."""
+    """Describe the size of a run, in a line."""
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    samples = "images" if recipe.data.frames is None else "videos"
+    samples = next(iter(data.media)) + "s" if len(data.media) == 1 else "images and videos"
     return (
         f"{parameters / 1e6:.1f}M parameters, {data.samples:,} {samples}, {world.size} ranks x "
-        f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.data.inputs} a step, "
+        f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.data.inputs} per step, "
         f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
     )
 
 
 def _check_compiler(recipe: TrainingRecipe, world: World) -> None:
-    """Raise ConfigError where the recipe compiles and there is no compiler for it."""
+    """Raise ConfigError where the recipe compiles and its compiler is missing."""
     on_cpu = world.gpu is None
     if recipe.engine.compile != "none" and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Every parameter's fp32 weight and Adam moments, whole, whatever ZeRO stage and number of ranks holds the pieces.
+"""Every parameter's fp32 weight and moments, whole, for any ZeRO stage and number of ranks.
 
 DeepSpeed's own checkpoints bind a run to its stage and world size. Its `safe_get_full_*` / `safe_set_full_*` do
 not, but do nothing at stage 0, which is filled in here.
@@ -31,15 +31,15 @@ _SCALER_FIELDS = {"cur_scale": (float, int), "cur_iter": (int,), "last_overflow_
 
 
 def named_parameters(engine: Engine) -> list[tuple[str, nn.Parameter]]:
-    """The trained parameters by the model's own names, in one order on all ranks."""
+    """Return the trained parameters by the model's own names, in the same order on all ranks."""
     return [(name, p) for name, p in engine.deepspeed.module.named_parameters() if p.requires_grad]
 
 
 def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
-    """This rank's share of all states, where they are: "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME", fp32, whole.
+    """Yield this rank's share of all states, fp32, whole, on the device: "weight/NAME", "exp_avg/NAME" and so on.
 
-    At stages 1 to 3 each is put together by a collective, so that all ranks see all of them go by: they must go through
-    this together, and to its end. What is yielded may be the state itself, which the next step overwrites.
+    At stages 1 to 3, each is assembled by a collective, so all ranks must iterate over this together, and to its end.
+    The tensors may be the states themselves, which the next step overwrites.
     """
     own = _share(engine, world)
     for name, state in _full_states(engine):
@@ -48,15 +48,15 @@ def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
 
 
 def captured_shapes(engine: Engine, world: World) -> Shapes:
-    """Names and shapes of what `capture` yields on this rank."""
+    """Return names and shapes of the result of `capture` on this rank."""
     shares = _share(engine, world).items()
     return {f"{part}/{name}": shape for name, shape in shares for part in ("weight", *engine.states)}
 
 
 def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
-    """Set the fp32 masters, which DeepSpeed makes of weights rounded to the precision that it computes in.
+    """Set the fp32 masters, which DeepSpeed makes of weights rounded to its compute precision.
 
-    An average of the weights begins with them. All ranks call this together.
+    An average of the weights starts from them. All ranks call this together.
     """
     masters, averages = _stage_0_masters(engine), {AVERAGE} & set(engine.states)
     for name, parameter in named_parameters(engine):
@@ -65,7 +65,7 @@ def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
 
 
 def restore(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Set masters, moments and counters of an engine whose model held `checkpoint.weights()` when it was built.
+    """Set masters, moments and counters of an engine whose model had `checkpoint.weights()` when it was built.
 
     All ranks call this together.
     """
@@ -78,9 +78,9 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def full_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Every trained weight by the model's own name: fp32, whole, on all ranks, which go through them as in `capture`.
+    """Yield every trained weight by the model's own name: fp32, whole, on all ranks, which iterate as in `capture`.
 
-    A weight may be the state itself, or is gone when the next one is asked for.
+    A weight may be the state itself, and is valid only until the next one is requested.
     """
     masters = _stage_0_masters(engine)
     for name, parameter in named_parameters(engine):
@@ -89,7 +89,7 @@ def full_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def averaged(engine: Engine) -> Iterator[None]:
-    """Inside, the model computes with the average of its weights. Not at stage 3, where it has pieces of them only."""
+    """Compute with the average of the weights in the block. Not at stage 3, where the model has only pieces of them."""
     parameters = [parameter.detach() for _, parameter in named_parameters(engine)]
     kept = [parameter.clone() for parameter in parameters]
     averages = [state[AVERAGE] for _, state in _full_states(engine)]
@@ -110,7 +110,7 @@ def _set(
             master = masters[parameter]
             with torch.no_grad():
                 (master if key == "weight" else engine.optimizer.state[master][key]).copy_(value)
-        elif engine.stage == 3:  # whose safe_set_full_* fail unless the ranks divide the numbers of a tensor
+        elif engine.stage == 3:  # whose safe_set_full_* fail unless a tensor's size is a multiple of the ranks
             piece = _piece(value, parameter.ds_tensor.numel())  # type: ignore[attr-defined]
             if key == "weight":
                 safe_set_local_fp32_param(parameter, piece)
@@ -123,17 +123,17 @@ def _set(
 
 
 def _piece(value: Tensor, numbers: int) -> Tensor:
-    """Return this rank's piece of a tensor under ZeRO 3: so many numbers, with zeros behind the end of the last."""
+    """Return this rank's piece of a tensor under ZeRO 3: `numbers` numbers; the last piece is padded with zeros."""
     flat, first = value.flatten(), comm.get_rank() * numbers
     own = flat[first : first + numbers]
     return F.pad(own, (0, numbers - len(own)))
 
 
 def _share(engine: Engine, world: World) -> Shapes:
-    """The parameters, with their whole shapes, whose states this rank saves: each goes to the rank that has least."""
+    """Return the parameters, with whole shapes, whose states this rank saves: each goes to the rank with the least."""
     loads, own = [0] * world.size, {}
     for name, parameter in named_parameters(engine):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 leaves the parameter itself empty
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # under ZeRO 3 the parameter itself is empty
         owner = loads.index(min(loads))
         loads[owner] += prod(shape)
         if owner == world.rank:
@@ -154,8 +154,8 @@ def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 
 def counters(engine: Engine) -> dict[str, Any]:
-    """What else decides the next step: Adam's step count and the loss scaler. JSON."""
-    adam_step = int(engine.adam_states()[0]["step"])
+    """Return further state for the next step: the optimizer's step count and the loss scaler, as JSON values."""
+    adam_step = int(engine.optimizer_states()[0]["step"])
     return {
         "adam_step": adam_step,
         "scaler": _scaler_fields(engine),
@@ -163,10 +163,10 @@ def counters(engine: Engine) -> dict[str, Any]:
 
 
 def check_counters(saved: Mapping[str, Any], step: int) -> None:
-    """Make sure that these are counters of a run that has completed so many steps.
+    """Check that these are the counters of a run after `step` steps.
 
     Raises:
-        ValueError: says which of them is not.
+        ValueError: the message says which is wrong.
     """
     adam_step, scaler = saved.get("adam_step"), saved.get("scaler")
     if type(adam_step) is not int or not 0 <= adam_step <= step:
@@ -181,17 +181,17 @@ def check_counters(saved: Mapping[str, Any], step: int) -> None:
 
 
 def _set_counters(engine: Engine, step: int, saved: dict[str, Any]) -> None:
-    for state in engine.adam_states():
+    for state in engine.optimizer_states():
         state["step"].fill_(saved["adam_step"])
     engine.deepspeed.global_steps = step
     scaler = _scaler(engine)
-    # Another stage's scaler may lack a field, and one of another precision all: those start as new.
+    # Another stage's scaler may lack a field, and another precision's lacks all; those keep their initial values.
     for field in _scaler_fields(engine).keys() & saved["scaler"].keys():
         setattr(scaler, field, saved["scaler"][field])
 
 
 def _stage_0_masters(engine: Engine) -> dict[nn.Parameter, Tensor] | None:
-    """The fp32 tensor that Adam updates for each parameter at stage 0: a copy under fp16 and bf16, else itself."""
+    """Return the fp32 tensor that Adam updates for each parameter at stage 0: a copy under fp16 and bf16, or itself."""
     if engine.stage:
         return None
     optimizer = engine.deepspeed.optimizer

@@ -1,4 +1,4 @@
-"""A training step of one rank: its micro-batches, and the update of the weights."""
+"""Compute a training step of one rank: its micro-batches, and the update of the weights."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,12 +15,12 @@ from pipeline.train.task import Predictor, TaskLoss
 
 
 class StepEngine(Predictor, Protocol):
-    """What a step needs of an engine, as `pipeline.train.engine.Engine` has it."""
+    """The part of `pipeline.train.engine.Engine` that a step needs."""
 
     schedule: Any
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a micro-batch."""
+        """Accumulate the gradients of a micro-batch."""
         ...
 
     def update(self) -> None:
@@ -29,15 +29,15 @@ class StepEngine(Predictor, Protocol):
 
 
 class Stepper:
-    """Takes the steps of one rank. Nothing here waits for the device, is logged or saved.
+    """Takes the steps of one rank. Nothing here waits for the device, logs or saves.
 
     Args:
-        task: tells the losses of a micro-batch.
+        task: computes the losses of a micro-batch.
         engine: computes gradients and updates the weights.
         world: the ranks.
-        phases: told what happens.
-        seed: of the random numbers that a model draws.
-        micro_batches: of a rank in a step.
+        phases: the phases of this rank.
+        seed: seed of the model's random numbers.
+        micro_batches: number of a rank's micro-batches per step.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Stepper:
 
     def _batches_of(self, step: int, batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
         for micro_batch in range(self.micro_batches):
-            # Drop path, where a recipe has it, draws from torch's generator: here, too, no state is saved
+            # Drop path draws from torch's generator, which is seeded here, so that no state has to be saved
             counter = (step * self.micro_batches + micro_batch) * self._world.size + self._world.rank
             torch.manual_seed(mix_int(mix_int(self._seed) + counter))
             with self._phases("data wait"), meter.clock.waiting():
@@ -74,13 +74,13 @@ class Stepper:
         meter.clock.steps += 1
 
     def _learn(self, batch: Batch, meter: Meter) -> Tensor:
-        """Go forward, backward and, after the last micro-batch, update. Return the mean loss."""
+        """Compute forward, backward and, after the last micro-batch, the update. Return the mean loss."""
         with self._phases("target"):
             prepared = self._task.prepare(batch)
         with self._phases("forward"), meter.clock.working():
             losses, weights = self._task.losses(self._engine, prepared)
             losses = losses * weights
-            # A bad sample's weight is 0, and its slot still counts: so the gradients of the others stay the same
+            # A bad sample has weight 0, but still counts in the mean, so that the gradients of the others do not change
             loss = losses.mean()
         with self._phases("backward"):
             self._engine.backward(loss)
@@ -88,5 +88,10 @@ class Stepper:
             self._engine.update()
         losses = losses.detach()
         finite = losses.isfinite()
-        meter.add(loss=losses.where(finite, 0).sum(), images=(weights * finite).sum())
+        meter.add(
+            **{
+                f"loss/{batch.request.medium}": losses.where(finite, 0).sum(),
+                f"images/{batch.request.medium}": (weights * finite).sum(),
+            }
+        )
         return loss.detach()

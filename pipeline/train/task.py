@@ -15,7 +15,7 @@ class Predictor(Protocol):
     """A model under an engine."""
 
     def predict(self, *inputs: Any) -> Tensor:
-        """Return the model's `forward` of these inputs; all ranks call it together."""
+        """Return the model's `forward` for these inputs; all ranks call it together."""
         ...
 
 
@@ -23,39 +23,39 @@ class Evaluator(Predictor, Protocol):
     """A model that can be evaluated.
 
     Attributes:
-        dtype: that it computes in.
+        dtype: the compute precision.
     """
 
     dtype: torch.dtype
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Let the model compute as in evaluation inside, without gradients."""
+        """Put the model into evaluation mode in the block, without gradients."""
         ...
 
 
 class TaskLoss(Protocol):
-    """From a micro-batch to the losses of its images."""
+    """Computes the losses of the images in a micro-batch."""
 
     def prepare(self, batch: Batch) -> Any:
-        """Return what `losses` takes. May draw from torch's generator, which is seeded anew for each micro-batch."""
+        """Return the input of `losses`. May draw from torch's generator, which is seeded for each micro-batch."""
         ...
 
     def losses(self, engine: Predictor, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Return the losses of the images, with a gradient, and how much each counts: two float32 (n,)."""
+        """Return the losses of the images, with a gradient, and their weights: two float32 (n,)."""
         ...
 
 
 class Task(TaskLoss, Protocol):
-    """What a run learns. Every rank builds one of the same; all ranks call everything together.
+    """The task of a run. Every rank builds an equal one; all ranks call every method together.
 
     Attributes:
-        name: for people.
-        identity: what decides the run's numbers beyond its settings and its training images, by name; JSON.
-        inputs: the same of what a run may change between its lives, but ranks must agree in.
-        average: decay of a moving average of the weights; None: there is none.
-        probe_every: steps between probes; None: there are none.
-        next_commands: what to do with a run that is complete.
-        flops: to train on one input, forward and backward.
+        name: a name for people.
+        identity: the facts that decide the run's numbers besides its settings and training images, by name, as JSON.
+        inputs: likewise the facts that may change between attempts, but must be equal on all ranks.
+        average: decay of a moving average of the weights; None: no average.
+        probe_every: steps between probes; None: no probes.
+        next_commands: commands to run once the run is complete.
+        flops: FLOP to train on one input, forward and backward.
     """
 
     name: str
@@ -68,11 +68,11 @@ class Task(TaskLoss, Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The model to train, in fp32 on the CPU, with the weights that `run.seed` draws."""
+        """The model to train, in fp32 on the CPU, with weights drawn by `run.seed`."""
         ...
 
     def load_initial_weights(self) -> list[str]:
-        """Give the model the weights that a new run starts from. Return notes on them for the operator."""
+        """Load the model's weights for the start of a new run. Return notes on them for the operator."""
         ...
 
     def groups(self) -> list[dict[str, Any]]:
@@ -80,13 +80,13 @@ class Task(TaskLoss, Protocol):
         ...
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Prepare this life of a run, of which `done` steps are done."""
+        """Prepare this attempt of a run, after `done` steps of earlier ones."""
         ...
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the model after `done` steps, and show what it does."""
+        """Measure the model after `done` steps, and report examples."""
         ...
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Judge what the model has learned after `done` steps by something else than its loss."""
+        """Evaluate what the model has learned after `done` steps, other than by its loss."""
         ...

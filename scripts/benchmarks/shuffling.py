@@ -1,4 +1,4 @@
-"""Shuffle quality and its price, for docs/shuffling.md. Nothing here is timed, so the machine does not matter."""
+"""Measure shuffle quality and its cost in reads, for docs/explanation/shuffling.md. Nothing is timed."""
 
 import random
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def again_of_node(first: Ids, second: Ids) -> float:
 
 
 def shuffle() -> None:
-    """Prints the table of docs/shuffling.md."""
+    """Prints the table of docs/explanation/shuffling.md."""
     columns = [
         "classes a batch, sorted",
         "variance",

@@ -1,1 +1,1 @@
-"""A data set in the making: its workers, shards, rows and records."""
+"""A data set under construction: its workers, shards, rows and records."""

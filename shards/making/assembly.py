@@ -1,8 +1,8 @@
-"""A data set in the making: what may be in its folder, and how the records of its shards become one.
+"""A data set under construction: the files that its folder may hold, and the merging of its shards' records.
 
-Work in progress lives in OUT/.build: `build.json` names the input, `<shard>.json` is the record of a finished
-shard, and scratch files wait there until they are complete; those of an OUT behind a URL wait among the temporary
-files of the machine, until they are uploaded. dataset.json comes last.
+Work in progress is kept in OUT/.build: `build.json` identifies the input, `<shard>.json` is the record of a finished
+shard, and scratch files stay there until they are complete; where OUT is a URL, scratch files stay in the machine's
+folder for temporary files until they are uploaded. dataset.json is written last.
 """
 
 import fcntl
@@ -28,8 +28,8 @@ from shards.tables.duplicates import DUPLICATES, find_duplicates
 from shards.tables.rejects import REJECTS, write_rejects
 from shards.text import one_line
 
-# Part of every fingerprint. It grows when the same input gives other samples or another order, and not with the
-# version of the format: version 2 finishes what version 1 began, and knows what it finished.
+# Part of every fingerprint. Increase it when the same input gives other samples or another order, but not with the
+# version of the format: version 2 finishes builds that version 1 began, and recognises those that it finished.
 INPUT_VERSION = 1
 STAGING = ".build"
 _BEGUN = "build"
@@ -38,7 +38,7 @@ _REMEDY = "choose another folder or delete this one"
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished shard adds to the data set; one whose images were all rejected has no `shard`.
+    """The part of the data set that a finished shard adds; if all of its images were rejected, `shard` is None.
 
     `rows` maps each manifest column but `shard` to its values; `rejects` are rows of rejects.parquet.
     """
@@ -48,30 +48,30 @@ class Record:
     rejects: list[dict[str, Any]]
 
     def dump(self) -> str:
-        """As JSON, which `load` reads."""
+        """Return the record as JSON, which `load` reads."""
         shard = asdict(self.shard) if self.shard else None
         return json.dumps({"shard": shard, "rows": self.rows, "rejects": self.rejects})
 
     @classmethod
     def load(cls, file: str) -> "Record":
-        """The inverse of `dump`, from a file or URL."""
+        """Read a record that `dump` wrote, from a file or URL."""
         fields = json.loads(read(file))
         shard = Shard(**fields["shard"]) if fields["shard"] else None
         return cls(shard, fields["rows"], fields["rejects"])
 
 
 def record_file(out: str, name: str) -> str:
-    """Where a file of the work in progress in `out` lies."""
+    """Return the location of a file of the work in progress in `out`."""
     return join(out, f"{STAGING}/{name}.json")
 
 
 def finished_records(out: str) -> set[str]:
-    """The names of the records in `out`."""
+    """Return the names of the records in `out`."""
     return {name.removesuffix(".json") for name in listing(join(out, STAGING))}
 
 
 def refuse_web_server(out: str) -> None:
-    """Raises ShardError for a URL that nothing can be written to."""
+    """Raise ShardError for a URL that cannot be written to."""
     if is_on_web(out):
         raise ShardError(
             f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
@@ -79,14 +79,14 @@ def refuse_web_server(out: str) -> None:
 
 
 def finished(out: str) -> Dataset | None:
-    """Return the data set that `out` holds, None if it holds none that is complete."""
+    """Return the complete data set in `out`, or None if there is none."""
     return Dataset.load(out) if DATASET in listing(out) else None
 
 
 def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
-    """Make sure that `out` holds nothing but this data set: `found`, which is complete, or an unfinished one.
+    """Check that `out` holds nothing but this data set: `found`, which is complete, or an unfinished one.
 
-    Clears what a kill may have left beside a complete one. Raises ShardError when it is another data set.
+    Removes what a killed build may have left beside a complete one. Raises ShardError for another data set.
     """
     if found:
         if found.fingerprint != fingerprint:
@@ -97,7 +97,7 @@ def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
 
 
 def refuse_other_files(out: str, names: Iterable[str]) -> None:
-    """Raises ShardError when `out` has a file of these names, unless work that would write it has begun there."""
+    """Raise ShardError when `out` has a file of these names, unless work that would write it has begun there."""
     others = listing(out).keys() & set(names)
     if others and not _has_begun(out):
         raise ShardError(f"{out}: holds other files ({min(others)}); choose another folder or move them away")
@@ -109,7 +109,7 @@ def _has_begun(out: str) -> bool:
 
 @contextmanager
 def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
-    """Turns what may stop the writing of `out` into a ShardError that tells how to go on and what remains."""
+    """Turn errors that stop the writing of `out` into a ShardError that says how to resume and what remains."""
     try:
         yield
     except MemoryError:
@@ -124,13 +124,13 @@ def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
     except OSError as error:
         raise ShardError(
             f"{error.filename or out}: {error.strerror or error}; {remaining()}: "
-            "make room or mend it and run the same command again, finished shards are kept"
+            "free space or fix it, and run the same command again; finished shards are kept"
         ) from None
 
 
 @contextmanager
 def scratch_folder(out: str) -> Iterator[Path]:
-    """Yields a folder for files in the making: one on the disk of `out` or, for a URL, a temporary one."""
+    """Yield a folder for unfinished files: on the disk of `out` or, for a URL, a temporary one."""
     if is_url(out):
         with TemporaryDirectory(prefix="maskfeat-shards-") as folder:
             yield Path(folder)
@@ -140,11 +140,11 @@ def scratch_folder(out: str) -> Iterator[Path]:
 
 @contextmanager
 def writing(out: str, fingerprint: str) -> Iterator[None]:
-    """Marks `out` as a build under way, which no other process may join on disks that know locks, until the end."""
+    """Mark `out` as a build in progress until the end; where the disk has locks, no other process may join."""
     with scratch_folder(out) as staging:
         staging.mkdir(parents=True, exist_ok=True)
         with _alone(out, staging):
-            for leftover in staging.glob(f"{SCRATCH}*"):  # of a build that was killed
+            for leftover in staging.glob(f"{SCRATCH}*"):  # left by a build that was killed
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             write(record_file(out, _BEGUN), json.dumps({"fingerprint": fingerprint}), staging)
             yield
@@ -153,14 +153,14 @@ def writing(out: str, fingerprint: str) -> Iterator[None]:
 
 @contextmanager
 def _alone(out: str, staging: Path) -> Iterator[None]:
-    """Keeps a second build, started while this one runs, from writing the same scratch files."""
-    with (staging / "lock").open("a") as file:  # which empties no file that a link there names
+    """Prevent a second build, started while this one runs, from writing the same scratch files."""
+    with (staging / "lock").open("a") as file:  # append, so that the target of a link there is not truncated
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ShardError(f"{out}: another build is writing it; let it end") from None
         except OSError:
-            pass  # some network file systems have no locks
+            pass  # some network file systems do not have locks
         yield
 
 
@@ -174,16 +174,16 @@ def finish(
     options: Options | None,
     fingerprint: str,
 ) -> Dataset:
-    """Writes the manifest, the rejects, the duplicates, then dataset.json, which makes `out` a data set.
+    """Write the manifest, the rejects, the duplicates, then dataset.json, which makes `out` a data set.
 
     Args:
         out: a folder or URL, in a `writing` block.
-        records: their names, in the order of the shards.
-        source: how to name the source in messages.
-        classes: their names, by label; or None where labels are numbers and names that are not numbered yet.
-        ignored: files of the source that were no candidates.
-        options: of a build.
-        fingerprint: of the source and the options.
+        records: the names of the records, in the order of the shards.
+        source: the name of the source in messages.
+        classes: the class names, by label; None where labels are numbers or names without a number yet.
+        ignored: the number of files in the source that were not candidates.
+        options: those of a build.
+        fingerprint: that of the source and the options.
     """
     shards: list[Shard] = []
     rejects: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ def finish(
 
     def rows() -> Iterator[dict[str, list[Any]]]:
         nonlocal image_bytes
-        for name in records:  # one at a time: together they are the largest thing in the build
+        for name in records:  # one at a time: together they are the build's largest data
             record = Record.load(record_file(out, name))
             rejects.extend(record.rejects)
             if record.shard is not None:
@@ -211,7 +211,7 @@ def finish(
                     first = " (the first, {path}: {reason}, {detail})".format(**rejects[0])
                 raise ShardError(
                     one_line(
-                        f"{source}: none of its {len(rejects)} files can be used{first}; mend them and delete {out}"
+                        f"{source}: none of its {len(rejects)} files can be used{first}; fix them and delete {out}"
                     )
                 )
             identity = sha256_of(table)
@@ -236,7 +236,7 @@ def finish(
 
 
 def _numbered(out: str, records: Iterable[str]) -> tuple[dict[Label, int], list[str]]:
-    """The number of each label of the records, and the names of the classes by number."""
+    """Return the number of each label in the records, and the names of the classes by number."""
     labels: set[Label | None] = set()
     for name in records:
         labels.update(Record.load(record_file(out, name)).rows["label"])
@@ -244,6 +244,6 @@ def _numbered(out: str, records: Iterable[str]) -> tuple[dict[Label, int], list[
 
 
 def write(file: str, text: str, staging: Path) -> None:
-    """Writes a text file, complete or not at all."""
+    """Write a text file atomically."""
     with replacing(file, staging) as scratch:
         scratch.write_text(text)

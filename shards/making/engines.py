@@ -1,4 +1,4 @@
-"""Runs jobs side by side: over processes of this machine that end when their parent does, or over a Ray cluster."""
+"""Run jobs in parallel: in processes of this machine that end with their parent, or on a Ray cluster."""
 
 import multiprocessing
 import os
@@ -18,36 +18,36 @@ Result = TypeVar("Result")
 
 
 class Engine(Protocol):
-    """A way to run jobs side by side, such as `run` or, with its address bound, `run_on_ray`."""
+    """A way to run jobs in parallel, such as `run` or, with its address bound, `run_on_ray`."""
 
     def __call__(
         self, function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None
     ) -> Iterator[Result]:
-        """Yields `function(job)` for every job as they finish, with so many workers or as many as there are."""
+        """Yield `function(job)` for every job as it finishes, with this many workers, by default all that there are."""
         ...
 
 
 _CONNECTING = 10.0  # seconds
-_RETRIES = 5  # of a job whose node or process was lost
+_RETRIES = 5  # for a job whose node or process was lost
 
 
 def available_cpus() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None) -> Iterator[Result]:
-    """Yields `function(job)` for every job as they finish; `workers`, by default one a core, are processes.
+    """Yield `function(job)` for every job as it finishes; `workers`, by default one per core, are processes.
 
-    One worker stays in this process. The first exception ends it: jobs not yet begun are dropped. Raises
+    One worker runs in this process. The first exception ends the run: jobs that have not begun are dropped. Raises
     BrokenProcessPool when a worker dies.
     """
     workers = available_cpus() if workers is None else workers
     if workers == 1:
         yield from map(function, jobs)
         return
-    # Not fork, which copies the locks of the calling program's threads. The server that does the forking
-    # imports what is slow once for all workers.
+    # Not fork, which would copy the locks of the calling program's threads. The fork server imports slow modules once
+    # for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["shards.making.shard"])
     interruptible = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
@@ -62,17 +62,17 @@ def run(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
 def run_on_ray(
     function: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None, address: str | None = None
 ) -> Iterator[Result]:
-    """As `run`, with every job a Ray task of one core; jobs of a lost node or process are tried again, a few times.
+    """Run jobs as `run` does, each as a Ray task of one core; retry the jobs of a lost node or process a few times.
 
     Args:
         function: importable on every node, as are the jobs' types.
-        jobs: what they name must be reachable on every node.
-        workers: jobs under way at most, by default two a core of the cluster, so that no core waits for the next.
-        address: of the cluster, as for `ray.init`: by default $RAY_ADDRESS, or else a cluster of this machine alone.
+        jobs: the files that they name must be reachable on every node.
+        workers: the most jobs in progress, by default two per core of the cluster, so that no core is idle.
+        address: address of the cluster, see `ray.init`; by default $RAY_ADDRESS, else a cluster of this machine alone.
 
     Raises:
         ShardError: Ray is missing, or there is no cluster at `address`.
-        BrokenProcessPool: a job's nodes or processes were lost again and again.
+        BrokenProcessPool: the nodes or processes of a job were lost repeatedly.
     """
     try:
         import ray
@@ -82,14 +82,14 @@ def run_on_ray(
     if not connected_before:
         try:
             host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-            if colon:  # Ray itself would try for minutes
+            if colon:  # Ray itself would retry for minutes
                 socket.create_connection((host, int(port)), _CONNECTING).close()
             ray.init(address, log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ShardError(f"{address}: no Ray cluster can be used there ({error}); correct the address") from None
     under_way: set[Any] = set()
     try:
-        task = ray.remote(max_retries=_RETRIES)(lambda job: function(job))  # Ray takes no partial
+        task = ray.remote(max_retries=_RETRIES)(lambda job: function(job))  # Ray does not accept a partial
         waiting = iter(jobs)
         most = workers or 2 * int(ray.cluster_resources().get("CPU", 1))
         under_way.update(map(task.remote, islice(waiting, most)))
@@ -110,13 +110,13 @@ def run_on_ray(
 
 
 def _start(environment: dict[str, str], interruptible: bool) -> None:
-    os.environ.update(environment)  # credentials, say: the forking server has those of its own start
-    signal.signal(signal.SIGINT, signal.SIG_DFL if interruptible else signal.SIG_IGN)  # the parent reports it, once
+    os.environ.update(environment)  # for instance credentials: the fork server has those of its own start
+    signal.signal(signal.SIGINT, signal.SIG_DFL if interruptible else signal.SIG_IGN)  # only the parent reports it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would go on writing beside those of the re-run."""
+    """End this worker with its parent; otherwise it would keep writing beside the workers of a re-run."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

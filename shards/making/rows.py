@@ -1,4 +1,4 @@
-"""The one place where a sample becomes a row of the manifest, for `build` and `index` alike."""
+"""Turn samples into rows of the manifest, for `build` and `index` alike."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ _REQUIRED = [column for column in MANIFEST_SCHEMA.names if column != "shard" and
 
 
 def facts(media: Media, checked: Checked) -> dict[str, Any]:
-    """Return what the bytes of a sample say of it, by the columns of the manifest; those left out are null."""
+    """Return the columns of the manifest that follow from the bytes of a sample; omitted columns are null."""
     return {
         "size": len(checked.data),
         "height": checked.height,
@@ -36,7 +36,7 @@ class Rows:
         self._rejects: list[dict[str, Any]] = []
 
     def add(self, sample: Sample, extension: str, label: Label | None, path: str, media: Media, sound: Checked) -> None:
-        """Add a sample whose file, checked as `sound`, is the member of this extension; `path` is valid Unicode."""
+        """Add a sample whose checked file, `sound`, is the member with this extension; `path` is valid Unicode."""
         row = {"key": escaped(sample.key), "offset": sample.members[extension][0], "label": label, "path": path}
         row |= facts(media, sound)
         for column in dict.fromkeys([*self._columns, *row]):
@@ -44,10 +44,10 @@ class Rows:
         self.samples.append(sample)
 
     def reject(self, path: str, why: Rejected, size: int | None = None) -> None:
-        """Add a file that is left out, of `size` bytes where that is known."""
+        """Add a rejected file of `size` bytes, where that is known."""
         self._rejects.append({"path": path, "reason": why.reason, "detail": escaped(why.detail), "size": size})
 
     def record(self, name: str, size: int, sha256: str) -> Record:
-        """Return what the tar of this name, with so many bytes and this SHA-256, adds to the data set."""
+        """Return the part of the data set in the tar of this name, size in bytes and SHA-256."""
         shard = Shard(name, len(self.samples), size, sha256) if self.samples else None
         return Record(shard, self._columns, self._rejects)

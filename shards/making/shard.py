@@ -1,4 +1,4 @@
-"""Writes one shard: checked samples in a WebDataset tar, DALI's index beside it, and a record of both."""
+"""Write one shard: checked samples in a WebDataset tar, DALI's index beside it, and a record of both."""
 
 import json
 from collections import deque
@@ -20,15 +20,15 @@ from shards.tars.writer import TarWriter
 from shards.text import printable
 
 _URLS_AT_ONCE = 16
-_DEADLINE = 20.0  # seconds for an image behind a URL: lists from the web have many dead links
+_DEADLINE = 20.0  # seconds per image URL: lists from the web have many dead links
 
 
 def write_shard(out: str, name: str, items: Iterable[Item], options: Options, staging: Path) -> Record:
-    """Checks `items`, in order, and writes those that pass to the tar `name` in `out`, with its `.idx` beside it.
+    """Check `items`, in order, and write those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
     A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or the like, and
-    `{key}.json`. The same items give the same bytes. Files appear complete or not at all; `staging` holds
-    them until then. Raises OSError when they cannot be written; an unreadable image is a reject.
+    `{key}.json`. The same items give the same bytes. Files are written to `staging` and then published atomically.
+    Raises OSError when they cannot be written; an unreadable image is a reject.
     """
     rows = Rows()
     with replacing(join(out, name), staging) as scratch:
@@ -53,7 +53,7 @@ def write_shard(out: str, name: str, items: Iterable[Item], options: Options, st
 
 
 def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], bytes]]]:
-    """Each item with a function that gives its bytes; those of URLs are on their way before it is called."""
+    """Yield each item with a function that returns its bytes; downloads of URLs start before it is called."""
     waiting: deque[tuple[Item, Callable[[], bytes]]] = deque()
     with ThreadPoolExecutor(_URLS_AT_ONCE) as pool:
         for item in items:
@@ -65,7 +65,7 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], byte
 
 
 def _read(item: Item) -> bytes:
-    """The bytes of a candidate. Raises Rejected where they cannot be had."""
+    """Return the bytes of a candidate. Raises Rejected where they cannot be read."""
     refuse_huge(item.size or 0)
     try:
         return read(item.file, item.offset, item.size, deadline=_DEADLINE)
@@ -77,7 +77,7 @@ def _read(item: Item) -> bytes:
 
 
 def _write(tar: TarWriter, item: Item, path: str, checked: Checked) -> Sample:
-    """Adds the members of one sample. Keys number the listing: safe in a tar and in DALI's index."""
+    """Add the members of one sample. Keys are positions in the listing, which are safe in a tar and in DALI's index."""
     facts = {"height": checked.height, "path": path, "width": checked.width}
     if item.class_name is not None:
         facts = {"class": item.class_name} | facts

@@ -1,1 +1,1 @@
-"""Kinds of samples: which files are of a kind, which of them can be trained on, and how one looks."""
+"""Kinds of samples: the files of each kind, their check for training, and their thumbnails."""

@@ -1,4 +1,4 @@
-"""Whether a file of videos is cut off, by the sizes that its container gives: FFmpeg ends such a file as any other."""
+"""Detect truncated video files by the sizes in their containers; FFmpeg does not report such files."""
 
 import struct
 
@@ -9,9 +9,9 @@ _EBML, _SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80\x67"
 
 
 def missing_bytes(data: bytes) -> int:
-    """Return how many bytes an MP4, QuickTime, Matroska, WebM or AVI file lacks at its end, as far as it tells.
+    """Return how many bytes an MP4, QuickTime, Matroska, WebM or AVI file lacks at its end, by its own sizes.
 
-    What was written as a stream, without sizes, tells nothing: 0. So do bytes behind the end of a whole file.
+    A file that was written as a stream, without sizes, gives 0, and so do extra bytes behind the end of a whole file.
     """
     if data.startswith(_EBML):
         end = _matroska_end(data)
@@ -36,10 +36,10 @@ def _boxes_end(data: bytes) -> int:
 
 def _riff_end(data: bytes) -> int:
     place = 0
-    while data[place : place + 4] == b"RIFF" and len(data) >= place + 8:  # a large AVI file has several
+    while data[place : place + 4] == b"RIFF" and len(data) >= place + 8:  # a large AVI file has several of these
         (size,) = struct.unpack_from("<I", data, place + 4)
         place += 8 + size + size % 2
-    return place - 1 if place == len(data) + 1 else place  # not all write the byte that makes the last one even
+    return place - 1 if place == len(data) + 1 else place  # some omit the byte that pads the last one
 
 
 def _matroska_end(data: bytes) -> int:
@@ -51,8 +51,8 @@ def _matroska_end(data: bytes) -> int:
 
 
 def _ebml_size(data: bytes, place: int) -> tuple[int | None, int]:
-    """Return a size of EBML, None for one that is left open, and the place behind it."""
+    """Return an EBML size, None for an unknown one, and the position behind it."""
     first = data[place] if place < len(data) else 0
-    length = 9 - first.bit_length()  # the zeros before the first one tell how many bytes it has
+    length = 9 - first.bit_length()  # the leading zero bits give the number of bytes
     value = int.from_bytes(data[place : place + length], "big") & ((1 << 7 * length) - 1)
     return (None if length > 8 or value == (1 << 7 * length) - 1 else value), place + length

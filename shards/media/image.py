@@ -1,8 +1,8 @@
-"""Images: whether one can be trained on, and in which bytes it is stored.
+"""Check whether an image can be used for training, and choose the bytes to store.
 
-Every image is decoded in full once, strictly, so that no reader meets a damaged one. Bytes are kept where
+Every image is decoded in full once, strictly, so that no damaged one reaches a reader. Bytes are kept where
 every reader agrees on their pixels (8-bit JPEG and PNG); anything else is stored as lossless PNG or, with
-`resize`, as JPEG. With the check `header`, the pixels of images whose bytes are kept are not looked at, so damaged
+`resize`, as JPEG. With the check `header`, images whose bytes are kept are not decoded, so damaged
 ones remain, and so do PNGs whose EXIF follows their pixels.
 """
 
@@ -19,12 +19,12 @@ from shards.media.exif import TURNED, orientation
 from shards.media.kinds import kind_of
 from shards.media.media import DEFAULT_MAX_PIXELS, Checked, CheckOptions, Rejected, out_of_memory, refuse_huge
 
-# A closed list: Pillow would also open formats that run other programs (EPS) or lose bits without a word.
+# A closed list: Pillow would also open formats that run other programs (EPS) or lose bits silently.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _CONVERTED = FORMATS[2:]
-_LONGEST_JPEG, _LONGEST_PNG = 65_500, 1_000_000  # pixels a side, as the libraries read and write them
+_LONGEST_JPEG, _LONGEST_PNG = 65_500, 1_000_000  # pixels per side that the libraries read and write
 
-# Our own limit, which comes with a reason, replaces Pillow's.
+# Replaced by our own limit, which gives a reason.
 Image.MAX_IMAGE_PIXELS = None
 
 _UPRIGHT = {
@@ -40,15 +40,15 @@ _TIFF_BITS_PER_SAMPLE = 258
 
 
 class ImageMedia:
-    """Still images: what JPEG, PNG and the like hold as 8-bit grey or RGB."""
+    """Still images: JPEG, PNG and the like, as 8-bit grey or RGB."""
 
     name = "image"
     kept = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
     suffixes = kept | {"webp", "bmp", "tif", "tiff", "gif"}
-    changed = "is neither an 8-bit grey or RGB JPEG nor such a PNG without transparency, EXIF and damage"
+    changed = "is not an intact 8-bit grey or RGB JPEG, or such a PNG without transparency and EXIF"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
-        """Check one image file and return what to store; see the module for what is kept and what converted.
+        """Check one image file and return the sample to store; the module says what is kept and what is converted.
 
         Raises:
             Rejected: the image is damaged, or has no single 8-bit RGB or grey rendering.
@@ -67,7 +67,7 @@ class ImageMedia:
         except UnidentifiedImageError:
             kind = kind_of(data)
             if kind in FORMATS:
-                raise Rejected("corrupt", f"begins as {kind}, but what has to follow is damaged or missing") from None
+                raise Rejected("corrupt", f"begins as {kind}, but the rest is damaged or missing") from None
             if kind == "video":
                 raise Rejected(kind, "has the name of an image; rename it") from None
             if kind is not None:
@@ -79,9 +79,9 @@ class ImageMedia:
             raise Rejected("corrupt", str(error) or type(error).__name__) from None
 
     def probe(self, data: bytes) -> Checked:
-        """Return an image that `check` kept or made, with the size that its header tells, after EXIF rotation.
+        """Return an image that `check` kept or made, with the size from its header, after EXIF rotation.
 
-        Raises Rejected where it does not tell one.
+        Raises Rejected where the header does not give the size.
         """
         if data.startswith(jpeg.SIGNATURE):
             return Checked(data, "jpg", *_shown_sides(jpeg.read_header(data)))
@@ -92,13 +92,13 @@ class ImageMedia:
             raise Rejected("not an image", str(error) or type(error).__name__) from None
 
     def thumbnail(self, data: bytes, side: int) -> bytes:
-        """Return a small upright JPEG of an image that passed `check`, with at most `side` pixels a side.
+        """Return a small upright JPEG of an image that passed `check`, with at most `side` pixels per side.
 
-        Raises Rejected for one of more than `DEFAULT_MAX_PIXELS`, and whatever Pillow does for what it cannot read.
+        Raises Rejected for more than `DEFAULT_MAX_PIXELS`, and any exception of Pillow for an unreadable image.
         """
         turn = 1
         if data.startswith(jpeg.SIGNATURE):
-            with suppress(Rejected):  # an earlier version may have passed it
+            with suppress(Rejected):  # an earlier version may have accepted it
                 turn = jpeg.read_header(data).orientation
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > DEFAULT_MAX_PIXELS:
@@ -129,7 +129,7 @@ def _check_jpeg(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _shown_sides(header: jpeg.Header) -> tuple[int, int]:
-    """Height and width of a JPEG that is turned as its EXIF says."""
+    """Return the height and width of a JPEG after its EXIF rotation."""
     turned = header.orientation >= TURNED
     return (header.width, header.height) if turned else (header.height, header.width)
 
@@ -151,7 +151,7 @@ def _check_png(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _check_other(data: bytes, options: CheckOptions) -> Checked:
-    # What Pillow only warns of (odd metadata, palettes) does not touch the pixels.
+    # Pillow's warnings (odd metadata, palettes) do not concern the pixels.
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_CONVERTED) as image:
         _check_size(image.width, image.height, options.max_pixels)
         if getattr(image, "n_frames", 1) > 1:
@@ -163,11 +163,11 @@ def _check_other(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _pillow_opens(data: bytes) -> bool:
-    """Whether Pillow opens a file, which many readers go by: it gives up at some metadata."""
+    """Return whether Pillow opens a file. Many readers depend on it, and some metadata makes it fail."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS[:2]) as image:
             if image.format == "PNG":
-                image.load()  # and with that, the metadata behind the pixels
+                image.load()  # which also reads the metadata behind the pixels
     except Exception:  # nearly every type
         return False
     return True
@@ -185,7 +185,7 @@ def _too_many_pixels(width: int, height: int, why: str) -> Rejected:
 
 
 def _converted(image: Image.Image, turn: int, resize: int | None) -> Checked:
-    """An image as it is stored when its bytes are not kept: as PNG or, with `resize`, no larger than that as JPEG."""
+    """Convert an image whose bytes are not kept: to PNG or, with `resize`, to JPEG no larger than that."""
     pixels = _upright(_flatten(image), turn)
     if resize is None:
         return Checked(_encode(pixels, "PNG"), "png", pixels.height, pixels.width)
@@ -204,14 +204,14 @@ def _upright(pixels: Image.Image, turn: int) -> Image.Image:
 
 
 def _deeper_than_8_bits(image: Image.Image) -> bool:
-    """Pillow opens 48-bit colour as 8-bit RGB without a word, so the mode alone does not tell."""
+    """Return whether an image has more than 8 bits. Its mode is not enough: Pillow opens 48-bit colour as 8-bit RGB."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return any(bits > 8 for bits in image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ()))
     return image.mode.startswith(("I", "F"))
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """The image as grey ("L") or "RGB", which is lossless but for CMYK: inks have only a customary RGB."""
+    """Convert an image to grey ("L") or "RGB"; lossless except for CMYK, whose RGB is only a convention."""
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         if any(rgba.getchannel("A").histogram()[:255]):

@@ -1,7 +1,7 @@
-"""The structure of a JPEG file, and its pixels decoded strictly: what libjpeg pads and only warns of is an error here.
+"""Parse JPEG files and decode their pixels strictly: damage that libjpeg pads and only warns of is an error here.
 
-Neither Pillow nor DALI tells of such warnings, so that a file that lost half of its data passes as grey. A JPEG has no
-checksums: damage that decodes to as many pixels as there should be cannot be told from a strange picture.
+Neither Pillow nor DALI reports such warnings, so a file that lost half of its data would pass as grey. JPEG does not
+have checksums: damage that decodes to the right number of pixels cannot be told from an unusual picture.
 """
 
 import io
@@ -23,7 +23,7 @@ SIGNATURE = b"\xff\xd8"  # the marker that starts an image
 _DHT, _DAC, _EOI, _SOS, _DQT, _DNL, _DRI = 0xC4, 0xCC, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
 _APP0, _APP1, _APP14, _COM = 0xE0, 0xE1, 0xEE, 0xFE
 _TABLES, _OTHERS = {_DHT, _DAC, _DQT, _DNL, _DRI}, {_SOS, _EOI, *range(_APP0, 0xF0), _COM}
-# The ways to code an image, by the markers of their frame headers
+# The coding processes, by the markers of their frame headers
 _HUFFMAN, _PROGRESSIVE, _LOSSLESS = {0xC0, 0xC1}, {0xC2, 0xCA}, {0xC3}
 _SEQUENTIAL = {*_HUFFMAN, 0xC9}
 _READABLE = _SEQUENTIAL | _PROGRESSIVE | _LOSSLESS
@@ -32,27 +32,27 @@ _UNREADABLE = dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical 
     0xF7: "JPEG-LS",
 }
 _REMEDY = "convert it to a baseline JPEG or to PNG"
-_MAX_SCANS = 100  # programs write some 10, DALI gives up at 257, and each takes a second in a large image
+_MAX_SCANS = 100  # programs write about 10, DALI gives up at 257, and each takes a second in a large image
 
-_MAX_SEGMENTS = 10_000  # in a row: colour profiles and the like have some hundred
+_MAX_SEGMENTS = 10_000  # in a row: colour profiles and the like have about a hundred
 
-_FILL = re.compile(rb"\xff+")  # before a marker there may be several of these
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # among pixels: neither a byte of 255 nor a restart
+_FILL = re.compile(rb"\xff+")  # several of these may precede a marker
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # among pixels: neither an escaped 255 nor a restart
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-_BUFFER = 8  # bytes that the decoder may have taken in without a need, and does not report as left over
+_BUFFER = 8  # bytes that the decoder may have read ahead, and does not report as left over
 _ZEROS = bytes(32)
-_ALL = bytes((0, 63, 0))  # of a block: its coefficients, to the last bit
+_ALL = bytes((0, 63, 0))  # of a block: all coefficients, to the last bit
 
 _JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # and a byte for the colour space
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"  # followed by a byte for the colour space
 
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the pixels: the size as stored, and how to turn it (1 to 8).
+    """The part of a file before the pixels: the size as stored, and the orientation (1 to 8).
 
-    `plain` is False for what DALI does not show as others do: inks, grey that is coded without loss, and what is to be
-    turned in two ways by two EXIF blocks, of which DALI and OpenCV within it each believe another.
+    `plain` is False for images that DALI does not show as other readers do: inks, losslessly coded grey, and images
+    with two EXIF blocks of different orientations, of which DALI follows one and OpenCV, within DALI, the other.
     """
 
     height: int
@@ -61,11 +61,11 @@ class Header:
     plain: bool
     _process: int
     _components: bytes  # three bytes each: name, sampling factors, quantisation table
-    _start: bytes  # of a file with the same pixels, whose metadata libjpeg does not warn of
+    _start: bytes  # of a file with the same pixels, without metadata that libjpeg warns of
 
 
 def read_header(data: bytes) -> Header:
-    """Reads a JPEG file up to its pixels. Raises Rejected for a kind that is not read, and where it is damaged."""
+    """Read a JPEG file up to its pixels. Raises Rejected for a damaged file and for an unsupported kind."""
     frame, start, adobe, turns = b"", SIGNATURE, None, list[int]()
     for marker, begin, end in _segments(data, len(SIGNATURE)):
         body = data[begin + 4 : end]
@@ -91,7 +91,7 @@ def read_header(data: bytes) -> Header:
     if not height * width:
         raise _corrupt(f"its header says {width} x {height} pixels")
     if adobe is not None:
-        usual = 2 if components == 4 else 1  # which decoders take unknown numbers for
+        usual = 2 if components == 4 else 1  # the default of decoders for unknown numbers
         start += _ADOBE + bytes([usual if adobe else 0])
     shown = components == 3 or (components == 1 and process not in _LOSSLESS)
     return Header(
@@ -100,12 +100,12 @@ def read_header(data: bytes) -> Header:
 
 
 def stripped(data: bytes, header: Header) -> bytes:
-    """The file without what its pixels do not depend on. Raises Rejected where it ends or breaks off among them."""
+    """Return the file without the parts that its pixels do not depend on. Raises Rejected where they are incomplete."""
     return header._start + b"".join(_pixels(data, header))
 
 
 def decode(data: bytes, header: Header) -> NDArray[np.uint8]:
-    """The pixels as stored, (height, width) of grey or (height, width, 3) of RGB. Inks become RGB as Pillow shows it.
+    """Return the pixels as stored, (height, width) grey or (height, width, 3) RGB. Inks become RGB as Pillow does it.
 
     Raises:
         Rejected: some of them are missing or damaged, as far as the file tells.
@@ -122,10 +122,10 @@ def decode(data: bytes, header: Header) -> NDArray[np.uint8]:
         filled = len(stream) - 2 - len(stream[:-2].rstrip(b"\0"))
         if "color conversion" in message:
             raise Rejected("lossless JPEG", f"its colours are not stored as red, green and blue; {_REMEDY}") from None
-        if "subsampling" in message:  # one like 4:1:0, of which simplejpeg does not know
+        if "subsampling" in message:  # such as 4:1:0, which simplejpeg does not know
             return _as_pillow_shows(stream)
-        # Some cameras fill up with zeros before the end marker. Other bytes that are left over, or zeros of which some
-        # were taken for pixels, mean that the data before them are not what was written.
+        # Some cameras pad with zeros before the end marker. Other left-over bytes, or zeros of which some were decoded
+        # as pixels, mean that the data before them are damaged.
         if left_over is None or not 0 <= filled - int(left_over[1]) <= _BUFFER:
             raise _corrupt(message) from None
         pixels = simplejpeg.decode_jpeg(stream, channels, strict=False)
@@ -133,7 +133,7 @@ def decode(data: bytes, header: Header) -> NDArray[np.uint8]:
 
 
 def _blocks(header: Header) -> float:
-    """How many blocks of 8 x 8 its largest component has, at least."""
+    """Return the number of 8 x 8 blocks of the largest component, at least."""
     factors = [(factor >> 4, factor & 15) for factor in header._components[1::3]]
     most = max(across for across, _ in factors) * max(down for _, down in factors)
     largest = max(across * down for across, down in factors)
@@ -149,7 +149,7 @@ def _as_pillow_shows(stream: bytes) -> NDArray[np.uint8]:
 
 
 def _pixels(data: bytes, header: Header) -> Iterator[bytes]:
-    """What the pixels depend on, behind the frame header. Raises Rejected where scans are missing or zeros fill one."""
+    """Yield the parts that pixels depend on, after the frame header. Raises Rejected for missing or zeroed scans."""
     at, scans = len(SIGNATURE), 0
     missing = {component: bytearray(b"\1" * 64) for component in header._components[::3]}  # bits of each coefficient
     zeros_end_blocks: dict[int, bool] = {}  # by the number of the Huffman table
@@ -172,7 +172,7 @@ def _pixels(data: bytes, header: Header) -> Iterator[bytes]:
         scans += 1
         if scans > _MAX_SCANS:
             raise _corrupt(f"it has more than {_MAX_SCANS} scans")
-        part = _ALL if header._process in _SEQUENTIAL else scan[-3:]  # some write others, which mean nothing there
+        part = _ALL if header._process in _SEQUENTIAL else scan[-3:]  # others are meaningless there
         first, last, bits = part if header._process in _PROGRESSIVE else _ALL
         for component in scan[1:-3:2]:
             if component in missing:
@@ -189,10 +189,10 @@ def _pixels(data: bytes, header: Header) -> Iterator[bytes]:
 
 
 def _zeros_end_blocks(tables: bytes) -> Iterator[tuple[int, bool]]:
-    """For each AC table of a DHT segment, its number and whether zeros mean the end of a block.
+    """Yield for each AC table of a DHT segment its number, and whether zeros mean the end of a block.
 
-    Where they do not, as in the usual tables, a run of zeros is a block in which all coefficients are alike: nothing
-    that is pictured looks so.
+    Where they do not, as in the usual tables, a run of zeros is a block in which all coefficients are equal, which does
+    not occur in a picture.
     """
     at = 0
     while at + 17 < len(tables):
@@ -202,11 +202,11 @@ def _zeros_end_blocks(tables: bytes) -> Iterator[tuple[int, bool]]:
 
 
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """Marker, begin and end of each segment from `at` on, up to a scan's header or the end of the image."""
+    """Yield marker, begin and end of each segment from `at` on, up to a scan's header or the end of the image."""
     for _ in range(_MAX_SEGMENTS):
         fill = _FILL.match(data, at)
         if fill is None and at < len(data):
-            raise _corrupt(f"no marker at byte {at}, where one has to be")
+            raise _corrupt(f"no marker at byte {at}, where one is required")
         if fill is None or fill.end() == len(data):
             raise _corrupt("it is cut off in its header")
         at = fill.end() - 1

@@ -1,4 +1,4 @@
-"""The format of a file by the bytes that it begins with: of those that Pillow makes nothing of."""
+"""Recognise the format of a file that Pillow cannot read, by its first bytes."""
 
 _BEGINNINGS = {
     b"GIF87a": "GIF",
@@ -36,8 +36,8 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}  # their sizes in bytes
 
 
 def kind_of(data: bytes) -> str | None:
-    """The format of a file, or None for one that is not known."""
-    if data[4:8] == b"ftyp":  # a family of formats: each says which it is, and then which others it is like
+    """Return the format of a file, or None for an unknown one."""
+    if data[4:8] == b"ftyp":  # a family of formats: a file gives its own, then compatible ones
         brands = [data[8:12], *(data[at : at + 4] for at in range(16, min(len(data), data[3]), 4))]
         kinds = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
         return "AVIF" if "AVIF" in kinds else kinds[0] if kinds else "video"

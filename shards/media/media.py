@@ -1,11 +1,11 @@
-"""What a kind of sample, such as images, has to tell of a file; `registry` lists the kinds that there are."""
+"""The interface of a kind of sample, such as images; `registry` lists the kinds."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 DEFAULT_MAX_PIXELS = 100_000_000
-# Room for DEFAULT_MAX_PIXELS with four uncompressed channels and as much metadata as there ever is. A larger file is
-# not read, so that one of them cannot take all memory.
+# Room for DEFAULT_MAX_PIXELS with four uncompressed channels and as much metadata as ever occurs. A larger file is
+# not read, so that a single one cannot exhaust memory.
 MAX_BYTES = 2**29
 
 Check = Literal["decode", "header"]
@@ -26,10 +26,10 @@ class CheckOptions:
     """How files are checked and stored.
 
     Args:
-        max_pixels: a larger picture is not decoded, but rejected.
+        max_pixels: a larger picture is rejected without decoding.
         resize: shrink the short side to this many pixels where it is longer, and store all in one format.
         check: `decode` all of a file, or only its `header` where its bytes can be kept.
-        frames: `jpeg` stores videos as JPEGs of their frames; None: in a codec of videos.
+        frames: `jpeg` stores videos as JPEGs of their frames; None: in a video codec.
         frame_stride: with `frames`, store only every `frame_stride`-th frame, from the first on.
     """
 
@@ -42,7 +42,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class VideoStream:
-    """What the manifest says of a video besides its size, in columns of the same names; see docs/data-format.md.
+    """The columns of the manifest that describe a video, besides its size; see docs/reference/data-format.md.
 
     Frames are numbered in the order in which they are shown. With a constant rate, frame i has the time stamp
     `pts_start + i * pts_step`; otherwise both are None and `pts` has one for each frame. The columns `jpeg_*` are None
@@ -75,7 +75,7 @@ class VideoStream:
 
 @dataclass(frozen=True)
 class Checked:
-    """A sample as it is stored: its bytes, the suffix that names their format, and its size in pixels, upright."""
+    """A checked sample to store: its bytes, the suffix of their format, and its size in pixels, upright."""
 
     data: bytes
     suffix: str
@@ -87,9 +87,9 @@ class Checked:
 class Media(Protocol):
     """A kind of sample.
 
-    `name` stands in the manifest. `suffixes` are those of the names of its files, in lower case and without the dot;
-    of files with one of `kept`, which are some of them, the bytes may be stored as they are. `changed` says of a file
-    whose bytes are not why.
+    `name` is the kind in the manifest. `suffixes` are the file suffixes of the kind, in lower case and without the dot;
+    `kept` is the subset whose bytes may be stored unchanged. `changed` says why a file's bytes cannot be stored
+    unchanged.
     """
 
     name: str
@@ -98,37 +98,37 @@ class Media(Protocol):
     changed: str
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
-        """Check the bytes of a file and return what to store. Raises Rejected for a file that cannot be used."""
+        """Check the bytes of a file and return the sample to store. Raises Rejected for a file that cannot be used."""
         ...
 
     def probe(self, data: bytes) -> Checked:
-        """Return what `check` has returned with the bytes that it stored, as far as their header tells.
+        """Return the result of `check` for bytes that it stored, as far as their header gives it.
 
         Raises Rejected where the header cannot be read.
         """
         ...
 
     def thumbnail(self, data: bytes, side: int) -> bytes:
-        """Return a small upright JPEG of a stored sample, with at most `side` pixels a side.
+        """Return a small upright JPEG of a stored sample, with at most `side` pixels per side.
 
         May raise any exception for bytes that cannot be shown.
         """
         ...
 
     def moving(self, data: bytes, side: int) -> bytes | None:
-        """Return a short MP4 of a stored sample that browsers play, of which the short side has at most `side` pixels.
+        """Return a short MP4 of a stored sample for browsers, whose short side has at most `side` pixels.
 
-        None for what does not move. May raise any exception as well.
+        None for a sample that does not move. May raise any exception as well.
         """
         ...
 
 
 def refuse_huge(size: int) -> None:
-    """Raise Rejected for a file of more bytes than are read of any."""
+    """Raise Rejected for a file of more than `MAX_BYTES`."""
     if size > MAX_BYTES:
         raise Rejected("too many bytes", f"{size} bytes, more than {MAX_BYTES}")
 
 
 def out_of_memory() -> Rejected:
-    """Return the reason to leave out a file for which there is not enough memory."""
+    """Return the rejection of a file for which there is not enough memory."""
     return Rejected("needs too much memory", "shrink it, or use fewer workers or a larger machine")

@@ -1,4 +1,4 @@
-"""The chunks of a PNG file, and whether its pixels are whole, as libpng and DALI judge it; Pillow is more lenient."""
+"""Parse the chunks of a PNG file, and check its pixels as libpng and DALI do; Pillow is more lenient."""
 
 import zlib
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # for the pixels
+_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # required for the pixels
 _LAST_FILTER = 4
-_MAX_CHUNKS = 200_000  # of 8 KiB, as libpng writes them, in a file of more bytes than are read of any
+_MAX_CHUNKS = 200_000  # more 8 KiB chunks, the size that libpng writes, than fit in `MAX_BYTES`
 _NOT_PLAIN = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
-# Of an interlaced image: x and y of each pass, and the steps
+# For interlaced images: x and y of each pass, and the steps
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -29,10 +29,10 @@ _ONE_PIXEL += _chunk(b"IDAT", zlib.compress(bytes(2)))
 
 @dataclass(frozen=True)
 class Png:
-    """What the chunks say: the size as stored, bits a channel, frames, and how to turn it (1 to 8).
+    """The contents of the chunks: the size as stored, bits per channel, frames, and orientation (1 to 8).
 
-    `plain` is 8-bit grey or RGB that depends on nothing else and that DALI reads; `stripped` is a file of those chunks
-    that the pixels depend on, and `metadata` one of a single pixel with all others.
+    `plain` is 8-bit grey or RGB that depends on nothing else and that DALI reads; `stripped` is a file of only those
+    chunks that the pixels depend on, and `metadata` a file of a single pixel with all others.
     """
 
     height: int
@@ -43,13 +43,13 @@ class Png:
     plain: bool
     stripped: bytes
     metadata: bytes
-    _rows: list[tuple[int, int]]  # of each pass, the number of lines and the bytes of one, with that for its filter
+    _rows: list[tuple[int, int]]  # for each pass, the number of lines and the bytes per line, including its filter byte
     _pixels: bytes
 
     def is_whole(self) -> bool:
-        """Whether all pixels are there and no more, and libpng finds nothing wrong with them or their checksum."""
+        """Return whether there are exactly as many pixels as there should be, and libpng finds no error in them."""
         size = sum(count * length for count, length in self._rows)
-        # Some compress with a larger window than they say, which libpng refuses and zlib alone does not notice
+        # Some encoders use a larger window than they declare, which libpng refuses and zlib alone does not notice
         window = 2 ** ((self._pixels[0] >> 4) + 8) if self._pixels else 0
         if window < min(2**15, size):
             return False
@@ -69,14 +69,14 @@ class Png:
 
 
 def read(data: bytes, whole: bool = True) -> Png:
-    """Reads all chunks of a PNG, or those before its pixels.
+    """Read all chunks of a PNG, or those before its pixels.
 
     Raises:
-        Rejected: they are damaged, out of order, or have to be understood and are not known.
+        Rejected: a chunk is damaged, out of order, or critical and unknown.
     """
     header, exif, pixels, needed, others = b"", b"", [], [SIGNATURE], []
     frames, plain = 1, True
-    kind, begun, ended = b"", False, False  # the last two: whether the pixels are
+    kind, begun, ended = b"", False, False  # the last two concern the pixels
     for kind, begin, end in _chunks(data):
         name = kind.decode("latin-1")
         if not (kind.isalpha() and kind.isascii() and kind[2:3].isupper()):
@@ -110,7 +110,7 @@ def read(data: bytes, whole: bool = True) -> Png:
             others.append(_chunk(kind, body))
         elif kind == b"IEND" or not ended:
             needed.append(_chunk(kind, body))
-        # DALI turns by EXIF, and fails at some animations and at a background that is too short
+        # DALI rotates by EXIF, and fails on some animations and on too short a background
         bad_background = kind == b"bKGD" and len(body) != 2 * _channels(header)
         plain = plain and intact and kind not in _NOT_PLAIN and not bad_background
         if kind == b"IEND":
@@ -147,7 +147,7 @@ def _rows(header: bytes, height: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name of each chunk, and where its contents begin and end, which may be beyond the end of the file."""
+    """Yield the name of each chunk, and the begin and end of its contents, which may exceed the file."""
     at = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):

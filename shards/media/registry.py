@@ -1,17 +1,17 @@
-"""The kinds of samples that there are. Another one is a class with the members of `Media`, and a line here."""
+"""The registry of the kinds of samples. To add one, write a class with the members of `Media` and add it here."""
 
 from shards.media.image import IMAGE
 from shards.media.kinds import kind_of
 from shards.media.media import Media
 from shards.media.video import VIDEO
 
-MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE, VIDEO)}  # by the name in the manifest
+MEDIA: dict[str, Media] = {media.name: media for media in (IMAGE, VIDEO)}  # by its name in the manifest
 
 
 def media_of(name: str, data: bytes = b"") -> Media:
-    """Return the kind of the file of this name, by its suffix or, where that is not known, as in a URL, by its bytes.
+    """Return the kind of a file, by its suffix or, where that is unknown, as in a URL, by its first bytes.
 
-    An image is what neither tells.
+    Defaults to an image.
     """
     suffix = suffix_of(name)
     named = next((media for media in MEDIA.values() if suffix in media.suffixes), None)
@@ -24,7 +24,7 @@ def suffixes() -> frozenset[str]:
 
 
 def kept_suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that may be stored as they are."""
+    """Return the suffixes of the files that may be stored unchanged."""
     return frozenset().union(*(media.kept for media in MEDIA.values()))
 
 

@@ -1,9 +1,9 @@
-"""Videos: whether one can be trained on, and in which bytes it is stored.
+"""Check whether a video can be used for training, and choose the bytes to store.
 
-Every video is decoded in full once, strictly, by PyAV (the extra `video`). Bytes are kept of a video of 8 bits and
-4:2:0, which is what GPUs decode, that all readers show alike. Another one, such as a rotated one, is encoded anew
-(`video_encoding`), and so is with `resize` any that is not small and fast to seek in already. With `frames`, all of
-them become JPEGs (`video_jpegs`).
+Every video is decoded in full once, strictly, by PyAV (the extra `video`). The bytes of an 8-bit 4:2:0 video, which
+GPUs can decode, are kept if all readers show it alike. Any other video, such as a rotated one, is re-encoded
+(`video_encoding`), and with `resize` so is every one that is not yet small and fast to seek in. With `frames`, all
+videos become JPEGs (`video_jpegs`).
 """
 
 import io
@@ -20,7 +20,7 @@ from shards.media.video_stream import Examined, examine, indexed, opened, suffix
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-KEY_FRAME_EVERY = 16  # frames, of what is encoded anew
+KEY_FRAME_EVERY = 16  # frames, in re-encoded videos
 _SHEET = (3, 2)  # frames across and down in a thumbnail
 _GAP = 2  # pixels between them
 _MOVING = 3  # seconds
@@ -28,21 +28,21 @@ _PIXELS = frozenset({"yuv420p", "yuvj420p", "nv12"})
 
 
 class VideoMedia:
-    """Videos: what FFmpeg decodes of MP4, QuickTime, WebM, Matroska and AVI files."""
+    """Videos: MP4, QuickTime, WebM, Matroska and AVI files that FFmpeg decodes."""
 
     name = "video"
     kept = frozenset({"mp4", "m4v", "mov", "webm", "avi", "mkv"})
     suffixes = kept
     changed = (
-        "has a rotation, which readers do not apply, more than one video stream, or key frames that are none: use "
-        "`maskfeat-shards build`, which encodes it anew"
+        "has a rotation, which readers ignore, more than one video stream, or wrongly marked key frames: use "
+        "`maskfeat-shards build`, which re-encodes it"
     )
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
-        """Decode a video strictly and return what to store.
+        """Decode a video strictly and return the sample to store.
 
         Raises:
-            Rejected: it is damaged, or not a video that all readers show alike.
+            Rejected: it is damaged, or readers do not agree on its frames.
             ShardError: PyAV is missing.
         """
         if not data:
@@ -65,9 +65,10 @@ class VideoMedia:
         return Checked(data, suffix, found.height, found.width, found.stream)
 
     def probe(self, data: bytes) -> Checked:
-        """Return what `check` has returned with the bytes that it stored. It decodes them where their index lacks it.
+        """Return the result of `check` for bytes that it stored. It decodes them where their index is incomplete.
 
-        Where the JPEGs of Motion JPEG lie is told even if `check` has not made them, and then did not tell.
+        For Motion JPEG, the positions of the JPEGs are returned even if `check` did not make them and did not return
+        them.
 
         Raises Rejected where they cannot be read.
         """
@@ -77,7 +78,7 @@ class VideoMedia:
         return self.check(data, CheckOptions()) if found is None else Checked(data, suffix, height, width, found)
 
     def thumbnail(self, data: bytes, side: int) -> bytes:
-        """Return a small JPEG with frames from all of a stored video, at most `side` pixels a side.
+        """Return a small JPEG with frames from the whole of a stored video, at most `side` pixels per side.
 
         Raises Rejected where it cannot be decoded.
         """
@@ -101,7 +102,7 @@ class VideoMedia:
         return file.getvalue()
 
     def moving(self, data: bytes, side: int) -> bytes:
-        """Return the first seconds of a stored video, as a small MP4 that browsers play. Raises Rejected likewise."""
+        """Return the first seconds of a stored video as a small MP4 for browsers. Raises Rejected likewise."""
         from shards.media.video_encoding import encode  # needs PyAV
 
         with opened(data) as (_, stream):
@@ -122,7 +123,7 @@ def _as_jpegs(data: bytes, options: CheckOptions) -> Checked:
 
 
 def _is_small(found: Examined, side: int) -> bool:
-    """Whether a video is already as one that is encoded anew for this side."""
+    """Return whether a video already meets the limits of one that is re-encoded for this side."""
     stream = found.stream
     gaps = [later - earlier for earlier, later in pairwise([*stream.key_frames, stream.frames])]
     return (

@@ -1,7 +1,8 @@
-"""Encoding a video anew, so that clips of it are decoded fast and every reader shows the same frames.
+"""Re-encode a video so that clips decode fast and every reader shows the same frames.
 
-H.264 of 8-bit 4:2:0 without B frames, a key frame every 16 frames, a constant rate, without sound, upright. Every shown
-frame is kept: a variable rate becomes its mean. One thread encodes, so that the same input gives the same bytes.
+The result is H.264, 8-bit 4:2:0, without B frames and sound, upright, with a key frame every 16 frames and a constant
+rate. Every shown frame is kept: a variable rate becomes its mean. One thread encodes, so that the same input gives
+the same bytes.
 """
 
 import io
@@ -25,10 +26,10 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
     """Return a video as MP4.
 
     Args:
-        data: of a file that `shards.media.video` has checked.
+        data: a file that `shards.media.video` has checked.
         side: shrink the short side to this many pixels where it is longer; None: keep the size.
-        rate: frames a second, or seconds a frame, of which 1001 is the largest denominator that is kept.
-        most: encode only so many frames, the first ones; None: all of them.
+        rate: frames per second, or seconds per frame; denominators above 1001 are rounded.
+        most: encode only this many frames from the start; None: all of them.
     """
     file = io.BytesIO()
     with opened(data) as (source, stream), av.open(file, "w", format="mp4") as target:
@@ -61,7 +62,7 @@ def encode(data: bytes, side: int | None, rate: Fraction, most: int | None = Non
 
 
 def upright(frame: VideoFrame) -> VideoFrame:
-    """Return a frame as it is to be shown."""
+    """Return a frame as it is to be displayed."""
     a, b, c, d = display_matrix(frame) or (1, 0, 0, 1)
     if a == d == 1:
         return frame
@@ -71,7 +72,7 @@ def upright(frame: VideoFrame) -> VideoFrame:
 
 
 def shrunk(height: int, width: int, side: int | None) -> tuple[int, int]:
-    """Return even sides, at least 2, of which the shorter is `side` at most."""
+    """Return even sides of at least 2, the shorter of which is at most `side`."""
     scale = 1.0 if side is None else min(1.0, side / min(height, width))
     shrunk_height, shrunk_width = (max(2, round(length * scale / 2) * 2) for length in (height, width))
     return shrunk_height, shrunk_width

@@ -1,7 +1,7 @@
-"""Videos as JPEGs of their frames, for machines whose CPUs decode JPEGs fast enough and videos not.
+"""Store videos as JPEGs of their frames, for machines whose CPUs decode JPEGs fast enough but not videos.
 
-The JPEGs follow each other in one MP4 file of Motion JPEG. Every reader of videos shows it, and its index has the time
-stamps; who knows where the JPEGs lie reads those of a clip without the rest, as ordinary images.
+The JPEGs follow each other in one MP4 file of Motion JPEG. Every video reader shows it, and its index has the time
+stamps; a program that knows the positions of the JPEGs reads only those of a clip, as ordinary images.
 """
 
 import io
@@ -16,7 +16,7 @@ from shards.media.media import MAX_BYTES, Checked, Rejected, VideoStream
 from shards.media.video_encoding import shrunk, upright
 from shards.media.video_stream import indexed, opened
 
-_QUALITY = 90  # of libjpeg: docs/video.md says what others take and lose
+_QUALITY = 90  # of libjpeg: docs/how-to/video.md has the size and loss of others
 
 
 class JpegFrames:
@@ -24,20 +24,20 @@ class JpegFrames:
 
     Args:
         side: shrink the short side to this many pixels where it is longer; None: keep the size.
-        stride: of the frames, keep the first and every `stride`-th after it.
+        stride: keep the first frame and every `stride`-th after it.
     """
 
     def __init__(self, side: int | None, stride: int = 1) -> None:
         self._side, self._stride = side, stride
         self._jpegs: list[bytes] = []
         self._stamps: list[int] = []
-        self._size = (0, 0)  # height and width
+        self._size = (0, 0)  # (height, width)
         self._shown = self._bytes = 0
 
     def add(self, frame: VideoFrame) -> None:
-        """Take the next frame of the video, in the order in which they are shown, with its time stamp.
+        """Add the next frame of the video, in display order, with its time stamp.
 
-        Raises Rejected where all JPEGs together are too large for a file.
+        Raises Rejected where the JPEGs together exceed the limit of a file.
         """
         number, self._shown = self._shown, self._shown + 1
         if number % self._stride or frame.pts is None:
@@ -56,12 +56,12 @@ class JpegFrames:
             )
 
     def stored(self, video: VideoStream) -> Checked:
-        """Return the file of all frames that were taken, which are one or more.
+        """Return the file of all added frames, of which there is at least one.
 
-        The time stamps are those of the video, from 0 on. Raises Rejected where MP4 cannot hold them.
+        The time stamps are those of the video, shifted to begin at 0. Raises Rejected where MP4 cannot hold them.
 
         Args:
-            video: that they are from.
+            video: the original video.
         """
         first = self._stamps[0]
         stamps = [(stamp - first) * video.time_base_num for stamp in self._stamps]

@@ -1,4 +1,4 @@
-"""The video stream of a file in memory, by PyAV: opened strictly, decoded in full, and described for the manifest."""
+"""Open the video stream of a file in memory strictly, by PyAV; decode it in full, and describe it for the manifest."""
 
 import io
 import struct
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream as Stream
 
-# A closed list: FFmpeg would also open playlists, which name other files and addresses.
+# A closed list: FFmpeg would also open playlists, which refer to other files and addresses.
 CONTAINERS = "mov,matroska,avi"
 READ = "MP4, QuickTime, WebM, Matroska or AVI"
 _LARGEST = 2**31 - 1  # in a column of int32
-_MOST_FRAMES = 1_000_000  # nine hours at 30 a second, of whose time stamps there is room in memory
-# Codecs of which a packet need not give a frame: some are only referred to, others repeat the frame before
+_MOST_FRAMES = 1_000_000  # nine hours at 30 per second; their time stamps fit in memory
+# Codecs whose packets may not give a frame: some are only references, others repeat the frame before
 _SILENT_PACKETS = frozenset({"vp8", "vp9", "av1", "mpeg4", "msmpeg4v3"})
 _UPRIGHT = (1, 0, 0, 1)
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A sound video: the size of its frames as they are coded, and its stream.
+    """A valid video: the size of its frames as coded, and its stream.
 
-    `plain` says whether every reader shows it alike: it is not to be turned or mirrored, the file has no other video
-    stream, and what it marks as key frames are key frames. `sound` says whether the file has a stream of sound, too,
-    and `reordered` whether frames are coded in another order than they are shown in.
+    `plain` says whether every reader shows it alike: it is neither rotated nor mirrored, the file has one video stream
+    only, and the frames marked as key frames are key frames. `sound` says whether the file has an audio stream, and
+    `reordered` whether frames are coded in another order than they are displayed in.
     """
 
     height: int
@@ -50,17 +50,17 @@ class Examined:
 
 @contextmanager
 def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
-    """Open the first video stream of a file in memory, of which every damage is an error, on one thread.
+    """Open the first video stream of a file in memory, on one thread; any damage is an error.
 
     Raises:
-        Rejected: it cannot be opened or, inside, decoded.
+        Rejected: it cannot be opened or, inside the context, decoded.
         ShardError: PyAV is missing.
     """
     try:
         import av
     except ImportError:
         raise ShardError("videos need PyAV: pip install 'maskfeat-pipeline[video]'") from None
-    av.logging.set_level(None)  # what is wrong is told once, by its reason
+    av.logging.set_level(None)  # errors are reported once, as the reason of the rejection
     options = {"format_whitelist": CONTAINERS}
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace", container_options=options) as container:
@@ -80,7 +80,7 @@ def opened(data: bytes) -> Iterator[tuple["InputContainer", "Stream"]]:
 
 
 def video_streams(container: "InputContainer") -> list["Stream"]:
-    """Return the video streams of a file, of which the first is read; pictures, such as a cover, are none."""
+    """Return the video streams of a file, the first of which is used, without attached pictures such as a cover."""
     import av
 
     pictures = av.stream.Disposition.attached_pic
@@ -88,9 +88,9 @@ def video_streams(container: "InputContainer") -> list["Stream"]:
 
 
 def display_matrix(frame: "VideoFrame") -> tuple[int, int, int, int] | None:
-    """Return the signs of the matrix a, b, c, d that takes a place x, y of a frame to a x + c y, b x + d y on show.
+    """Return the signs of the matrix a, b, c, d that maps x, y in a frame to a x + c y, b x + d y on display.
 
-    None where it is not one of quarter turns and mirrors. Scales are left out.
+    None where it is not composed of quarter turns and mirrors. Scales are ignored.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
@@ -100,7 +100,7 @@ def display_matrix(frame: "VideoFrame") -> tuple[int, int, int, int] | None:
 
 
 def suffix_of(container: "InputContainer") -> str:
-    """Return the suffix of the kind of file that it is, whatever its name was."""
+    """Return the suffix of the file's actual format, whatever its name was."""
     kinds = container.format.name.split(",")
     if "matroska" in kinds:
         codecs = {
@@ -117,19 +117,19 @@ def examine(
     max_pixels: int,
     take: Callable[["VideoFrame"], None] = lambda frame: None,
 ) -> Examined:
-    """Decode all of a video. Raises Rejected, and what PyAV raises, where it cannot be trained on.
+    """Decode all of a video. Raises Rejected, and PyAV's errors, where it cannot be used for training.
 
     Args:
         data: the file.
-        container, stream: of it, as `opened` gives them.
-        max_pixels: of a frame.
-        take: called with each frame, in the order in which they are shown.
+        container, stream: those of the file, from `opened`.
+        max_pixels: the limit for a frame.
+        take: called with each frame, in display order.
     """
     if missing := missing_bytes(data):
         raise Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end")
     _refuse_large(stream.codec_context.height, stream.codec_context.width, max_pixels)
-    stamps, keys = list[int](), set[int]()  # of frames that are shown, in that order
-    marked = set[int]()  # what the file takes for key frames, shown or not
+    stamps, keys = list[int](), set[int]()  # of displayed frames, in that order
+    marked = set[int]()  # time stamps of the frames marked as key frames, displayed or not
     sizes, matrices, formats = set[tuple[int, int]](), set[tuple[int, int, int, int] | None](), set[str]()
     packets = shown = 0
     for packet in container.demux(stream):
@@ -161,11 +161,11 @@ def examine(
             take(frame)
     if not stamps:
         raise Rejected("no frames", "none of its frames can be decoded")
-    lost = max(shown - len(stamps), stream.frames - packets)  # the header of WebM does not tell `frames`: 0
+    lost = max(shown - len(stamps), stream.frames - packets)  # the header of WebM does not have `frames`: 0
     if lost > 0 and _codec(stream) not in _SILENT_PACKETS:
         raise Rejected("missing frames", f"{lost} of {len(stamps) + lost} frames of the file cannot be decoded")
     if len(matrices) > 1 or None in matrices:
-        raise Rejected("rotation", "is to be turned by other than quarter turns")
+        raise Rejected("rotation", "has a rotation other than quarter turns")
     ((height, width),), (pixels,) = sizes, formats
     return Examined(
         height,
@@ -178,9 +178,9 @@ def examine(
 
 
 def indexed(data: bytes, container: "InputContainer", stream: "Stream") -> VideoStream | None:
-    """Return what packets tell of a video that `examine` has passed, without decoding it; None if they do not.
+    """Describe a video that `examine` has accepted by its packets, without decoding it; None if they are not enough.
 
-    Of Motion JPEG, that includes where the JPEGs lie, if they follow each other. Arguments are those of `examine`.
+    For Motion JPEG, that includes the positions of the JPEGs, if they are contiguous. Arguments are as for `examine`.
     """
     stamps, keys, places = list[int](), set[int](), list[tuple[int, int]]()
     for packet in container.demux(stream):
@@ -199,7 +199,7 @@ def indexed(data: bytes, container: "InputContainer", stream: "Stream") -> Video
 
 
 def _with_jpegs(video: VideoStream, data: bytes, places: list[tuple[int, int]]) -> VideoStream:
-    """Add where the frames of a video lie, by the offset and the size of each, if they are JPEGs without gaps."""
+    """Add the positions of the frames of a video, by offset and size of each, if they are contiguous JPEGs."""
     if any(offset + size != following for (offset, size), (following, _) in pairwise(places)):
         return video
     return replace(
@@ -211,7 +211,7 @@ def _with_jpegs(video: VideoStream, data: bytes, places: list[tuple[int, int]]) 
 
 
 def _unreadable(data: bytes, why: str) -> Rejected:
-    """Return the reason to leave out a file that FFmpeg cannot open or decode."""
+    """Return the rejection of a file that FFmpeg cannot open or decode."""
     kind = kind_of(data)
     if missing := missing_bytes(data):
         return Rejected("corrupt", f"is cut off: {missing} bytes are missing at its end ({why})")
@@ -232,7 +232,7 @@ def _codec(stream: "Stream") -> str:
 
 
 def _described(stream: "Stream", stamps: list[int], keys: set[int], pixels: str) -> VideoStream:
-    """Describe the frames that are shown in the columns of the manifest; `keys` are the time stamps of key frames.
+    """Describe the displayed frames in the columns of the manifest; `keys` are the time stamps of key frames.
 
     Raises Rejected for a frame rate or a time base that the columns cannot hold.
     """
@@ -240,10 +240,10 @@ def _described(stream: "Stream", stamps: list[int], keys: set[int], pixels: str)
     base = Fraction(stream.time_base or 1)
     nominal = Fraction(stream.average_rate or stream.base_rate or 25)
     last = 1 / nominal / base if not steps else Fraction(stamps[-1] - stamps[0], len(stamps) - 1)
-    duration = (stamps[-1] - stamps[0] + last) * base  # the last frame is shown as long as the others on average
+    duration = (stamps[-1] - stamps[0] + last) * base  # the last frame lasts as long as the others on average
     rate = (Fraction(len(stamps)) / duration).limit_denominator(100_000)
     if not 0 < rate.numerator <= _LARGEST or max(base.numerator, base.denominator) > _LARGEST:
-        raise Rejected("bad time stamps", f"{len(stamps)} frames in {float(duration):.3g} seconds are no frame rate")
+        raise Rejected("bad time stamps", f"{len(stamps)} frames in {float(duration):.3g} seconds are not a frame rate")
     constant = len(steps) <= 1
     return VideoStream(
         frames=len(stamps),

@@ -1,1 +1,1 @@
-"""URLs, and requests to stores and web servers."""
+"""URLs, and requests to object stores and web servers."""

@@ -1,9 +1,9 @@
-"""One request to a store, through fsspec, tried until it succeeds or a deadline has passed.
+"""Make one request to a store, through fsspec, and retry it until it succeeds or a deadline has passed.
 
 The pauses between attempts grow exponentially, with full jitter; all times are of the monotonic clock. Credentials
 come only from the environment: the variables and files of the store's own tools, and ~/.netrc for HTTP. fsspec is
-imported late, since data on disks needs none. It knows protocols that run code or open other URLs, and URLs come from
-data sets and tables of others, so only those of `PROTOCOLS` reach it.
+imported lazily, since local data does not need it. It supports protocols that run code or open other URLs, and the
+URLs of data sets and tables are not trusted, so only those of `PROTOCOLS` are passed to it.
 """
 
 import errno
@@ -19,22 +19,22 @@ from typing import Any
 
 from shards.remote.urls import printable_url, protocol_of, why_refused
 
-DEADLINE = 300.0  # seconds after its first attempt until a request is given up
+DEADLINE = 300.0  # seconds from the first attempt until a request is given up
 _ATTEMPT = 30.0  # seconds for one attempt
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds; before a retry it is random, up to one that doubles every time
-_PASSING = (408, 425, 429)  # HTTP statuses of the 4xx range that may be others later
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 20.0  # seconds; a pause is random, below a limit that doubles
+_PASSING = (408, 425, 429)  # temporary HTTP statuses of the 4xx range
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, NotImplementedError)
-_JITTER = random.SystemRandom()  # has no state that a user's seed or a fork could share
+_JITTER = random.SystemRandom()  # does not have a state that a user's seed or a fork could share
 
-# The retries of the store's own client would be neither counted nor within the deadline.
+# The retries of the store's own client would be neither counted nor limited by the deadline.
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}, "use_listings_cache": False}
-# Proxies and ~/.netrc come from the environment, as for other programs; a compressed answer stays as short as it came.
+# Proxies and ~/.netrc come from the environment, as for other programs; compression is off, so sizes are exact.
 _WEB = {"client_kwargs": {"trust_env": True, "auto_decompress": False}}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of this package, by protocol
 
 
 class StorageError(OSError):
-    """A request was given up. `filename` is the printable URL or the file, `strerror` says why."""
+    """A request failed for good. `filename` is the printable URL or the file, `strerror` says why."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
@@ -47,10 +47,10 @@ class StorageError(OSError):
 
 @dataclass
 class Traffic:
-    """What the requests of one purpose in this process came to. Counting is safe in threads.
+    """Counters of the requests of one purpose in this process. Counting is thread-safe.
 
-    `requests` counts attempts and `retries` those after a first; `failures` counts what was given up; `bytes` were
-    received; `seconds` were spent in attempts, summed over threads.
+    `requests` counts attempts and `retries` those after a first; `failures` counts requests that were given up; `bytes`
+    were received; `seconds` were spent in attempts, summed over threads.
     """
 
     requests: int = 0
@@ -61,7 +61,7 @@ class Traffic:
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def count(self, *, bytes: int = 0, seconds: float = 0.0, retry: bool = False, failure: bool = False) -> None:
-        """Adds one attempt."""
+        """Add one attempt."""
         with self._lock:
             self.requests += 1
             self.bytes += bytes
@@ -70,13 +70,13 @@ class Traffic:
             self.seconds += seconds
 
     def snapshot(self) -> dict[str, float]:
-        """All counters at one moment, by name."""
+        """Return all counters at one moment, by name."""
         with self._lock:
             return {name: value for name, value in vars(self).items() if name != "_lock"}
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """The file system of a URL, which fsspec keeps for the next call, and the file's name in it.
+    """Return the file system of a URL, which fsspec caches, and the file's name in it.
 
     Raises StorageError for a URL that `why_refused` refuses, and for one that needs a package that is not installed.
     """
@@ -98,10 +98,10 @@ def locate(url: str) -> tuple[Any, str]:
         what = f"needs pip install 'maskfeat-pipeline[{extra}]'" if extra else str(error)
         raise StorageError(errno.EINVAL, what, printable_url(url)) from None
     if protocol in ("s3", "s3a"):
-        filesystem.retries = 1  # as in its options, where it has no name
+        filesystem.retries = 1  # the option, for file systems that do not take it as an argument
     if protocol == "file":
         file = Path(path)
-        if file.exists() and not (file.is_file() or file.is_dir()):  # a FIFO would hang, a device never end
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a FIFO would block, and a device may never end
             raise StorageError(errno.EINVAL, "is not a regular file", printable_url(url))
     return filesystem, path
 
@@ -115,10 +115,10 @@ def request(
     extra: float = 0.0,
     **options: Any,
 ) -> Any:
-    """Calls a method of the URL's file system until it succeeds, with `before` and the file's name as arguments.
+    """Call a method of the URL's file system until it succeeds, with `before` and the file's name as arguments.
 
     An attempt is cancelled after 30 seconds, or a quarter of a shorter `deadline`. `extra` seconds are added to both.
-    Raises StorageError: it was refused, or had not succeeded when `deadline` seconds had passed since the beginning.
+    Raises StorageError: the request was refused, or had not succeeded within `deadline` seconds.
     """
     traffic = Traffic() if traffic is None else traffic
     begun = time.monotonic()
@@ -132,7 +132,7 @@ def request(
         except StorageError:
             traffic.count(seconds=time.monotonic() - now, retry=attempt > 0, failure=True)
             raise
-        except Exception as error:  # every protocol has its own, of which few are OSErrors
+        except Exception as error:  # every protocol has its own errors, few of which are OSErrors
             number, what = _diagnosis(error)
             pause = _JITTER.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))
             ended = time.monotonic()
@@ -152,7 +152,7 @@ def request(
 
 
 def _call(filesystem: Any, method: str, limit: float, *arguments: str, **options: Any) -> Any:
-    """One attempt; of a file system with asyncio, cancelled after `limit` seconds, which closes its connection."""
+    """Make one attempt; with asyncio, cancel it after `limit` seconds, which closes its connection."""
     from fsspec.asyn import sync
 
     if filesystem.async_impl:
@@ -161,9 +161,9 @@ def _call(filesystem: Any, method: str, limit: float, *arguments: str, **options
 
 
 def _diagnosis(error: BaseException) -> tuple[int, str]:
-    """ETIMEDOUT for what may pass, ENOENT for what is not there, EIO for what is refused; and what happened."""
+    """Return ETIMEDOUT for a temporary error, ENOENT for a missing file, EIO for a refusal; and a description."""
     outermost = error
-    # File systems translate errors, not always well; but below a time-out is only what it cancelled.
+    # File systems do not always translate errors well; but the cause of a time-out is only what it cancelled.
     while error.__cause__ is not None and not isinstance(error, TimeoutError):
         error = error.__cause__
     response = getattr(error, "response", None)  # botocore's
@@ -171,8 +171,8 @@ def _diagnosis(error: BaseException) -> tuple[int, str]:
     if status is None:
         status = getattr(error, "status", None)  # aiohttp's
     if status is None:
-        status = getattr(outermost, "code", None)  # gcsfs's; a deeper one is aiohttp's, for a body that breaks off
-    if isinstance(status, int) and status:  # aiohttp calls a circle of redirects 0
+        status = getattr(outermost, "code", None)  # gcsfs's; a deeper one is aiohttp's, for a truncated body
+    if isinstance(status, int) and status:  # aiohttp gives 0 for circular redirects
         what = f"{status} {responses.get(status, '')}".strip()
         if status == HTTPStatus.NOT_FOUND:
             return errno.ENOENT, what

@@ -1,4 +1,4 @@
-"""What a URL may be, and what may be shown of it. Whoever wrote a table or a data set chose its URLs."""
+"""Validate URLs, and print them without secrets. URLs come from tables and data sets that are not trusted."""
 
 import re
 from urllib.parse import unquote
@@ -8,12 +8,12 @@ from shards.text import one_line
 PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs")  # a closed list: others run code, or open more URLs
 
 _PROTOCOL = re.compile(r"(?!pipe:)[^/]*://")
-# Runs of any length are scanned once only: a URL may be as long as its author likes.
+# Every run is scanned only once, since a URL may be arbitrarily long.
 _USER = r"[^/\s@:\[]*:(?!\d*(?:[/?#]|$))\S*@|[^/\s]*@"  # a password may hold a slash, a port holds digits only
 _HAS_USER = re.compile(rf"\w{{1,10}}://(?:{_USER})")
 _SECRETS = re.compile(
     rf"(\w{{1,10}}://)(?:{_USER})?"
-    r"((?:\[[\da-fA-F:.]*\])?(?:(?!::|\w{1,10}://)[^\s?#;'\"])*)"  # up to a URL in a URL, which has secrets of its own
+    r"((?:\[[\da-fA-F:.]*\])?(?:(?!::|\w{1,10}://)[^\s?#;'\"])*)"  # up to a nested URL, which has secrets of its own
     r"(?:[?#;]\S*?(?=['\"]?(?:\s|$)))?"
 )
 _URL_ALONE = re.compile(r"\s*[^/\s]*://")
@@ -27,7 +27,7 @@ _SECRET_NAME = re.compile(
 
 
 def is_url(path: str) -> bool:
-    """Whether `path` begins with a protocol, as `https://` or `s3://`, be it one that is never followed.
+    """Return whether `path` begins with a protocol, as `https://` or `s3://`, supported or not.
 
     `a/b://c.jpg` is a file, and `pipe:curl https://host/a.tar` a command.
     """
@@ -35,17 +35,17 @@ def is_url(path: str) -> bool:
 
 
 def protocol_of(url: str) -> str:
-    """Its protocol, in lower case."""
+    """Return the protocol of a URL, in lower case."""
     return url.partition("://")[0].lower()
 
 
 def is_on_web(url: str) -> bool:
-    """Whether it is the URL of a web server."""
+    """Return whether this is the URL of a web server."""
     return is_url(url) and protocol_of(url) in ("http", "https")
 
 
 def why_refused(url: str) -> str | None:
-    """Why a URL is never opened, whoever gives it; None if it may be."""
+    """Return why a URL is never opened, whoever gives it; None if it may be."""
     if _is_chain(url):
         return "chains protocols with `::`; give the URL of the file itself"
     if protocol_of(url) not in PROTOCOLS:
@@ -56,19 +56,19 @@ def why_refused(url: str) -> str | None:
 
 
 def shows_credentials(text: str) -> bool:
-    """Whether a URL in `text` has user info, or a query or fragment whose names are those of secrets."""
+    """Return whether a URL in `text` has user info, or a query or fragment with the names of secrets."""
     return bool(_HAS_USER.search(_without_spaces(text))) or any(
         map(_SECRET_NAME.search, _NAME.findall(unquote(text.partition("://")[2])))
     )
 
 
 def has_query(url: str) -> bool:
-    """Whether the URL of a web server has a query or a fragment, with or without a value that is a secret."""
+    """Return whether the URL of a web server has a query or a fragment, secret or not."""
     return is_on_web(url) and re.search("[?#]", url) is not None
 
 
 def printable_url(text: str) -> str:
-    """A path, a URL or a message, in one line, without the user info and the queries of its URLs.
+    """Return a path, a URL or a message as one line, without the user info and the queries of its URLs.
 
     Of a chain of URLs only the first is shown.
     """
@@ -79,7 +79,7 @@ def printable_url(text: str) -> str:
 
 
 def _without_spaces(text: str) -> str:
-    """A URL as it is sent; a message, which is one with `: ` after its URL if it begins with one, as it is."""
+    """Escape the spaces of a URL; leave a message alone, which has `: ` after its URL if it begins with one."""
     return re.sub(r"\s", "%20", text) if _URL_ALONE.match(text) and ": " not in text else text
 
 

@@ -1,4 +1,4 @@
-"""Web servers, of which little is expected and less believed: what they answer is bounded before it is read."""
+"""Access web servers, which are not trusted: the size of an answer is bounded before it is read."""
 
 import errno
 from http import HTTPStatus
@@ -13,12 +13,12 @@ NO_RANGES = "its server ignores ranges; use one that does not"
 
 
 class Web(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """fsspec's file system, but for answers that would take more memory than was asked for."""
+    """fsspec's HTTP file system, which refuses answers that would take more memory than was requested."""
 
     async def _cat_file(
         self, url: str, start: int | None = None, end: int | None = None, at_most: int = 0, **_: Any
     ) -> bytes:
-        """The bytes from `start` to `end`, or all of a file that has `at_most` bytes. Raises StorageError for more."""
+        """Return the bytes from `start` to `end`, or a whole file of `at_most` bytes. Raises StorageError for more."""
         headers = {"Accept-Encoding": "identity"} | self.kwargs.get("headers", {})
         if start is not None and end is not None:
             headers["Range"], at_most = f"bytes={start}-{end - 1}", end - start
@@ -41,7 +41,7 @@ class Web(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
         raise StorageError(errno.EFBIG, f"its server sends more than {at_most:,} bytes", printable_url(url))
 
     async def _ls(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
-        """Nothing: fsspec would take the links of a web page, of any length, for files."""
+        """Refuse to list: fsspec would take the links of a web page, of any length, for files."""
         raise StorageError(
             errno.EIO, "web servers do not list files; give a folder or an object store", printable_url(url)
         )

@@ -1,1 +1,1 @@
-"""What `build` reads: folders, tars of class tars, and tables."""
+"""The inputs of `build`: folders, tars of class tars, and tables."""

@@ -1,4 +1,4 @@
-"""The images of a folder: of class folders, or of images alone."""
+"""List the images of a folder: of class folders, or of images alone."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from shards.files import ShardError
 from shards.sources.listing import Listing, is_candidate, labelled, no_images
 from shards.text import excerpt, printable
 
-# Folders that file systems, network disks and programs make beside one's own, in lower case. Hidden ones count as such.
+# Folders that file systems, network disks and programs create by themselves, in lower case. Hidden ones count as such.
 _NOT_CLASSES = frozenset(
     {
         *("lost+found", "lost.dir", "$recycle.bin", "recycler", "system volume information", "__macosx"),
@@ -24,7 +24,7 @@ _PART = re.compile(
     r"(train(ing)?|val(id|idation)?|dev|eval|test(ing)?|unlabell?ed)([-_ ]?(set|images?|data|\d{4}))?", re.IGNORECASE
 )
 
-# Pictures and videos that would count as samples if anything here could read them.
+# Pictures and videos in formats that are not supported.
 _PICTURES = frozenset(
     {
         *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
@@ -39,9 +39,9 @@ _SHOWN = 5  # kinds or names in a note
 
 @dataclass
 class _Found:
-    """What a walk met: `files` are (relative path, size), `folders` the names of those at the top.
+    """The result of a walk: `files` are (relative path, size), `folders` the names of those at the top.
 
-    `passed_over` counts the folders that were not entered, by name; `broken` are the links to nothing.
+    `passed_over` counts the folders that were not entered, by name; `broken` are the dangling links.
     """
 
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -51,9 +51,9 @@ class _Found:
 
 
 def list_folder(root: Path) -> Listing:
-    """Lists `root`/<class>/**/<image>, or `root`/<image> alone, following links.
+    """List `root`/<class>/**/<image>, or `root`/<image> alone, following links.
 
-    Hidden folders, and those that systems keep for themselves, are not entered. Raises ShardError when the folder is
+    Hidden folders, and those of the system, are not entered. Raises ShardError when the folder is
     unreadable, without images, or mixes the two layouts.
     """
     try:
@@ -92,32 +92,32 @@ def list_folder(root: Path) -> Listing:
 
 
 def refuse_parts(listing: Listing) -> None:
-    """Raises ShardError where what looks like class folders or tars are the parts of a data set, as `train` and `val`.
+    """Raise ShardError where apparent class folders or tars are the splits of a data set, such as `train` and `val`.
 
-    A single folder of such a name is a class, a locomotive perhaps, if images lie right in it.
+    A single folder of such a name is a class (a locomotive, perhaps) if images lie directly in it.
     """
     classes = listing.classes
     if not classes or not all(_PART.fullmatch(name) for name in classes):
         return
     if len(classes) > 1 or all(path.count("/") > 1 for path in listing.paths):
         part = next((name for name in classes if name.lower().startswith("train")), classes[0])
-        remedy = f"build each by itself: maskfeat-shards build {shlex.quote(str(listing.root / part))} ..."
+        remedy = f"build each separately: maskfeat-shards build {shlex.quote(str(listing.root / part))} ..."
         if listing.offsets:
-            remedy = "unpack it, and build each by itself"
+            remedy = "unpack it, and build each separately"
         raise ShardError(
-            f"{listing.root}: holds the parts of a data set ({', '.join(classes)}), which would become its classes; "
+            f"{listing.root}: holds the splits of a data set ({', '.join(classes)}), which would become its classes; "
             f"{remedy}"
         )
 
 
 def _walk(root: Path) -> _Found:
     found = _Found()
-    ways: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", ())]  # with the folders above
+    ways: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(str(root), "", ())]  # each with the folders above it
     while ways:
         folder, prefix, above = ways.pop()
         status = Path(folder).stat()
         here = (status.st_dev, status.st_ino)
-        if here in above:  # a link in a circle
+        if here in above:  # a circular link
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -128,7 +128,7 @@ def _walk(root: Path) -> _Found:
                     closed = isinstance(error, PermissionError) and not entry.is_symlink()
                     if closed or entry.is_dir(follow_symlinks=False):
                         raise
-                    found.files.append((path, 0))  # a dangling link, mostly: whoever reads it reports it
+                    found.files.append((path, 0))  # usually a dangling link; reading it reports the error
                     found.broken.add(path)
                     if not prefix and not entry.name.startswith("."):
                         found.folders.append(entry.name)
@@ -146,13 +146,13 @@ def _walk(root: Path) -> _Found:
 
 
 def kind_of_name(path: str) -> str:
-    """What to count an ignored file by."""
+    """Return the kind by which to count an ignored file."""
     name = PurePosixPath(path)
     return "hidden" if name.name.startswith(".") else name.suffix.lower() or "without a suffix"
 
 
 def _met(found: _Found, ignored: Counter[str]) -> list[str]:
-    """What was met that is no image."""
+    """Return notes on the folders and files that are not images."""
     lines = []
     if found.passed_over:
         lines.append(f"passed over folders that are not classes: {_counts(found.passed_over)}")
@@ -160,7 +160,7 @@ def _met(found: _Found, ignored: Counter[str]) -> list[str]:
 
 
 def on_ignored(ignored: Counter[str]) -> str:
-    """What to say of files that are no candidates, counted by kind."""
+    """Return notes on files that are not candidates, counted by kind."""
     remedies = ""
     for unreadable, remedy in ((_PICTURES, "JPEG"), (_VIDEOS, "MP4")):
         if formats := [kind for kind, _ in ignored.most_common() if kind in unreadable]:
@@ -169,7 +169,7 @@ def on_ignored(ignored: Counter[str]) -> str:
 
 
 def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
-    """What is worth knowing about the classes: that there are none, a single one, or fewer than folders."""
+    """Return notes on the classes: that there are none, a single one, or fewer than folders."""
     if not classes:
         return ["no classes: its files lie at the top; for labels, put them into a folder for each class"]
     lines = []
@@ -188,7 +188,7 @@ def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
 
 
 def _counts(counter: Counter[str]) -> str:
-    """The most frequent, as in `1,200 .heic, 3 hidden`."""
+    """Return the most frequent entries, as in `1,200 .heic, 3 hidden`."""
     ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{count:,} {excerpt(printable(kind))}" for kind, count in ranked[:_SHOWN]]
     rest = sum(count for _, count in ranked[_SHOWN:])

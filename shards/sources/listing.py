@@ -1,4 +1,4 @@
-"""What a source amounts to: candidate images in an order that does not depend on the machine."""
+"""The listing of a source: candidate images in an order that does not depend on the machine."""
 
 import os
 import posixpath
@@ -16,8 +16,8 @@ from shards.text import printable
 class Item:
     """A candidate image: its position in the listing, its path in the source, its class, and its bytes.
 
-    These are `size` bytes at `offset` of `file`, or without an offset all that `file`, a path or a URL, holds.
-    `size` is 0 for a dangling link and None where only reading tells.
+    The bytes are `size` bytes at `offset` of `file`; without an offset, they are the whole of `file`, a path or a URL.
+    `size` is 0 for a dangling link, and None where it is unknown until the file is read.
     """
 
     index: int
@@ -34,10 +34,10 @@ class Listing:
     """The candidate images of a source, sorted by the bytes of their path.
 
     `paths` have forward slashes and are relative to the folder `root` (or URLs). With `offsets`, `root` is a
-    tar, the paths are what they would be in the unpacked folder, and the image bytes lie at these offsets.
-    `labels` index `classes`; both are empty for a source without labels. `ignored` counts the files that are
-    no candidates: hidden ones and those without the suffix of an image. `notes` are lines on what the user should
-    know before anything is built, such as classes that would be missing.
+    tar, the paths are those of the unpacked folder, and the image bytes lie at these offsets. `labels` index
+    `classes`; both are empty for a source without labels. `ignored` counts the files that are not candidates: hidden
+    ones and those without the suffix of an image. `notes` are lines that the user should see before anything is built,
+    for instance on classes that would be missing.
     """
 
     root: Path
@@ -50,7 +50,7 @@ class Listing:
     notes: tuple[str, ...] = ()
 
     def item(self, index: int) -> Item:
-        """One candidate."""
+        """Return one candidate."""
         path = self.paths[index]
         label = self.labels[index] if self.labels else None
         return Item(
@@ -70,7 +70,7 @@ class Listing:
 
 
 def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
-    """The labels and the sorted class names of paths whose first folder is the class."""
+    """Return the labels and the sorted class names of paths whose first folder is the class."""
     folders = [path.partition("/")[0] for path in paths]
     classes = sorted(set(folders), key=os.fsencode)
     index = {name: label for label, name in enumerate(classes)}
@@ -78,12 +78,12 @@ def labelled(paths: Iterable[str]) -> tuple[list[int], list[str]]:
 
 
 def is_candidate(path: str) -> bool:
-    """Whether a file may be a sample: by its suffix, unless it or a folder above it is hidden."""
+    """Return whether a file may be a sample: by its suffix, unless it or a folder above it is hidden."""
     hidden = path.startswith(".") or "/." in path
     return not hidden and registry.suffix_of(path) in registry.suffixes()
 
 
 def no_images(source: Path, files: int, kinds: str = "") -> ShardError:
-    """The error for a source that holds only other files; `kinds` says of which kinds they are."""
+    """Return the error for a source that has only other files; `kinds` lists their kinds."""
     among = f"{files:,} files{f': {kinds}' if kinds else '; correct the path'}"
     return ShardError(f"{source}: no images or videos (.{', .'.join(sorted(registry.suffixes()))}) among {among}")

@@ -1,4 +1,4 @@
-"""Lists the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
+"""List the images of a source: a folder, a tar of class tars as ImageNet is published, or a table."""
 
 import errno
 import stat
@@ -12,7 +12,7 @@ from shards.sources.tar import is_tar, list_tar_of_tars
 
 
 def list_source(source: Path) -> Listing:
-    """Lists `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`. Raises ShardError for any other."""
+    """List `source` by its kind: a folder, `.tar`, `.csv` or `.parquet`. Raises ShardError for any other."""
     try:
         kind = source.stat().st_mode
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The images that a `.csv` or `.parquet` table lists: a column of paths, and one of labels if they have classes."""
+"""List the images of a `.csv` or `.parquet` table: a column of paths, and one of labels if there are classes."""
 
 import os
 import stat
@@ -16,10 +16,10 @@ from shards.text import excerpt, native
 
 
 def list_table(source: Path) -> Listing:
-    """Lists the rows of a table. Relative paths start at its folder; integer labels are kept, names are sorted.
+    """List the rows of a table. Relative paths start at its folder; integer labels do not change, names are sorted.
 
-    Raises ShardError for a file that is not such a table, and for a bad row, by its number: 1 is the first
-    below the header. That a file is missing shows when it is read, and costs only that image.
+    Raises ShardError for a file that is not such a table, and for a bad row, by its number, which is 1 for the first
+    row below the header. A missing file is found when it is read, and only that image is lost.
     """
     columns = read_path_and_label(source)
     if not columns.paths:
@@ -50,7 +50,7 @@ def _notes(source: Path, columns: Columns, classes: Sequence[str]) -> Iterator[s
 
 
 def _path(source: Path, number: int, value: Any) -> str:
-    """What a row lists. Spaces around it count only where a file is called so."""
+    """Return the path in a row. Spaces around it are kept only where a file has such a name."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ShardError(
             f"{source}: row {number} has no usable path ({excerpt(repr(value))}); correct it or leave it out"
@@ -58,12 +58,12 @@ def _path(source: Path, number: int, value: Any) -> str:
     path, bare = native(value), native(value.strip())
     try:
         return path if path == bare or (source.parent / path).exists() else bare
-    except OSError:  # a name that is too long, or a folder that is closed
+    except OSError:  # a name that is too long, or an inaccessible folder
         return bare
 
 
 def _sizes(source: Path, paths: Sequence[str]) -> Iterator[int | None]:
-    """The size of each file, 0 for a missing one, None for a URL; raises ShardError for a bad path."""
+    """Yield the size of each file, 0 for a missing one, None for a URL; raises ShardError for a bad path."""
     rows: dict[str, int] = {}
     protocols: set[str] = set()
     for number, path in enumerate(paths, 1):
@@ -95,7 +95,7 @@ def _bad(source: Path, number: int, path: str, why: str) -> ShardError:
 
 
 def _classes(source: Path, column: str, values: Sequence[Any]) -> tuple[list[int], list[str]]:
-    """Labels as integers, and the names of all classes."""
+    """Return labels as integers, and the names of all classes."""
     labels = []
     for number, value in enumerate(values, 1):
         try:

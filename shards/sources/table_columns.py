@@ -1,4 +1,4 @@
-"""Reads the two columns of a `.csv` or `.parquet` table that matter: which file, and of which class it is."""
+"""Read the two relevant columns of a `.csv` or `.parquet` table: the files, and their classes."""
 
 import codecs
 import csv
@@ -15,7 +15,7 @@ from shards.media.registry import suffixes
 from shards.sources.video_lists import KINETICS, is_plain_list, kinetics_path, plain_list
 from shards.text import excerpt
 
-# How a column of paths or URLs may be called, the most explicit first. Case and spaces around it do not matter.
+# Names of a column of paths or URLs, the most explicit first. Case and surrounding spaces do not matter.
 PATH_NAMES = (
     "path",
     "file",
@@ -35,9 +35,9 @@ _SHOWN = 10  # columns in a message
 
 
 class Columns(NamedTuple):
-    """All rows of a table, as they stand in it.
+    """All rows of a table, unchanged.
 
-    `labels` is None without a column of them, `label` the name of that, and `others` those that could be it, too.
+    `labels` is None without a column of labels; `label` is the name of that column, and `others` are other candidates.
     """
 
     paths: list[Any]
@@ -47,7 +47,7 @@ class Columns(NamedTuple):
 
 
 def read_path_and_label(source: Path) -> Columns:
-    """Reads a table. Raises ShardError for a file that is none, and where two columns could be meant."""
+    """Read a table. Raises ShardError for a file that is not a table, and where the choice of a column is ambiguous."""
     kind = source.suffix.lower()
     why: Exception
     try:
@@ -57,7 +57,7 @@ def read_path_and_label(source: Path) -> Columns:
     except OSError as error:
         if error.errno is not None:
             raise ShardError(f"{source}: {error.strerror}; make it readable") from None
-        why = error  # Arrow's own, for a damaged file
+        why = error  # Arrow's own error, for a damaged file
     except (csv.Error, pa.ArrowException) as error:
         why = error
     raise ShardError(f"{source}: not a readable UTF-8 {kind} table ({excerpt(str(why).strip())}); write it again")
@@ -99,7 +99,7 @@ def _read_csv(source: Path) -> Columns:
 
 
 def _header(file: IO[str]) -> tuple[str, bool, list[str]]:
-    """The delimiter with which a column of paths is found, else the comma; whether spaces follow it; the columns."""
+    """Return the delimiter with which a column of paths is found, else a comma; whether spaces follow; the columns."""
     first: tuple[str, bool, list[str]] | None = None
     for delimiter in _DELIMITERS:
         file.seek(0)
@@ -114,7 +114,7 @@ def _header(file: IO[str]) -> tuple[str, bool, list[str]]:
 
 
 def _rows(file: IO[str], delimiter: str, padded: bool, strict: bool = False) -> Iterator[list[str]]:
-    """All rows but blank lines, the header first. With `padded`, a quote behind a space is a quote."""
+    """Yield all rows but blank lines, the header first. With `padded`, a quote after a space is a quote."""
     return filter(None, csv.reader(file, strict=strict, delimiter=delimiter, skipinitialspace=padded))
 
 
@@ -140,7 +140,7 @@ def _columns(names: Sequence[str], label: int | None, paths: list[Any], labels: 
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds what images are made of: bytes, alone or beside a path, or lists of numbers."""
+    """Return whether a column holds encoded images or pixels: bytes, alone or beside a path, or lists of numbers."""
     if pa.types.is_struct(kind):
         return any(_holds_bytes(field.type) for field in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -153,7 +153,7 @@ def _plain(name: str) -> str:
 
 
 def _path_column(source: Path, names: Sequence[str]) -> int | None:
-    """The position of the column of paths, None if there is none."""
+    """Return the position of the column of paths, None if there is none."""
     known = [_plain(name) for name in names]
     found = [name for name in PATH_NAMES if name in known]
     if len(found) > 1 and found[0] != PATH_NAMES[0]:
@@ -164,7 +164,7 @@ def _path_column(source: Path, names: Sequence[str]) -> int | None:
 
 
 def _label_column(source: Path, names: Sequence[str]) -> int | None:
-    """The position of the column of labels, None if there is none."""
+    """Return the position of the column of labels, None if there is none."""
     name = label_name(names)
     return None if name is None else _position(source, names, name)
 

@@ -1,4 +1,4 @@
-"""The images of a tar of class tars, such as `ILSVRC2012_img_train.tar`, which is never unpacked.
+"""List the images of a tar of class tars, such as `ILSVRC2012_img_train.tar`, which is never unpacked.
 
 A tar within a tar is a range of its bytes, so an image in it is an offset and a size in the outer file.
 """
@@ -22,17 +22,17 @@ _SHOWN = 5  # names in a note
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file calls itself a tar, be it compressed."""
+    """Return whether a file has the suffix of a tar, compressed or not."""
     return _TAR.fullmatch(name) is not None
 
 
 def list_tar_of_tars(source: Path) -> Listing:
-    """Lists the images in the `<class>.tar` members of `source` as if it had been unpacked to class folders.
+    """List the images in the `<class>.tar` members of `source` as if it were unpacked to class folders.
 
     Raises ShardError for another kind of tar, a damaged or compressed one, two class tars of one name, and members
-    that are no plain files.
+    that are not plain files.
     """
-    places: dict[str, tuple[int, int]] = {}  # of a name that is there twice the last counts, as when unpacking
+    places: dict[str, tuple[int, int]] = {}  # the last of equal names counts, as when unpacking
     folders: set[str] = set()
     ignored: Counter[str] = Counter()
     try:
@@ -85,9 +85,9 @@ def _notes(ignored: Counter[str], folders: set[str], classes: Sequence[str]) -> 
 
 
 def _files(file: Readable, source: Path, inner: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-    """Name, offset in `file` and size of the members; hard links are what they stand for.
+    """Yield name, offset in `file` and size of the members; a hard link stands for its target.
 
-    The tar, from `start` to `stop` - 1, is that member `inner` of `source`, or all of it for "". Raises ShardError for
+    The tar, from `start` to `stop` - 1, is that member `inner` of `source`, or the whole for "". Raises ShardError for
     a damaged one and for members that must not be read.
     """
     tar = f"{source}/{inner}" if inner else str(source)

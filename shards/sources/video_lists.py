@@ -1,4 +1,4 @@
-"""Lists of videos as they are published: Kinetics' own csv, and the lists of SlowFast, VideoMAE and others."""
+"""Read published lists of videos: Kinetics' own csv, and the lists of SlowFast, VideoMAE and others."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,19 @@ from shards.files import ShardError
 from shards.media.registry import suffix_of, suffixes
 from shards.text import excerpt
 
-KINETICS = frozenset({"youtube_id", "time_start", "time_end"})  # the columns that make the name of a file
+KINETICS = frozenset({"youtube_id", "time_start", "time_end"})  # the columns that form a file name
 _LINE = re.compile(r"(.*\S)[ \t](\d+)")
 _SUFFIXES = ("mp4", "mkv", "webm", "avi")
 
 
 def is_plain_list(line: str) -> bool:
-    """Whether this first line of a csv is already of a list `path label`, with a space between and no header."""
+    """Return whether this first line of a csv belongs to a headerless list of `path label`, separated by a space."""
     found = _LINE.fullmatch(line.strip())
     return found is not None and suffix_of(found[1]) in suffixes()
 
 
 def plain_list(source: Path, lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the paths and the labels of such a list. Raises ShardError for a line that is not of it."""
+    """Return the paths and the labels of such a list. Raises ShardError for a malformed line."""
     paths, labels = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -37,14 +37,14 @@ def plain_list(source: Path, lines: Sequence[str]) -> tuple[list[str], list[str]
 
 
 def kinetics_path(source: Path, number: int, row: Mapping[str, str]) -> str:
-    """Return the path of a video of Kinetics, relative to its csv: `<folder>/<youtube_id>_<start>_<end>.mp4`.
+    """Return the path of a Kinetics video, relative to its csv: `<folder>/<youtube_id>_<start>_<end>.mp4`.
 
-    The folder is the first of the label's, the split's, both of them or none in which there is such a file.
+    The folder is the first that has the file, of the label, the split, both, or none.
 
     Args:
         source: the csv.
-        number: of the row, for errors.
-        row: by column, whose names are lower case.
+        number: the row number, for errors.
+        row: the values by column name, in lower case.
 
     Raises:
         ShardError: a time is not a number.

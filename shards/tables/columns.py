@@ -1,4 +1,4 @@
-"""The columns of manifest.parquet, in every version, and how the file is written."""
+"""The columns of manifest.parquet in every version, and the writer of the file."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,19 +21,19 @@ MANIFEST_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("crc32c", pa.uint32()),  # of the file
         ("path", pa.string()),  # in the source, or the name of a member of a tar made elsewhere
-        # Version 1 has none of what follows, which but for `media` is null for images
+        # Version 1 lacks all of the following, which, except `media`, are null for images
         ("media", pa.string()),  # a key of shards.media.registry.MEDIA
         ("frames", pa.int32()),
-        ("fps_num", pa.int32()),  # frames a second, as a fraction
+        ("fps_num", pa.int32()),  # frames per second, as a fraction
         ("fps_den", pa.int32()),
         ("duration", pa.float64()),  # seconds
         ("codec", pa.string()),
         ("pix_fmt", pa.string()),
-        ("time_base_num", pa.int32()),  # seconds a unit of time stamps, as a fraction
+        ("time_base_num", pa.int32()),  # seconds per unit of time stamps, as a fraction
         ("time_base_den", pa.int32()),
         ("pts_start", pa.int64()),  # frame i has the time stamp pts_start + i * pts_step,
         ("pts_step", pa.int64()),
-        ("pts", pa.list_(pa.int64())),  # or else the one given here
+        ("pts", pa.list_(pa.int64())),  # unless it is given here
         ("key_frames", pa.list_(pa.int32())),  # their numbers
         ("key_offsets", pa.list_(pa.int64())),  # of key frames in the file
         # Only where videos are stored as JPEGs of their frames, which follow each other in the file
@@ -53,8 +53,8 @@ _ROWS_PER_GROUP = 65_536
 def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]], jpegs: bool = False) -> None:
     """Write manifest.parquet from each shard's columns: all but `shard`, which is the shard's position.
 
-    Those that version 1 lacks may be missing, as from the records of a build that it began. `JPEG_COLUMNS` are written
-    with `jpegs` only, so that the manifests of all other data sets have the bytes that they had before these columns.
+    Columns that version 1 lacks may be missing, as from records of a build that it began. `JPEG_COLUMNS` are written
+    only with `jpegs`, so that the manifests of all other data sets keep the bytes that they had before these columns.
     """
     written = pa.schema([field for field in MANIFEST_SCHEMA if jpegs or field.name not in JPEG_COLUMNS])
     with arrow_file(path, "wb") as file, pq.ParquetWriter(file, written, compression="zstd") as writer:
@@ -63,7 +63,7 @@ def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]], jpegs: bo
             columns = columns | {"shard": [position] * len(columns["key"])}
             schema = pa.schema([field for field in written if field.name in columns])
             waiting.append(completed(pa.table(columns, schema), written.names))
-            # A row group per shard would make the footer of a large data set as big as its data.
+            # A row group per shard would make the footer of a large data set as large as its data.
             if sum(table.num_rows for table in waiting) >= _ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
                 waiting.clear()
@@ -72,7 +72,7 @@ def write_manifest(path: Path, shards: Iterable[dict[str, list[Any]]], jpegs: bo
 
 
 def completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Return `columns` of rows of any version: of those that it lacks, `media` is image and all others are null."""
+    """Return `columns` of rows of any version; where they are missing, `media` is image and all others are null."""
     wanted = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns])
     for field in wanted:
         if field.name in SINCE_VERSION_2 and field.name not in table.column_names:
@@ -82,7 +82,7 @@ def completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 def media_in(path: Path) -> frozenset[str]:
-    """Return the kinds of samples in a manifest, without a text in memory for each. Raises ValueError for a null."""
+    """Return the kinds of samples in a manifest, in constant memory. Raises ValueError for a null."""
     found = set[str | None]()
     with open_regular(path) as raw:
         if "media" not in pq.read_schema(raw).names:

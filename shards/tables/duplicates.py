@@ -1,4 +1,4 @@
-"""Exact duplicates: images of a data set whose stored bytes are those of an earlier one."""
+"""Find exact duplicates: images whose stored bytes are those of an earlier one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _SCHEMA = pa.schema([("id", pa.int64()), ("first_id", pa.int64())])  # rows of t
 
 
 def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
-    """Compares the images whose size and checksum agree; `files` are the shards. Rows are sorted by id."""
+    """Compare the images whose size and checksum agree; `files` are the shards. Rows are sorted by id."""
     table = pq.read_table(arrow_file(manifest_path), columns=["shard", "offset", "size", "crc32c"])
     shard, offset, size, crc32c = (column.to_numpy() for column in table.columns)
     order = np.lexsort((crc32c, size))  # stable, so ids ascend among equals
@@ -36,7 +36,7 @@ def find_duplicates(manifest_path: Path, files: Sequence[str]) -> pa.Table:
 
 
 def load_duplicates(root: str | Path, samples: int) -> list[tuple[int, int]]:
-    """(id, first id) of every duplicate in a data set of so many samples. Raises ShardError without such a table."""
+    """Return (id, first id) of every duplicate among this many samples. Raises ShardError without such a table."""
     with local_copy(root, DUPLICATES) as path:
         table = read_columns(path, _SCHEMA)
     duplicate, first = (column.to_numpy() for column in table.columns)

@@ -1,4 +1,4 @@
-"""Reading a data set's own files, which another program may have written: whatever is wrong is one ShardError."""
+"""Read a data set's own files, which another program may have written; any defect raises one ShardError."""
 
 import errno
 from collections.abc import Collection, Iterator
@@ -18,16 +18,16 @@ AGAIN = "build or index the data set again"
 
 @contextmanager
 def local_copy(root: str | Path, name: str) -> Iterator[Path]:
-    """Yields a path of one of a data set's own files. Raises ShardError where it is missing or cannot be read."""
+    """Yield a local path of one of a data set's own files. Raises ShardError where it is missing or unreadable."""
     file = join(root, name)
     with readable(file), as_local(file) as path:
-        path.stat()  # Arrow's error for a missing file has no number
+        path.stat()  # Arrow's error for a missing file does not have a number
         yield path
 
 
 @contextmanager
 def readable(file: str) -> Iterator[None]:
-    """Turns what may happen while the file or URL is read into a ShardError."""
+    """Turn errors of reading the file or URL into a ShardError."""
     try:
         yield
     except OSError as error:
@@ -37,16 +37,16 @@ def readable(file: str) -> Iterator[None]:
 
 
 def unreadable(file: str, error: OSError) -> ShardError:
-    """What to say of a file that is missing or cannot be read."""
+    """Return the error for a file that is missing or unreadable."""
     if error.errno == errno.ENOENT:
         return ShardError(f"{printable_url(file)}: is missing; copy it from the original data set or build it again")
-    if error.errno is None:  # Arrow's, of what it reads
+    if error.errno is None:  # Arrow's own errors
         return unusable(file, error)
-    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; mend it and try again")
+    return ShardError(f"{printable_url(file)}: cannot be read: {error.strerror or error}; fix it and try again")
 
 
 def unusable(file: str, error: Exception | str) -> ShardError:
-    """What to say of a file whose content is not what docs/data-format.md asks for."""
+    """Return the error for a file whose content violates docs/reference/data-format.md."""
     kind = "description" if file.endswith(".json") else "table"
     why = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return ShardError(f"{printable_url(file)}: is not a {FORMAT} {kind} ({one_line(why)}); {AGAIN}")
@@ -59,16 +59,16 @@ def read_columns(
     nullable: Collection[str] = (),
     may_lack: Collection[str] = (),
 ) -> pa.Table:
-    """Reads a Parquet file that has at least the columns of `schema`, of its types or others of integers or text.
+    """Read a Parquet file with the columns of `schema`, of these types or of others of integers or text.
 
     Args:
-        path: of the file.
-        schema: what is to be in it; what is read has these types.
-        columns: those to read, by default all of `schema`.
-        nullable: those that may hold nulls.
-        may_lack: those that may be missing from the file, and then are from the table.
+        path: that of the file.
+        schema: the required columns, and the types of the result.
+        columns: the columns to read, by default all of `schema`.
+        nullable: the columns that may hold nulls.
+        may_lack: the columns that may be missing from the file, and are then missing from the table.
 
-    Raises ValueError or pa.ArrowException, which `readable` explains, where the file is anything else.
+    Raises ValueError or pa.ArrowException, which `readable` explains, where the file is invalid.
     """
     with open_regular(path) as raw, pq.ParquetFile(raw) as file:
         for field in schema:

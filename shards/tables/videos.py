@@ -1,4 +1,4 @@
-"""What a manifest tells of its videos, in memory."""
+"""The columns of a manifest that describe its videos, in memory."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from shards.tables.columns import MANIFEST_SCHEMA
 
 COLUMNS = (
     *("size", "frames", "fps_num", "fps_den", "codec", "pix_fmt", "pts_start", "pts_step", "pts"),
@@ -15,19 +17,19 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Jpegs:
-    """The places of the frames of videos that are stored as JPEGs, which follow each other in the file of a video.
+    """The positions of JPEG frames, which are contiguous in the file of each video.
 
-    Memory holds 8 bytes for each frame.
+    They take 8 bytes of memory per frame.
     """
 
     _offset: npt.NDArray[np.int64]  # of the first frame in the file of each video
-    _begin: npt.NDArray[np.int64]  # (samples + 1,), of each video's frames in what follows
+    _begin: npt.NDArray[np.int64]  # (samples + 1,), the first index of each video's frames in the arrays below
     _sizes: npt.NDArray[np.int32]
     _crc32c: npt.NDArray[np.uint32]
 
     @classmethod
     def of(cls, table: pa.Table, frames: npt.NDArray[np.int32]) -> "Jpegs | None":
-        """Take them from the `COLUMNS` of a manifest; None unless all of its videos have them.
+        """Take them from the `COLUMNS` of a manifest; return None unless all of its videos have them.
 
         Raises ValueError for a video whose JPEGs cannot lie in its file.
         """
@@ -49,7 +51,7 @@ class Jpegs:
 
     @classmethod
     def joined(cls, parts: Sequence["Jpegs"]) -> "Jpegs":
-        """Return those of several manifests, one after the other."""
+        """Join those of several manifests, one after the other."""
         frames = np.concatenate([np.diff(part._begin) for part in parts])
         return cls(
             np.concatenate([part._offset for part in parts]),
@@ -60,15 +62,15 @@ class Jpegs:
 
     @property
     def mean_size(self) -> float:
-        """Return the mean bytes of a frame."""
+        """Return the mean size of a frame in bytes."""
         return float(self._sizes.mean())
 
     def sizes(self, sample: int) -> npt.NDArray[np.int32]:
-        """Return the bytes of each frame of a video, int32 (frames,)."""
+        """Return the size in bytes of each frame of a video, int32 (frames,)."""
         return self._sizes[self._begin[sample] : self._begin[sample + 1]]
 
     def places(self, sample: int, frames: npt.NDArray[np.int32]) -> list[tuple[int, int, int]]:
-        """Return offset in the file, size and CRC-32C of frames of a video, which are (m,), in bytes."""
+        """Return offset in the file and size, in bytes, and CRC-32C of each of these frames, (m,), of a video."""
         sizes = self.sizes(sample)
         offsets = self._offset[sample] + np.cumsum(sizes, dtype=np.int64) - sizes
         crc32c = self._crc32c[self._begin[sample] : self._begin[sample + 1]]
@@ -79,9 +81,9 @@ class Jpegs:
 class Videos:
     """The videos among the samples of a manifest.
 
-    Arrays have the shape (samples,): `frames`, int32, how many are shown, 0 where a sample is an image; `rate`,
-    float64, the mean number of frames a second, 0 likewise. `codecs` are the pairs of codec and pixel format that
-    occur. `jpegs` is None unless the frames can be read one by one, as JPEGs.
+    Arrays have the shape (samples,): `frames`, int32, is the number of displayed frames, 0 for an image; `rate`,
+    float64, is the mean number of frames per second, 0 for an image. `codecs` are the pairs of codec and pixel format
+    that occur. `jpegs` is None unless the frames can be read one by one, as JPEGs.
     """
 
     frames: npt.NDArray[np.int32]
@@ -94,7 +96,7 @@ class Videos:
 
     @classmethod
     def of(cls, table: pa.Table) -> "Videos":
-        """Take them from the `COLUMNS` of a manifest. Raises ValueError for a video without what a reader needs."""
+        """Take them from the `COLUMNS` of a manifest. Raises ValueError for a video that lacks a required column."""
         frames, numerator, denominator, start, step = (
             table[name].fill_null(0).to_numpy() for name in ("frames", "fps_num", "fps_den", "pts_start", "pts_step")
         )
@@ -117,8 +119,14 @@ class Videos:
         )
 
     @classmethod
+    def none(cls, samples: int) -> "Videos":
+        """Return what is known of the videos among samples that are all images."""
+        nothing = {name: pa.nulls(samples, MANIFEST_SCHEMA.field(name).type) for name in COLUMNS}
+        return cls.of(pa.table(nothing))
+
+    @classmethod
     def joined(cls, parts: Sequence["Videos"]) -> "Videos":
-        """Return the videos of several manifests, one after the other."""
+        """Join the videos of several manifests, one after the other."""
         jpegs = [part.jpegs for part in parts if part.jpegs is not None]
         return cls(
             frames=np.concatenate([part.frames for part in parts]),

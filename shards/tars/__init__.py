@@ -1,1 +1,1 @@
-"""WebDataset tars: what they hold, how they are named, checked and written."""
+"""WebDataset tars: their contents, names, checks and writing."""

@@ -1,4 +1,4 @@
-"""The file and the label of one sample of a tar made elsewhere, as far as they can be used as they are."""
+"""Check the file and the label of one sample of an existing tar, which cannot be changed."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from shards.media.registry import kept_suffixes, media_of, suffixes
 from shards.storage import read
 from shards.tars.samples import Sample, matching
 
-_MAX_METADATA = 2**20  # bytes of a .cls or .json that are read at most
+_MAX_METADATA = 2**20  # largest size of a .cls or .json, in bytes
 _SHOWN = 3  # extensions in a message
 
 
 def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media, Checked, Label | None]:
-    """Check one sample and return the extension of its file, its kind, what the check found, and its label.
+    """Check one sample and return the extension of its file, its kind, the result of the check, and its label.
 
-    Raises Rejected for a sample that cannot be used as it is.
+    Raises Rejected for a sample that cannot be used unchanged.
     """
     if sample.unsafe is not None:
         raise Rejected("unsafe member", sample.unsafe)
@@ -31,7 +31,7 @@ def check_sample(tar: Path, sample: Sample, max_pixels: int) -> tuple[str, Media
 
 
 def _extension_of(sample: Sample) -> str:
-    """Return the extension of the sample's one file that is an image or of another kind of sample."""
+    """Return the extension of the sample's only file that is an image or another kind of sample."""
     kept = kept_suffixes()
     found = matching(sample.members, kept)
     if len(found) == 1:
@@ -46,12 +46,12 @@ def _extension_of(sample: Sample) -> str:
     if found:
         what += f": .{', .'.join(found[:_SHOWN])}{', ...' if len(found) > _SHOWN else ''}"
     if any("." in extension for extension in found):
-        what += "; names have dots, and the key ends at the first dot"
+        what += "; names contain dots, and the key ends at the first dot"
     raise Rejected("not one image", what)
 
 
 def _label(tar: Path, sample: Sample) -> Label | None:
-    """What `.cls` says or, where it says nothing, `.json`. Raises Rejected for a label that cannot be told."""
+    """Return the label in `.cls` or, without one there, in `.json`. Raises Rejected for a bad label."""
     for suffix in ("cls", "json"):
         sources = matching(sample.members, (suffix,))
         labels = {_label_in(tar, sample, source) for source in sources} - {None}
@@ -63,7 +63,7 @@ def _label(tar: Path, sample: Sample) -> Label | None:
 
 
 def _label_in(tar: Path, sample: Sample, source: str) -> Label | None:
-    """The label in a member: all its text, or what stands for it in an object."""
+    """Return the label in a member: its whole text, or the value of a label key in an object."""
     if sample.members[source][1] > _MAX_METADATA:
         raise Rejected("bad label", f".{source} has more than {_MAX_METADATA} bytes")
     data = _member(tar, sample, source)
@@ -76,7 +76,7 @@ def _label_in(tar: Path, sample: Sample, source: str) -> Label | None:
             value = None if name is None else facts[name]
         label = as_label(value)
         if isinstance(label, str):
-            label.encode()  # JSON can write halves of characters
+            label.encode()  # JSON may contain lone surrogates
         return label
     except ValueError as error:
         raise Rejected("bad label", f".{source}: {error}") from None

@@ -1,7 +1,7 @@
-"""The members of a tar by its headers alone: each header is read once, nothing is kept, and every step leads forward.
+"""List the members of a tar by its headers alone, in one pass forward and in constant memory.
 
-`tarfile` judges the headers. Where the next one lies is found out here, since tarfile follows sizes that are negative
-or beyond the file, takes quadratic time for long pax headers, and keeps every member.
+`tarfile` parses the headers. The position of the next one is computed here, since tarfile follows sizes that are
+negative or beyond the file, takes quadratic time for long pax headers, and keeps every member.
 """
 
 import re
@@ -11,15 +11,15 @@ from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 _BLOCK = tarfile.BLOCKSIZE
-_MAX_EXTENSION = 2**20  # bytes of a long name, or of a pax header, which may hold attributes of a file
+_MAX_EXTENSION = 2**20  # bytes of a long name, or of a pax header, which may hold file attributes
 _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
 _WITHOUT_DATA = (*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
 _RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]+)=")
 _SIZE = re.compile(r"[0-9]{1,18}")
-_LIKE_FOLDERS = (tarfile.DIRTYPE, b"D", b"V")  # of GNU's backups: what was in a folder, and a name for the whole tar
-_MORE_AT_FIRST, _MORE = 482, 504  # where a sparse file's header and its other blocks say that another block follows
+_LIKE_FOLDERS = (tarfile.DIRTYPE, b"D", b"V")  # of GNU's backups: the contents of a folder, and a volume label
+_MORE_AT_FIRST, _MORE = 482, 504  # where the header of a sparse file, and its further blocks, say that another follows
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -32,19 +32,19 @@ _COMPRESSED = {
 
 
 class Readable(Protocol):
-    """A file as far as `members` needs it. Streams have no `seek` that goes back, and none is asked for."""
+    """A file as `members` needs it. Streams cannot seek backwards, and do not have to."""
 
     def read(self, size: int, /) -> bytes:
-        """So many bytes, fewer only at the end."""
+        """Return this many bytes, fewer only at the end."""
 
     def seek(self, offset: int, /) -> object:
-        """What is read next lies there."""
+        """Set the position of the next read."""
 
 
 class Member(NamedTuple):
-    """What a tar says of one of its files: its name, its type as in `tarfile`, and where its bytes lie.
+    """A file in a tar: its name, its type as in `tarfile`, and the position of its bytes.
 
-    `target` is the name of the member that a hard link stands for. Sparse files have the type of GNU's.
+    `target` is the name of a hard link's target. Sparse files have GNU's type.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Member(NamedTuple):
 
 
 def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator[Member]:
-    """The members, but for folders, of the tar that is in the bytes `start` to `stop` - 1 of `file`.
+    """Yield the members, except folders, of the tar in the bytes `start` to `stop` - 1 of `file`.
 
-    Without a `stop`, the tar ends where its end mark or `file` does. Offsets are those in `file`. Between two members,
+    Without `stop`, the tar ends at its end mark or with `file`. Offsets are relative to `file`. Between two members,
     `file` may be read and sought.
 
     Raises:
@@ -65,7 +65,7 @@ def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator
         tarfile.ReadError: it is damaged or cut off, or not a tar.
     """
     at = start
-    ahead: dict[str, str] = {}  # what was said of the next member
+    ahead: dict[str, str] = {}  # fields that apply to the next member
 
     def read(size: int) -> bytes:
         return file.read(size if stop is None else max(0, min(size, stop - at)))
@@ -99,7 +99,7 @@ def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator
             more = block[_MORE_AT_FIRST]
             while more:
                 block = read(_BLOCK)
-                more = block[_MORE] if len(block) == _BLOCK else 0  # cut off, as the next header will show
+                more = block[_MORE] if len(block) == _BLOCK else 0  # truncated, as the next header will show
                 at += _BLOCK
         size = 0 if header.type in _WITHOUT_DATA else _size(fields, header.size, place)
         if stop is not None and at + size > stop:
@@ -114,18 +114,18 @@ def members(file: Readable, start: int = 0, stop: int | None = None) -> Iterator
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a member is a hidden file, such as the twins `._NAME` that macOS adds."""
+    """Return whether a member is a hidden file, such as the twins `._NAME` that macOS adds."""
     *folders, file = name.split("/")
     return file.startswith(".") or "__MACOSX" in folders
 
 
 def in_hidden_folder(name: str) -> bool:
-    """Whether a member lies in a hidden folder."""
+    """Return whether a member lies in a hidden folder."""
     return any(folder.startswith(".") and folder not in (".", "..") for folder in name.split("/")[:-1])
 
 
 def why_unsafe(member: Member) -> str | None:
-    """Why a member is never read; None for a plain file, or a hard link, under a plain relative name."""
+    """Return why a member is never read; None for a plain file, or a hard link, under a plain relative name."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.LNKTYPE):
         return "is not a plain file"
     if member.name.startswith("/") or ".." in member.name.split("/"):
@@ -134,7 +134,7 @@ def why_unsafe(member: Member) -> str | None:
 
 
 def _refuse_another(file: Readable, at: int, stop: int) -> None:
-    """Raises ReadError where another tar follows the end mark at `at`: tar, WebDataset and DALI would not read it."""
+    """Raise ReadError where another tar follows the end mark at `at`: tar, WebDataset and DALI would not read it."""
     for place in range(at + _BLOCK, stop, _BLOCK):
         block = file.read(min(_BLOCK, stop - place))
         if block.strip(b"\0"):
@@ -147,28 +147,28 @@ def _refuse_another(file: Readable, at: int, stop: int) -> None:
 def _header(block: bytes, at: int) -> tarfile.TarInfo:
     with suppress(tarfile.HeaderError):
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        if block[257:265] == b"ustar  \0":  # GNU may have times where others have the front of a long name
+        if block[257:265] == b"ustar  \0":  # GNU may have times where others have the prefix of a long name
             header.name = _text(block[:100].partition(b"\0")[0])
         return header
     if at == 0:
         for begin, (program, unpack) in _COMPRESSED.items():
             if block.startswith(begin):
                 raise tarfile.CompressionError(
-                    f"is compressed ({program}), so its members cannot be read by their place; `{unpack}` it first"
+                    f"is compressed ({program}), so its members cannot be read by their position; `{unpack}` it first"
                 )
         raise tarfile.ReadError(f"it begins with {block[:20]!r}" if block else "it is empty")
-    raise tarfile.ReadError(f"no header at byte {at}, where another member or the end mark has to be")
+    raise tarfile.ReadError(f"no header at byte {at}, where another member or the end mark is required")
 
 
 def _records(data: bytes, place: str) -> dict[str, str]:
-    """The records of a pax header that matter here, each of which is `length key=value` and a line feed."""
+    """Return the relevant records of a pax header; each record is `length key=value` and a line feed."""
     known = {}
     at = 0
     while at < len(data):
         match = _RECORD.match(data, at)
         end = at + int(match[1]) if match else 0
         if not match or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise tarfile.ReadError(f"{place} extends another by what is not a list of keys and values")
+            raise tarfile.ReadError(f"{place} extends another, but is not a list of keys and values")
         key, value = match[2], _text(data[match.end() : end - 1])
         if key in (b"path", b"linkpath", b"size"):
             known[key.decode()] = value
@@ -181,7 +181,7 @@ def _records(data: bytes, place: str) -> dict[str, str]:
 
 
 def _size(fields: dict[str, str], size: int, place: str) -> int:
-    """Bytes of a member by its pax header or, without one that says so, by its own."""
+    """Return the size of a member from its pax header or, if that has none, from its own header."""
     if "size" in fields:
         if not _SIZE.fullmatch(fields["size"]):
             raise tarfile.ReadError(f"{place} has a pax header with a size of {fields['size'][:40]!r}")

@@ -1,4 +1,4 @@
-"""How tars are named: on the command line, by patterns, and in a data set."""
+"""Name tars: expand patterns of the command line, and name them in a data set."""
 
 import glob
 import os
@@ -16,7 +16,7 @@ from shards.text import portable
 
 
 def names_of(patterns: Sequence[str], out: str) -> list[str]:
-    """How the data set in `out` names the tars that the patterns stand for, each once, in their order.
+    """Expand patterns to the names of tars in the data set in `out`, each once, in their order.
 
     Raises ShardError for a pattern without a tar, a URL that may not be read, and two tars of one `.idx`.
     """
@@ -26,7 +26,7 @@ def names_of(patterns: Sequence[str], out: str) -> list[str]:
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
-    """The tars that the patterns stand for."""
+    """Expand patterns to tars."""
     tars: list[str] = []
     for pattern in patterns:
         try:
@@ -48,7 +48,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
                 tars.append(one)
             else:
                 found = sorted(path for path in glob.glob(one, recursive=True) if _is_file(path))  # noqa: PTH207
-                if not found and os.path.exists(one):  # noqa: PTH110 -- false for names that are too long, too
+                if not found and os.path.exists(one):  # noqa: PTH110 -- also false for names that are too long
                     remedy = f"{shlex.quote(f'{one}/*.tar')} for those of a folder"
                     raise ShardError(f"{one}: is not a file; give tars, such as {remedy}")
                 if not found:
@@ -62,12 +62,12 @@ def _is_file(path: str) -> bool:
         return Path(path).is_file()
     except PermissionError as error:
         raise ShardError(f"{path}: {error.strerror}; make its folder readable (chmod u+rx)") from None
-    except OSError:  # a name that is too long
+    except OSError:  # for instance a name that is too long
         return False
 
 
 def _name(tar: str, out: str) -> str:
-    """How the data set in `out` names a tar, in every locale."""
+    """Return the name of a tar in the data set in `out`, independent of the locale."""
     if is_url(tar):
         return portable(tar)
     path = real(Path(tar).parent) / Path(tar).name
@@ -77,7 +77,7 @@ def _name(tar: str, out: str) -> str:
 
 
 def _refuse_equal_indices(names: Sequence[str]) -> None:
-    """Raises ShardError for two tars whose `.idx` would be one file, such as `a.tar` and `a.tgz` beside it."""
+    """Raise ShardError for two tars with the same `.idx` file, such as `a.tar` and `a.tgz` beside it."""
     tars: dict[str, str] = {}
     for name in names:
         other = tars.setdefault(idx_name(name), name)

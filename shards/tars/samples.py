@@ -1,4 +1,4 @@
-"""What a WebDataset tar holds and where, and the `.idx` file that tells DALI's reader the same."""
+"""Find the samples of a WebDataset tar, and write the `.idx` file that DALI's reader needs."""
 
 import tarfile
 from collections.abc import Collection, Iterable
@@ -11,37 +11,37 @@ from shards.files import ShardError
 from shards.media.registry import kept_suffixes
 from shards.tars.headers import Member, in_hidden_folder, is_hidden, members, why_unsafe
 
-Place = tuple[int, int, str]  # of a member: offset of its data in the tar, size, name
+Place = tuple[int, int, str]  # of a member: offset of its data in the tar, size in bytes, name
 Members = dict[str, Place]  # by extension, in the order of the tar
 
 
 class Sample(NamedTuple):
-    """The members of one key; `unsafe` names one that must not be read, if any, and says why."""
+    """The members of one key; `unsafe` names a member that must not be read, if any, and says why."""
 
     key: str
     members: Members
     unsafe: str | None
 
     def place(self) -> int:
-        """Return the offset of its image or the like; where there is not exactly one, that of its first member."""
+        """Return the offset of its image or other media; unless there is exactly one, that of its first member."""
         found = matching(self.members, kept_suffixes())
         extensions = found if len(found) == 1 else self.members
         return min((self.members[extension][0] for extension in extensions), default=0)
 
 
 def samples_of(tar_path: Path) -> list[Sample]:
-    """Reads the headers of a tar and joins the members of each sample, wherever they lie.
+    """Read the headers of a tar and group the members of each sample, wherever they are.
 
-    Samples follow the place of their images. Hidden files are passed over, and hidden folders unless all is in such; a
-    hard link is the earlier member that it stands for. Raises ShardError for a file that is no tar, is cut off, or has
-    a damaged header.
+    Samples are in the order of their images. Hidden files are ignored, and hidden folders too unless all members are
+    in such; a hard link stands for the earlier member that is its target. Raises ShardError for a file that is not a
+    tar, is truncated, or has a damaged header.
     """
     if not tar_path.is_file():
-        raise ShardError(f"{tar_path}: is not a file; give a tar")  # to open a pipe would be to wait for its writer
+        raise ShardError(f"{tar_path}: is not a file; give a tar")  # opening a pipe would wait for its writer
     visible: dict[str, Sample] = {}
     hidden: dict[str, Sample] = {}
     try:
-        with tar_path.open("rb", buffering=0) as file:  # headers lie far apart
+        with tar_path.open("rb", buffering=0) as file:  # headers are far apart
             for member in members(file, stop=tar_path.stat().st_size):
                 if is_hidden(member.name):
                     continue
@@ -52,7 +52,7 @@ def samples_of(tar_path: Path) -> list[Sample]:
                 if why is None and extension in sample.members:
                     why = "is there twice"
                 if place is not None:
-                    sample.members[extension] = place  # the later one, for which links stand that follow
+                    sample.members[extension] = place  # the later one, which is the target of links that follow
                 if why is not None:
                     samples[key] = sample._replace(unsafe=f"{member.name} {why}")
     except tarfile.CompressionError as error:
@@ -63,14 +63,14 @@ def samples_of(tar_path: Path) -> list[Sample]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key and the extension of a member, as WebDataset and DALI cut names: dots in folder names do not count."""
+    """Return the key and the extension of a member, as WebDataset and DALI split names, ignoring dots of folders."""
     folder, slash, file = name.rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension
 
 
 def matching(extensions: Collection[str], suffixes: Collection[str]) -> list[str]:
-    """The extensions that are one of the suffixes, as `jpg`, or else those that end in one, as `input.jpg`.
+    """Return the extensions that equal one of the suffixes, as `jpg`, or else those that end in one, as `input.jpg`.
 
     Suffixes are lower case; the case of extensions does not matter.
     """
@@ -79,7 +79,7 @@ def matching(extensions: Collection[str], suffixes: Collection[str]) -> list[str
 
 
 def _place(member: Member, samples: dict[str, Sample]) -> tuple[Place | None, str | None]:
-    """Where the bytes of a member lie, or why they are not read."""
+    """Return the position of the bytes of a member, or why they are not read."""
     why = why_unsafe(member)
     if why is not None:
         return None, why
@@ -93,9 +93,9 @@ def _place(member: Member, samples: dict[str, Sample]) -> tuple[Place | None, st
 
 
 def idx_name(shard_name: str) -> str:
-    """The name of a shard's `.idx` in its data set.
+    """Return the name of a shard's `.idx` in its data set.
 
-    A checksum of the name tells tars of other folders apart, which may have the same file name.
+    A checksum of the name distinguishes tars of other folders, which may have the same file name.
     """
     stem = PurePosixPath(shard_name).stem
     if "/" in shard_name:
@@ -104,7 +104,7 @@ def idx_name(shard_name: str) -> str:
 
 
 def dali_index(samples: Iterable[Sample]) -> str:
-    """The text of DALI's index, version 1.2: a line per sample, of `extension offset size name` groups."""
+    """Return the text of DALI's index, version 1.2: one line per sample, of `extension offset size name` groups."""
     lines = []
     for sample in samples:
         parts = [

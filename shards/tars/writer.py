@@ -1,4 +1,4 @@
-"""Writes tars whose bytes depend on their members alone, with one pass over the data."""
+"""Write tars whose bytes depend on their members alone, in one pass over the data."""
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,7 +6,7 @@ from pathlib import Path
 
 _BLOCK, _RECORD = 512, 10_240  # bytes: a member fills whole blocks, and a tar whole records
 _BUFFER = 2**20
-_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # of a header: a plain file, and no more to be said
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(247)  # the other fields of the header of a plain file
 _REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum counts itself as spaces
 _MAX_NAME = 100  # bytes; longer ones would need an extension of the format
 
@@ -24,7 +24,7 @@ class TarWriter:
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._waiting: list[bytes] = []
-        self._written = 0  # bytes, or on their way
+        self._written = 0  # bytes written or being written
         self.size = 0  # bytes so far
 
     def __enter__(self) -> "TarWriter":
@@ -35,7 +35,7 @@ class TarWriter:
         self._file.close()
 
     def add(self, name: str, data: bytes) -> int:
-        """Appends a file and returns the offset of its bytes. `name` has 1 to 100 ASCII characters."""
+        """Append a file and return the offset of its bytes. `name` has 1 to 100 ASCII characters."""
         offset = self.size + _BLOCK
         self._append(_header(name, len(data)), data, bytes(-len(data) % _BLOCK))
         if self.size - self._written >= _BUFFER:
@@ -43,7 +43,7 @@ class TarWriter:
         return offset
 
     def finish(self) -> str:
-        """Writes the end of the tar and returns the SHA-256 of the whole, in hexadecimal."""
+        """Write the end of the tar and return the SHA-256 of the whole, in hexadecimal."""
         end = self.size + 2 * _BLOCK
         self._append(bytes(2 * _BLOCK + -end % _RECORD))
         self._flush()
@@ -55,7 +55,7 @@ class TarWriter:
         self.size += sum(map(len, parts))
 
     def _flush(self) -> None:
-        """Waits for what is being written and starts to write what has come since. Raises OSError."""
+        """Wait for the write in progress and start to write the data added since. Raises OSError."""
         if self._writing is not None:
             self._writing.result()
         self._writing = self._thread.submit(self._write, self._waiting)
@@ -69,7 +69,7 @@ class TarWriter:
 
 
 def _header(name: str, size: int) -> bytes:
-    """https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html#tag_20_92_13_06."""
+    """Return a ustar header: pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html#tag_20_92_13_06."""
     encoded = name.encode("ascii")
     assert 0 < len(encoded) <= _MAX_NAME, name
     before = b"%b0000644\x000000000\x000000000\x00%011o\x0000000000000\x00" % (encoded.ljust(_MAX_NAME, b"\0"), size)

@@ -13,7 +13,7 @@ from launching import assert_same_weights, launch, pretrain, small_recipe
 from safetensors.torch import load_file, save_file
 from scripting import run_script
 
-from pipeline.checkpoints.checkpoint import PARTS, Checkpoint, CheckpointError, Facts, chosen, newest, read
+from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError, Facts, chosen, newest, read
 from pipeline.checkpoints.sealing import seal
 from pipeline.train.resume import changed_engine, check_contents
 from pipeline.train.state import check_counters
@@ -79,7 +79,7 @@ def write(name: str, content: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(content)
 
 
-WEIGHT, MEAN, SQUARES = (f"{part}/encoder.norm.bias" for part in PARTS)
+WEIGHT, MEAN, SQUARES = (f"{part}/encoder.norm.bias" for part in ("weight", "exp_avg", "exp_avg_sq"))
 
 # Whatever model it is of
 UNREADABLE: dict[str, tuple[Change, str]] = {
@@ -174,7 +174,7 @@ def test_a_run_takes_the_checkpoint_before_one_that_does_not_fit_it(
     reseal(folder)
     pretrain(shards, run, "run.max_steps=4", "run.save_every=2", f"data.validation={shards}")
     out = capfd.readouterr().out
-    (said,) = [line for line in out.splitlines() if "passing over" in line]
+    (said,) = [line for line in out.splitlines() if "skipping" in line]
     assert "step-00000004" in said and why in said and "steps 2 to 4 of" in out
     assert_same_weights(run, original)
 
@@ -220,7 +220,7 @@ def test_two_ranks_agree_that_a_checkpoint_does_not_fit(shards: Path, run: Path)
     save_file({MEAN: torch.ones(32)}, folder / "part-00001.safetensors")
     reseal(folder)
     said = launch(shards, run, "run.max_steps=4", "run.save_every=2")
-    assert said.count("passing over a damaged checkpoint") == 1 and "steps 2 to 4 of" in said
+    assert said.count("skipping a damaged checkpoint") == 1 and "steps 2 to 4 of" in said
     assert f"{SQUARES} is missing" in said
 
 
@@ -248,7 +248,7 @@ def test_a_precision_that_changed_between_lives_is_noted_once(
     was = f"engine.zero_stage was {before.zero_stage}, now 2"
     if before.precision != "bf16":
         was += f"; engine.precision was {before.precision}, now bf16"
-    assert notes == [f"note: {was}: numbers are rounded otherwise from here on"]
+    assert notes == [f"note: {was}: rounding differs from here on"]
 
 
 def test_an_engine_setting_that_a_checkpoint_does_not_know_stood_at_its_default(shards: Path, run: Path) -> None:
@@ -257,7 +257,7 @@ def test_an_engine_setting_that_a_checkpoint_does_not_know_stood_at_its_default(
     found = Checkpoint(run, Facts(4, {}, {}, {"engine": engine}), {})
     assert changed_engine(found, small_recipe(shards, run)) == []
     (note,) = changed_engine(found, small_recipe(shards, run, "engine.tf32=true"))
-    assert note == "engine.tf32 was False, now True: numbers are rounded otherwise from here on"
+    assert note == "engine.tf32 was False, now True: rounding differs from here on"
 
 
 @pytest.mark.parametrize("case", ["a missing weight", "another shape", "a tensor too much"])

@@ -7,7 +7,7 @@ import pytest
 from pipeline.cluster.launchers import place, slurm_place
 from pipeline.config import Recipe
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.command import main
+from pipeline.train.command import train
 
 STEP = {
     "SLURM_JOB_ID": "1234",
@@ -54,7 +54,7 @@ def test_a_recipe_error_is_told_once_a_node(
     monkeypatch.setenv("SLURM_PROCID", task)
     monkeypatch.setenv("SLURM_LOCALID", task)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "no_such_recipe"])
-    assert main("", Recipe, Pretraining) == 2
+    assert train("", Recipe, Pretraining) == 2
     assert capsys.readouterr().err.count("error: no recipe 'no_such_recipe'") == lines
 
 

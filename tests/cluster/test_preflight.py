@@ -161,7 +161,7 @@ def test_nodes_that_differ_are_refused_and_the_doctor_measures_them(images: Path
         assert (
             f"inputs: rank 0 (n1): data.shards {identities[0]}; rank 1 (n2): data.shards {identities[1]}: " in refusal
         )
-        assert "run.dir: rank 1 (n2): does not see what rank 0 wrote there; rank 0 (n1): " in refusal
+        assert "run.dir: rank 1 (n2): does not see the file that rank 0 wrote there; rank 0 (n1): " in refusal
         assert "versions" not in refusal
 
     findings = {finding["check"]: finding for finding in json.loads(told.read_text())}

@@ -82,7 +82,7 @@ def test_decoding_begins_at_the_key_frame_before(monkeypatch: pytest.MonkeyPatch
     [
         (lambda data: data[: len(data) // 2], "moov atom not found|Invalid data"),
         (lambda data: b"", "Invalid data|End of file"),
-        (lambda data: encoded(film(20)), "5 of 5 frames are not there"),
+        (lambda data: encoded(film(20)), "5 of 5 frames are missing"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(damage: Callable[[bytes], bytes], why: str) -> None:

@@ -141,14 +141,14 @@ def outcomes(regions: Outcome, whole: Outcome) -> Callable[[Decoding], Outcome]:
             CRASHED,
             REGIONS,
             False,
-            "could not be tested: it failed (busy): mend what",
+            "could not be tested: it failed (busy): fix what",
         ),
         (
             Outcome(Ending.SOUND, library=False),
             CRASHED,
             REGIONS,
             False,
-            "without which DALI decodes on the CPU: pip install",
+            "so DALI decodes on the CPU: pip install",
         ),
     ],
 )

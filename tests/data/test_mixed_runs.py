@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.cluster.world import join
 from pipeline.data.errors import DataError
-from pipeline.data.mixture import Mixture
+from pipeline.data.mixture import Mixture, mixture_of
 from pipeline.measure import measure
 from shards.manifest import Manifest
 
@@ -56,7 +56,7 @@ def undisturbed(sets: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 def order(sets: dict[str, Path]) -> Mixture:
-    return Mixture([Manifest.load(sets[name]).counts for name in ("art", "photos")], [1, 3], 0, 4, 8192, 16)
+    return mixture_of([Manifest.load(sets[name]).counts for name in ("art", "photos")], [1, 3], 0, 4, 8192, 16)
 
 
 def test_a_killed_run_resumes_like_an_undisturbed_one(sets: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:

@@ -126,8 +126,8 @@ def test_samples_are_counted_and_found_by_data_set(sets: dict[str, Path]) -> Non
         for name, manifest, row in (("art", art, 10), ("photos", photos, 0), ("photos", photos, 22))
     ]
     assert found.notes == [
-        "data.mixture.art: 11 images, 25.0% of what the model sees; 0.773 of its own epochs in one of the run",
-        "data.mixture.photos: 23 images, 75.0% of what the model sees; 1.11 of its own epochs in one of the run",
+        "data.mixture.art: 11 images, 25.0% of the model's inputs; 0.773 of its own epochs per epoch of the run",
+        "data.mixture.photos: 23 images, 75.0% of the model's inputs; 1.11 of its own epochs per epoch of the run",
     ]
 
 
@@ -147,20 +147,6 @@ def test_remote_data_sets_share_a_cache(sets: dict[str, Path], tmp_path: Path) -
     found = by_input(made)
     assert found.keys() == expected.keys() and all(torch.equal(found[key], image) for key, image in expected.items())
     assert kept == {f"{shard:06d}" for shard in range(3 + 5)}
-
-
-def test_videos_are_mixed_with_videos_only(sets: dict[str, Path], video_shards: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(video_shards, other)
-    clips = {"frames": 4, "sampling": "stride", "stride": 2}
-    with pytest.raises(DataError) as error:
-        batches_of(settings(sets | {"clips": video_shards}, None, **clips), 4, 4, 1)
-    assert str(error.value) == (
-        "data.mixture: art has images and clips has videos, and a model is trained on one kind: leave out the data "
-        "sets of the other"
-    )
-    with pytest.raises(DataError, match=r"^data\.mixture: a and b are one data set: list it once, with a larger weig"):
-        batches_of(settings({"a": video_shards, "b": other}, None, **clips), 4, 4, 1)
 
 
 def test_clips_of_a_mixture_are_those_of_its_data_sets(videos: Path, tmp_path: Path) -> None:
@@ -211,6 +197,10 @@ def test_clips_of_a_mixture_are_those_of_its_data_sets(videos: Path, tmp_path: P
         (
             ["data.shards=null", "data.mode=stream", "data.stream_samples=9", "data.mixture={a: {shards: x}}"],
             "data.mode=stream reads data.shards: index the tars for data.mixture, or leave it out",
+        ),
+        (
+            ["data.validation_images=y"],
+            "data.validation_images is for pre-training on a data.mixture of images and vid",
         ),
     ],
 )

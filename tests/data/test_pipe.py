@@ -69,7 +69,7 @@ def test_a_command_is_read_like_a_file() -> None:
     ],
 )
 def test_a_command_that_fails_says_how(command: str, why: str) -> None:
-    with pytest.raises(StorageError, match=rf": its command {why}; run it by itself to see why$"):
+    with pytest.raises(StorageError, match=rf": its command {why}; run it separately to see why$"):
         read(command)
     pipe = Pipe(f"pipe:printf data; {command}", 60)
     assert pipe.read(4) == b"data"

@@ -115,8 +115,8 @@ def test_a_hostile_tar_costs_a_run_that_tar_only(tmp_path: Path, caplog: pytest.
         assert len(said) == (name != "two-tars"), name  # once, in however many rounds
         # How long the tar is shows only at its end
         assert all(why in line or "no header at byte" in line for line in said)
-    assert f"tar left out: {tmp_path}/zz-fifo.tar: is not a regular file" in caplog.messages
-    assert f"tar left out: {tmp_path}/zz-folder.tar: is not a regular file" in caplog.messages
+    assert f"tar skipped: {tmp_path}/zz-fifo.tar: is not a regular file" in caplog.messages
+    assert f"tar skipped: {tmp_path}/zz-folder.tar: is not a regular file" in caplog.messages
 
 
 def test_nothing_but_hostile_tars_is_one_error(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_healthy_machines_are_well() -> None:
             PROBLEM,
             "rank 5 (n3)",
             "the GPU cannot decode",
-            "docs/data.md",
+            "docs/explanation/data.md",
         ),
         (
             diagnosis.memory(changed(2, memory=99 * 10**9), 5 * 10**10),

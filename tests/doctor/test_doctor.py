@@ -13,6 +13,7 @@ from launching import FINETUNE, SMALL, finetune_recipe, free_port, small_recipe
 from ranks import Ranks
 
 from pipeline.doctor import measure
+from pipeline.doctor.examine import inputs_of
 from pipeline.finetune.build import build_classifier
 from shards.manifest import Manifest
 
@@ -97,3 +98,20 @@ def test_bad_videos_are_counted_among_the_videos_that_were_tried(video_shards: P
     samples, read = measure.storage(manifest, recipe.data, 0, 3)
     decoded = measure.decoding(samples, manifest, recipe.data, torch.device("cpu"))
     assert read.tried == decoded.tried == 192 and 0 < read.bad == decoded.bad < 60
+
+
+def test_images_beside_videos_are_read_and_decoded_in_batches_of_one_medium(
+    video_shards: Path, shards: Path, tmp_path: Path
+) -> None:
+    mixture = f"data.mixture={{clips: {{shards: {video_shards}}}, photos: {{shards: {shards}}}}}"
+    validation = (f"data.validation={video_shards}", f"data.validation_images={shards}")
+    recipe = small_recipe("null", tmp_path, mixture, *validation, "data.image_size=64", "data.frames=4")
+    opened, identities = inputs_of(recipe)
+    assert list(identities) == ["data.mixture", "data.validation", "data.validation_images"]
+    mixed, *_ = opened
+    assert isinstance(mixed, Manifest), mixed
+    assert [len(found) for found in opened] == [len(mixed), 22, len(mixed) - 22]
+    samples, read = measure.storage(mixed, recipe.data, 0, 4)
+    assert [request.medium for request, _ in samples] == ["image", "video"] * 2
+    decoded = measure.decoding(samples, mixed, recipe.data, torch.device("cpu"))
+    assert read.tried == 4 * measure.BATCH and (read.bad, decoded.bad) == (0, 0)

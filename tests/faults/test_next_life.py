@@ -65,7 +65,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 def lose_a_rank(ranks: Ranks, run: Path) -> None:
     ranks.signal(1, signal.SIGKILL)
     assert ranks.wait(60) == [1, -signal.SIGKILL]
-    assert "error: rank 0 lost another rank, whose own error tells why (" in ranks.said()
+    assert "error: rank 0 lost another rank, whose own error says why (" in ranks.said()
 
 
 def lose_the_first_rank(ranks: Ranks, run: Path) -> None:

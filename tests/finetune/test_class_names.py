@@ -49,7 +49,7 @@ def test_from_a_quoted_field_to_the_exported_config(
         assert run_script(monkeypatch, "export.py", run, out) == 0
         config = json.loads((out / "config.json").read_bytes())
         names: list[str] = timm.create_model(f"local-dir:{out}", pretrained=True).pretrained_cfg["label_names"]
-        assert (config["num_classes"], config["pretrained_cfg"]["label_names"]) == (len(NAMES), NAMES)
+        assert (config["num_classes"], config["label_names"]) == (len(NAMES), NAMES)
         return names
 
     assert exported(tmp_path / "new") == NAMES

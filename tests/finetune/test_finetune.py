@@ -233,21 +233,36 @@ def test_the_exported_classifier_is_plain_timms(
 
 
 def test_compare_reads_what_probes_and_runs_wrote(
-    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    labelled: dict[str, Path],
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run_script(monkeypatch, "compare.py", tmp_path) == 1
     empty = capsys.readouterr().err
     assert "is not complete" in empty and empty.count("\n") == 1
-    for index, kind in enumerate(("scratch", "hog", "pixels")):
-        layer = {"linear": {"top1": 0.25 + index / 10}, "neighbours": [{"k": 20, "top1": 0.125}]}
+    pretrain(labelled["train"], tmp_path / "run", "run.max_steps=2", f"data.validation={labelled['validation']}")
+    capsys.readouterr()
+    for kind in ("scratch", "hog", "pixels"):
+        # The first block is the better one on held-out images; what is best on validation must not decide
+        layers = {str(block): _probe(linear, own) for block, linear, own in ((0, 0.5, 0.75), (1, 0.625, 0.25))}
         (tmp_path / "probe" / kind).mkdir(parents=True)
-        (tmp_path / "probe" / kind / "step.json").write_text(json.dumps({"layers": {"1": layer}}))
-        (tmp_path / "finetune").mkdir(exist_ok=True)
-        (tmp_path / "finetune" / f"{kind}-0").symlink_to(undisturbed)
+        (tmp_path / "probe" / kind / "step.json").write_text(json.dumps({"layers": layers}))
+        for folder, run in (("finetune", undisturbed), ("pretrain", tmp_path / "run")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / (f"{kind}-0" if folder == "finetune" else kind)).symlink_to(run)
     assert run_script(monkeypatch, "compare.py", tmp_path) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
-    assert rows[1] == ["HOG", "35.0%", "12.5%", "100.0%", "100.0%"]
-    assert Image.open(tmp_path / "results.png").size == (1200, 480)
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    probes_and_tuning = ["62.5", "12.5", "0", "50.0", "12.5", "100.0", "100.0"]
+    assert rows["none"] == probes_and_tuning
+    assert rows["HOG"][0] == "20" and rows["HOG"][2:] == probes_and_tuning
+    assert Image.open(tmp_path / "results.png").size == (1320, 960)
+
+
+def _probe(linear: float, held_out: float) -> dict[str, object]:
+    rates = [{"rate": 0.1, "held_out_top1": held_out}, {"rate": 1.0, "held_out_top1": 0.0}]
+    return {"linear": {"rate": 0.1, "top1": linear, "rates": rates}, "neighbours": [{"k": 20, "top1": 0.125}]}
 
 
 def test_mistakes_are_told(labelled: dict[str, Path], shards: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_program_goes_in() -> None:
     for package in ("model", "pipeline", "shards", "scripts"):
         files = [file for suffix in ("py", "sh", "yaml") for file in (CHECKOUT / package).rglob(f"*.{suffix}")]
         names += [str(file.relative_to(CHECKOUT)) for file in files]
-    assert {"pipeline/train/loop.py", "shards/text.py", "scripts/recipes/finetune/small.yaml"} < set(names)
+    assert {"pipeline/train/loop.py", "shards/text.py", "pipeline/recipes/finetune/small.yaml"} < set(names)
     assert [name for name in names if ignored(name)] == []
     folders = {str(Path(package.replace(".", "/"))) for package in setuptools_packages()}
     assert folders <= {str(Path(name).parent) for name in names}
@@ -87,7 +87,7 @@ def test_nothing_else_goes_in() -> None:
         *("pipeline/__pycache__/build.cpython-311.pyc", "maskfeat_pipeline.egg-info/PKG-INFO", "scripts/x.parquet"),
         *(
             "tests/conftest.py",
-            "docs/launching.md",
+            "docs/how-to/launching.md",
             "credentials.json",
             "my data/x.jpg",
             "hosts",

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from launching import CHECKOUT
 
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from hostfile import HostFileError, read_hostfile
-from hosts import PROBE, Hosts
+from pipeline.supervisor.hostfile import HostFileError, read_hostfile
+from pipeline.supervisor.hosts import PROBE, Hosts
 
 SUPERVISE = [sys.executable, str(CHECKOUT / "scripts" / "launch" / "supervise.py")]
 

@@ -3,7 +3,6 @@
 import copy
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import yaml
 from launching import CHECKOUT
 
 from pipeline.config import load_recipe
-
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from hostfile import read_hostfile
+from pipeline.supervisor.hostfile import read_hostfile
 
 models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs the package kubeflow-trainer-api")
 

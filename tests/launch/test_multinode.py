@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import CHECKOUT, SMALL, assert_same_weights, free_port, launch, losses, pretrain
+from launching import SMALL, assert_same_weights, free_port, launch, losses, pretrain
 from nodes import Node, missing, two_nodes
 from ranks import Ranks
 
 from pipeline.checkpoints.checkpoint import newest
-
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from stop import ranks
-from supervise import reached
+from pipeline.supervisor.stop import ranks
+from pipeline.supervisor.supervise import reached
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from launching import CHECKOUT
 
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from stop import ranks, run_dir
+from pipeline.supervisor.stop import ranks, run_dir
 
 PYTHON = sys.executable
 STOP = [PYTHON, str(CHECKOUT / "scripts" / "launch" / "stop.py")]
@@ -34,6 +33,8 @@ RANKS = [
     "{python} --check-hash-based-pycs always pretrain.py run.dir={run}",
     "{python} -- pretrain.py run.dir={run}",
     "{python} -m jobs.pretrain run.dir={run}",
+    "{python} -u rank.py pretrain demo run.dir={run}",
+    "{python} rank.py finetune small run.dir={run}",
     "./python pretrain.py run.dir={run}",
     "env A=b nice -n 1 {python} pretrain.py run.dir={run}",
     "bash -c 'exec -a rank0 \"$@\"' - {python} pretrain.py run.dir={run}",
@@ -53,6 +54,8 @@ OTHERS = [
     "{python} -X dev doctor.py demo run.dir={run}",
     "{python} estimate.py demo run.dir={run}",
     "{python} probe.py runs/a run.dir={run}",
+    "{python} -u rank.py probe runs/a run.dir={run}",
+    "{python} maskfeat pretrain demo run.dir={run}",
     "{python} supervise.py -- deepspeed pretrain.py run.dir={run}",
     "{python} -m launcher.launch pretrain.py run.dir={run}",
     "{python} -u -m launcher.launch --node_rank=0 pretrain.py --local_rank=0 run.dir={run}",
@@ -76,7 +79,7 @@ OTHERS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the commands run, which is a home too, and its path has a space."""
     folder = tmp_path_factory.mktemp("my folder")
-    for name in ("pretrain", "finetune", "mine", "doctor", "estimate", "probe", "supervise"):
+    for name in ("pretrain", "finetune", "mine", "doctor", "estimate", "probe", "rank", "supervise"):
         (folder / f"{name}.py").write_text("import time\ntime.sleep(60)\n")
     for module in ("jobs/pretrain.py", "launcher/launch.py", "deepspeed"):
         (folder / module).parent.mkdir(exist_ok=True)

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from launching import CHECKOUT, command, losses, pretrain
 
-sys.path.append(str(CHECKOUT / "scripts" / "launch"))
-from stop import end_ranks, ranks
-from supervise import reached
+from pipeline.supervisor.stop import end_ranks, ranks
+from pipeline.supervisor.supervise import reached
 
 SUPERVISE = [sys.executable, str(CHECKOUT / "scripts" / "launch" / "supervise.py"), "--pause", "0.01"]
 

@@ -96,7 +96,7 @@ def test_the_local_decoder_is_the_published_one_of_transposed_convolutions() -> 
     visible = visible_cells(hidden, 12)
     for index, encoded in enumerate(model.view.encode_visible(images, visible, decoder.taps)):
         normed = decoder.norms[index](encoded) if index < 3 else encoded
-        grid = decoder.fillings[index](normed, visible).transpose(1, 2).unflatten(2, (4, 4))
+        grid = decoder.fillings[index](normed, visible, 16).transpose(1, 2).unflatten(2, (4, 4))
         layers = list(decoder.heads[index])
         if SCALES[index] > 1:
             grid = F.avg_pool2d(grid, 2)

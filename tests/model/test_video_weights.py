@@ -196,7 +196,7 @@ def test_mmpretrains_video_project(tmp_path: Path) -> None:
     del tuned["backbone.mask_token"]
     tuned |= {"cls_head.fc_cls.weight": torch.ones(5, 128), "cls_head.fc_cls.bias": torch.ones(5)}
     file = checkpoints.write(tmp_path / "tuned", "mmpretrain", tuned)
-    with pytest.raises(WeightsError, match="takes the class token"):
+    with pytest.raises(WeightsError, match="uses the class token"):
         classifier(read(file))
     encoder = load_mmpretrain(file).state_dict()
     assert torch.equal(encoder["encoder.conv_proj.weight"], ours.state_dict()["encoder.conv_proj.weight"])

@@ -60,7 +60,7 @@ def judged(run: Path, motions: Path, kind: str) -> float:
 
 
 def test_clips_tell_motions_and_single_frames_do_not(run: Path, motions: Path) -> None:
-    """One class in ten is named by chance; docs/video.md has what three seeds gave."""
+    """One class in ten is named by chance; docs/how-to/video.md has what three seeds gave."""
     clips, still, shuffled = (judged(run, motions, kind) for kind in KINDS)
     assert clips > 0.42
     assert still < 0.2

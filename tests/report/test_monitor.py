@@ -40,7 +40,7 @@ def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path
     monitor.advance(1)
     monitor.close()
     told = (
-        f"left out 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
+        f"skipped 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
         r"\x1b]0;x\x07\nerror: forged"
     )
     said = lines(screen)
@@ -72,6 +72,6 @@ def test_elsewhere_it_is_the_same_line(tmp_path: Path, capsys: pytest.CaptureFix
     monitor.quarantine(bad())
     monitor.close()
     assert capsys.readouterr().out == (
-        f"left out 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
+        f"skipped 1 bad samples, see {tmp_path}/quarantine.jsonl; the first: sample 3, {NAME}"
         "\\x1b]0;x\\x07\\nerror: forged\n"
     )

@@ -59,7 +59,7 @@ def test_others_need_nothing_of_ours(run: Path, tmp_path: Path, monkeypatch: pyt
     """As the card says, in a process with none of our packages: the features are the trained encoder's, bit for bit."""
     out = export(monkeypatch, run, tmp_path / "out", "--format", "timm", "torch")
     Image.effect_noise((48, 40), 80).convert("RGB").save(tmp_path / "image.png")
-    (snippet,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    snippet, _ = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     code = snippet.replace("FOLDER", str(out)).replace("image.jpg", str(tmp_path / "image.png"))
     code += (
         f"state = torch.load('{out / 'encoder.pt'}', weights_only=True)\n"

@@ -1,10 +1,12 @@
 """The Python scripts when they are called wrongly, and their help."""
 
-import re
 from pathlib import Path
 
 import pytest
 from scripting import CHECKOUT, run_script
+
+from pipeline.config import Recipe, TrainingRecipe
+from pipeline.finetune.config import FinetuneRecipe
 
 NAMES = ("report", "convert", "export", "doctor", "estimate", "probe", "pretrain", "finetune", "validate")
 
@@ -57,21 +59,22 @@ def test_numbers_of_clips_that_cannot_be_are_one_line(
     assert capsys.readouterr().err == f"validate.py: error: argument --clips: {value} is {why}\n"
 
 
-@pytest.mark.parametrize(
-    "name", [*NAMES, "compare", "demo_data", "motion_classes", "launch/supervise", "launch/stop", "bench"]
-)
+@pytest.mark.parametrize("name", [*NAMES, "predict", "compare", "demo_data", "motion_classes", "bench"])
 def test_help_has_an_example(name: str) -> None:
-    text = (CHECKOUT / "scripts" / f"{name}.py").read_text().split('"""')[1]
+    folder = CHECKOUT / ("pipeline/commands" if name in (*NAMES, "predict") else "scripts")
+    text = (folder / f"{name}.py").read_text().split('"""')[1]
     assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune"])
-def test_help_names_the_folder_of_recipes(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("name", "kind"), [("pretrain", Recipe), ("finetune", FinetuneRecipe)])
+def test_recipes_are_listed_with_what_they_are_about(
+    name: str, kind: type[TrainingRecipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_script(monkeypatch, f"{name}.py", "--help") == 0
-    folder = re.search(r"recipe +name in (\S+), or path", capsys.readouterr().out)
-    assert folder and (CHECKOUT / folder[1] / "small.yaml").is_file()
+    assert run_script(monkeypatch, f"{name}.py", "--list") == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(listed) == {file.stem for file in kind.folder.glob("*.yaml")}
+    assert all(about.endswith(".") and about.count(". ") == 0 for about in listed.values())
+    assert listed["vit_base_300e" if name == "pretrain" else "vit_base_100e"].startswith("ViT-B/16")
 
 
 def test_the_demos_images_replace_nobodys(

@@ -1,4 +1,4 @@
-"""docs/data-format.md says what is true."""
+"""docs/reference/data-format.md says what is true."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from shards.build import build
 from shards.manifest import Dataset, Manifest
 from shards.verify import verify
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "data-format.md").read_text()
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "data-format.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -205,7 +205,7 @@ def test_tars_without_a_usable_image_are_left_out(tars: Path, tmp_path: Path) ->
     make_tar(tars / "002.tar", {"a.jpg": b"text"})
     index_tars([f"{tars}/*.tar"], tmp_path / "out", workers=1)
     assert Manifest.load(tmp_path / "out").shard_names == [f"{tars}/000.tar"]
-    with pytest.raises(ShardError, match=r"001\.tar: none of its 0 files can be used; mend"):
+    with pytest.raises(ShardError, match=r"001\.tar: none of its 0 files can be used; fix"):
         index_tars([f"{tars}/001.tar"], tmp_path / "none", workers=1)
 
 

@@ -80,7 +80,7 @@ def test_parts_are_refused_but_what_was_built_of_them_is_left_alone(
         (source / part / "ant").mkdir(parents=True)
         (source / part / "ant" / "1.jpg").write_bytes(encoded(picture(1), "JPEG"))
     with pytest.raises(
-        ShardError, match=r"holds the parts of a data set \(train, val\), .* build .*/source/train \.\.\."
+        ShardError, match=r"holds the splits of a data set \(train, val\), .* build .*/source/train \.\.\."
     ):
         build(source, out, workers=1)
     assert not out.exists()

@@ -230,7 +230,7 @@ def test_classes_are_those_of_the_weights_file_and_not_timms_default(tmp_path: P
 def test_an_encoder_without_a_classifier_is_refused(tmp_path: Path) -> None:
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0, depth=1)
     save_for_hf(network, str(tmp_path), safe_serialization=True, model_args={"img_size": 64, "depth": 1})
-    with pytest.raises(TeacherError, match="has no classifier: choose a model that has one"):
+    with pytest.raises(TeacherError, match="does not have a classifier: choose a model that has one"):
         classes_of(str(tmp_path), None)
 
 

@@ -5,35 +5,39 @@ import pytest
 import torch
 from skimage.feature import hog as skimage_hog
 
-from pipeline.targets.hog.arithmetic import hog_target, target_width, within_bins
+from pipeline.targets.hog.arithmetic import cell_of, hog_target, target_width, within_bins
 
 
 def exact_hog(image: np.ndarray, patch: int = 16) -> np.ndarray:
     """The definition, in float64 and plain loops over cells; image is (3, H, W) integers."""
     _, height, width = image.shape
-    cells = np.zeros((3, 9, height // 8, width // 8))
+    cell = {14: 7, 28: 7, 20: 10}.get(patch, 8)
+    cells = np.zeros((3, 9, height // cell, width // cell))
     for channel in range(3):
         x = np.pad(image[channel].astype(np.float64), 1, mode="reflect")
         gx = sum(w * (x[i : i + height, :width] - x[i : i + height, 2:]) for i, w in enumerate((1, 2, 1)))
         gy = sum(w * (x[:height, i : i + width] - x[2:, i : i + width]) for i, w in enumerate((1, 2, 1)))
         magnitude = np.hypot(gx, gy)
         bins = np.floor(np.arctan2(gx, gy) / np.pi * 9).astype(int) % 9
-        for row in range(height // 8):
-            for column in range(width // 8):
-                here = (slice(row * 8, row * 8 + 8), slice(column * 8, column * 8 + 8))
+        for row in range(height // cell):
+            for column in range(width // cell):
+                here = (slice(row * cell, (row + 1) * cell), slice(column * cell, (column + 1) * cell))
                 histogram = np.bincount(bins[here].ravel(), magnitude[here].ravel(), minlength=9)
                 cells[channel, :, row, column] = histogram / max(np.linalg.norm(histogram), 1e-12)
-    side = patch // 8
+    side = patch // cell
     return np.stack(
         [
             cells[:, :, r : r + side, c : c + side].ravel()
-            for r in range(0, height // 8, side)
-            for c in range(0, width // 8, side)
+            for r in range(0, height // cell, side)
+            for c in range(0, width // cell, side)
         ]
     )
 
 
-@pytest.mark.parametrize(("height", "width", "patch"), [(224, 224, 16), (96, 96, 16), (48, 32, 8), (64, 96, 32)])
+@pytest.mark.parametrize(
+    ("height", "width", "patch"),
+    [(224, 224, 16), (96, 96, 16), (48, 32, 8), (64, 96, 32), (224, 42, 14), (28, 56, 28), (40, 60, 20)],
+)
 @pytest.mark.parametrize("kind", ["noise", "smooth", "dark"])
 def test_equals_exact_arithmetic(height: int, width: int, patch: int, kind: str) -> None:
     rng = np.random.default_rng(height)
@@ -105,5 +109,12 @@ def test_wrong_input_is_refused() -> None:
         hog_target(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="do not divide"):
         hog_target(torch.zeros(1, 3, 40, 32, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="whole 8-pixel HOG cells"):
-        target_width(14)
+    with pytest.raises(ValueError, match="17 pixels is not made of whole HOG cells, of 4 to 16 pixels a side"):
+        target_width(17)
+
+
+def test_the_cell_is_the_divisor_nearest_to_8() -> None:
+    assert {patch: cell_of(patch) for patch in (4, 8, 10, 12, 14, 16, 20, 24, 28, 30, 32, 63)} == (
+        {4: 4, 8: 8, 10: 10, 12: 6, 14: 7, 16: 8, 20: 10, 24: 8, 28: 7, 30: 6, 32: 8, 63: 7}
+    )
+    assert [target_width(patch) for patch in (8, 14, 16, 28, 32)] == [27, 108, 108, 432, 432]

@@ -22,6 +22,7 @@ TINY = (2, 3, 32, 48)
 
 # (B, 3, H, W), patch: one patch, one cell, side and number of cells no powers of two, cells beyond a warp
 SIZES = [((1, 3, 16, 16), 16), (TINY, 16), ((1, 3, 8, 24), 8), ((1, 3, 24, 48), 24), ((1, 3, 32, 64), 32)]
+SIZES += [((2, 3, 28, 42), 14), ((1, 3, 40, 20), 20)]  # cells of 7 and of 10 pixels
 
 
 def draw(shape: tuple[int, int, int, int], kind: str) -> torch.Tensor:
@@ -146,16 +147,19 @@ def test_wrong_input_is_refused() -> None:
 
 COMPILE = """
 import re, subprocess, tempfile
+from itertools import product
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from pipeline.targets.hog.arithmetic import cell_of
 from pipeline.targets.hog.triton import _one_patch as kernel
 
 pointers = {"images": "*u8", "row": "*i32", "statistics": "*fp32", "normalised": "*bf16", "targets": "*fp32"}
 place = kernel.arg_names.index
 for capability in (80, 90, 100):
-    for layout, patch, frames in [("last", 32, 1), *((of, 16, n) for of in ("last", "first") for n in (1, 16))]:
-        sizes = {"FRAMES": frames, "HEIGHT": 224, "WIDTH": 224, "PATCH": patch, "CHANNELS_LAST": layout == "last"}
+    for layout, patch, frames in [("last", 32, 1), *product(("last", "first"), (14, 16), (1, 16))]:
+        sizes = {"FRAMES": frames, "HEIGHT": 224, "WIDTH": 224, "PATCH": patch, "CELL": cell_of(patch)}
+        sizes |= {"CHANNELS_LAST": layout == "last"}
         types = pointers | {"masked": "i32"} | dict.fromkeys(sizes, "constexpr")
         source = ASTSource(
             kernel,
@@ -193,7 +197,7 @@ def test_compiles_for_gpus_without_spilling_registers(tmp_path: Path) -> None:
     lines = [line.split() for line in compiled.stdout.splitlines()]
     used = {tuple(line[:4]): tuple(map(int, line[4:])) for line in lines}
     capabilities = ("80", "90", "100")
-    small = {(*of, "16", frames) for of in product(capabilities, ("last", "first")) for frames in ("1", "16")}
+    small = set(product(capabilities, ("last", "first"), ("14", "16"), ("1", "16")))
     large = {(capability, "last", "32", "1") for capability in capabilities}
     assert used.keys() == small | large
     for key, (registers, stack, local) in used.items():

@@ -1,4 +1,4 @@
-"""The target that CONTRIBUTING.md shows how to add, from outside the package: it trains, resumes, draws and exports."""
+"""The target of docs/how-to/own-target.md, added from outside the package: it trains, resumes, draws and exports."""
 
 import re
 from pathlib import Path
@@ -21,10 +21,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def colour(monkeypatch: pytest.MonkeyPatch) -> type[Target]:
-    """Register the target of CONTRIBUTING.md, by running its text, for the time of a test."""
-    (text,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    """Register the target of docs/how-to/own-target.md, by running its text, for the time of a test."""
+    (text,) = re.findall(
+        r"```python\n(.*?)```", (CHECKOUT / "docs" / "how-to" / "own-target.md").read_text(), re.DOTALL
+    )
     before = dict(TARGETS)
-    exec(compile(text, "CONTRIBUTING.md", "exec"), {"__name__": "own_target"})
+    exec(compile(text, "own-target.md", "exec"), {"__name__": "own_target"})
     added = TARGETS["colour"]
     TARGETS.clear()
     TARGETS.update(before)

@@ -200,7 +200,9 @@ def test_a_network_without_patch_tokens_is_no_teacher(tmp_path: Path) -> None:
     save_for_hf(timm.create_model("resnet18"), str(tmp_path), safe_serialization=True)
     overrides = ["target.kind=features", f"target.teacher={tmp_path}", "data.shards=/nowhere", "data.image_size=64"]
     recipe = load_recipe("demo", overrides)
-    with pytest.raises(ConfigError, match="ResNet has no token for each of 4x4 patches: choose a plain vision"):
+    with pytest.raises(
+        ConfigError, match="ResNet does not have a token for each of 4x4 patches: choose a plain vision"
+    ):
         build_examples(recipe, build_model(recipe), torch.float32, CPU)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scripting import run_script
 from teachers import write_classifier, write_dvae, write_teacher
 
-import scripts.words as words_script
+import pipeline.commands.words as words_script
 from model.layout import Layout, make_mask, mask_of_all
 from pipeline.targets.frames import described_frames, mask_of_frames
 from pipeline.targets.registry import build_target

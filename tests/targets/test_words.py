@@ -16,8 +16,8 @@ from ranks import Ranks
 from timm.models import save_for_hf
 from torch import Tensor
 
+import pipeline.commands.words as words_script
 import pipeline.words as words_package
-import scripts.words as words_script
 from model.layout import Layout
 from model.weights_file import WeightsError
 from pipeline.cluster.world import join

@@ -68,7 +68,7 @@ def test_a_file_grows_by_all_or_nothing(small_disk: Path, capsys: pytest.Capture
     assert path.read_bytes() == b"first\n" + b"".join(lines) + b"last\n"
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        f"warning: {path} cannot be written (No space left on device), training continues: make room there",
+        f"warning: {path} cannot be written (No space left on device), training continues: free space there",
         f"note: {path} can be written again",
     ]
 

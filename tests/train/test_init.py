@@ -106,7 +106,7 @@ def test_a_run_starts_from_an_encoder_of_timms(name: str, classes: int, tmp_path
     assert "mask_token, head.weight, head.bias start anew" in told
     assert (" passed over" in told) == bool(passed_over)
     assert len(passed_over) > 3 or all(key in told for key in passed_over)  # of more, three are named
-    assert ("taken to be trained on images normalised as here" in told) == (name != "folder")
+    assert ("assumed to be trained on inputs normalised as here" in told) == (name != "folder")
 
 
 def beit_pretraining(encoder: nn.Module, path: Path) -> Path:

@@ -67,7 +67,7 @@ def test_tf32_is_off_unless_asked_for_and_may_change_on_resume(
     state = next((tmp_path / "with" / "checkpoints").iterdir()) / "state.json"
     assert json.loads(state.read_text())["recipe"]["engine"]["tf32"] is True
     pretrain(shards, tmp_path / "with", "run.max_steps=4")
-    assert "engine.tf32 was True, now False: numbers are rounded otherwise" in capfd.readouterr().out
+    assert "engine.tf32 was True, now False: rounding differs from here on" in capfd.readouterr().out
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
@@ -190,13 +190,14 @@ def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> No
         pretrain(shards, tmp_path / "run", "model.options={depht: 2}")
     with pytest.raises(ConfigError, match=r"data\.image_size=40 is not a multiple of the 16-pixel patch"):
         pretrain(shards, tmp_path / "run", "data.image_size=40")
+    with pytest.raises(ConfigError, match=r"data\.image_size=\[224, 160\] has to be one number"):
+        pretrain(shards, tmp_path / "run", "data.image_size=[224, 160]")
     with pytest.raises(ConfigError, match=r"mask\.ratio=0\.1 leaves nothing to predict of a 2x2 grid"):
         pretrain(shards, tmp_path / "run", "mask.ratio=0.1")
-    with pytest.raises(ConfigError, match=r"model\.options\.depth=1.*whole 8-pixel HOG cells"):
+    with pytest.raises(ConfigError, match=r"model\.options\.patch_size=17.*whole HOG cells"):
         pretrain(
             shards,
             tmp_path / "run",
-            "model.name=vit_base_patch14_reg4_dinov2",
-            "data.image_size=56",
-            "model.options={depth: 1}",
+            "data.image_size=68",
+            "model.options={patch_size: 17}",
         )

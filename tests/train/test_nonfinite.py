@@ -117,7 +117,7 @@ def test_a_roll_back_that_cannot_be_written_down(
     spoil([3, 4, 5])
     monkeypatch.setattr("pipeline.train.nonfinite.replace", full)
     options = ["run.max_steps=9", "run.save_every=3", "run.nonfinite_in_a_row=3"]
-    expected = r"3 to 5, and .*/run/left-out\.json, .* cannot be written \(No space left on device\): make room there"
+    expected = r"3 to 5, and .*/run/left-out\.json, .* cannot be written \(No space left on device\): free space there"
     with pytest.raises(TrainingError, match=expected):
         pretrain(shards, tmp_path / "run", *options)
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from scripting import run_script
 from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
 from pipeline.config import Recipe, TrainingRecipe, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
-from pipeline.recipes import read_settings
+from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.train.resume import defaults, identity, may_change
 from shards.verify import verify
@@ -124,4 +124,4 @@ def test_a_run_of_an_earlier_version_is_exported(
     assert run_script(monkeypatch, "export.py", OLD / run, tmp_path / "out") == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_classes"] == classes
-    assert config["pretrained_cfg"].get("label_names", []) == ["one", "two"][:classes]
+    assert config.get("label_names", []) == ["one", "two"][:classes]

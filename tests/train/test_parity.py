@@ -1,6 +1,6 @@
 """The algorithm is the published one: numbers that SlowFast's and mmpretrain's own code gave, in tests/golden.
 
-`tests/golden/make.py` tells how they were made; docs/parity.md, what differs on purpose.
+`tests/golden/make.py` tells how they were made; docs/explanation/parity.md, what differs on purpose.
 """
 
 from pathlib import Path

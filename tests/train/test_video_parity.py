@@ -1,6 +1,6 @@
 """Videos as in the published code: numbers that SlowFast gave, in tests/golden/video.npz.
 
-`tests/golden/make_video.py` tells how they were made; docs/parity.md, what differs on purpose.
+`tests/golden/make_video.py` tells how they were made; docs/explanation/parity.md, what differs on purpose.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a node reads next, and how soon: the order in which its cache fetches shards and gives them up."""
+"""Compute which shards a node reads next, and when: the order in which its cache fetches and evicts shards."""
 
 from functools import lru_cache
 
@@ -7,23 +7,23 @@ import numpy as np
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.order import Int64s
 
-_NEVER = np.iinfo(np.int64).max  # as the step of a next use: not within what is foreseen
-_EPOCHS = 8  # foreseen at most
+_NEVER = np.iinfo(np.int64).max  # the step of a next use beyond the foreseen epochs
+_EPOCHS = 8  # the most that are foreseen
 
 
 class Foresight:
-    """The next uses of all shards, seen from one step; `look` moves it to another.
+    """The next uses of all shards, seen from one step; `look` moves to another step.
 
     Attributes:
         shard: the shards in the order of their next uses, up to the end of the next epoch; int64 (n,).
-        ahead: for each of these the bytes of those before it that are not in use yet; int64 (n,).
+        ahead: for each of these, the bytes of the shards before it that are not in use yet; int64 (n,).
         next_use: the step at which each shard is read next, this step for those in use; int64 (shards,).
 
     Args:
         schedule: the node's.
         shard_bytes: the size of every shard; int64 (shards,).
-        limit: size of the cache. Uses are foreseen for as many epochs as fill it, so that what lies in it can be told
-            apart, though for 8 at most.
+        limit: size of the cache in bytes. As many epochs are foreseen as fill it, so that cached shards can be
+            ranked, but at most 8.
     """
 
     def __init__(self, schedule: Schedule, shard_bytes: Int64s, limit: int) -> None:
@@ -54,7 +54,7 @@ class Foresight:
         self.ahead = np.cumsum(size) - size
 
     def _foresee(self, epoch: int) -> None:
-        """Puts the uses of this epoch and of those after it in one line."""
+        """Concatenate the uses of this epoch and of those after it."""
         uses = [self._uses(epoch), self._uses(epoch + 1)]
         self._to_fetch = sum(len(of_epoch.shard) for of_epoch in uses)
         while sum(self._bytes[later.shard].sum() for later in uses[1:]) < self._limit and len(uses) < _EPOCHS:

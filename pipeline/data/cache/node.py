@@ -1,10 +1,10 @@
-"""The shards of a remote data set on a node's own disk, fetched before they are read.
+"""Cache the shards of a remote data set on a node's own disk, before they are read.
 
-Free room is filled with what is read next. Once there is none, the shard whose next use is furthest off makes room
-(L. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5, 1966), but only
-for what is needed soon: whoever gives up shards long before that fetches them again in vain.
+Free space is filled with the shards that are read next. Once it is full, the shard whose next use is furthest away is
+evicted (L. Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5, 1966),
+but only for shards that are needed soon: evicting long before that would cause needless fetches.
 
-One process of a node, the owner of the data set's folder, does this for all; should it die, another takes over within
+One process of a node, the owner of the data set's folder, does this for all; if it dies, another takes over within
 about a second.
 """
 
@@ -25,32 +25,32 @@ from shards.remote.urls import is_url
 from shards.storage import Traffic, download
 from shards.terminal import shown
 
-_SOON = 1 / 8  # of the limit: the next shards that make up so much displace others
+_SOON = 1 / 8  # share of the limit: only the next shards up to it displace others
 _BEAT = 1.0  # seconds between attempts to become the owner
-_RESCAN = 30.0  # seconds between looks into the folder, where other processes discard shards
-_PAUSE = 60.0  # seconds until a shard that could not be fetched is tried again; at most so long nothing is fetched
+_RESCAN = 30.0  # seconds between scans of the folder, where other processes discard shards
+_PAUSE = 60.0  # seconds until a failed shard is retried; also the longest pause of all fetching
 _CLOSING = 3.0  # seconds
 
 _log = logging.getLogger(__name__)
 
 
 class NodeCache:
-    """The cache of one data set, for one process of a node.
+    """The cache of one data set, in one process of a node.
 
-    Nobody waits for it: a shard that is not there is read by range requests, and a cache that fails, for want of disk
-    space for instance, costs speed only. Data sets that no run uses make room for those in use; among these it is
+    Nothing waits for it: a shard that is not cached is read by range requests, and a cache that fails, for instance for
+    lack of disk space, costs only speed. Data sets that no run uses are evicted for those in use; among these it is
     first come, first served.
 
     Args:
-        manifest: the data set. Shards on disks are left where they are.
+        manifest: the data set. Local shards are not cached.
         folder: on a local disk of the node; other runs and data sets may share it.
-        limit: bytes of all shards under `folder`; None: what its disk has, which is never exceeded.
-        schedule: what this node reads when, of a plan that nobody else uses: the cache has threads of its own.
-        threads: shards fetched at once.
+        limit: bytes of all shards under `folder`; None: the space of its disk, which is never exceeded.
+        schedule: when this node reads which shard; its plan must not be shared, since the cache has its own threads.
+        threads: shards fetched in parallel.
         traffic: counts the requests.
 
     Raises:
-        DataError: the cache cannot hold what is read at one step, or `folder` cannot be written.
+        DataError: the cache is too small for the shards of one step, or `folder` cannot be written.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class NodeCache:
             self._folder = CacheFolder(folder, manifest.identity, self._bytes, limit)
         except OSError as error:
             raise DataError(f"{folder}: {error.strerror}; set data.cache to a folder that can be written") from error
-        needed = max(schedule.working_set(epoch, self._bytes)[0] for epoch in (0, 1))  # which stand for all
+        needed = max(schedule.working_set(epoch, self._bytes)[0] for epoch in (0, 1))  # which represent all epochs
         if needed > self._folder.limit:
             raise DataError(
-                f"{folder}: the shards that are read at one step take {needed:,} bytes, but the cache may take only "
+                f"{folder}: the shards of one step have {needed:,} bytes, but the cache is limited to "
                 f"{self._folder.limit:,}: set data.cache_size={needed} or more on a disk that has it, lower data.lanes "
                 "or data.block, or build the data set with smaller shards"
             )
         self._foresight = Foresight(schedule, self._bytes, self._folder.limit)
 
-        self._lock = threading.Lock()  # over the next five
+        self._lock = threading.Lock()  # guards the next five attributes
         self._cached = np.zeros(len(self._bytes), bool)
         self._fetching: dict[int, Path] = {}
-        self._retry_at: dict[int, float] = {}  # in monotonic time, as all here
-        self._failures, self._resume_at = 0, 0.0  # failures in a row
+        self._retry_at: dict[int, float] = {}  # in monotonic time, like all times here
+        self._failures, self._resume_at = 0, 0.0  # consecutive failures
 
         self._scan_at = 0.0
         self._step: int | None = None
@@ -93,19 +93,19 @@ class NodeCache:
         self._thread.start()
 
     def path(self, shard: int) -> Path | None:
-        """Where the whole shard lies, if it does. It may be gone before you open it."""
+        """Return the path of the whole shard, if it is cached. It may be gone before the caller opens it."""
         file = self._folder.file(shard)
-        with suppress(OSError):  # of a disk in trouble
+        with suppress(OSError):  # disk errors
             return file if file.exists() else None
         return None
 
     def advance(self, step: int) -> None:
-        """Tell which step is being read. Fetching starts with the first call. Never blocks."""
+        """Set the step that is being read. Fetching starts with the first call. Never blocks."""
         self._step = step
         self._wake.set()
 
     def discard(self, shard: int) -> None:
-        """Remove a shard whose bytes proved wrong. The owner, if it is another process, misses it within a minute."""
+        """Remove a shard with wrong bytes. The owner, if it is another process, notices within a minute."""
         with self._lock:
             self._cached[shard] = False
             with suppress(OSError):
@@ -113,7 +113,7 @@ class NodeCache:
         self._wake.set()
 
     def counters(self) -> dict[str, float]:
-        """What this process holds as the owner, and what it did as such: sum them over the node's processes."""
+        """Return what this process holds and has done as the owner; sum these over the node's processes."""
         return {
             "cache_bytes": int(self._bytes[self._cached].sum()),
             "cache_shards": int(self._cached.sum()),
@@ -124,16 +124,16 @@ class NodeCache:
         }
 
     def close(self) -> None:
-        """Stop within a few seconds. What is being fetched is given up; a request under way ends by itself."""
+        """Stop within a few seconds. Shards being fetched are dropped; a request in progress ends by itself."""
         self._closed.set()
         self._wake.set()
         self._thread.join(_CLOSING)
 
     def _run(self) -> None:
-        """The cache's own thread."""
+        """Run the cache's own thread."""
         while not self._closed.is_set():
             try:
-                if self._step is not None:  # else it has nothing to go by, and another process may
+                if self._step is not None:  # else the step is unknown here, and another process may fill it
                     self._fill(self._step)
             except OSError as error:  # of the disk; another process may try
                 self._release()
@@ -144,7 +144,7 @@ class NodeCache:
         self._release()
 
     def _fill(self, step: int) -> None:
-        """Start to fetch what can be fetched now, if this process is the owner, or becomes it."""
+        """Start all fetches that are possible now, if this process is the owner, or becomes it."""
         if self._folder.own() or (self._folder.owned and time.monotonic() > self._scan_at):
             with self._lock:
                 self._cached = self._folder.scan(self._fetching.values())
@@ -164,19 +164,19 @@ class NodeCache:
         self._folder.disown()
 
     def _start(self) -> bool:
-        """Start to fetch the shard that is needed first. Whether there was one to start."""
+        """Start to fetch the shard that is needed first. Return whether there was one."""
         with self._lock, self._folder.locked() as locked:
             shard = self._choose() if locked else None
             if shard is None:
                 return False
             partial = self._folder.partial(shard)
-            partial.touch(exist_ok=False)  # takes the room
+            partial.touch(exist_ok=False)  # reserves the space
             self._fetching[shard] = partial
         threading.Thread(target=self._fetch, args=(shard, partial), name="cache-fetch", daemon=True).start()
         return True
 
     def _choose(self) -> int | None:
-        """The shard to be fetched now, if any. Room for it has been made."""
+        """Return the shard to fetch now, if any, after making room for it."""
         now = time.monotonic()
         if len(self._fetching) >= self._threads or now < self._resume_at:
             return None
@@ -191,7 +191,7 @@ class NodeCache:
         return shard if self._make_room(shard, soon) else None
 
     def _make_room(self, shard: int, soon: bool) -> bool:
-        """Whether the shard fits, after others were evicted for it, which only a shard needed soon is worth."""
+        """Return whether the shard fits, after evicting others if it is needed soon."""
         cached = int(self._bytes[self._cached].sum())
         lacking = int(self._bytes[shard]) - self._folder.room(cached, self._fetching.values())
         if lacking > 0:
@@ -211,7 +211,7 @@ class NodeCache:
         return True
 
     def _fetch(self, shard: int, partial: Path) -> None:
-        """The thread of one shard, which is left behind if it hangs when the cache closes."""
+        """Fetch one shard, in a thread of its own, which is abandoned if it hangs when the cache closes."""
         try:
             url, size = self._manifest.shard_location(shard), int(self._bytes[shard])
             download(url, partial, size=size, traffic=self._traffic)
@@ -222,7 +222,7 @@ class NodeCache:
                     self._cached[shard] = True
                     self._fetched += size
                     self._failures = 0
-        except Exception as error:  # of the store or the disk; reading goes on without this shard
+        except Exception as error:  # of the store or the disk; reading continues without this shard
             with self._lock:
                 self._retry_at[shard] = time.monotonic() + _PAUSE
                 self._failed(error)
@@ -236,9 +236,9 @@ class NodeCache:
 
     def _failed(self, error: Exception) -> None:
         if not self._errors:
-            told = shown(f"{self._folder.path}: reading continues without what the cache cannot get or keep: {error}")
+            told = shown(f"{self._folder.path}: reading continues without shards that cannot be cached: {error}")
             _log.warning("%s", told)
         self._errors += 1
         self._failures += 1
-        if self._failures >= self._threads:  # it is not one shard, but the store or the disk
+        if self._failures >= self._threads:  # the cause is not one shard, but the store or the disk
             self._resume_at = time.monotonic() + min(2.0 ** min(self._failures - self._threads, 16), _PAUSE)

@@ -1,26 +1,25 @@
-"""Which shards a node reads when: the plan seen shard by shard, for whoever fetches ahead and makes room.
+"""Compute which shards a node reads at which steps, for fetching ahead and eviction.
 
-A lane walks its stretch of an epoch's line block by block, so a shard is in use from the first step of the first
-block that it reaches into to the last step of the last one. Nothing is computed sample by sample.
+A lane reads its stretch of an epoch's line block by block, so a shard is in use from the first step of the first block
+that overlaps it to the last step of the last such block. Nothing is computed sample by sample.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 
-from pipeline.data.order import Int64s, Order, Passage
+from pipeline.data.order import Int64s, InTurn, Order, Passage
 
-_MOST_STARTS = 1024  # of batches in different lanes, until their exact places are bounded instead
+_MOST_STARTS = 1024  # of batches in different lanes; beyond, their positions are bounded instead
 
 
 @dataclass(frozen=True, eq=False)
 class Uses:
-    """The steps in which a node reads its shards, sorted by first step and then by shard; int64 arrays of (n,).
+    """The steps at which a node reads its shards, sorted by first step and then by shard; int64 arrays of (n,).
 
-    Row i: `shard[i]` is read between the steps `first_step[i]` and `last_step[i]`, both included. A shard that lies
-    in two lanes has a row for each where these are apart in time; at any step a shard has one row at most.
+    Row i: `shard[i]` is read between the steps `first_step[i]` and `last_step[i]`, both included. A shard in two lanes
+    has a row for each where these are apart in time; at any step a shard has at most one row.
     """
 
     shard: Int64s
@@ -29,45 +28,47 @@ class Uses:
 
 
 class Schedule:
-    """The use of shards by the ranks `first_rank` .. `first_rank + ranks - 1` of a run, in other words by a node.
+    """The use of shards by the ranks `first_rank` .. `first_rank + ranks - 1` of a run, that is, by a node.
 
-    Nothing is read outside the uses. They are wider than what is read by the permutation within blocks, hence by
-    less than a block's steps at either end, and where ranks of several nodes share a lane, which happens unless
-    `lanes` is a multiple of the nodes and `batch_size` of `lanes`: each node then counts all of that lane.
+    Nothing is read outside the uses. They exceed the actual reads by the permutation within blocks, hence by less
+    than a block's steps at either end, and where ranks of several nodes share a lane, which happens unless `lanes` is
+    a multiple of the nodes and `batch_size` of `lanes`: each node then counts all of that lane.
 
     Args:
         plan: the order of the samples, of one data set or of several.
-        batch_size: samples of a global batch.
+        batch_size: samples per global batch.
         first_rank: the node's first rank.
-        ranks: ranks of the node.
-        world_size: ranks of the run.
+        ranks: number of ranks on the node.
+        world_size: number of ranks in the run.
 
     Raises:
-        ValueError: these are no ranks of the run, or no sample of a batch is theirs.
+        ValueError: these are not ranks of the run, or none of a batch's samples is theirs.
     """
 
     def __init__(self, plan: Order, batch_size: int, first_rank: int, ranks: int, world_size: int) -> None:
         if ranks < 1 or first_rank < 0 or first_rank + ranks > world_size:
-            raise ValueError(f"{ranks} ranks from {first_rank} on are no ranks of a run of {world_size}")
+            raise ValueError(f"{ranks} ranks from {first_rank} on are not ranks of a run of {world_size}")
         self.plan, self.batch_size = plan, batch_size
         begin, end = first_rank * batch_size // world_size, (first_rank + ranks) * batch_size // world_size
         if begin == end:
             raise ValueError(f"a batch of {batch_size} has nothing for ranks {first_rank} to {first_rank + ranks - 1}")
-        self.part = slice(begin, end)  # of every global batch
-        self.lanes = _lanes(plan.lanes, plan.in_turn(batch_size), begin, end)
+        self.part = slice(begin, end)  # this node's part of every global batch
+        of_batches = [_lanes(plan.lanes, in_turn, begin, end) for in_turn in plan.in_turn(batch_size)]
+        self.lanes = np.unique(np.concatenate(of_batches))
 
     def uses(self, epoch: int) -> Uses:
-        """The uses of one epoch. Its first and last step may belong to the neighbouring epochs as well."""
+        """Return the uses of one epoch. Its first and last step may also belong to the neighbouring epochs."""
         samples = self.plan.samples
         begin, end = epoch * samples // self.batch_size, ((epoch + 1) * samples - 1) // self.batch_size
-        found = [self._uses_of(passage, begin, end) for passage in self.plan.passages(epoch)]
+        passages = self.plan.passages(epoch * samples, (epoch + 1) * samples)
+        found = [self._uses_of(passage, begin, end) for passage in passages]
         shard, first_step, last_step = (np.concatenate(column) for column in zip(*found, strict=True))
         # An epoch of a data set may reach into several epochs of a mixture, each of which has its part.
         here = (first_step <= end) & (last_step >= begin)
         return _merged(shard[here], np.maximum(first_step[here], begin), np.minimum(last_step[here], end))
 
     def _uses_of(self, passage: Passage, begin: int, end: int) -> tuple[Int64s, Int64s, Int64s]:
-        """Return shards, first and last steps of an epoch of one data set; `begin` and `end` are those of the run's."""
+        """Return shards, first and last steps of an epoch of one data set; `begin` and `end` are the run's."""
         plan = passage.plan
         if passage.epoch is None:
             always = np.flatnonzero(plan.counts) + passage.first_shard
@@ -81,7 +82,7 @@ class Schedule:
         shards = np.searchsorted(starts, start + size - 1, side="right") - begins
         lane = np.repeat(np.arange(len(size)), shards)
         place = np.arange(len(lane)) + np.repeat(begins - (np.cumsum(shards) - shards), shards)
-        # Its blocks, and the steps of the first position of the first and of the last position of the last.
+        # Its blocks, and the steps of the first block's first position and of the last block's last position.
         lanes, sizes = self.lanes[has][lane], size[lane]
         first_sample = np.maximum(starts[place] - start[lane], 0)
         last_sample = np.minimum(starts[place] + plan.counts[order[place]] - start[lane], sizes) - 1
@@ -96,9 +97,9 @@ class Schedule:
         )
 
     def working_set(self, epoch: int, shard_bytes: Int64s) -> tuple[int, int]:
-        """The most bytes, and the most shards, that are in use at one step of an epoch.
+        """Return the most bytes, and the most shards, in use at one step of an epoch.
 
-        Shards of the epoch after it count where they are used before this one ends.
+        Shards of the next epoch count if they are used before this one ends.
 
         Args:
             epoch: the epoch.
@@ -115,18 +116,18 @@ class Schedule:
         return _peak(used, size), _peak(used, np.ones_like(size))
 
 
-def _lanes(lanes: int, in_turn: Sequence[tuple[int, int]], begin: int, end: int) -> Int64s:
-    """The lanes that the places `begin` .. `end` - 1 of batches are ever filled from, ascending; int64 (n,).
+def _lanes(lanes: int, in_turn: InTurn, begin: int, end: int) -> Int64s:
+    """Return the lanes that ever fill the places `begin` .. `end` - 1 of batches, ascending; int64 (n,).
 
     Args:
-        lanes: how many there are.
-        in_turn: see `Order`.
-        begin, end: of the part of every batch.
+        lanes: the number of lanes.
+        in_turn: that of one kind of batch, see `Order`.
+        begin, end: the part of every batch.
     """
     lane = np.arange(lanes, dtype=np.int64)
     starts = lanes // gcd(lanes, in_turn[0][0])  # later batches start in the same lanes again
     if len(in_turn) > 1 or starts > _MOST_STARTS:
-        # A data set has `rest` lanes in a ring that give one more sample, of which so many lie before each lane.
+        # Of a data set, `rest` successive lanes give one more sample; `before` counts those before each lane.
         before, most_before, most_in = np.zeros((3, lanes), dtype=np.int64)
         for least, most in in_turn:
             whole, rest = divmod(least, lanes)
@@ -146,10 +147,10 @@ def _lanes(lanes: int, in_turn: Sequence[tuple[int, int]], begin: int, end: int)
 
 
 def _merged(shard: Int64s, first_step: Int64s, last_step: Int64s) -> Uses:
-    """Uses of a shard that overlap or follow on each other become one."""
+    """Merge uses of a shard that overlap or are adjacent."""
     order = np.lexsort((first_step, shard))
     shard, first_step, last_step = shard[order], first_step[order], last_step[order]
-    # Moving every shard to a time of its own makes the running maximum start afresh with each.
+    # Shifting every shard to a separate time range restarts the running maximum for each.
     offset = shard * (last_step.max(initial=0) - first_step.min(initial=0) + 2)
     until = np.maximum.accumulate(last_step + offset)
     until_before = np.append(np.iinfo(np.int64).min, until)[:-1]
@@ -161,7 +162,7 @@ def _merged(shard: Int64s, first_step: Int64s, last_step: Int64s) -> Uses:
 
 
 def _peak(uses: Uses, weight: Int64s) -> int:
-    """The largest sum of the weights (n,) of the uses that hold at one step."""
+    """Return the largest sum of weights, (n,), of simultaneous uses."""
     steps = np.concatenate([uses.first_step, uses.last_step + 1])
     change = np.concatenate([weight, -weight])
     return int(np.cumsum(change[np.lexsort((change, steps))]).max(initial=0))

@@ -1,7 +1,7 @@
-"""What a run will ask of storage and of the nodes' caches, computed from the plan and the sizes of the shards alone.
+"""Predict a run's load on storage and on the nodes' caches, from the plan and the sizes of the shards alone.
 
-Every node has a cache that holds whole shards. A shard in use stays; when room is needed, the one whose next use is
-furthest away goes (L. A. Belady, "A study of replacement algorithms", 1966). Nothing is simulated sample by sample.
+Every node has a cache of whole shards. A shard in use stays; when space is needed, the shard whose next use is
+furthest away is evicted (L. A. Belady, "A study of replacement algorithms", 1966). Nothing is simulated per sample.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.data.cache.schedule import Schedule, Uses
 from pipeline.data.order import Int64s, Order
 
-_USES = 2_000_000  # followed at most, which takes seconds: of a larger run evenly spaced nodes stand for all
+_USES = 2_000_000  # most uses to simulate, which takes seconds; in a larger run, evenly spaced nodes represent all
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -23,44 +23,44 @@ class Fleet:
 
     nodes: int
     ranks_per_node: int
-    batch_size: int  # samples of a global batch
+    batch_size: int  # samples per global batch
     cache: int
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the nodes of a run need and do, sizes in bytes.
+    """The prediction for the nodes of a run, sizes in bytes.
 
-    The lists have an entry an epoch; they are empty where a cache would be smaller than `smallest_cache`.
+    The lists have one entry per epoch; they are empty where the cache is smaller than `smallest_cache`.
     """
 
     nodes_simulated: int
     smallest_cache: int  # the most bytes in use at one step on one node
     shards_in_use: int  # the most at one step on one node
-    node_reads: list[float]  # by a node from storage, the mean
-    most_node_reads: list[int]  # by the node that reads most
-    hit_rate: list[float]  # of the bytes of all shards that nodes use, the share that lies in their caches
-    egress: list[float]  # by all nodes from storage
-    first_batch: float  # the samples of a node's part of the first batch, were a shard's samples of one size; the most
-    first_batch_shards: int  # the whole shards that a node's part of the first batch lies in; the most
+    node_reads: list[float]  # mean bytes that a node reads from storage
+    most_node_reads: list[int]  # bytes of the node that reads most
+    hit_rate: list[float]  # share of the bytes of the nodes' shards that is already cached
+    egress: list[float]  # bytes that all nodes read from storage
+    first_batch: float  # bytes of the samples in a node's part of the first batch, with mean sizes; the most
+    first_batch_shards: int  # bytes of the shards of a node's part of the first batch; the most
 
 
 def forecast(plan: Order, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> Forecast:
-    """Simulate a run from its start, with empty caches, as if every shard came whole and in time.
+    """Simulate a run from its start, with empty caches, as if every shard arrived whole and in time.
 
-    What a node reads by ranges while a shard is still on its way comes on top.
+    Ranges that a node reads while a shard is still being fetched are not included.
 
     Args:
         plan: the order of the samples.
         shard_bytes: the size of every shard, (shards,) int64.
         fleet: the machines.
-        epochs: how many to simulate. The one after them is known to the caches too, as it is in a run.
+        epochs: the number to simulate. The caches also know the epoch after them, as in a run.
 
     Raises:
-        ValueError: a batch has no samples for some of the nodes.
+        ValueError: a batch does not have samples for some of the nodes.
     """
     schedules = _schedules(plan, fleet, epochs)
-    # By epochs and then by nodes: the plan keeps an epoch's line for all nodes.
+    # By epochs, then by nodes, since the plan caches an epoch's line for all nodes.
     needs = [schedule.working_set(epoch, shard_bytes) for epoch in range(epochs) for schedule in schedules]
     smallest_cache = max(size for size, _ in needs)
     reads = np.zeros((0, len(schedules)), dtype=np.int64)
@@ -69,7 +69,7 @@ def forecast(plan: Order, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> For
         uses = [[schedule.uses(epoch) for schedule in schedules] for epoch in range(epochs + 1)]
         reads = np.stack([_reads(of_node, shard_bytes, fleet.cache) for of_node in zip(*uses, strict=True)], axis=1)
         used = np.array([[shard_bytes[use.shard].sum() for use in of_epoch] for of_epoch in uses[:epochs]])
-    batch = np.searchsorted(np.cumsum(plan.counts), plan.batch(0, fleet.batch_size), side="right")  # as shards
+    batch = np.searchsorted(np.cumsum(plan.counts), plan.batch(0, fleet.batch_size), side="right")  # its shards
     parts = [batch[schedule.part] for schedule in schedules]
     return Forecast(
         nodes_simulated=len(schedules),
@@ -85,7 +85,7 @@ def forecast(plan: Order, shard_bytes: Int64s, fleet: Fleet, epochs: int) -> For
 
 
 def _schedules(plan: Order, fleet: Fleet, epochs: int) -> list[Schedule]:
-    """The nodes to follow: all, or evenly spaced ones."""
+    """Return the schedules of all nodes, or of evenly spaced ones."""
     ranks, world_size = fleet.ranks_per_node, fleet.nodes * fleet.ranks_per_node
     uses = (epochs + 1) * max(1, len(Schedule(plan, fleet.batch_size, 0, ranks, world_size).uses(0).shard))
     followed = np.linspace(0, fleet.nodes - 1, min(fleet.nodes, max(1, _USES // uses))).round().astype(int)
@@ -93,7 +93,7 @@ def _schedules(plan: Order, fleet: Fleet, epochs: int) -> list[Schedule]:
 
 
 def _reads(uses: Sequence[Uses], shard_bytes: Int64s, cache: int) -> Int64s:
-    """Bytes that a node reads from storage in every epoch but the last of `uses`, (epochs - 1,) int64.
+    """Return the bytes that a node reads from storage in every epoch but the last of `uses`, (epochs - 1,) int64.
 
     `cache` is at least the node's working set.
     """
@@ -109,9 +109,9 @@ def _reads(uses: Sequence[Uses], shard_bytes: Int64s, cache: int) -> Int64s:
     shard, size = shards.tolist(), shard_bytes[shards].tolist()
     first_step, last_step, next_use = first_steps.tolist(), last_steps.tolist(), next_uses.tolist()
     held = 0
-    latest: dict[int, int] = {}  # the shards held, and the latest use of each
+    latest: dict[int, int] = {}  # the cached shards, and the latest use of each
     in_use: list[tuple[int, int]] = []  # heap of (last step, use)
-    idle: list[tuple[int, int]] = []  # heap of (minus the step of the next use, use), also of uses that are outdated
+    idle: list[tuple[int, int]] = []  # heap of (minus the step of the next use, use), including outdated uses
     use = 0
     for epoch in range(len(reads)):
         for _ in range(len(uses[epoch].shard)):

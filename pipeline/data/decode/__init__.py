@@ -1,4 +1,4 @@
-"""Encoded images to pixels on the device."""
+"""Decode images and videos to pixels on the device."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ _DECODERS = ("CpuDecoder", "Crops", "Decoded", "Decoder", "GpuDecoder", "decoder
 
 
 def __getattr__(name: str) -> Any:
-    """Import a decoder when it is first asked for: `libraries` tells versions without loading DALI or torch."""
+    """Import a decoder on first use, so that `libraries` returns versions without loading DALI or torch."""
     if name not in _DECODERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.decoder"), name)

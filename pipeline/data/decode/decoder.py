@@ -1,13 +1,13 @@
-"""Encoded images -> crops of one size on the device, by NVIDIA DALI.
+"""Decode images to crops of one size on the device, by NVIDIA DALI.
 
-All randomness comes in as numbers (boxes and flips), so a crop's pixels do not depend on its batch, on the order of
-the batches or on threads. On a GPU one DALI graph decodes, crops, resizes and flips. Its hybrid JPEG decoder shares a
-batch between the hardware unit and CUDA by position in the batch, and the two differ in low bits: `hw_decoder_load`
-of only 0 or 1 keeps that promise. On a CPU, DALI decodes the crop and torch resizes it, whose vectorised resize takes a
-fraction of the time of DALI's (docs/benchmarks.md).
+All randomness is given as numbers (boxes and flips), so a crop's pixels do not depend on its batch, on the order of the
+batches or on threads. On a GPU, one DALI graph decodes, crops, resizes and flips. Its hybrid JPEG decoder splits a
+batch between the hardware unit and CUDA by position, and the two differ in low bits, so only an `hw_decoder_load` of 0
+or 1 keeps this guarantee. On a CPU, DALI decodes the crop and torch resizes it, whose vectorised resize takes a
+fraction of the time of DALI's (docs/explanation/benchmarks.md).
 
-Both resize by the cubic filter (a = -0.5) widened against aliasing, as Pillow does. Both leave all that takes time to
-other threads: whoever trains hands a batch over, and waits only for one that is not ready.
+Both resize by the cubic filter (a = -0.5), antialiased as in Pillow. Both do all slow work in other threads: the caller
+hands a batch over, and waits only for one that is not ready.
 """
 
 from collections import deque
@@ -35,11 +35,11 @@ class GpuDecoder(GraphDecoder):
     """Decodes images on a CUDA device. See `GraphDecoder`.
 
     Args:
-        batch_size: the most images in a batch.
+        batch_size: the most images per batch.
         size: side of the square crops, in pixels.
         device, threads: see `GraphDecoder`.
-        decoding: how the graph decodes.
-        repeats: crops of an image.
+        decoding: the decoder options of the graph.
+        repeats: crops per image.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class GpuDecoder(GraphDecoder):
 
 
 class CpuDecoder:
-    """Decodes images on a CPU: a thread of its own decodes and resizes one batch after the other.
+    """Decodes images on a CPU: its own thread decodes and resizes one batch after the other.
 
     Args:
-        batch_size: the most images in a batch.
+        batch_size: the most images per batch.
         size: side of the square crops, in pixels.
-        threads: that decode, and then resize, a batch together.
-        repeats: crops of an image.
+        threads: threads that decode, and then resize, a batch together.
+        repeats: crops per image.
     """
 
     def __init__(self, batch_size: int, size: int, threads: int, repeats: int = 1) -> None:
@@ -84,19 +84,19 @@ class CpuDecoder:
             raise hanging() from None
 
     def close(self) -> None:
-        """End the threads; batches that were not taken are lost."""
+        """Stop the threads; batches that were not taken are lost."""
         end(self._decoding, self._fed)
         self._resizing.shutdown(wait=False)
 
     @record_function("decode")
     def _decode(self, crops: Crops) -> Decoded:
-        # Copied by NumPy: torch would start a team of threads of its own in every one of ours
+        # Copied by NumPy: torch would start its own thread pool in each of our threads
         images = np.zeros((len(crops.boxes), 3, self._size, self._size), dtype=np.uint8)
         crops, problems = readable(crops)
         places = crops.readable
         try:
             pieces = self._pieces(self._graph, crops, places) if places else {}
-        except RuntimeError:  # DALI drops the whole batch and goes on with the next
+        except RuntimeError:  # DALI drops the whole batch and continues with the next
             pieces = self._rescued(crops, places, problems)
 
         def finish(number: int) -> None:
@@ -116,7 +116,7 @@ class CpuDecoder:
 
     @staticmethod
     def _pieces(graph: Graph, crops: Crops, places: list[int]) -> dict[int, Tensor]:
-        """Return the crops of some images by their numbers, uint8 (height, width, 3) each."""
+        """Return the crops of the images at `places`, uint8 (height, width, 3) each, by number."""
         graph.feed(crops.of(places))
         return {
             place * crops.repeats + repeat: from_dlpack(images[index])
@@ -128,7 +128,7 @@ class CpuDecoder:
 def decoder_for(
     device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int, repeats: int = 1
 ) -> Decoder:
-    """Return the decoder of images of a device. Raises DataError for a GPU that cannot decode."""
+    """Return the image decoder for a device. Raises DataError for a GPU that cannot decode."""
     if device.type == "cuda":
         return GpuDecoder(batch_size, size, device, threads, chosen(device, hw_decoder_load).decoding, repeats)
     return CpuDecoder(batch_size, size, threads, repeats)
@@ -136,7 +136,7 @@ def decoder_for(
 
 @lru_cache
 def chosen(device: torch.device, hw_decoder_load: int) -> Choice:
-    """Choose how a CUDA device decodes, by tests unless the node remembers them. Raises DataError if it cannot."""
+    """Choose how a CUDA device decodes, by tests unless the choice is cached. Raises DataError if it cannot."""
     versions = library_versions()
     on_this_node = {"driver": driver_version(), "GPU": torch.cuda.get_device_name(device), "load": str(hw_decoder_load)}
 

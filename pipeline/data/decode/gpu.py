@@ -1,7 +1,8 @@
-"""Choose how a GPU decodes, by tests in processes of their own, and remember the choice for the node.
+"""Choose how a GPU decodes, by tests in separate processes, and cache the choice for the node.
 
-DALI leaves decoding to nvImageCodec, and that to nvJPEG; some versions crash, or fail, where they decode regions of
-images on some GPUs (docs/data.md). A run cannot report that it crashed, so the crash is provoked elsewhere first.
+DALI leaves decoding to nvImageCodec, which uses nvJPEG; some versions crash, or fail, where they decode regions of
+images on some GPUs (docs/explanation/data.md). A run cannot report that it crashed, so the crash is provoked elsewhere
+first.
 """
 
 import hashlib
@@ -26,18 +27,18 @@ from pipeline.data.errors import DataError
 from pipeline.data.pipe import ended
 from pipeline.files import flock
 
-LIMIT = 120.0  # seconds that a test may take, of which it needs a few
+LIMIT = 120.0  # seconds that a test may take; it needs a few
 
 _ROOT = Path(__file__).parents[3]
-INSTALL = "install versions that docs/data.md names as good"
-_MISSING = "libnvjpeg is missing, without which DALI decodes on the CPU"
+INSTALL = "install versions that docs/explanation/data.md names as good"
+_MISSING = "libnvjpeg is missing, so DALI decodes on the CPU"
 _INSTALL_NVJPEG = "pip install nvidia-nvjpeg (for CUDA 12 nvidia-nvjpeg-cu12)"
 
 
 class Ending(IntEnum):
-    """The ways in which a test ends, from bad to good."""
+    """The outcome of a test, from worst to best."""
 
-    KILLED = 0  # by a signal, or by us because it hung
+    KILLED = 0  # by a signal, or by the caller because it hung
     FAILED = 1  # with an error, or with wrong pixels
     SOUND = 2
 
@@ -47,8 +48,8 @@ class Outcome:
     """The result of a test.
 
     Attributes:
-        ending: how it ended; None: before it began to decode, which tells nothing of the decoder.
-        reason: why, unless it was sound.
+        ending: how it ended; None: before it began to decode, which says nothing about the decoder.
+        reason: why it failed, unless it was sound.
         library: whether libnvjpeg was found.
     """
 
@@ -59,13 +60,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Choice:
-    """A way for a GPU to decode, and the reason for it.
+    """A way for a GPU to decode, with the reason.
 
     Attributes:
-        decoding: that way.
-        note: it and the reason in words, for the operator.
-        final: whether it holds until versions change, so that nothing has to be tested again.
-        remedy: what to do for better decoding; empty: there is none.
+        decoding: the decoder options.
+        note: a description and the reason, for the operator.
+        final: whether it is valid until versions change, so that no test has to be repeated.
+        remedy: what to do for better decoding; empty if there is nothing.
     """
 
     decoding: Decoding
@@ -87,10 +88,10 @@ _KEPT = TypeAdapter(_Kept)
 
 
 def choose(test: Callable[[Decoding], Outcome], versions: dict[str, str], hardware: int) -> Choice:
-    """Prefer decoding regions of images to decoding whole ones, unless a test of the latter ends better.
+    """Choose to decode regions of images rather than whole ones, unless a test of the latter ends better.
 
     Args:
-        test: tries one of them.
+        test: tests one of them.
         versions: as from `library_versions`.
         hardware: share of each batch for the JPEG hardware.
 
@@ -100,14 +101,14 @@ def choose(test: Callable[[Decoding], Outcome], versions: dict[str, str], hardwa
     regions, whole = (Decoding(way, hardware, upsamples(way, versions)) for way in (True, False))
     first = test(regions)
     if first.ending is None:
-        remedy = "mend what keeps the test from running"
+        remedy = "fix what prevents the test from running"
         return Choice(regions, f"regions of images, which could not be tested: {first.reason}", False, remedy)
     if first.ending is Ending.SOUND:
         return _sound(regions, "regions of images, as tested on this node", first)
     second = test(whole)
     failed = f"a test of decoding regions of images {first.reason}"
     if second.ending is Ending.SOUND:
-        note = f"whole images and cuts crops out of them, which takes more time and memory: {failed}"
+        note = f"whole images and crops them afterwards, which takes more time and memory: {failed}"
         return _sound(whole, note, second, INSTALL)
     failed += f", and one of whole images {second.reason}"
     if first.ending is second.ending is Ending.KILLED:
@@ -154,9 +155,9 @@ def examine(command: list[str], limit: float = LIMIT) -> Outcome:
 
 
 def remembered(circumstances: Mapping[str, str], choose: Callable[[], Choice]) -> Choice:
-    """Return the choice that this user's processes made under the same circumstances, or else choose and keep it.
+    """Return the choice that this user's processes cached for the same circumstances, or else choose and cache it.
 
-    A choice that is not final is not kept.
+    A choice that is not final is not cached.
     """
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (that of Path may raise)
     key = hashlib.sha256(json.dumps(dict(circumstances), sort_keys=True).encode()).hexdigest()[:16]
@@ -171,7 +172,7 @@ def remembered(circumstances: Mapping[str, str], choose: Callable[[], Choice]) -
 
 
 def _recall(memory: Path, circumstances: Mapping[str, str]) -> Choice | None:
-    """Return the choice that was kept under these circumstances, if there is one; a damaged file counts as none."""
+    """Return the cached choice for these circumstances, if there is one; a damaged file counts as none."""
     with suppress(OSError, ValueError):
         kept = _KEPT.validate_json(memory.read_bytes(), strict=True)
         if kept.circumstances == circumstances:
@@ -180,7 +181,7 @@ def _recall(memory: Path, circumstances: Mapping[str, str]) -> Choice | None:
 
 
 def _keep(memory: Path, circumstances: Mapping[str, str], choice: Choice) -> None:
-    """Write a choice, all or nothing; where it cannot be written, the next start tests again."""
+    """Write a choice atomically; where it cannot be written, the next start tests again."""
     scratch = memory.with_name(f".{uuid4().hex}")
     with suppress(OSError):
         try:
@@ -192,7 +193,7 @@ def _keep(memory: Path, circumstances: Mapping[str, str], choice: Choice) -> Non
 
 @contextmanager
 def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Let one process go on while others wait, though no longer than it may take: to test twice is harmless."""
+    """Let one process at a time enter, but wait no longer than a test may take: testing twice is harmless."""
     held, end = None, time.monotonic() + 2 * LIMIT
     with suppress(OSError):
         lock.parent.mkdir(parents=True, exist_ok=True)

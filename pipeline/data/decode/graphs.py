@@ -1,6 +1,6 @@
-"""DALI graphs that make crops of encoded images, or of frames of encoded videos.
+"""DALI graphs that decode crops of images, or of frames of videos.
 
-Without torch, so that the process of `selftest` starts fast.
+This module does not import torch, so that the process of `selftest` starts fast.
 """
 
 import threading
@@ -21,7 +21,7 @@ from pipeline.data.clips import Frames
 class Crops:
     """Encoded images, m of uint8 (bytes,), and the n crops to make of them, those of an image in a row.
 
-    None is an image that could not be read. `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`,
+    None is an unreadable image. `boxes`, int32 (n, 4), are top, left, height and width in pixels; `flips`,
     int32 (n,), are 1 to mirror.
     """
 
@@ -31,7 +31,7 @@ class Crops:
 
     @property
     def repeats(self) -> int:
-        """Count the crops that are made of an image."""
+        """The number of crops per image."""
         return len(self.boxes) // len(self.encoded)
 
     @property
@@ -40,7 +40,7 @@ class Crops:
         return [place for place, encoded in enumerate(self.encoded) if encoded is not None]
 
     def of(self, places: Sequence[int]) -> Self:
-        """Return those of some images, which are one or more."""
+        """Return those of the images at `places`, of which there is at least one."""
         images = len(self.encoded)
         arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "encoded"}
         parts = {name: array.reshape(images, -1, *array.shape[1:])[places] for name, array in arrays.items()}
@@ -53,7 +53,7 @@ class Crops:
             yield self.of([place])
 
     def inputs(self) -> dict[str, Any]:
-        """Return what a graph is fed, by name, in batches of one entry an image."""
+        """Return the inputs of a graph by name, in batches of one entry per image."""
         inputs: dict[str, Any] = {"encoded": self.encoded}
         for repeat in range(self.repeats):
             boxes = self.boxes[repeat :: self.repeats]
@@ -65,16 +65,16 @@ class Crops:
 
 @dataclass(frozen=True)
 class Clips(Crops):
-    """The same of encoded videos: n clips of T frames, of which all have the same crop.
+    """Encoded videos, and n clips of T frames, whose frames share the clip's crop. See `Crops`.
 
-    `frames`, int32 (n, T), are numbers of frames from 0, `stamps`, int64 (n, T), their time stamps; both ascend.
+    `frames`, int32 (n, T), are frame numbers from 0, `stamps`, int64 (n, T), their time stamps; both ascend.
     """
 
     frames: Frames
     stamps: NDArray[np.int64]
 
     def inputs(self) -> dict[str, Any]:
-        """See `Crops`. Each frame is decoded once, whatever the number of clips that it is in."""
+        """See `Crops`. Each frame is decoded once, even if several clips contain it."""
         clips = self.frames.reshape(len(self.encoded), self.repeats, -1)
         wanted = [np.unique(frames) for frames in clips]
         inputs = super().inputs() | {"frames": wanted}
@@ -86,10 +86,10 @@ class Clips(Crops):
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options of a graph's decoder. They do not change the pixels of a crop, but for `fancy` those of its chroma.
+    """Options of a graph's decoder. They do not change the pixels of a crop, except that `fancy` changes its chroma.
 
     Attributes:
-        regions: decode no more of an image than its crop; else decode all of it, then cut the crop out.
+        regions: decode only the crop of an image; else decode all of it, then crop.
         hardware: share of each batch for the GPU's JPEG hardware, 0 or 1.
         fancy: on a GPU, interpolate chroma, as the CPU always does, instead of repeating it.
     """
@@ -99,18 +99,18 @@ class Decoding:
     fancy: bool = False
 
 
-Source = Callable[[str, int, Any], Any]  # makes the node of an input of its name, dimensions and type
-Nodes = Callable[[str, Source], list[Any]]  # makes the outputs of a graph of the device of its decoder and its inputs
+Source = Callable[[str, int, Any], Any]  # makes the node of an input from its name, dimensions and type
+Nodes = Callable[[str, Source], list[Any]]  # makes a graph's outputs from its decoder's device and its inputs
 
 
 def image_nodes(decoding: Decoding = Decoding(), size: int | None = None, repeats: int = 1) -> Nodes:
     """Return the nodes of a graph that makes crops of images, uint8 (height, width, 3).
 
     Args:
-        decoding: how it decodes.
-        size: side of the square that crops are resized to, in pixels, before they are flipped; None: they stay as they
-            are cut out.
-        repeats: crops of an image, of which each is an output of its own.
+        decoding: the decoder options.
+        size: side of the square that crops are resized to before they are flipped, in pixels; None: crops keep their
+            size.
+        repeats: crops per image, each a separate output.
     """
 
     def nodes(device: str, source: Source) -> list[Any]:
@@ -139,7 +139,7 @@ def clip_nodes(size: int, repeats: int = 1) -> Nodes:
     """Return the nodes of a graph that makes clips of videos, uint8 (T, size, size, 3). See `image_nodes`."""
 
     def nodes(device: str, source: Source) -> list[Any]:
-        # By default, frames beyond the end would be black
+        # By default, frames beyond the end are black
         wanted = source("frames", 1, types.INT32)
         frames = fn.decoders.video(source("encoded", 1, types.UINT8), device=device, frames=wanted, pad_mode="none")
         outputs = []
@@ -161,10 +161,10 @@ class Graph:
     """A queue of batches within DALI. One thread may feed it while another takes from it.
 
     Args:
-        batch_size: the most images or videos in a batch.
+        batch_size: the most images or videos per batch.
         threads: CPU threads.
         device_id: CUDA device, None for the CPU.
-        nodes: what it computes.
+        nodes: the computation.
     """
 
     def __init__(self, batch_size: int, threads: int, device_id: int | None, nodes: Nodes) -> None:
@@ -173,13 +173,13 @@ class Graph:
             batch_size=batch_size,
             num_threads=threads,
             device_id=device_id,
-            prefetch_queue_depth=1,  # so that every `schedule_run` is one run, the first one too
+            prefetch_queue_depth=1,  # so that every `schedule_run` is one run, including the first
             exec_dynamic=True,  # outputs own their memory: torch may keep them without a copy
         )
         with self._pipeline:
             self._pipeline.set_outputs(*nodes("cpu" if device_id is None else "mixed", self._source))
         self._pipeline.build()
-        # DALI takes inputs from any thread; of starting and ending runs it does not say so
+        # DALI documents inputs as thread-safe, but not the start and end of runs
         self._lock = threading.Lock()
 
     def _source(self, name: str, dimensions: int, dtype: Any) -> Any:
@@ -187,7 +187,7 @@ class Graph:
         return fn.external_source(name=name, ndim=dimensions, dtype=dtype)
 
     def feed(self, crops: Crops) -> None:
-        """Queue a batch, whose bytes are copied; all of it could be read."""
+        """Queue a batch, whose bytes are copied; all of its images must have been read."""
         inputs = crops.inputs()
         for name in self._inputs:
             self._pipeline.feed_input(name, inputs[name])
@@ -201,7 +201,7 @@ class Graph:
             stream: CUDA stream that waits for them; None: the caller does.
 
         Raises:
-            RuntimeError: one of them cannot be decoded. The batch is lost; those after it are not.
+            RuntimeError: one of its images cannot be decoded. This batch is lost; later ones are not.
         """
         with self._lock:
             outputs: tuple[Any, ...] = self._pipeline.outputs(cuda_stream=stream)
@@ -209,7 +209,7 @@ class Graph:
 
 
 def cause(error: RuntimeError) -> str:
-    """Extract the line of a DALI error that says what happened."""
+    """Extract the line of a DALI error that describes the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     after = lines.index("encountered:") + 1 if "encountered:" in lines else 0
     return lines[after] if after < len(lines) else str(error)

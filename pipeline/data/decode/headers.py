@@ -1,7 +1,7 @@
-"""Images that DALI must not be given, found by their headers.
+"""Find images, by their headers, that must not be passed to DALI.
 
-DALI 2.4 may end the process (SIGSEGV) where one image of some dozens in a batch has no known format, or a crop outside
-of it. Damage behind a header is an ordinary error there.
+DALI 2.4 may end the process (SIGSEGV) where one image among several dozen in a batch has an unknown format, or a crop
+outside the image. Damage after the header is an ordinary error there.
 """
 
 import io
@@ -19,7 +19,7 @@ from shards.media.media import Rejected
 
 
 def readable(crops: Crops) -> tuple[Crops, dict[int, str]]:
-    """Return the crops without images whose headers cannot be read or that a crop does not lie in, and why by place."""
+    """Remove images with unreadable headers or crops outside of them. Return the crops, and the reasons by place."""
     problems: dict[int, str] = {}
     boxes = crops.boxes.reshape(len(crops.encoded), -1, 4)
     for place, encoded in enumerate(crops.encoded):
@@ -32,9 +32,9 @@ def readable(crops: Crops) -> tuple[Crops, dict[int, str]]:
 
 
 def shown_size(image: bytes) -> tuple[int, int]:
-    """Return height and width of an encoded image as it is to be shown.
+    """Return height and width of an encoded image as displayed.
 
-    Raises Rejected, for a damaged header; Pillow raises nearly every type, too.
+    Raises Rejected for a damaged header; Pillow raises nearly every other type.
     """
     if image.startswith(jpeg.SIGNATURE):
         probed = IMAGE.probe(image)

@@ -1,4 +1,4 @@
-"""Clips of videos that are stored as JPEGs of their frames: every frame of a clip is an image with the clip's crop."""
+"""Decode clips of videos that are stored as JPEGs of their frames: every frame is an image with the clip's crop."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from pipeline.data.decode.queues import Decoded, Decoder
 class JpegClips(Crops):
     """The frames of m videos, and n clips of T frames to make of them, those of a video in a row.
 
-    `encoded` has the JPEGs of those frames of a video that are in any of its clips, each once, in ascending order, one
-    after the other. `frames`, int32 (n, T), are their numbers, and `sizes` the bytes of each frame that a video has,
-    int32 (frames of the video,).
+    `encoded` has the JPEGs of those frames of a video that any of its clips contains, each once, in ascending order,
+    concatenated. `frames`, int32 (n, T), are their numbers, and `sizes`, int32 (frames of the video,), the bytes of
+    each frame in a video.
     """
 
     frames: Frames
     sizes: list[NDArray[np.int32]]
 
     def images(self) -> Crops:
-        """Return every frame of every clip as an image, n * T of them, those of a clip in a row."""
+        """Return every frame of every clip as an image, n * T in total, those of a clip in a row."""
         clips, images = self.frames.reshape(len(self.encoded), -1), list[NDArray[np.uint8] | None]()
         for encoded, sizes, frames in zip(self.encoded, self.sizes, clips, strict=True):
             if encoded is None:
@@ -43,7 +43,7 @@ class JpegClipDecoder:
     """Decodes clips with the decoder of images.
 
     Args:
-        images: decodes every frame of a batch as an image.
+        images: the decoder of all frames of a batch as images.
     """
 
     def __init__(self, images: Decoder) -> None:
@@ -57,7 +57,7 @@ class JpegClipDecoder:
         self._fed.append(crops)
 
     def take(self) -> Decoded:
-        """Return the oldest batch; see `Decoder`. All clips of a video are black where one of its frames is bad."""
+        """Return the oldest batch; see `Decoder`. All clips of a video are black if one of its frames is bad."""
         crops, decoded = self._fed.popleft(), self._images.take()
         videos, numbers = len(crops.encoded), crops.frames.reshape(-1)
         clips = decoded.images.view(*crops.frames.shape, *decoded.images.shape[1:]).movedim(2, 1)
@@ -69,5 +69,5 @@ class JpegClipDecoder:
         return Decoded(clips, problems)
 
     def close(self) -> None:
-        """End the threads; batches that were not taken are lost."""
+        """Stop the threads; batches that were not taken are lost."""
         self._images.close()

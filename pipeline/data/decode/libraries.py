@@ -1,10 +1,10 @@
-"""Versions of the libraries that decode on a GPU, and their abilities. Nothing here loads them, or CUDA."""
+"""Return versions of the libraries that decode on a GPU, and their abilities, without loading them or CUDA."""
 
 import re
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = {  # by library, on PyPI; nvJPEG's has had no number of CUDA since 13
+_PACKAGES = {  # by library, on PyPI; nvJPEG's name is without a CUDA version since 13
     "DALI": r"nvidia-dali-cuda\d+",
     "nvImageCodec": r"nvidia-nvimgcodec-cu\d+",
     "nvJPEG": r"nvidia-nvjpeg(-cu\d+)?",
@@ -20,19 +20,19 @@ def library_versions() -> dict[str, str]:
 
 
 def driver_version(file: Path = _DRIVER) -> str:
-    """Return the version of NVIDIA's kernel module, which takes no library to ask, "none" where there is none."""
+    """Return the version of NVIDIA's kernel module, read without a library, "none" where there is none."""
     found = re.search(r"\d+\.[\d.]*\d", file.read_text()) if file.exists() else None
     return found[0] if found else "none"
 
 
 def upsamples(regions: bool, versions: dict[str, str]) -> bool:
-    """Tell whether nvJPEG interpolates chroma. Where it does not, asking for it moves decoding to the CPU silently.
+    """Return whether nvJPEG interpolates chroma. Where it does not, the option silently moves decoding to the CPU.
 
-    nvJPEG does from 12.1 on, and in regions of images, whose edges were wrong before, from 13.2 on, of which
-    nvImageCodec knows from 0.9 on.
+    nvJPEG does so from 12.1 on, and in regions of images, whose edges were wrong before, from 13.2 on, which
+    nvImageCodec supports from 0.9 on.
 
     Args:
-        regions: whether regions are decoded, or whole images.
+        regions: True for regions of images, False for whole images.
         versions: as from `library_versions`.
     """
     nvjpeg, nvimagecodec = _release(versions["nvJPEG"]), _release(versions["nvImageCodec"])
@@ -40,5 +40,5 @@ def upsamples(regions: bool, versions: dict[str, str]) -> bool:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Return the major and minor number, () of a text without numbers."""
+    """Return the major and minor number, or () for a text without numbers."""
     return tuple(map(int, re.findall(r"\d+", version)[:2]))

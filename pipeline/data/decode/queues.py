@@ -1,4 +1,4 @@
-"""What the decoders share: their interface, the queue of a DALI graph, the resize on a CPU, and how they end."""
+"""The common parts of decoders: their interface, the queue of a DALI graph, the resize on a CPU, and their end."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,16 +20,16 @@ from pipeline.data.errors import DataError
 
 TIMEOUT = 600  # seconds that a batch may take on a CPU
 
-_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # beginnings of DALI's messages
-_ENDING = 10.0  # seconds that the work under way may take when a decoder is closed
+_OPAQUE = ("Failed to decode sample #", "nvImageCodec failure: ")  # prefixes of DALI's messages
+_ENDING = 10.0  # seconds for the work in progress when a decoder is closed
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Inputs of a batch, and what was wrong with what could not be decoded, by the place of the image or video in it.
+    """The inputs of a batch, and the errors of images or videos that could not be decoded, by place.
 
-    `images` is uint8 (n, 3, size, size), of clips (n, 3, T, size, size), on the device, black where there is no image;
-    channels come last in memory on a GPU, first on a CPU: as they leave the resize, without another copy.
+    `images` is uint8 (n, 3, size, size), for clips (n, 3, T, size, size), on the device, black where an image is bad.
+    In memory, channels come last on a GPU and first on a CPU, as the resize leaves them, which saves a copy.
     """
 
     images: Tensor
@@ -37,7 +37,7 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """A queue of batches: `feed` a few of them, then take one and feed the next."""
+    """A queue of batches: `feed` a few, then take one and feed the next."""
 
     def feed(self, crops: Crops) -> None:
         """Queue a batch."""
@@ -48,22 +48,22 @@ class Decoder(Protocol):
         ...
 
     def close(self) -> None:
-        """End the threads; batches that were not taken are lost."""
+        """Stop the threads; batches that were not taken are lost."""
         ...
 
 
 class GraphDecoder:
-    """A queue of batches on a CUDA device: `feed` a few of them, then take one and feed the next.
+    """A queue of batches on a CUDA device: `feed` a few, then take one and feed the next.
 
-    A thread of its own feeds DALI, which copies every encoded image or video.
+    Its own thread feeds DALI, which copies every encoded image or video.
 
     Args:
-        batch_size: the most images or videos in a batch.
-        shape: of what is made of them, without the batch; channels come last.
-        device: CUDA device; on a CPU, for tests, the same graph does the same.
-        threads: CPU threads, which parse what is encoded and feed the device.
-        nodes: what the graph computes.
-        check: takes what DALI must not be given out of a batch, and says why, by place.
+        batch_size: the most images or videos per batch.
+        shape: the shape of an output without the batch; channels come last.
+        device: CUDA device; for tests a CPU, which runs the same graph.
+        threads: CPU threads, which parse the files and feed the device.
+        nodes: the computation of the graph.
+        check: removes inputs that must not reach DALI from a batch, and returns the reasons by place.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class GraphDecoder:
         self._check = check
         self._device, self._shape, self._threads, self._nodes = device, shape, threads, nodes
         self._graph = self._build(batch_size)
-        self._alone: Graph | None = None  # for one image or video, built when the first bad one shows up
+        self._alone: Graph | None = None  # for one image or video, built for the first bad one
         self._feeding = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._fed: deque[Future[tuple[Crops, dict[int, str]]]] = deque()
 
@@ -87,9 +87,9 @@ class GraphDecoder:
         self._fed.append(self._feeding.submit(self._feed, crops))
 
     def take(self) -> Decoded:
-        """Return the oldest batch; the CUDA stream waits for it, the caller for the CPU's part alone.
+        """Return the oldest batch; the CUDA stream waits for it, the caller only for the CPU's part.
 
-        It is copied only where some of it is missing, or several inputs were made of each image or video.
+        It is copied only where inputs are missing, or where there are several inputs per image or video.
         """
         crops, problems = self._fed.popleft().result()
         readable = crops.readable
@@ -97,7 +97,7 @@ class GraphDecoder:
             return Decoded(_inputs(self._black(crops)), problems)
         try:
             images = self._taken(self._graph)
-        except RuntimeError:  # DALI drops the whole batch and goes on with the next
+        except RuntimeError:  # DALI drops the whole batch and continues with the next
             return self._rescued(crops, problems)
         if len(readable) < len(crops.encoded):
             images, taken = self._black(crops), images
@@ -105,7 +105,7 @@ class GraphDecoder:
         return Decoded(_inputs(images), problems)
 
     def close(self) -> None:
-        """End the thread; batches that were not taken are lost."""
+        """Stop the thread; batches that were not taken are lost."""
         end(self._feeding, self._fed)
 
     @record_function("feed")
@@ -141,7 +141,7 @@ class GraphDecoder:
 
 
 def resize_into(image: NDArray[np.uint8], crop: Tensor, flip: bool) -> None:
-    """Resize a crop, uint8 (height, width, 3), without aliasing to the shape of `image`, uint8 (3, size, size)."""
+    """Resize a crop, uint8 (height, width, 3), with antialiasing into `image`, uint8 (3, size, size)."""
     size = image.shape[1:]
     resized = F.interpolate(crop.permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)[0].numpy()
     image[:] = resized[..., ::-1] if flip else resized
@@ -153,17 +153,17 @@ def hanging() -> DataError:
 
 
 def end(threads: ThreadPoolExecutor, work: Iterable[Future[Any]]) -> None:
-    """End threads without starting what is left of their work; wait for what is under way, unless it hangs."""
+    """Stop threads without starting the rest of their work; wait for work in progress, unless it hangs."""
     threads.shutdown(wait=False, cancel_futures=True)
     wait_for([future for future in work if not future.cancelled()], _ENDING)
 
 
 def _inputs(images: Tensor) -> Tensor:
-    """Return inputs of the model, (n, 3, ...), of (images, repeats, ..., 3), without copying them."""
+    """View (images, repeats, ..., 3) as inputs of the model, (n, 3, ...), without a copy."""
     return images.flatten(0, 1).movedim(-1, 1)
 
 
 def problem(error: RuntimeError) -> str:
-    """Say what happened, where a DALI error says more of it than a number or a place in the batch."""
+    """Describe a DALI error, unless it only gives a number or a place in the batch."""
     line = cause(error)
     return "cannot be decoded" if line.startswith(_OPAQUE) else line

@@ -1,10 +1,10 @@
-"""Decode made-up images as a run would, in a process of its own: a decoder may kill the process that it is in.
+"""Decode synthetic images as a run would, in a separate process, since a decoder may kill its process.
 
     python -m pipeline.data.decode.selftest DEVICE DECODING
 
-DEVICE is a CUDA device or, for tests, `cpu`; DECODING is a `Decoding` in JSON. Lines on the standard output tell how
-far it came: READY once libraries and device are there, SOUND if all crops are those of the CPU, and SLOW if DALI has
-not found libnvjpeg, without which it decodes on the CPU. `gpu.py` starts this and judges how it ended.
+DEVICE is a CUDA device or, for tests, `cpu`; DECODING is a `Decoding` in JSON. Lines on the standard output show the
+progress: READY once libraries and device are available, SOUND if all crops equal those of the CPU, and SLOW if DALI has
+not found libnvjpeg, in which case it decodes on the CPU. `gpu.py` starts this program and judges how it ended.
 """
 
 import io
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     **{f"EXIF {turn}": {"turn": turn} for turn in (1, 3, 6, 8)},
     "PNG": {"kind": "PNG"},
 }
-CLOSE = 4.0  # of 255, on average over a crop: decoders round chroma differently, a wrong crop is further off
+CLOSE = 4.0  # of 255, averaged over a crop: decoders round chroma differently, and a wrong crop differs more
 
 _SIZE = 224
 _IMAGE = 375, 500
@@ -38,13 +38,13 @@ _BATCH, _BATCHES, _THREADS = 64, 4, 4
 
 
 def image(seed: int, mode: str = "RGB", kind: str = "JPEG", turn: int = 1, **options: Any) -> NDArray[np.uint8]:
-    """Encode a smooth picture, uint8 (bytes,), of the size of a photograph of ImageNet.
+    """Encode a smooth picture, uint8 (bytes,), of the size of a typical ImageNet photograph.
 
     Args:
-        seed: of the picture.
-        mode, kind: Pillow's names of the pixels and of the format.
+        seed: that of the picture.
+        mode, kind: Pillow's names of the pixel mode and the format.
         turn: EXIF orientation.
-        options: of Pillow's `save`.
+        options: those of Pillow's `save`.
     """
     height, width = _IMAGE
     patches = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def image(seed: int, mode: str = "RGB", kind: str = "JPEG", turn: int = 1, **opt
 
 
 def crops(batch: int) -> Crops:
-    """A batch of all kinds, with boxes in images as they are to be shown."""
+    """Return a batch of all kinds of images, with boxes in the images as displayed."""
     random = np.random.default_rng(batch)
     names = [list(KINDS)[place % len(KINDS)] for place in range(_BATCH)]
     pictures = {name: image(number, **KINDS[name]) for number, name in enumerate(KINDS)}
@@ -69,24 +69,24 @@ def crops(batch: int) -> Crops:
 
 
 def furthest(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, str]:
-    """The largest mean difference of a crop, and its kind; both are uint8 (n, size, size, 3) made of `crops`."""
+    """Return the largest mean difference of a crop, and its kind; both are uint8 (n, size, size, 3), from `crops`."""
     off = np.abs(found.astype(np.int16) - expected).mean(axis=(1, 2, 3))
     worst = int(off.argmax())
     return float(off[worst]), list(KINDS)[worst % len(KINDS)]
 
 
 def test(device_id: int | None, decoding: Decoding) -> str:
-    """Decode on a device and on the CPU, and say what is wrong; "" if nothing is. Raises RuntimeError where DALI does.
+    """Decode on a device and on the CPU, and return what is wrong, "" if nothing. Raises RuntimeError where DALI does.
 
     Args:
         device_id: CUDA device, None for the CPU.
-        decoding: how the device decodes.
+        decoding: the decoder options.
     """
     tested = Graph(_BATCH, _THREADS, device_id, image_nodes(decoding, _SIZE))
     reference = Graph(_BATCH, _THREADS, None, image_nodes(size=_SIZE))
     batches = [crops(batch) for batch in range(_BATCHES)]
     print(READY, flush=True)
-    for batch in batches:  # all are under way at once, as in training
+    for batch in batches:  # all are in progress at once, as in training
         tested.feed(batch)
         reference.feed(batch)
     for _ in batches:
@@ -101,15 +101,15 @@ def test(device_id: int | None, decoding: Decoding) -> str:
 
 
 def main() -> int:
-    """Exit status 0 if all crops are right; else the last line on the standard error says what is wrong."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer, not worth gigabytes of a core
+    """Return 0 if all crops are right; else print what is wrong as the last line of the standard error."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a result, and its core would take gigabytes
     device, settings = sys.argv[1:]
     try:
         problem = test(None if device == "cpu" else int(device), Decoding(**json.loads(settings)))
     except RuntimeError as error:
         problem = cause(error)
     if problem:
-        print(f"\n{problem}", file=sys.stderr)  # libraries end their last line or do not
+        print(f"\n{problem}", file=sys.stderr)  # libraries may leave their last line unterminated
     return bool(problem)
 
 

@@ -1,7 +1,7 @@
-"""Encoded videos -> clips of one size on the device: by PyAV on a CPU, by NVIDIA DALI on a GPU.
+"""Decode videos to clips of one size on the device: by PyAV on a CPU, by NVIDIA DALI on a GPU.
 
-What `decoder` says of crops of images holds for clips. A CPU decodes a video a thread, since more threads gain nothing
-at the sizes that are trained on, and each frame once, whatever the number of clips that it is in.
+The guarantees of `decoder` on crops of images hold for clips. A CPU decodes each video in one thread, since more
+threads do not help at training resolutions, and each frame once, even if several clips contain it.
 """
 
 import ctypes
@@ -21,20 +21,20 @@ from pipeline.data.decode.graphs import Clips, Crops, clip_nodes
 from pipeline.data.decode.queues import Decoded, Decoder, GraphDecoder, end, hanging, resize_into
 from pipeline.data.errors import DataError
 
-Codecs = Collection[tuple[str, str]]  # of codecs and pixel formats, by FFmpeg's names
+Codecs = Collection[tuple[str, str]]  # pairs of codec and pixel format, by FFmpeg's names
 
-# What DALI decodes by NVDEC: 8 bits and 4:2:0
+# Decoded by NVDEC through DALI: 8 bits and 4:2:0
 _NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
 _NVDEC_PIXELS = frozenset({"nv12", "yuv420p", "yuvj420p"})
 _LIBRARY = "libnvcuvid.so.1"
 
 
 class CpuClipDecoder:
-    """Decodes clips on a CPU: several threads, each a video at a time.
+    """Decodes clips on a CPU: in several threads, a video each.
 
     Args:
         size: side of the square crops, in pixels.
-        threads: that decode and resize.
+        threads: threads that decode and resize.
     """
 
     def __init__(self, size: int, threads: int) -> None:
@@ -45,7 +45,7 @@ class CpuClipDecoder:
     def feed(self, crops: Crops) -> None:
         """Queue a batch."""
         assert isinstance(crops, Clips)
-        # The memory is NumPy's: torch would start a team of threads of its own in every one of ours
+        # The memory is NumPy's: torch would start its own thread pool in each of our threads
         clips = np.zeros((*crops.frames.shape, 3, self._size, self._size), dtype=np.uint8)
         videos = [self._threads.submit(self._decode, clips, crops, place) for place in range(len(crops.encoded))]
         self._fed.append((torch.from_numpy(clips), videos))
@@ -60,12 +60,12 @@ class CpuClipDecoder:
         return Decoded(clips.movedim(2, 1), {place: why for place, why in problems.items() if why})
 
     def close(self) -> None:
-        """End the threads; batches that were not taken are lost."""
+        """Stop the threads; batches that were not taken are lost."""
         end(self._threads, [video for _, videos in self._fed for video in videos])
 
     @record_function("decode")
     def _decode(self, out: NDArray[np.uint8], crops: Clips, place: int) -> str | None:
-        """Write all clips of a video to their places in (n, T, 3, size, size). Return what is wrong with it."""
+        """Write all clips of a video to their places in (n, T, 3, size, size). Return an error message, if any."""
         encoded, repeats = crops.encoded[place], crops.repeats
         if encoded is None:
             return None
@@ -90,11 +90,11 @@ class GpuClipDecoder(GraphDecoder):
     """Decodes clips on a CUDA device. See `GraphDecoder`.
 
     Args:
-        batch_size: the most videos in a batch.
-        frames: of a clip.
+        batch_size: the most videos per batch.
+        frames: frames per clip.
         size: side of the square crops, in pixels.
         device, threads: see `GraphDecoder`.
-        repeats: clips of a video.
+        repeats: clips per video.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class GpuClipDecoder(GraphDecoder):
 def clip_decoder_for(
     device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Codecs
 ) -> Decoder:
-    """Return the decoder of clips of a device. Raises DataError where it cannot decode one of the codecs."""
+    """Return the clip decoder for a device. Raises DataError where it cannot decode one of the codecs."""
     if device.type == "cuda":
         _refuse_on_gpu(codecs)
         return GpuClipDecoder(batch_size, frames, size, device, threads, repeats)
@@ -137,6 +137,6 @@ def _refuse(codecs: Codecs, by: str) -> None:
     if codecs:
         names = ", ".join(sorted(f"{codec} of {pixels} pixels" for codec, pixels in codecs))
         raise DataError(
-            f"{by} does not decode {names}, which the data set has: build it anew with `maskfeat-shards build "
-            "--resize`, which makes H.264 of all videos"
+            f"{by} does not decode {names}, which the data set has: rebuild it with `maskfeat-shards build "
+            "--resize`, which converts all videos to H.264"
         )

@@ -1,13 +1,15 @@
-"""Histograms of oriented gradients: what MaskFeat predicts at every patch. The reference implementation.
+"""Histograms of oriented gradients, MaskFeat's target. The reference implementation.
 
 Algorithm: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, section 3,
-with the details of its published code: Sobel gradients of each colour channel, 9 unsigned orientations assigned
-hard, magnitudes summed over 8x8-pixel cells, each cell's 9 numbers scaled to unit length, no block normalisation.
+with the details of its published code: Sobel gradients of each colour channel, hard assignment to 9 unsigned
+orientations, magnitudes summed over 8x8-pixel cells, each cell's 9 numbers scaled to unit length, no block
+normalisation.
+Patches that are not made of 8x8-pixel cells, such as those of 14 pixels, have cells of nearly that size (`cell_of`).
 
-One deliberate difference: gradients are taken of the 0..255 integers and not of mean/std-normalised floats. A HOG
-does not change under a per-channel affine map, and every integer gradient is exact in float32, so here flat
-regions are exactly zero and bins do not depend on the device, where the float version turns rounding noise into
-random unit vectors.
+One deliberate difference: gradients are computed on the 0..255 integers, not on mean/std-normalised floats. A HOG
+is invariant under a per-channel affine map, and every integer gradient is exact in float32, so flat regions are
+exactly zero here and bins do not depend on the device, whereas the float version turns rounding noise into random
+unit vectors.
 """
 
 import math
@@ -19,29 +21,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CELL = 8  # pixels a side
+CELL = 8  # pixels per side, for the paper's patches of 16
+_CELLS = range(4, 17)  # possible pixels per side: in smaller cells, the nine orientations are mostly empty
 BINS = 9
 CHANNELS = 3
 
 
+def cell_of(patch: int) -> int:
+    """Return the side of a cell in pixels: the divisor of `patch` nearest to 8, the smaller of two equally near.
+
+    It is 8 for patches of 8, 16, 24 and 32 pixels, and 7 for those of 14.
+
+    Raises:
+        ValueError: no divisor is from 4 to 16.
+    """
+    sides = [side for side in _CELLS if patch % side == 0]
+    if not sides:
+        raise ValueError(
+            f"a patch of {patch} pixels is not made of whole HOG cells, of {_CELLS[0]} to {_CELLS[-1]} pixels a side: "
+            f"use a patch of {CELL}, 14 or {2 * CELL} pixels"
+        )
+    return min(sides, key=lambda side: abs(side - CELL))
+
+
 def target_width(patch: int) -> int:
-    """Numbers that describe one patch of `patch` x `patch` pixels: 108 for 16.
+    """Return the numbers in the target of one patch of `patch` x `patch` pixels: 108 for 14 and for 16.
 
     Raises:
         ValueError: the patch is not made of whole cells.
     """
-    if patch % CELL:
-        raise ValueError(
-            f"a patch of {patch} pixels is not made of whole {CELL}-pixel HOG cells: use a multiple of {CELL}"
-        )
-    return CHANNELS * BINS * (patch // CELL) ** 2
+    return CHANNELS * BINS * (patch // cell_of(patch)) ** 2
 
 
 def check(images: Tensor, patch: int) -> None:
-    """Refuse what has no HOG.
+    """Check images and patches.
 
     Raises:
-        ValueError: not uint8 (B, 3, H, W), or not made of whole patches, or these not of whole cells.
+        ValueError: images are not uint8 (B, 3, H, W), or not whole patches, or patches are not whole cells.
     """
     check_images(images)
     target_width(patch)
@@ -51,35 +67,36 @@ def check(images: Tensor, patch: int) -> None:
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is no uint8 (B, 3, H, W). Raises ValueError."""
+    """Raise ValueError unless images are uint8 (B, 3, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != CHANNELS:
         raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 def hog_target(images: Tensor, patch: int = 16) -> Tensor:
-    """HOG of every patch.
+    """Compute the HOG of every patch.
 
     Args:
         images: uint8 (B, 3, H, W) in any memory format; H and W multiples of `patch`.
-        patch: pixels a side, a multiple of 8.
+        patch: pixels per side, a multiple of a cell (`cell_of`).
 
     Returns:
-        float32 (B, patches, 108) for 16-pixel patches, patches row-major; a patch's numbers are ordered
-        (channel, bin, cell row, cell column).
+        float32 (B, patches, width), patches row-major; a patch's numbers, 108 for 16 pixels (`target_width`), are
+        ordered (channel, bin, cell row, cell column).
 
     Raises:
         ValueError: wrong dtype or shape.
     """
     check(images, patch)
-    return in_patches(unit_length(histograms(images, CELL)), patch // CELL)
+    cell = cell_of(patch)
+    return in_patches(unit_length(histograms(images, cell)), patch // cell)
 
 
 def histograms(images: Tensor, cell: int) -> Tensor:
-    """Sum the magnitudes of gradients by orientation over cells.
+    """Sum gradient magnitudes by orientation over cells.
 
     Args:
         images: uint8 (B, 3, H, W); H and W multiples of `cell`.
-        cell: pixels a side.
+        cell: pixels per side.
 
     Returns:
         float32 (B, 3, 9, rows of cells, columns of cells).
@@ -87,7 +104,7 @@ def histograms(images: Tensor, cell: int) -> Tensor:
     batch, _, height, width = images.shape
     gx, gy = _sobel(images)
     magnitude = torch.sqrt(gx * gx + gy * gy)
-    # Rows before columns: the compiler then runs along rows of pixels, 9 times faster than over cells of 8x8.
+    # Rows before columns: the compiled code then runs along rows of pixels, 9 times faster than over 8x8 cells.
     rows_of_pixels = (batch, CHANNELS, height // cell, cell, width)
     in_rows = torch.stack(
         [torch.where(here, magnitude, 0.0).reshape(rows_of_pixels).sum(3) for here in within_bins(gx, gy)], dim=2
@@ -104,7 +121,7 @@ def in_patches(histogram: Tensor, side: int) -> Tensor:
     """Gather the numbers of each patch: (B, 3, 9, rows, columns) -> (B, patches, 27 * side * side).
 
     Args:
-        histogram: of cells.
+        histogram: histograms of cells.
         side: cells along a side of a patch.
     """
     batch, _, _, rows, columns = histogram.shape
@@ -113,9 +130,9 @@ def in_patches(histogram: Tensor, side: int) -> Tensor:
 
 
 def compiled(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return `hog_target`, or another like it, compiled by torch at the first call with images of a size.
+    """Compile `hog_target`, or a function like it, by torch at the first call with images of a size.
 
-    The options keep gradients in registers until they are summed up; by itself the compiler writes them to memory
+    The options keep gradients in registers until they are summed; by default, the compiled code writes them to memory
     first and reads them nine times, which takes twice as long.
     """
     options: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -126,9 +143,9 @@ def compiled(target: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients, left minus right and top minus bottom: exact integers in float32 (B * 3, H, W)."""
-    x = images.contiguous().flatten(0, 1)  # no dimension of channels, which the compiler would move to the inside
-    x = torch.cat([x[:, 1:2], x, x[:, -2:-1]], dim=1)  # reflected; in memory, so that its rows are loaded as they are
+    """Compute gradients, left minus right and top minus bottom: exact integers in float32 (B * 3, H, W)."""
+    x = images.contiguous().flatten(0, 1)  # no channel dimension, which the compiler would move to the inside
+    x = torch.cat([x[:, 1:2], x, x[:, -2:-1]], dim=1)  # reflected; materialised, so that rows are loaded contiguously
     x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=2).float()
     smooth_rows = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
     smooth_columns = x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]
@@ -136,15 +153,14 @@ def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def within_bins(gx: Tensor, gy: Tensor) -> list[Tensor]:
-    """Which integer gradients have the orientation `floor(atan2(gx, gy) / pi * 9) mod 9` 0, 1, ..., 8, exactly.
+    """Return which integer gradients have the orientation `floor(atan2(gx, gy) / pi * 9) mod 9` 0, 1, ..., 8, exactly.
 
-    Turned into the half plane of angles [0, pi), where gx is not negative, a gradient has reached the ray at
-    k * 20 degrees if gy <= gx * cot(k * 20 degrees). One rounding of a float32 product cannot turn that round
-    for Sobel gradients (|g| <= 1020: none but those on the axes comes nearer to a ray than 9e-5), which the tests
-    check one by one.
+    For a gradient in the half plane of angles [0, pi), where gx is not negative, the angle is at least k * 20 degrees
+    if gy <= gx * cot(k * 20 degrees). The rounding of a float32 product cannot change that for Sobel gradients
+    (|g| <= 1020: none but those on the axes is nearer to a ray than 9e-5), which the tests check one by one.
 
     Returns:
-        nine bool tensors of the shape of `gx`, of which one is True at each place.
+        Nine bool tensors of the shape of `gx`, exactly one of which is True at each place.
     """
     gy = torch.where((gx < 0) | ((gx == 0) & (gy < 0)), -gy, gy)
     gx = gx.abs()

@@ -1,4 +1,4 @@
-"""The parts that the kernels of HOG share: the place and the normalised pixels of a patch, and histograms of cells."""
+"""Functions that the HOG kernels share: the position and the normalised pixels of a patch, and histograms of cells."""
 
 import math
 
@@ -7,7 +7,7 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 from pipeline.targets.hog.arithmetic import BINS, CHANNELS
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _BINS = tl.constexpr(BINS)
 _CHANNELS = tl.constexpr(CHANNELS)
 # Cotangents of 20, 40, 60 and 80 degrees; those of 100 to 160 are the same with the other sign.
@@ -23,9 +23,9 @@ def place(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     PIXEL: tl.constexpr,
 ):
-    """Return where the frame of a program's patch begins, in elements, and the patch's first row and column in it.
+    """Return the offset in elements of the frame of a program's patch, and the patch's first row and column in it.
 
-    Pixels lie PIXEL elements apart. An image is a clip of one frame.
+    Pixels are PIXEL elements apart. An image is a clip of one frame.
     """
     COLUMNS: tl.constexpr = WIDTH // PATCH
     PATCHES: tl.constexpr = HEIGHT // PATCH * COLUMNS
@@ -49,7 +49,7 @@ def normalise(  # type: ignore[no-untyped-def]
 ):
     """Write the normalised pixels of a patch.
 
-    A row of the patch is three runs in memory, RUN elements apart: one of each channel, or one after the other.
+    A row of the patch is three runs in memory, RUN elements apart: one per channel, or three consecutive ones.
     """
     y = tl.arange(0, triton.next_power_of_2(PATCH))[:, None]
     along = tl.arange(0, triton.next_power_of_2(PATCH))[None, :]
@@ -73,18 +73,20 @@ def histogram(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     PIXEL: tl.constexpr,
 ):
-    """Sum the magnitudes of cells of CELL x CELL pixels of one channel, whose pixels lie PIXEL elements apart.
+    """Sum the magnitudes of cells of CELL x CELL pixels of one channel, whose pixels are PIXEL elements apart.
 
-    `top` and `left` are those of the cells, (LANES, 1). Returns nine sums of that shape.
+    `top` and `left` are the positions of the cells, (LANES, 1). Returns nine sums of that shape.
     """
+    COLUMNS: tl.constexpr = triton.next_power_of_2(CELL)
+    column = tl.arange(0, COLUMNS)[None, :]
     y = top
-    x = left + tl.arange(0, CELL)[None, :]
+    x = left + (column if COLUMNS == CELL else tl.minimum(column, CELL - 1))
     before = _reflected(x - 1, WIDTH) * PIXEL
     after = _reflected(x + 1, WIDTH) * PIXEL
     x *= PIXEL
     slope_above, smooth_above = _row(pixels + _reflected(y - 1, HEIGHT) * (WIDTH * PIXEL), before, x, after)
     slope, smooth = _row(pixels + y * (WIDTH * PIXEL), before, x, after)
-    from_0 = tl.full((LANES, CELL), 0.0, tl.float32)
+    from_0 = tl.full((LANES, COLUMNS), 0.0, tl.float32)
     from_20 = from_0
     from_40 = from_0
     from_60 = from_0
@@ -101,8 +103,10 @@ def histogram(  # type: ignore[no-untyped-def]
         slope_above, smooth_above = slope, smooth
         slope, smooth = slope_below, smooth_below
 
-        # As `arithmetic.within_bins`, but so that each ray costs a comparison and an addition under its condition
+        # As `arithmetic.within_bins`, but with one comparison and one predicated addition per ray
         magnitude = tl.sqrt(gx * gx + gy * gy)
+        if COLUMNS > CELL:
+            magnitude = tl.where(column < CELL, magnitude, 0.0)
         gy = tl.where(gx * 2048 + gy < 0, -gy, gy)  # gx < 0, or gx = 0 and gy < 0, since |gy| <= 1020
         gx = tl.abs(gx)
         from_0 += magnitude
@@ -130,7 +134,7 @@ def histogram(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def store(target, sums, cell, CELLS: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write nine sums of cells, (LANES, 1) each, scaled to unit length: cell c of bin b to `target + b * CELLS + c`."""
+    """Write nine sums of cells, (LANES, 1) each, scaled to unit length: cell c of bin b at `target + b * CELLS + c`."""
     squares = tl.full((LANES, 1), 0.0, tl.float32)
     for b in tl.static_range(_BINS):
         squares += sums[b] * sums[b]
@@ -149,6 +153,6 @@ def _row(row, before, x, after):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _reflected(i, length):  # type: ignore[no-untyped-def]
-    """Mirror what is one place out of 0..length - 1 at the outermost pixel."""
+    """Mirror an index that is one place outside of 0..length - 1 at the outermost pixel."""
     i = tl.abs(i)
     return tl.where(i < length, i, 2 * length - 2 - i)

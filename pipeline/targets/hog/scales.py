@@ -1,8 +1,8 @@
-"""Histograms of oriented gradients at four scales, of cells of a quarter, half, one and two patches a side.
+"""Histograms of oriented gradients at four scales, of cells of a quarter, half, one and two patches per side.
 
 Algorithm: Wang et al., "Masked Image Modeling with Local Multi-Scale Reconstruction", CVPR 2023, section 3, with the
-HOG of `pipeline.targets.hog.arithmetic`. Magnitudes add up: one histogram of the finest cells is summed by 2x2 for the
-next scale, and each scale is scaled to unit length by itself.
+HOG of `pipeline.targets.hog.arithmetic`. Magnitudes are additive: the histogram of the finest cells is summed over 2x2
+cells for the next scale, and each scale is scaled to unit length separately.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ from pipeline.targets.target import Computing, Predictions, Regression
 
 NUMBERS = CHANNELS * BINS
 SIDES = (4, 2, 1)  # cells along a side of a patch, finest first; the cells of the fourth scale are of 2x2 patches
-WIDTHS = [*(NUMBERS * side**2 for side in SIDES), NUMBERS]  # numbers that describe a patch, by scale
+WIDTHS = [*(NUMBERS * side**2 for side in SIDES), NUMBERS]  # numbers per patch, by scale
 WIDTH = sum(WIDTHS)
-PATCHES = (8, 16, 32)  # pixels a side, of whose finest cells a warp makes columns
+PATCHES = (8, 16, 32)  # pixels per side, such that a warp covers columns of the finest cells
 
 
 def hog_scales(images: Tensor, patch: int = 16) -> Tensor:
-    """Describe every patch at four scales.
+    """Compute the HOG of every patch at four scales.
 
     Args:
         images: uint8 (B, 3, H, W) in any memory format; H and W multiples of two patches.
-        patch: pixels a side, one of `PATCHES`.
+        patch: pixels per side, one of `PATCHES`.
 
     Returns:
         float32 (B, patches, 594), patches row-major. A patch's numbers are ordered (scale, channel, bin, cell row, cell
-        column): 432 of its 16 cells, 108 of 4, 27 of 1, and 27 of the cell of 2x2 patches that it lies in.
+        column): 432 of its 16 cells, 108 of 4, 27 of 1, and 27 of the cell of 2x2 patches that contains it.
 
     Raises:
         ValueError: wrong dtype or shape.
@@ -58,7 +58,7 @@ def summed(histogram: Tensor) -> Tensor:
 
 
 def check_scales(images: Tensor, patch: int) -> None:
-    """Refuse what cannot be described at four scales. Raises ValueError."""
+    """Check images and patches for four scales. Raises ValueError."""
     check_images(images)
     _check(Layout(1, images.shape[2] // patch, images.shape[3] // patch), patch)
     if images.shape[2] % patch or images.shape[3] % patch:
@@ -69,10 +69,10 @@ def check_scales(images: Tensor, patch: int) -> None:
 
 def _check(layout: Layout, patch: int) -> None:
     if patch not in PATCHES:
-        raise ValueError(f"target.kind=hog_scales describes patches of 8, 16 or 32 pixels, not of {patch}")
+        raise ValueError(f"target.kind=hog_scales needs patches of 8, 16 or 32 pixels, not of {patch}")
     if layout.rows % 2 or layout.columns % 2:
         raise ValueError(
-            f"target.kind=hog_scales describes squares of 2x2 patches, which do not fill a grid of {layout}: "
+            f"target.kind=hog_scales needs squares of 2x2 patches, which do not fill a grid of {layout}: "
             "change data.image_size"
         )
 
@@ -82,8 +82,8 @@ class HogScales(Regression):
 
     Args:
         patch: side of a patch in pixels.
-        compile: let torch compile the histograms.
-        statistics: of the pixels that the model takes.
+        compile: compile the histograms by torch.
+        statistics: normalisation of the model's inputs.
     """
 
     label: ClassVar[str] = "HOG"
@@ -121,14 +121,14 @@ class HogScales(Regression):
         self, inputs: Tensor, mask: Mask, dtype: torch.dtype, step: int = 1
     ) -> tuple[Tensor, Tensor]:
         """See `Fused`."""
-        from pipeline.targets.hog.scales_triton import normalised_and_scales  # only where there are GPUs
+        from pipeline.targets.hog.scales_triton import normalised_and_scales  # needs Triton
 
         return normalised_and_scales(inputs, mask, self._patch, *self._statistics, dtype, step=step)
 
     def losses(self, outputs: Tensor, targets: Tensor, batch_size: int) -> Tensor:
         """Sum the mean squared errors of the scales, float32 (batch_size,).
 
-        A cell of 2x2 patches counts once for each of them that is masked.
+        A cell of 2x2 patches counts once for each of its masked patches.
         """
         errors = torch.split((outputs.float() - targets).square(), WIDTHS, dim=1)
         return torch.stack([scale.reshape(batch_size, -1).mean(1) for scale in errors]).sum(0)
@@ -136,4 +136,4 @@ class HogScales(Regression):
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges, at the scale of half a patch."""
         numbers = targets if outputs is None else outputs
-        return strokes(numbers[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]])
+        return strokes(numbers[..., WIDTHS[0] : WIDTHS[0] + WIDTHS[1]], self._patch // SIDES[1])

@@ -1,9 +1,9 @@
-"""The normalised input and the HOG of four scales in one pass over the pixels of a GPU, as a Triton kernel.
+"""Compute the normalised input and the HOG at four scales in one pass over the pixels of a GPU, as a Triton kernel.
 
-As in `pipeline.targets.hog.triton`, one program makes one patch, in one warp, and a lane is a column of pixels of one
-cell; here that is one of the 16 finest cells. Their sums, by 2x2 and then all together, are the coarser cells of the
-patch. The coarsest ones are of four patches, visible ones, too: each program leaves the sums of its patch, 27 numbers,
-from which a few operations of torch make them. Not measured on a GPU yet.
+As in `pipeline.targets.hog.triton`, one program handles one patch, in one warp, and a lane is a column of pixels of one
+of the 16 finest cells. Their sums, over 2x2 and then over all cells, are the coarser cells of the patch. The coarsest
+cells consist of four patches, including visible ones: each program stores the sums of its patch, 27 numbers, from which
+a few torch operations compute them. Not measured on a GPU yet.
 """
 
 import torch
@@ -18,10 +18,10 @@ from pipeline.targets.hog.kernel import histogram, normalise, place, store
 from pipeline.targets.hog.scales import NUMBERS, SIDES, WIDTH, WIDTHS, check_scales
 from pipeline.targets.hog.triton import in_a_known_format, per_run, rows_of_targets
 
-# As the compiler of kernels needs its constants
+# Constants in the form that the kernel compiler needs
 _BINS, _CHANNELS = tl.constexpr(BINS), tl.constexpr(CHANNELS)
 _SIDE, _WIDTH = tl.constexpr(SIDES[0]), tl.constexpr(WIDTH)
-_HALF, _WHOLE = tl.constexpr(WIDTHS[0]), tl.constexpr(WIDTHS[0] + WIDTHS[1])  # where the numbers of a scale begin
+_HALF, _WHOLE = tl.constexpr(WIDTHS[0]), tl.constexpr(WIDTHS[0] + WIDTHS[1])  # offsets of the scales' numbers
 
 
 def normalised_and_scales(
@@ -37,10 +37,10 @@ def normalised_and_scales(
 
     Args:
         images, patch, mean, std, dtype, step: see `pipeline.targets.hog.triton.normalised_and_hog`.
-        mask: of the images, or of the described frames.
+        mask: mask of the images, or of the described frames.
 
     Returns:
-        Normalised inputs as there, and float32 (masked, 594), in the order of `mask.indices`.
+        Normalised inputs as `normalised_and_hog` does, and float32 (masked, 594), in the order of `mask.indices`.
 
     Raises:
         ValueError: wrong dtype or shape.
@@ -69,7 +69,7 @@ def normalised_and_scales(
     frames, rows, columns = mask.cells.shape
     squares = sums.view(frames, rows // 2, 2, columns // 2, 2, CHANNELS, BINS).sum((2, 4))
     squares = F.normalize(squares, dim=-1, eps=1e-12).view(-1, NUMBERS)
-    patch_row, column = mask.indices // columns, mask.indices % columns  # rows of all frames
+    patch_row, column = mask.indices // columns, mask.indices % columns  # rows over all frames
     targets[:, WIDTH - NUMBERS :] = squares[patch_row // 2 * (columns // 2) + column // 2]
     return normalised, targets
 
@@ -89,7 +89,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     PATCH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, and from a channel of a pixel to the next
+    # Strides, in elements, of pixels and of channels
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
     PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
     PATCHES: tl.constexpr = (HEIGHT // PATCH) * (WIDTH // PATCH)
@@ -135,9 +135,9 @@ def _describe(  # type: ignore[no-untyped-def]
     CELL: tl.constexpr,
     PIXEL: tl.constexpr,
 ):
-    """Write the sums of one channel of a patch and, if they are wanted, the histograms of its cells.
+    """Write the sums of one channel of a patch and, if requested, the histograms of its cells.
 
-    The 16 cells are ordered as four squares of 2x2, so that sums of four in a row are the next scale.
+    The 16 cells are ordered as four squares of 2x2, so that sums of four consecutive ones are the next scale.
     """
     cell = tl.arange(0, 16)[:, None]
     down = cell // 8 * 2 + cell % 4 // 2
@@ -155,7 +155,7 @@ def _describe(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _summed(cells, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum up each four in a row of nine (4 * LANES, 1)."""
+    """Sum every four consecutive rows of nine (4 * LANES, 1)."""
     return (
         _by_four(cells[0], LANES),
         _by_four(cells[1], LANES),

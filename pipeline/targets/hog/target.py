@@ -7,19 +7,19 @@ from torch import Tensor
 
 from model.layout import Mask
 from pipeline.pixels import IMAGENET, Statistics
-from pipeline.targets.hog.arithmetic import compiled, hog_target, target_width
+from pipeline.targets.hog.arithmetic import cell_of, compiled, hog_target, target_width
 from pipeline.targets.hog.glyphs import strokes
 from pipeline.targets.settings import TargetSettings
 from pipeline.targets.target import Computing, Predictions, Regression
 
 
 class Hog(Regression):
-    """Histograms of oriented gradients, the paper's choice. See `Target`.
+    """Histograms of oriented gradients, the paper's target. See `Target`.
 
     Args:
-        patch: side of a patch in pixels, a multiple of 8.
-        compile: let torch compile the histograms.
-        statistics: of the pixels that the model takes.
+        patch: side of a patch in pixels, a multiple of a cell (`cell_of`).
+        compile: compile the histograms by torch.
+        statistics: normalisation of the model's inputs.
     """
 
     label: ClassVar[str] = "HOG"
@@ -51,11 +51,11 @@ class Hog(Regression):
         self, inputs: Tensor, mask: Mask, dtype: torch.dtype, step: int = 1
     ) -> tuple[Tensor, Tensor]:
         """See `Fused`."""
-        from pipeline.targets.hog.triton import normalised_and_hog  # torch has Triton only where there are GPUs
+        from pipeline.targets.hog.triton import normalised_and_hog  # torch includes Triton only where there are GPUs
 
         masked = len(mask.indices)
         return normalised_and_hog(inputs, mask.cells, masked, self._patch, *self._statistics, dtype, step=step)
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
         """See `Target`: strokes along the edges."""
-        return strokes(targets if outputs is None else outputs)
+        return strokes(targets if outputs is None else outputs, cell_of(self._patch))

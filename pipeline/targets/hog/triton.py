@@ -1,18 +1,19 @@
-"""The normalised input and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
+"""Compute the normalised input and the HOG target in one pass over the pixels of a GPU, as a Triton kernel.
 
-One program makes one patch, in one warp: first it writes the patch's normalised pixels, by runs of memory, and then,
-if the patch is masked, its HOG. Patches nobody asks about, 6 in 10, thus cost no more than their normalisation. All
-frames of a clip are normalised, of which every second, for instance, is described.
+One program handles one patch, in one warp: first it writes the patch's normalised pixels, in contiguous runs, and then,
+if the patch is masked, its HOG. Visible patches, 6 in 10, therefore cost no more than their normalisation. All frames
+of a clip are normalised; only some, such as every second one, have a HOG.
 
-A lane of the HOG is a column of pixels of one cell. It goes down the rows of its cell and keeps the last two rows of
+A lane of the HOG is a column of pixels of one cell. It moves down the rows of its cell and keeps the last two rows of
 its neighbourhood in registers, so that each row is loaded once, and everything up to the sum over the 8 columns stays
-within the lane. The magnitudes are added up for the nine half-open ranges from a ray on (all of them, those past
-20 degrees, past 40, ...): one comparison and one addition a ray. Neighbouring sums differ by the histogram. Sums over
-the same pixels are the same, bit for bit, so empty bins and flat cells are exactly zero; the rounding of the others
-is at most 4e-6 of the cell's norm (10 roundings of 6e-8, twice, of a sum that is at most 3 norms).
+within the lane. For the cells of 14-pixel patches, which have 7 columns, every eighth lane is idle. The magnitudes are
+accumulated for the nine half-open ranges from each ray on (all angles, those past 20 degrees, past 40, ...): one
+comparison and one addition per ray. Differences of neighbouring sums are the histogram. Sums over the same pixels are
+equal, bit for bit, so empty bins and flat cells are exactly zero; the rounding error of the others is at most 4e-6 of
+the cell's norm (10 roundings of 6e-8, twice, of a sum that is at most 3 norms).
 
 For 256 images of 224 pixels, 40% masked: 39 MB of pixels in, 77 MB of bf16 and 9 MB of targets out, 37 us at the
-3.35 TB/s of an H100; and 37 million instructions of its warps, 40 us if every scheduler issued one a cycle. Not
+3.35 TB/s of an H100; and 37 million instructions of its warps, 40 us if every scheduler issued one per cycle. Not
 measured on a GPU yet.
 """
 
@@ -23,11 +24,11 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
-from pipeline.targets.hog.arithmetic import BINS, CELL, CHANNELS, check, target_width
+from pipeline.targets.hog.arithmetic import BINS, CHANNELS, cell_of, check, target_width
 from pipeline.targets.hog.kernel import histogram, normalise, place, store
 
-# As the compiler of kernels needs its constants
-_CELL, _BINS, _CHANNELS = tl.constexpr(CELL), tl.constexpr(BINS), tl.constexpr(CHANNELS)
+# Constants in the form that the kernel compiler needs
+_BINS, _CHANNELS = tl.constexpr(BINS), tl.constexpr(CHANNELS)
 
 
 def normalised_and_hog(
@@ -41,20 +42,20 @@ def normalised_and_hog(
     target_dtype: torch.dtype = torch.float32,
     step: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised images or clips, and the HOG of their masked patches, without waiting for the device.
+    """Return normalised images or clips, and the HOG of their masked patches, without waiting for the device.
 
     Args:
         images: uint8 (B, 3, H, W), or clips (B, 3, frames, H, W), on a GPU; H and W multiples of `patch`; channels
             first or last in memory.
-        mask: bool (n, H / patch, W / patch), on the same device, True for the patches that are to be described of the n
+        mask: bool (n, H / patch, W / patch), on the same device, True for the masked patches of the n
             images, or of frames 0, step, 2 * step, ... of each clip.
-        masked: how many patches `mask` covers in all.
-        patch: pixels a side, a multiple of 8.
-        mean: of red, green and blue in 0..1.
-        std: likewise.
-        dtype: of the images that the model takes.
-        target_dtype: of the targets.
-        step: of clips, from a frame that is described to the next.
+        masked: total number of patches in `mask`.
+        patch: pixels per side, a multiple of a cell (`cell_of`).
+        mean: means of red, green and blue in 0..1.
+        std: their deviations.
+        dtype: dtype of the normalised images.
+        target_dtype: dtype of the targets.
+        step: distance of the described frames of clips.
 
     Returns:
         (images / 255 - mean) / std in `dtype`, in the shape and the memory format of `images`; and `hog_target` of the
@@ -80,6 +81,7 @@ def normalised_and_hog(
         HEIGHT=images.shape[-2],
         WIDTH=images.shape[-1],
         PATCH=patch,
+        CELL=cell_of(patch),
         CHANNELS_LAST=channels_last,
         num_warps=1,
     )
@@ -87,14 +89,14 @@ def normalised_and_hog(
 
 
 def in_a_known_format(images: Tensor) -> tuple[Tensor, bool]:
-    """Return images or clips that are contiguous in memory, and whether channels are last there."""
+    """Return images or clips as contiguous memory, and whether channels are last in it."""
     last = torch.channels_last_3d if images.ndim == 5 else torch.channels_last
     channels_last = images.is_contiguous(memory_format=last)
     return (images if channels_last else images.contiguous()), channels_last
 
 
 def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
-    """Return each patch's row of the targets, -1 where it has none: int32 (B, frames, rows, columns).
+    """Return each patch's row of the targets, -1 where it has no target: int32 (B, frames, rows, columns).
 
     Args:
         images, mask, step: see `normalised_and_hog`.
@@ -106,7 +108,7 @@ def rows_of_targets(images: Tensor, mask: Tensor, step: int) -> Tensor:
     return row
 
 
-@cache  # copied to the device once, not at every step
+@cache  # copied to the device once, not in every step
 def per_run(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -114,7 +116,7 @@ def per_run(
     channels_last: bool,
     device: torch.device,
 ) -> Tensor:
-    """Factors and then summands of the pixels of a patch's row, as these lie in memory: float32 (2, 3 * patch)."""
+    """Return factors, then summands, of the pixels in a patch's row, in memory order: float32 (2, 3 * patch)."""
     scale, shift = [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
     each = torch.tensor([scale, shift], device=device)
     return each.repeat(1, patch) if channels_last else each.repeat_interleave(patch, dim=1)
@@ -132,9 +134,10 @@ def _one_patch(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     PATCH: tl.constexpr,
+    CELL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    # Elements from a pixel to the next, and from a channel of a pixel to the next
+    # Strides, in elements, of pixels and of channels
     PIXEL: tl.constexpr = _CHANNELS if CHANNELS_LAST else 1
     PLANE: tl.constexpr = 1 if CHANNELS_LAST else FRAMES * HEIGHT * WIDTH
     program = tl.program_id(0)
@@ -144,7 +147,7 @@ def _one_patch(  # type: ignore[no-untyped-def]
     normalise(images, normalised, statistics, top, left, WIDTH, PATCH, PIXEL, PATCH if CHANNELS_LAST else PLANE)
     target = tl.load(row + program)
     if (target >= 0) & (target < masked):
-        CELLS: tl.constexpr = (PATCH // _CELL) * (PATCH // _CELL)
+        CELLS: tl.constexpr = (PATCH // CELL) * (PATCH // CELL)
         targets += target.to(tl.int64) * (_CHANNELS * _BINS * CELLS)
         for plane in range(_CHANNELS):
             _describe(
@@ -154,7 +157,8 @@ def _one_patch(  # type: ignore[no-untyped-def]
                 left,
                 HEIGHT,
                 WIDTH,
-                PATCH // _CELL,
+                PATCH // CELL,
+                CELL,
                 PIXEL,
             )
 
@@ -168,11 +172,12 @@ def _describe(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     SIDE: tl.constexpr,
+    CELL: tl.constexpr,
     PIXEL: tl.constexpr,
 ):
-    """Write the histograms of SIDE x SIDE cells of one channel, whose pixels lie PIXEL elements apart."""
+    """Write the histograms of SIDE x SIDE cells of CELL x CELL pixels of one channel, PIXEL elements apart."""
     lanes: tl.constexpr = triton.next_power_of_2(SIDE * SIDE)
     cell = tl.arange(0, lanes)[:, None]
-    y = top + tl.minimum(cell // SIDE, SIDE - 1) * _CELL
-    x = left + cell % SIDE * _CELL
-    store(target, histogram(pixels, y, x, lanes, _CELL, HEIGHT, WIDTH, PIXEL), cell, SIDE * SIDE, lanes)
+    y = top + tl.minimum(cell // SIDE, SIDE - 1) * CELL
+    x = left + cell % SIDE * CELL
+    store(target, histogram(pixels, y, x, lanes, CELL, HEIGHT, WIDTH, PIXEL), cell, SIDE * SIDE, lanes)

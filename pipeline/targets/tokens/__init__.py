@@ -1,1 +1,1 @@
-"""Discrete tokens: the ids that a tokenizer gives to patches."""
+"""Discrete tokens: ids that a tokenizer assigns to patches."""

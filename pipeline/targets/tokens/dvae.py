@@ -1,7 +1,7 @@
 """DALL-E's tokens of patches, as in BEiT and in MaskFeat's comparison of targets.
 
 Source: Bao et al., "BEiT: BERT Pre-Training of Image Transformers", ICLR 2022. There, the tokenizer sees the same crop
-at 8 pixels a patch, resized from the original image; here, the crop that the model sees is resized.
+at 8 pixels per patch, resized from the original image; here, the model's crop is resized.
 """
 
 from pathlib import Path
@@ -23,8 +23,8 @@ class Dvae:
 
     Args:
         file: weights of the encoder, see `load_dvae`.
-        predictions: of the model.
-        computing: the network is computed in `dtype`, but for its last layer.
+        predictions: those of the model.
+        computing: the network computes in `dtype`, except its last layer.
 
     Raises:
         WeightsError: the file cannot be used.
@@ -51,5 +51,5 @@ class Dvae:
         return logits.argmax(1).flatten()[mask.indices]
 
     def paint(self, inputs: Tensor, ids: Tensor) -> Tensor:
-        """See `Tokenizer`: one colour an id."""
+        """See `Tokenizer`: one colour per id."""
         return palette(self.size).to(ids.device)[ids].permute(0, 3, 1, 2)

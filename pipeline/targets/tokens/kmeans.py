@@ -1,9 +1,9 @@
 """Mini-batch k-means on the device, over all ranks.
 
 Algorithm: Sculley, "Web-Scale K-Means Clustering", WWW 2010: each batch moves a centroid towards the mean of the
-vectors that are nearest to it, by their share of all that it has seen. The start is k-means++ (Arthur and
-Vassilvitskii, SODA 2007) on the first vectors. A centroid that no vector is nearest to for a while starts again where
-vectors fit worst.
+vectors nearest to it, by their share of all its vectors so far. The start is k-means++ (Arthur and Vassilvitskii, SODA
+2007) on the first vectors. A centroid that was not the nearest of any vector for a while restarts where vectors fit
+worst.
 """
 
 from collections.abc import Callable
@@ -14,26 +14,26 @@ from torch.nn import functional as F
 
 from pipeline.targets.tokens.words import nearest
 
-IDLE = 20  # batches without a vector after which a centroid starts again
+IDLE = 20  # batches without a vector after which a centroid restarts
 _NUMBERS_AT_ONCE = 2**24
 
 
 class KMeans:
-    """Centroids that follow the vectors they are shown. All ranks call everything together.
+    """Centroids that are updated by batches of vectors. All ranks call every method together.
 
     Args:
         first: float32 (n, width), the same on every rank, n at least `words`.
-        words: how many centroids.
-        seed: of the start.
-        sum_ranks: adds a tensor up over the ranks, in place.
-        from_first: returns what rank 0 passed.
+        words: number of centroids.
+        seed: seed of the start.
+        sum_ranks: sums a tensor over the ranks, in place.
+        from_first: returns the argument of rank 0.
 
     Attributes:
         centroids: float32 (words, width), the same on every rank.
-        restarts: how often a centroid has started again.
+        restarts: number of restarts of centroids.
 
     Raises:
-        ValueError: there are fewer different vectors in `first` than words.
+        ValueError: `first` has fewer distinct vectors than words.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class KMeans:
             self._restart(idle, vectors[distances.topk(min(len(idle), len(vectors))).indices])
 
     def _restart(self, idle: Tensor, worst: Tensor) -> None:
-        """Put idle centroids, by number, where vectors of rank 0 fit worst, (n, width)."""
+        """Move idle centroids, given by number, to the worst-fitting vectors of rank 0, (n, width)."""
         places = self._from_first(worst.cpu()).to(worst.device)
         idle = idle[: len(places)]
         self.centroids[idle] = places[: len(idle)]
@@ -74,7 +74,7 @@ class KMeans:
 def sums_by_word(vectors: Tensor, ids: Tensor, words: int) -> Tensor:
     """Sum the vectors of each word, and count them: float64 (words, width + 1), the count last.
 
-    By matrix products, whose result on a GPU does not depend on the order in which threads run.
+    This uses matrix products, whose result on a GPU does not depend on the order of threads.
     """
     total = torch.zeros(words, vectors.shape[1] + 1, dtype=torch.float64, device=vectors.device)
     rows = max(1, _NUMBERS_AT_ONCE // words)
@@ -84,7 +84,7 @@ def sums_by_word(vectors: Tensor, ids: Tensor, words: int) -> Tensor:
 
 
 def _spread_out(vectors: Tensor, words: int, seed: int) -> Tensor:
-    """Choose vectors far from each other, at random: (words, width)."""
+    """Choose distant vectors at random: (words, width)."""
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(vectors), (), generator=generator))]
     distance = torch.full((len(vectors),), torch.inf, device=vectors.device)

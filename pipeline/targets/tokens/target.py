@@ -25,16 +25,16 @@ from pipeline.targets.tokens.words import Words, WordsFile, is_words, read_words
 
 
 class Tokens(Classes):
-    """The ids that a tokenizer gives to patches. See `Target`.
+    """The ids that a tokenizer assigns to patches. See `Target`.
 
     Args:
-        tokenizer: of the model's grid of predictions.
+        tokenizer: a tokenizer for the model's grid of predictions.
     """
 
     label: ClassVar[str] = "tokens"
     described: ClassVar[str] = "the discrete tokens"
     requires: ClassVar[tuple[str, ...]] = ("tokenizer",)
-    accepts: ClassVar[tuple[str, ...]] = ("teacher", "teacher_weights")  # of words, where the teacher has moved
+    accepts: ClassVar[tuple[str, ...]] = ("teacher", "teacher_weights")  # for words whose teacher has moved
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.width = tokenizer.size
@@ -72,7 +72,7 @@ class Tokens(Classes):
         return as_targets(self._tokenizer.ids(inputs, mask))
 
     def paint(self, inputs: Tensor, targets: Tensor, outputs: Tensor | None = None) -> Tensor:
-        """See `Target`: as the tokenizer renders its ids."""
+        """See `Target`: the tokenizer's rendering of its ids."""
         return self._tokenizer.paint(inputs, self._likeliest(targets, outputs))
 
 
@@ -82,7 +82,7 @@ def _tokenizer(settings: TargetSettings) -> Path:
 
 
 def _words(path: Path, settings: TargetSettings) -> WordsFile:
-    """Read words, whose teacher may have moved since they were found to where the settings say."""
+    """Read words, with the teacher of the settings, since it may have moved since they were found."""
     words = read_words(path)
     given = {key: value for key in Tokens.accepts if (value := getattr(settings, key)) is not None}
     return replace(words, source=words.source.model_copy(update=given))
@@ -90,7 +90,7 @@ def _words(path: Path, settings: TargetSettings) -> WordsFile:
 
 @contextmanager
 def _told_of_the_tokenizer() -> Iterator[None]:
-    """Turn what is wrong with a tokenizer's files into an error that names the setting."""
+    """Turn errors in a tokenizer's files into an error that names the setting."""
     try:
         yield
     except TeacherError as error:

@@ -1,4 +1,4 @@
-"""The interface of a tokenizer: what turns patches into one of a few ids."""
+"""The interface of a tokenizer, which assigns one of a few ids to each patch."""
 
 from typing import Any, Protocol
 
@@ -8,11 +8,11 @@ from model.layout import Mask
 
 
 class Tokenizer(Protocol):
-    """Names the content of patches.
+    """Assigns an id to the content of patches.
 
     Attributes:
-        size: how many ids there are.
-        identity: all that decides them besides the pixels, JSON.
+        size: number of ids.
+        identity: everything that decides them besides the pixels, as JSON values.
     """
 
     size: int

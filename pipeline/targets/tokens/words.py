@@ -5,7 +5,7 @@ ClusterMIM (Du et al., "On the Role of Discrete Tokenization in Visual Represent
 clusters of pixels serve masked image modelling better than thousands of learned tokens.
 
     words.safetensors   `centroids`, float32 (words, width)
-    words.json          what they are words of, and how well they describe the data set that they were found in
+    words.json          their target, and how well they fit the data set that they were found in
 """
 
 import json
@@ -33,13 +33,13 @@ _SOURCES: dict[str, type[Target]] = {"hog": Hog, "pixels": Pixels, "features": F
 
 @dataclass(frozen=True, eq=False)
 class WordsFile:
-    """What a folder of words holds.
+    """The contents of a folder of words.
 
     Attributes:
-        folder: for messages.
+        folder: path, for messages.
         centroids: float32 (words, width).
-        source: settings of the target that the words are words of.
-        source_identity: `Target.identity` of it, when the words were found.
+        source: settings of the target that the words cluster.
+        source_identity: `Target.identity` of that target when the words were found.
     """
 
     folder: Path
@@ -49,19 +49,19 @@ class WordsFile:
 
     @property
     def size(self) -> int:
-        """How many words there are."""
+        """The number of words."""
         return len(self.centroids)
 
 
 class Words:
-    """The `Tokenizer` of visual words: the nearest centroid of what the source says of a patch.
+    """The `Tokenizer` of visual words: the nearest centroid to a patch's source target.
 
     Args:
-        words: as `read_words` read them.
+        words: a result of `read_words`.
         predictions, computing: as in `Target.build`.
 
     Raises:
-        TargetError: they are words of other patches, or of another teacher.
+        TargetError: the words belong to other patches, or to another teacher.
     """
 
     def __init__(self, words: WordsFile, predictions: Predictions, computing: Computing) -> None:
@@ -90,7 +90,7 @@ class Words:
     def paint(self, inputs: Tensor, ids: Tensor) -> Tensor:
         """See `Tokenizer`: the typical patches themselves."""
         centroids = self._centroids.to(ids.device)
-        # All words decide the colours, so that those of a prediction can be compared with those of the truth
+        # All words decide the colours, so that predictions can be compared with targets
         return self._source.paint(inputs, centroids[None, None], centroids[ids])
 
 
@@ -102,20 +102,20 @@ def nearest(vectors: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         centroids: float32 (words, width).
 
     Returns:
-        Its number, int64 (n,), and its squared distance, float32 (n,).
+        The centroid's number, int64 (n,), and its squared distance, float32 (n,).
     """
-    partial = torch.addmm(centroids.square().sum(1), vectors, centroids.T, alpha=-2)  # all but the vector's own length
+    partial = torch.addmm(centroids.square().sum(1), vectors, centroids.T, alpha=-2)  # without the vector's own length
     distance, ids = partial.min(1)
     return ids, (distance + vectors.square().sum(1)).clamp(min=0)
 
 
 def is_words(path: Path) -> bool:
-    """Whether a folder is one that `write_words` wrote."""
-    return (path / DESCRIPTION).is_file()  # OSError for a name that no file can have
+    """Return whether `write_words` wrote this folder."""
+    return (path / DESCRIPTION).is_file()  # OSError for an invalid file name
 
 
 def source_class(settings: TargetSettings) -> type[Target]:
-    """Return the class of target that words are words of."""
+    """Return the class of the target that words cluster."""
     return _SOURCES[settings.kind]
 
 
@@ -126,8 +126,8 @@ def write_words(
 
     Args:
         centroids: float32 (words, width).
-        source, identity: settings of the target that they are words of, and its `Target.identity`.
-        found: how they were found, and how well they describe that data set, JSON.
+        source, identity: settings of the target that they cluster, and its `Target.identity`.
+        found: how they were found, and how well they fit that data set, as JSON values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file({"centroids": centroids.cpu().contiguous()}, folder / WEIGHTS)
@@ -141,7 +141,7 @@ def write_words(
 
 
 def read_words(folder: Path) -> WordsFile:
-    """Read what `write_words` wrote. Raises WeightsError for anything else."""
+    """Read the output of `write_words`. Raises WeightsError for anything else."""
     try:
         description = parse_json((folder / DESCRIPTION).read_bytes())
         if description["version"] != _VERSION:

@@ -20,7 +20,7 @@ from pipeline.data.reader import Encoded
 # The mean difference of a crop, of 255, from what a CPU makes of the same bytes
 SUBSAMPLED = 4.0  # two decoders may also interpolate the chroma differently
 JPEG = 1.0  # two decoders round differently
-LOSSLESS = 0.5  # only the resizes differ, by 0.17 on a CPU (docs/benchmarks.md)
+LOSSLESS = 0.5  # only the resizes differ, by 0.17 on a CPU (docs/explanation/benchmarks.md)
 
 _ORIENTATION = 0x0112  # tag of EXIF
 

@@ -1,4 +1,4 @@
-"""All results as one JSON file, and as a table for docs/benchmarks.md."""
+"""All results as one JSON file, and as a table for docs/explanation/benchmarks.md."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.cache.schedule import Schedule, Uses
-from pipeline.data.mixture import Mixture
+from pipeline.data.mixture import Mixture, mixture_of
 from pipeline.data.order import Order
 from pipeline.data.plan import Plan
 
@@ -31,7 +31,11 @@ def nodes_of_mixtures(draw: st.DrawFn) -> tuple[Mixture, int, int, int, int]:
     sets = [np.array(of_set) for of_set in draw(st.lists(ragged, min_size=1, max_size=4))]
     weights = draw(st.lists(st.integers(1, 20), min_size=len(sets), max_size=len(sets)))
     made_for = draw(st.sampled_from([node[0], 16 * plan.lanes]))  # so that whole rounds of lanes are dealt out, too
-    return Mixture(sets, weights, plan.seed, plan.lanes, plan.block, made_for), *node
+    if draw(st.booleans()):  # steps of one medium each, as which the first data sets count
+        split = draw(st.integers(1, len(sets)))
+        media = ["image"] * split + ["video"] * (len(sets) - split)
+        return mixture_of(sets, weights, plan.seed, plan.lanes, plan.block, node[0], media), *node
+    return mixture_of(sets, weights, plan.seed, plan.lanes, plan.block, made_for), *node
 
 
 def touched(plan: Order, batch_size: int, first_rank: int, ranks: int, world: int, epoch: int) -> set[tuple[int, int]]:
@@ -82,7 +86,7 @@ def test_a_node_reads_of_a_mixture_nothing_outside_its_uses(
 @pytest.mark.parametrize(("batch_size", "lanes", "shards", "in_use"), [(2048, 8, 80, 30), (2040, 11, 100, 35)])
 def test_a_node_keeps_to_its_shards_of_all_data_sets(batch_size: int, lanes: int, shards: int, in_use: int) -> None:
     """Of 8 nodes and 704 shards, a node reads an eighth; where batches are not whole rounds of lanes, a few more."""
-    mixture = Mixture([np.full(640, 1000), np.full(64, 500)], [5, 2], 5, 64, 1024, batch_size)
+    mixture = mixture_of([np.full(640, 1000), np.full(64, 500)], [5, 2], 5, 64, 1024, batch_size)
     for node in range(8):
         schedule = Schedule(mixture, batch_size, node, 1, 8)
         assert len(schedule.lanes) <= lanes
@@ -91,7 +95,7 @@ def test_a_node_keeps_to_its_shards_of_all_data_sets(batch_size: int, lanes: int
 
 
 def test_a_small_data_set_that_is_passed_through_all_the_time_is_always_in_use() -> None:
-    mixture = Mixture([np.full(50, 1000), np.array([3, 0, 2])], [1, 1], 5, 4, 1024, 64)
+    mixture = mixture_of([np.full(50, 1000), np.array([3, 0, 2])], [1, 1], 5, 4, 1024, 64)
     uses = Schedule(mixture, 64, 0, 1, 1).uses(2)
     rows = dict(zip(uses.shard, zip(uses.first_step, uses.last_step, strict=True), strict=True))
     assert rows[50] == rows[52] == (2 * mixture.samples // 64, (3 * mixture.samples - 1) // 64) and 51 not in rows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.cache.schedule import Schedule
 from pipeline.data.cache.simulate import Fleet, forecast
-from pipeline.data.mixture import Mixture
+from pipeline.data.mixture import mixture_of
 from pipeline.data.plan import Plan
 from shards.manifest import Dataset, Shard
 
@@ -84,7 +84,7 @@ def test_a_cache_reads_what_one_that_looks_at_every_step_reads(
     spare=st.integers(0, 10),
 )
 def test_so_does_one_of_a_mixture(sets: list[list[int]], weights: tuple[int, ...], spare: int) -> None:
-    order = Mixture([np.array(counts) for counts in sets], weights[: len(sets)], 7, 4, 8, 8)
+    order = mixture_of([np.array(counts) for counts in sets], weights[: len(sets)], 7, 4, 8, 8)
     sizes = np.full(len(order.counts), 7)
     cache = forecast(order, sizes, Fleet(2, 1, 8, 0), epochs=3).smallest_cache + 7 * spare
     found = forecast(order, sizes, Fleet(2, 1, 8, cache), epochs=3)
@@ -139,7 +139,7 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     fleet = ("--nodes", "2", "--batch", "64", "--cache", "1MB", "--lanes", "4", "--block", "50", "--seed", "5")
     done = run(*roots, *fleet, "--json")
     assert done.returncode == 0, done.stderr
-    order = Mixture([np.full(10, 40), np.full(40, 100)], [1, 3], 5, 4, 50, 64)
+    order = mixture_of([np.full(10, 40), np.full(40, 100)], [1, 3], 5, 4, 50, 64)
     expected = forecast(order, np.repeat([4000, 10_000], [10, 40]), Fleet(2, 8, 64, 10**6), epochs=3)
     found = json.loads(done.stdout)
     assert (found["egress"], found["smallest_cache"]) == (expected.egress, expected.smallest_cache)
@@ -147,8 +147,8 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     lines = run(*roots, *fleet).stdout.splitlines()
     told = [line.removeprefix("mixed").strip() for line in lines if line.startswith("mixed")]
     assert told == [
-        f"25.0% from {tmp_path}/art: 400 samples, 2.75 of its epochs in one of the run",
-        f"75.0% from {tmp_path}/photos: 4,000 samples, 0.825 of its epochs in one of the run",
+        f"25.0% from {tmp_path}/art: 400 samples, 2.75 of its epochs per epoch of the run",
+        f"75.0% from {tmp_path}/photos: 4,000 samples, 0.825 of its epochs per epoch of the run",
     ]
     small = run(*roots, *fleet, "--cache", "50kB", "--json")
     too_small, *remedies = small.stderr.splitlines()
@@ -159,13 +159,53 @@ def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "give --weight as often as DIR, in the same order, or not at all" in wrong.stderr
 
 
+def test_a_mixture_of_images_and_videos_is_planned_by_steps_of_one(tmp_path: Path) -> None:
+    for name, samples in (("photos", 40), ("clips", 10)):
+        shards = [Shard(f"{shard}.tar", samples, 100 * samples, "") for shard in range(20)]
+        (tmp_path / name).mkdir()
+        described = Dataset(20 * samples, 1, [], shards, "", 0, 0, None, "")
+        (tmp_path / name / "dataset.json").write_text(described.dump())
+    fleet = (
+        "--nodes",
+        "2",
+        "--batch",
+        "64",
+        "--cache",
+        "1MB",
+        "--lanes",
+        "4",
+        "--block",
+        "50",
+        "--seed",
+        "5",
+        "--json",
+    )
+    done = run(tmp_path / "photos", "--medium", "image", tmp_path / "clips", "--medium", "video", *fleet)
+    assert done.returncode == 0, done.stderr
+    counts, sizes = [np.full(20, 40), np.full(20, 10)], np.repeat([4000, 1000], 20)
+    found, either = json.loads(done.stdout), []
+    for media in (["image", "video"], None):
+        order = mixture_of(counts, [4, 1], 5, 4, 50, 64, media)
+        either.append(forecast(order, sizes, Fleet(2, 8, 64, 10**6), epochs=3))
+    assert found["smallest_cache"] == either[0].smallest_cache
+    assert found["first_batch_shards"] == either[0].first_batch_shards
+    assert either[0].first_batch_shards < either[1].first_batch_shards
+    wrong = run(tmp_path / "photos", "--medium", "photo", *fleet)
+    assert wrong.returncode == 2 and "'photo' is not image or video" in wrong.stderr
+    wrong = run(tmp_path / "clips", "--medium", "video", tmp_path / "photos", "--medium", "image", *fleet)
+    assert wrong.returncode == 2 and "give all data sets of images before those of videos" in wrong.stderr
+    wrong = run(tmp_path / "clips", tmp_path / "photos", "--medium", "image", *fleet)
+    assert wrong.returncode == 2 and "give --medium as often as DIR, in the same order, or not at all" in wrong.stderr
+
+
 @pytest.mark.parametrize(("samples", "in_shard"), [(2**59, 2**59), (3, 4)])
 def test_counts_that_cannot_be_true_are_refused(samples: int, in_shard: int, tmp_path: Path) -> None:
     shards = [Shard("a.tar", in_shard, 2**59, "")]
     (tmp_path / "dataset.json").write_text(Dataset(samples, 1, [], shards, "", 0, 0, None, "").dump())
     done = run(tmp_path, "--nodes", "2", "--batch", "64", "--cache", "1MB")
     assert done.returncode == 2
-    assert done.stderr == f"error: {tmp_path}: its dataset.json counts {samples:,} samples wrongly; build it again\n"
+    wrong = f"its dataset.json has a wrong number of samples, {samples:,}; build it again"
+    assert done.stderr == f"error: {tmp_path}: {wrong}\n"
 
 
 def test_an_imagined_data_set_is_planned_and_printed() -> None:

@@ -169,7 +169,7 @@ def test_a_rate_that_is_none_is_refused() -> None:
         VIDEO.check(slow, CheckOptions())
     assert (caught.value.reason, caught.value.detail) == (
         "bad time stamps",
-        "2 frames in 2e+06 seconds are no frame rate",
+        "2 frames in 2e+06 seconds are not a frame rate",
     )
 
 
@@ -205,7 +205,7 @@ def test_info_and_preview_tell_of_videos(tmp_path: Path) -> None:
     assert write_preview(tmp_path / "out", tmp_path / "page.html") == 2
     page = (tmp_path / "page.html").read_text()
     assert "50 frames, 25 a second" in page and "<h2>Videos" in page
-    assert "<dd>20 – 50</dd><dt>frames a video</dt>" in page  # noqa: RUF001
+    assert "<dd>20 – 50</dd><dt>frames per video</dt>" in page  # noqa: RUF001
     films = [base64.b64decode(part.partition("'")[0]) for part in page.split("data:video/mp4;base64,")[1:]]
     assert sorted(len(all_frames(film)[0]) for film in films) == [20, 50]
     sheets = [base64.b64decode(part.partition("'")[0]) for part in page.split("data:image/jpeg;base64,")[1:]]

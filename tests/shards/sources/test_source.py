@@ -205,7 +205,7 @@ def test_the_parts_of_a_data_set_are_not_its_classes(paths: list[str], part: str
     touch(tmp_path, *paths)
     with pytest.raises(ShardError) as error:
         refuse_parts(list_source(tmp_path))
-    command = str(error.value).partition("build each by itself: ")[2]
+    command = str(error.value).partition("build each separately: ")[2]
     assert shlex.split(command) == ["maskfeat-shards", "build", f"{tmp_path}/{part}", "..."]
 
 

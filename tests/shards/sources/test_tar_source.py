@@ -140,7 +140,7 @@ def test_classes_without_an_image_and_what_is_ignored_are_named(tree: Path, tmp_
 def test_tars_of_the_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
     tar = make_tar_of_tars(tmp_path / "images.tar", make_tree(tmp_path / "tree", 4, ("train", "val")))
     with pytest.raises(
-        ShardError, match=r"holds the parts of a data set \(train, val\), .*; unpack it, and build each"
+        ShardError, match=r"holds the splits of a data set \(train, val\), .*; unpack it, and build each"
     ):
         build(tar, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()

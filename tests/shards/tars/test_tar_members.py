@@ -126,7 +126,7 @@ def test_what_cannot_be_told_is_rejected_by_its_cause(tmp_path: Path) -> None:
     assert rejects(tmp_path) == {
         "img": (
             "not one image",
-            f"4 {suffixes}: .v1.jpg, .v2.jpg, .v3.jpg, ...; names have dots, and the key ends at the first dot",
+            f"4 {suffixes}: .v1.jpg, .v2.jpg, .v3.jpg, ...; names contain dots, and the key ends at the first dot",
         ),
         "two": ("not one image", f"2 {suffixes}: .jpg, .jpeg"),
         "none": ("not one image", f"0 {suffixes}"),

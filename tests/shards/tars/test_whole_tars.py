@@ -21,7 +21,7 @@ from shards.sources.source import list_source
 @pytest.mark.parametrize(
     ("suffix", "packed", "says"),
     [
-        (".tar.gz", gzip.compress, "(gzip), so its members cannot be read by their place; `gunzip` it first"),
+        (".tar.gz", gzip.compress, "(gzip), so its members cannot be read by their position; `gunzip` it first"),
         (".tgz", gzip.compress, "`gunzip` it"),
         (".tar", gzip.compress, "`gunzip` it"),
         (".tar.bz2", bz2.compress, "`bunzip2` it"),

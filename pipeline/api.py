@@ -1,0 +1,109 @@
+"""What notebooks and other programs import: data, targets, masks, and trained weights.
+
+The names below, their arguments and what they return are kept from version to version; docs/reference/api.md shows them
+at work. Other modules may change.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from model.layout import Mask as Mask
+from model.maskfeat import MaskFeat as MaskFeat
+from pipeline.build import build_examples
+from pipeline.build import build_model as build_model
+from pipeline.config import Recipe as Recipe
+from pipeline.config import load_recipe as load_recipe
+from pipeline.data.batch import Batch as Batch
+from pipeline.data.exact import ExactData
+from pipeline.data.pictures import read_pictures as read_pictures
+from pipeline.data.stream import StreamData
+from pipeline.data.training_data import Part, TrainingData
+from pipeline.examples import Example as Example
+from pipeline.masks.blocks import block_masks as block_masks
+from pipeline.masks.cubes import cube_masks as cube_masks
+from pipeline.masks.scattered import random_masks as random_masks
+from pipeline.pixels import normalise as normalise
+from pipeline.predict.predict import Prediction as Prediction
+from pipeline.predict.predict import predict as predict
+from pipeline.settings import ConfigError as ConfigError
+from pipeline.targets.hog import hog_target as hog_target
+from pipeline.trained import Trained as Trained
+from pipeline.trained import open_trained as open_trained
+from pipeline.whole_model import PLAIN
+from shards.build import build as build_shards
+
+__all__ = [
+    "Batch",
+    "ConfigError",
+    "Example",
+    "Mask",
+    "MaskFeat",
+    "Prediction",
+    "Recipe",
+    "Trained",
+    "block_masks",
+    "build_model",
+    "build_shards",
+    "cube_masks",
+    "hog_target",
+    "load_model",
+    "load_recipe",
+    "normalise",
+    "open_trained",
+    "predict",
+    "random_masks",
+    "read_pictures",
+    "training_batches",
+]
+
+
+def training_batches(
+    recipe: Recipe, *, steps: int | None = None, first_step: int = 0, device: str = "cpu"
+) -> Iterator[tuple[Batch, Example]]:
+    """Yield the batches that a run trains on: the same samples, crops, masks and targets, in the same order.
+
+    Args:
+        recipe: of pre-training; its `data.shards` is read, and a batch has `optim.batch_size` inputs.
+        steps: how many batches; None: without an end.
+        first_step: the first batch, from 0; any is had at once.
+        device: where batches go.
+
+    Yields:
+        For each step a `Batch`, which has the decoded uint8 inputs (B, 3, H, W) and the ids of the samples, and an
+        `Example`, which has the normalised inputs in fp32, the mask, and the targets of the masked patches.
+
+    Raises:
+        ConfigError: the recipe does not make a model, or the target needs a file that cannot be used.
+        ShardError, DataError: the data set cannot be read.
+    """
+    where = torch.device(device)
+    plain = recipe.model_copy(update={"engine": PLAIN})
+    with torch.device("meta"):  # only the grids of the model count
+        model = build_model(plain)
+    examples = build_examples(plain, model, torch.float32, where)
+    inputs = recipe.optim.batch_size // recipe.masks
+    part = Part(inputs, inputs, recipe.run.seed, where)
+    data: TrainingData = (StreamData if recipe.data.mode == "stream" else ExactData)(recipe.data, part)
+    try:
+        for batch in data.batches(first_step, sys.maxsize if steps is None else steps):
+            yield batch, examples.example(batch.inputs, batch.keys, recipe.masks)
+    finally:
+        data.close()
+
+
+def load_model(weights: str, step: int | None = None, overrides: Sequence[str] = ()) -> MaskFeat:
+    """Return a pre-training model with its head, for evaluation on the CPU.
+
+    Args:
+        weights: a run.dir of pre-training, or a folder that `scripts/export.py --format maskfeat` wrote.
+        step, overrides: see `open_trained`.
+
+    Raises:
+        CheckpointError, ConfigError, WeightsError: there are no such weights, or they do not hold the head.
+    """
+    model = open_trained(weights, step, overrides).model
+    if model is None:
+        raise ConfigError(f"{weights} holds an encoder alone: give a run.dir, or an export with --format maskfeat")
+    return model

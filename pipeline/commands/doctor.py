@@ -1,0 +1,128 @@
+"""Find what is wrong with a cluster before a run does.
+
+    deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
+
+Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a recipe of
+scripts/finetune.py; one process alone works too. It takes about a minute, makes run.dir but leaves nothing there, and
+prints what it found with remedies:
+
+- versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
+- storage, decoding: random samples are read and decoded as in training, and timed
+- decoding on GPUs: does it crash or differ from the CPU's in a process of its own, and is libnvjpeg there?
+- all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
+- clocks, cores, open files, memory, /dev/shm, room for checkpoints and in data.cache
+- the GPUs' memory errors and throttling
+
+Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems first; 2: it was not understood.
+
+Examples, each on one line:
+
+    deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+
+    deepspeed scripts/doctor.py vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
+
+    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
+"""
+
+import argparse
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.cluster.findings import Finding, Verdict
+from pipeline.cluster.launchers import place
+from pipeline.cluster.world import join
+from pipeline.config import Recipe, load
+from pipeline.doctor.examine import Wanted, examine, within
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.recipe_files import read_settings
+from pipeline.record import kind_of
+from pipeline.settings import ConfigError
+from shards.terminal import Parser, note, shown
+
+COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
+SHOWN = 8  # places a check in the table; --json has all
+
+
+def main() -> int:
+    """Exit status 0: no problems; 1: problems; 2: it was not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("recipe", help="name in pipeline/recipes or, with --finetune, its folder finetune; or path")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
+    parser.add_argument(
+        "--finetune", action="store_true", help="RECIPE is the name of one of fine-tuning; a file says so itself"
+    )
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
+    parser.add_argument(
+        "--images-per-second",
+        "--clips-per-second",
+        type=float,
+        metavar="R",
+        help="of one rank, that training needs",
+    )
+    parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
+    parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
+    parser.add_argument(
+        "--deadline", type=float, default=120, metavar="S", help="seconds a check may take (%(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the findings")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    try:
+        kind = FinetuneRecipe if arguments.finetune or _says_finetuning(arguments.recipe) else Recipe
+        recipe = load(kind, arguments.recipe, arguments.overrides)
+        with within(arguments.deadline, "joining the other ranks"):
+            world = join()
+        wanted = Wanted(
+            arguments.samples,
+            arguments.images_per_second,
+            arguments.network,
+            arguments.link,
+            arguments.deadline,
+        )
+        findings = examine(recipe, world, wanted)
+    except ConfigError as error:
+        if place(os.environ)[1] == 0:
+            note(f"error: {error}")
+        return 2
+    if world.rank == 0:
+        show(findings)
+        if arguments.json:
+            told = [asdict(finding) | {"verdict": finding.verdict.name.lower()} for finding in findings]
+            try:
+                arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+            except OSError as error:
+                note(f"error: --json {arguments.json}: {error.strerror}: name a file that can be written")
+                return 2
+    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def _says_finetuning(recipe: str) -> bool:
+    """Whether a recipe is a file that describes a run of fine-tuning."""
+    try:
+        return recipe.endswith((".yaml", ".yml")) and kind_of(read_settings(Path(recipe))) == "finetune"
+    except (OSError, ValueError):
+        return False  # `load` reports what is wrong with it
+
+
+def show(findings: list[Finding]) -> None:
+    """A table for a person."""
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160  # launchers read through pipes
+    table = Table("check", "verdict", "found", "remedy", box=SIMPLE_HEAD)
+    for finding in findings:
+        places = [f"{place}: {result}" for place, result in finding.results.items()]
+        if len(places) > SHOWN:
+            places[SHOWN:] = [f"and {len(places) - SHOWN} more (--json)"]
+        verdict = Text(finding.verdict.name.lower(), COLOURS[finding.verdict])
+        table.add_row(finding.check, verdict, "\n".join(map(shown, places)), shown(finding.remedy))
+    console.print(table)

@@ -1,0 +1,95 @@
+"""Judge frozen features by a linear classifier and by nearest neighbours.
+
+    deepspeed scripts/probe.py RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
+
+RUN is a run.dir of scripts/pretrain.py: its newest valid checkpoint, or --step N, or --untrained to compare with.
+WEIGHTS is what model.init takes (give model.name and model.options where the file does not tell them), or the name of a
+timm model. Both data sets need labels. One process without the launcher works too.
+
+Features are computed once and kept under --out, so that the next probe of the same takes seconds. There, too, are
+NAME.json with all numbers, pictures, and curves: tensorboard --logdir RUN shows them beside those of the run.
+
+Examples, each on one line:
+
+    deepspeed scripts/probe.py runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
+
+    DS_ACCELERATOR=cpu python scripts/probe.py runs/demo data.shards=train data.validation=val --untrained
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from pipeline.cluster.world import join
+from pipeline.data.views import CENTRE
+from pipeline.probe.judge import Settings
+from pipeline.probe.probe import Asked, probe
+from pipeline.train.command import status_of
+from shards.terminal import Parser
+
+
+def main() -> int:
+    """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
+    parser, usual = Parser(__doc__), Settings()
+    parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+    )
+    parser.add_argument("--step", type=int, help="of a run's older checkpoint")
+    parser.add_argument("--untrained", action="store_true", help="the same architecture and seed without any training")
+    parser.add_argument(
+        "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1: the last"
+    )
+    parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
+    parser.add_argument(
+        "--crop", type=float, default=CENTRE, help="of the short side, whose centre is seen (%(default)s)"
+    )
+    parser.add_argument("--k", type=int, nargs="+", default=usual.k, metavar="K", help="neighbours that vote (20)")
+    parser.add_argument("--temperature", type=float, default=usual.temperature, help="of the votes (%(default)s)")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=usual.rates, metavar="LR", help="trained side by side"
+    )
+    parser.add_argument("--epochs", type=int, default=usual.epochs, help="of the linear classifier (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=usual.batch_size, help="of the linear classifier (%(default)s)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=usual.held_out,
+        metavar="SHARE",
+        help="of training, to choose the rate by (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
+        parser.error("--crop lies in (0, 1], --held-out in (0, 1)")
+    if not all(0 < value < math.inf for value in (arguments.temperature, *arguments.rates)):
+        parser.error("--temperature and --rates are numbers above 0")
+    if min(*arguments.k, arguments.epochs, arguments.batch_size) < 1:
+        parser.error("--k, --epochs and --batch-size are at least 1")
+
+    def judge() -> None:
+        world = join()
+        asked = Asked(
+            arguments.source,
+            arguments.overrides,
+            arguments.step,
+            arguments.untrained,
+            arguments.layer,
+            arguments.pool,
+            arguments.crop,
+            arguments.out,
+        )
+        settings = Settings(
+            arguments.k,
+            arguments.temperature,
+            sorted(set(arguments.rates)),
+            arguments.epochs,
+            arguments.batch_size,
+            arguments.held_out,
+        )
+        probe(asked, settings, world)
+
+    return status_of(judge)

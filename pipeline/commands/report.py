@@ -1,0 +1,70 @@
+"""Print how far a run has come, what it has reached, and where its pictures and curves are.
+
+    python scripts/report.py RUN
+
+Example:
+
+    python scripts/report.py runs/vit_base_300e
+"""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.card import number
+from pipeline.files import entries
+from pipeline.metrics import TOP
+from pipeline.pretrain.baselines import IMAGES, file_of, read_baselines
+from shards.terminal import Parser, note, prepare, say
+
+
+def main() -> int:
+    """Exit status 0, or 1 when RUN holds no run."""
+    parser = Parser(__doc__)
+    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
+    prepare()
+    run: Path = parser.parse_args().run
+    try:
+        logged = list(entries(run / "metrics.jsonl"))
+        last = logged[-1]
+    except (OSError, IndexError):
+        note(f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line")
+        return 1
+
+    say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
+    validated = [line for line in logged if "val_loss" in line]
+    if validated and (baselines := read_baselines(run)):
+        _tell_losses("validation loss", validated[-1]["step"], validated[-1]["val_loss"], baselines)
+        of_images = validated[-1].get(f"val_{IMAGES}_loss")
+        if of_images is not None and (baselines := read_baselines(run, file_of(IMAGES))):
+            _tell_losses("validation loss of images", validated[-1]["step"], of_images, baselines)
+    elif validated:
+        measured = validated[-1]
+        named = {"loss": ("val_loss", ".4f")} | {f"top-{top}": (f"val_top{top}", ".1%") for top in TOP}
+        told = [f"{name} {number(measured[key], form)}" for name, (key, form) in named.items() if key in measured]
+        say(f"validation     step {measured['step']}: {', '.join(told)}")
+    pictures = sorted((run / "pictures").glob("*.png"))
+    if pictures:
+        say(f"picture        {pictures[-1]}")
+    if animations := sorted((run / "pictures").glob("*.gif")):
+        say(f"animation      {animations[-1]}")
+    say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
+    return 0
+
+
+def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:
+    """Print the loss of the model beside those of predictors that learn nothing."""
+    table = Table(title, "", "against the mean target")
+    for name, value in (
+        ("predicting zero", baselines["zero"]),
+        ("predicting the training set's mean target", baselines["mean"]),
+        *([("copying the nearest visible frame", baselines["copy"])] if "copy" in baselines else []),
+        *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
+        (f"model, after {step} steps", loss),
+    ):
+        known = type(value) is float and baselines["mean"]  # a loss that is not finite is logged as null
+        table.add_row(name, number(value, ".4f"), f"{value / baselines['mean'] - 1:+.1%}" if known else "")
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)

@@ -1,0 +1,78 @@
+"""Find the visual words of a data set, for target.kind=tokens: k-means of its patches, in one pass over the shards.
+
+    deepspeed scripts/words.py SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
+
+A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, which is what target.teacher
+takes: an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings
+are those of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size,
+run.seed. One process without the launcher works too. Equal settings on equally many processes find equal words.
+
+Training with them:
+
+    deepspeed scripts/pretrain.py vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
+
+Examples, each on one line:
+
+    deepspeed scripts/words.py /data/train /words/hog256
+
+    DS_ACCELERATOR=cpu python scripts/words.py shards words --words 64 data.image_size=96 optim.batch_size=64
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+from pipeline.cluster.world import join
+from pipeline.config import load_recipe
+from pipeline.train.command import status_of
+from pipeline.words import Found, find_words
+from shards.terminal import Parser, say
+
+PLAIN = ("vit_base_300e", "optim.batch_size=256", "optim.warmup_epochs=0", "engine.micro_batch=null")
+
+
+def main() -> int:
+    """Exit status 0: found; 1: they cannot be; 2: it was not understood."""
+    parser = Parser(__doc__)
+    parser.add_argument("shards", help="folder or URL that maskfeat-shards built or indexed")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the defaults"
+    )
+    parser.add_argument(
+        "--of", default="hog", metavar="hog|pixels|TEACHER", help="what describes a patch (%(default)s)"
+    )
+    parser.add_argument("--words", type=int, default=256, help="how many (%(default)s)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    arguments = parser.parse_intermixed_args()
+    if not 2 <= arguments.words <= 65_536:
+        parser.error("--words lies between 2 and 65,536")
+    kind = arguments.of if arguments.of in ("hog", "pixels") else "features"
+    teacher = None if kind == arguments.of else arguments.of
+    if teacher and Path(teacher).is_dir():
+        teacher = str(Path(teacher).resolve())  # training may start in another folder
+    for override in arguments.overrides:
+        if override.startswith("target.") and not (teacher and override.startswith("target.teacher_weights=")):
+            parser.error(f"{override} means nothing here: --of says what describes a patch")
+    described = [f"target.kind={kind}", *([f"target.teacher={teacher}"] if teacher else [])]
+
+    def find() -> None:
+        shards = f"data.shards={arguments.shards}"
+        recipe = load_recipe(PLAIN[0], [*PLAIN[1:], shards, *described, *arguments.overrides])
+        world = join()
+        begin = time.perf_counter()
+        found = find_words(recipe, arguments.words, arguments.out, world)
+        if world.rank == 0:
+            report(found, arguments.words, arguments.out, time.perf_counter() - begin)
+
+    return status_of(find)
+
+
+def report(found: Found, words: int, out: Path, seconds: float) -> None:
+    """Say how well the words describe the data set, and how to train with them."""
+    say(
+        f"{found.used:,} of {words:,} words are used, {found.entropy:.2f} of {math.log2(words):.2f} bits; they explain "
+        f"{found.explained:.0%} of the variance of the patches; {found.restarts:,} restarts; {seconds:.0f} s"
+    )
+    say(f"train with: target.kind=tokens target.tokenizer={out}")

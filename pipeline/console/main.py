@@ -1,0 +1,130 @@
+"""The program `maskfeat`: all commands under one name, with or without a checkout."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.console.launch import options_parser, start
+from pipeline.recipe_files import RECIPES, list_recipes, names
+from shards.terminal import prepare
+
+# Arguments with which a command answers at once, in one process
+AT_ONCE = {"-h", "--help", "--print-config"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        summary: what it does, for the list of commands.
+        processes: whether it runs on the GPUs, or the cores, of the machine by several processes.
+        recipes: the folder of the recipes that it takes, if it takes any.
+        package: has the module of its name, with its `main`.
+    """
+
+    summary: str
+    processes: bool = False
+    recipes: Path | None = None
+    package: str = "pipeline.commands"
+
+
+COMMANDS = {
+    "pretrain": Command("Pre-train a vision transformer with MaskFeat.", True, RECIPES),
+    "finetune": Command("Fine-tune a vision transformer to name classes.", True, RECIPES / "finetune"),
+    "probe": Command("Judge frozen features by linear and k-NN probes.", True),
+    "validate": Command("Measure a run on a validation set.", True),
+    "export": Command("Export a run as ordinary timm and Hugging Face weights."),
+    "convert": Command("Convert a published MaskFeat checkpoint."),
+    "report": Command("Print how far a run has come."),
+    "doctor": Command("Find what is wrong with a machine or a cluster.", True, RECIPES),
+    "estimate": Command("Estimate what a recipe takes on many GPUs.", recipes=RECIPES),
+    "words": Command("Find the visual words of a data set.", True),
+    "supervise": Command("Keep a run going.", package="pipeline.supervisor"),
+    "stop": Command("Signal the processes of a run on this machine.", package="pipeline.supervisor"),
+}
+
+HELP = """Pre-train vision transformers with MaskFeat.
+
+`maskfeat COMMAND --help` has arguments and examples. Data sets are made by `maskfeat-shards`.
+"""
+
+
+def main() -> None:
+    """Run the command line."""
+    prepare()
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        sys.exit(run(name, sys.argv[2:]))
+    _app()(prog_name="maskfeat")
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run a command and return its exit status, or become it."""
+    command = COMMANDS[name]
+    if command.recipes and "--list" in arguments:
+        list_recipes(command.recipes)
+        return 0
+    if command.processes and not AT_ONCE & {*arguments}:
+        return start(name, arguments)
+    sys.argv = [f"maskfeat {name}", *arguments]
+    if command.processes:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed, and no GPU needs to be looked for
+    try:
+        return int(import_module(f"{command.package}.{name}").main())
+    finally:
+        if command.processes and {"-h", "--help"} & {*arguments}:
+            print(options_parser(name).format_help())
+
+
+def _app() -> typer.Typer:
+    """Return the program for everything but running a command: help, version, completion, mistyped names."""
+    app = typer.Typer(
+        help=HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_options)
+    for name, command in COMMANDS.items():
+        app.command(name, help=command.summary, add_help_option=False)(_completed(command.recipes))
+    return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"maskfeat {version('maskfeat-pipeline')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def _completed(recipes: Path | None) -> Callable[..., None]:
+    """Return a stand-in for a command, which shells ask for completions of its arguments."""
+
+    def complete(incomplete: str) -> list[str]:
+        key, equals, path = incomplete.rpartition("=")
+        found = Path(path).parent.glob(f"{Path(path).name}*") if path else Path().glob("*")
+        files = [f"{key}{equals}{file}{'/' if file.is_dir() else ''}" for file in sorted(found)]
+        known = names(recipes) if recipes and not equals else []
+        return [name for name in known if name.startswith(incomplete)] + files
+
+    def command(
+        arguments: Annotated[list[str] | None, typer.Argument(autocompletion=complete)] = None,
+    ) -> None:
+        raise AssertionError("`main` runs the commands")
+
+    return command

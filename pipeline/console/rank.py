@@ -1,0 +1,41 @@
+"""One process of a command: `python rank.py COMMAND ARGUMENTS`, which launchers are given by `maskfeat`.
+
+Launchers put the working directory before the installed packages, by `python -m` or PYTHONPATH. So this file imports
+our packages from where it lies itself, before anything else: a `model.py` of the user's is not taken for ours.
+"""
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+PACKAGES = ("shards", "model", "pipeline")
+HERE = Path(__file__).absolute().parent
+
+
+def load_packages() -> None:
+    """Import our packages from the folder that holds this file's, whatever the search path begins with."""
+    root = str(HERE.parents[1])
+    path = sys.path
+    sys.path = [root, *path]
+    for name in PACKAGES:
+        import_module(name)
+    sys.path = path
+    if given := os.environ.get("PYTHONPATH"):  # for the processes that this one starts
+        os.environ["PYTHONPATH"] = os.pathsep.join((root, given))
+
+
+def main() -> None:
+    """Run the command and end the process with its status."""
+    command, *arguments = sys.argv[1:]
+    sys.argv = [f"maskfeat {command}", *arguments]
+    from pipeline.train.command import leave
+
+    leave(import_module(f"pipeline.commands.{command}").main)
+
+
+if __name__ == "__main__":
+    if sys.path[0] == str(HERE):
+        del sys.path[0]  # Python puts a script's own folder there
+    load_packages()
+    main()

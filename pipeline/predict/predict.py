@@ -1,0 +1,94 @@
+"""A sheet that shows what trained weights make of images: reconstruction, attention, nearest neighbours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.predict.neighbours import Bank, GivenImages, Neighbours, nearest
+from pipeline.predict.reconstruction import Reconstruction, reconstruct
+from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mosaic, panel_side, sheet
+from pipeline.probe.attention import attention_weights, looked_at
+from pipeline.trained import Trained
+
+NEIGHBOURS = 9  # of each image, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What weights make of B images.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        names: of the images.
+        reconstruction: None where the weights do not hold a head of pre-training.
+        attention: of the last block to the patches, the mean over queries and heads, float32 (B, rows, columns).
+        neighbours: of each image; empty where there is nothing to compare with.
+        classes: the likeliest class of each image and its probability; empty where there is no classifier.
+    """
+
+    images: Tensor
+    names: list[str]
+    reconstruction: Reconstruction | None
+    attention: Tensor
+    neighbours: list[Neighbours]
+    classes: list[tuple[str, float]]
+
+    def draw(self) -> Picture:
+        """Return a sheet with a row for each image: uint8 (height, width, 3)."""
+        side, nothing = panel_side(self.images.shape[-1]), [""] * len(self.images)
+        captions = self.names
+        if self.classes:
+            named = zip(self.names, self.classes, strict=True)
+            captions = [f"{name}: {label} {share:.0%}" for name, (label, share) in named]
+        columns = [Column("image", enlarged(self.images, side), captions)]
+        if made := self.reconstruction:
+            losses = [
+                f"loss {loss:.4f} (predicting zero: {zero:.4f})"
+                for loss, zero in zip(made.losses.tolist(), made.losses_of_zero.tolist(), strict=True)
+            ]
+            columns += [
+                Column("what the model sees", covered(self.images, made.hidden, side), nothing),
+                Column(f"{made.label} of the image", enlarged(made.target, side), nothing),
+                Column(f"{made.label} predicted where masked", enlarged(made.predicted, side), losses),
+            ]
+        columns.append(Column("attention of the last block", heat(self.images, self.attention, side), nothing))
+        if self.neighbours:
+            names = [f"nearest: {near.names[0]}" for near in self.neighbours]
+            mosaics = [mosaic(near, side) for near in self.neighbours]
+            columns.append(Column("nearest neighbours", mosaics, names))
+        return sheet(columns)
+
+
+def predict(
+    trained: Trained, images: Tensor, names: Sequence[str], bank: Bank | None = None, seed: int = 0
+) -> Prediction:
+    """Reconstruct images, and find out where the encoder looks and what it finds alike.
+
+    Args:
+        trained: weights of images.
+        images: uint8 (B, 3, H, W) of the recipe's size.
+        names: of the images.
+        bank: where neighbours are found; None: among the images themselves.
+        seed: of the masks.
+
+    Raises:
+        ConfigError: a file that the target needs cannot be used.
+    """
+    encoder, statistics = trained.encoder, trained.recipe.model.statistics
+    looked = []
+    for image in images.to(trained.device):  # one at a time: attention takes much memory
+        weights = attention_weights(encoder, image[None], statistics)[-1]
+        looked.append(looked_at(weights, encoder, "mean").cpu())
+    features = trained.features(images).cpu()
+    among = bank or GivenImages(images, names, features)
+    itself = bank is None
+    return Prediction(
+        images,
+        list(names),
+        reconstruct(trained, images, seed) if trained.model else None,
+        torch.cat(looked),
+        nearest(features, among, NEIGHBOURS, itself) if len(among.features) > itself else [],
+        trained.likeliest(features) if trained.classes else [],
+    )

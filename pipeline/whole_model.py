@@ -1,0 +1,99 @@
+"""A whole pre-training model in a folder of its own: encoder, mask token, and decoder or head, with their settings.
+
+    maskfeat.safetensors   the model's state dict, fp32
+    maskfeat.json          "format", "version", "step", "target_width", and "settings": section.key to value
+
+The settings are those of a recipe that decide what the model computes and what it predicts, and no others.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from model.maskfeat import MaskFeat
+from model.weights import WeightsError, share, weights_file
+from model.weights_file import load
+from pipeline.build import build_model
+from pipeline.config import Engine, Recipe, load_recipe
+from shards.files import parse_json
+
+CONFIG, WEIGHTS = "maskfeat.json", "maskfeat.safetensors"
+VERSION = 1
+PLAIN = Engine(precision="fp32", compile="none")  # of models that are not trained
+
+_BASE = "vit_base_300e"  # gives the settings that a model does not depend on, such as the batch size
+_SETTINGS = {
+    "data": ("image_size", "frames", "sampling", "stride", "fps"),
+    "model": ("name", "options", "position_init", "decoder", "decoder_width", "mean", "std"),
+    "mask": ("kind", "ratio"),
+    "target": ("kind", "teacher", "teacher_weights", "loss", "tokenizer", "top"),
+}
+_KEYS = [f"{section}.{key}" for section, keys in _SETTINGS.items() for key in keys]
+
+
+def write_model(folder: Path, model: MaskFeat, recipe: Recipe, step: int) -> None:
+    """Write a model and its settings.
+
+    Of files that the target needs, such as a tokenizer, the names are written and not the folders.
+
+    Args:
+        folder: which is there.
+        model: of the recipe.
+        recipe: of the run.
+        step: training steps of the model.
+    """
+    plain = recipe.plain()
+    settings: dict[str, Any] = {}
+    for section, keys in _SETTINGS.items():
+        for key in keys:
+            value = plain[section][key]
+            needs_file = section == "target" and key in ("teacher", "teacher_weights", "tokenizer")
+            settings[f"{section}.{key}"] = Path(value).name if needs_file and value else value
+    stated = {
+        "format": "maskfeat",
+        "version": VERSION,
+        "step": step,
+        "target_width": model.target_width,
+        "settings": settings,
+    }
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    share(folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
+
+
+def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, MaskFeat]:
+    """Return a model that `write_model` wrote, for evaluation on the CPU, and a recipe with its settings.
+
+    Args:
+        folder: of the two files.
+        overrides: "section.key=value", such as `target.tokenizer=PATH`.
+
+    Raises:
+        ConfigError: an override is wrong.
+        WeightsError: the files are missing or damaged, or do not belong together.
+    """
+    config, weights = folder / CONFIG, folder / WEIGHTS
+    try:
+        stated = parse_json(config.read_bytes())
+        if stated["format"] != "maskfeat" or stated["version"] != VERSION:
+            raise ValueError(f"format {stated['format']!r}, version {stated['version']!r}")
+        settings, width = stated["settings"], int(stated["target_width"])
+        if unknown := set(settings) - set(_KEYS):
+            raise ValueError(f"unknown setting {min(unknown)}")
+        own = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    except OSError as error:
+        raise WeightsError(f"{config} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{config} does not describe a MaskFeat of this version ({error})") from error
+    recipe = load_recipe(_BASE, [f"run.dir={folder}", f"data.shards={folder}", *own, *overrides])
+    recipe = recipe.model_copy(update={"engine": PLAIN})
+    model = build_model(recipe, width)
+    try:
+        model.load_state_dict(load(weights_file(weights)))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{weights} does not fit {config.name} beside it ({reason[:200]})") from error
+    return recipe, model.eval()
