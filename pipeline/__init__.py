@@ -1,1 +1,1 @@
-"""Shards -> batches -> targets -> a trained model."""
+"""Compose shards, batches and targets into a trained model."""

@@ -1,7 +1,7 @@
-"""What notebooks and other programs import: data, targets, masks, and trained weights.
+"""The interface for notebooks and other programs: data, targets, masks, and trained weights.
 
-The names below, their arguments and what they return are kept from version to version; docs/reference/api.md shows them
-at work. Other modules may change.
+The names below, their arguments and results are stable between versions; docs/reference/api.md has examples. Other
+modules may change.
 """
 
 import sys
@@ -65,22 +65,22 @@ def training_batches(
     """Yield the batches that a run trains on: the same samples, crops, masks and targets, in the same order.
 
     Args:
-        recipe: of pre-training; its `data.shards` is read, and a batch has `optim.batch_size` inputs.
-        steps: how many batches; None: without an end.
-        first_step: the first batch, from 0; any is had at once.
-        device: where batches go.
+        recipe: a recipe of pre-training; its `data.shards` is read, and a batch has `optim.batch_size` inputs.
+        steps: number of batches; None: without end.
+        first_step: the first batch, counted from 0; any one is available at once.
+        device: the device of the batches.
 
     Yields:
         For each step a `Batch`, which has the decoded uint8 inputs (B, 3, H, W) and the ids of the samples, and an
         `Example`, which has the normalised inputs in fp32, the mask, and the targets of the masked patches.
 
     Raises:
-        ConfigError: the recipe does not make a model, or the target needs a file that cannot be used.
+        ConfigError: the recipe is not valid, or a file for the target cannot be used.
         ShardError, DataError: the data set cannot be read.
     """
     where = torch.device(device)
     plain = recipe.model_copy(update={"engine": PLAIN})
-    with torch.device("meta"):  # only the grids of the model count
+    with torch.device("meta"):  # only the grids of the model matter
         model = build_model(plain)
     examples = build_examples(plain, model, torch.float32, where)
     inputs = recipe.optim.batch_size // recipe.masks
@@ -97,13 +97,13 @@ def load_model(weights: str, step: int | None = None, overrides: Sequence[str] =
     """Return a pre-training model with its head, for evaluation on the CPU.
 
     Args:
-        weights: a run.dir of pre-training, or a folder that `scripts/export.py --format maskfeat` wrote.
+        weights: a run.dir of pre-training, or a folder of `maskfeat export --format maskfeat`.
         step, overrides: see `open_trained`.
 
     Raises:
-        CheckpointError, ConfigError, WeightsError: there are no such weights, or they do not hold the head.
+        CheckpointError, ConfigError, WeightsError: the weights do not exist, or lack the head.
     """
     model = open_trained(weights, step, overrides).model
     if model is None:
-        raise ConfigError(f"{weights} holds an encoder alone: give a run.dir, or an export with --format maskfeat")
+        raise ConfigError(f"{weights} has only an encoder: give a run.dir, or an export with --format maskfeat")
     return model

@@ -1,4 +1,4 @@
-"""From a recipe to its model and what that has to predict."""
+"""Build the model and the training objective from a recipe."""
 
 import json
 import os
@@ -30,10 +30,10 @@ _PREDICTORS = ("head.weight", "decoder.head.weight")  # the latter of a light de
 
 
 def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
-    """The untrained model of a recipe. Raises ConfigError for one that cannot be.
+    """Build the untrained model of a recipe. Raises ConfigError where that is not possible.
 
     Args:
-        width: numbers that it predicts for a patch, where they are known without a teacher; None: see the recipe.
+        width: predicted values per patch, where known without a teacher; None: see the recipe.
     """
 
     def make() -> MaskFeat:
@@ -55,30 +55,30 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
 
 
 def predicted_width(weights: Mapping[str, Tensor]) -> int | None:
-    """Return how many numbers weights of pre-training predict for a patch; None where only their recipe tells it."""
+    """Return how many values pre-training weights predict per patch; None where only their recipe says so."""
     return next((len(weights[name]) for name in _PREDICTORS if name in weights), None)
 
 
 def network_of(recipe: TrainingRecipe, classes: int = 0) -> nn.Module:
-    """Build the network of a recipe, with a head for so many classes. Raises ValueError for one that cannot be."""
+    """Build the network of a recipe, with a head for `classes` classes. Raises ValueError if that is impossible."""
     data = recipe.data
     return build_network(recipe.model.name, data.image_size, data.frames, classes, **recipe.model.options)
 
 
 def predictions_of(encoder: Encoder) -> Predictions:
-    """What a target has to know of an encoder."""
+    """Return the geometry of an encoder's predictions, for its target."""
     return Predictions(encoder.prediction_layout, encoder.prediction_patch)
 
 
 def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[Network, Tensor], bool]) -> Network:
-    """A model that computes as a recipe says, after one like it was tried where numbers take no memory or time.
+    """Build a model in the recipe's configuration, after a trial on the meta device, which takes no memory or time.
 
     Args:
-        make: the model.
-        works: whether it makes of inputs, on torch's meta device, what it should.
+        make: builds the model.
+        works: returns whether the model's output for inputs on the meta device is valid.
 
     Raises:
-        ConfigError: it cannot be made, takes more memory than there is, or does not work.
+        ConfigError: it cannot be built, takes more memory than there is, or does not work.
     """
     data = recipe.data
     options: list[str] = [f"model.options.{key}={json.dumps(value)}" for key, value in recipe.model.options.items()]
@@ -92,7 +92,7 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
             sound = works(trial.train(), torch.zeros(2, *trial.view.input_shape))
     except (ConfigError, TargetError) as error:
         raise ConfigError(str(error)) from error
-    except Exception as error:  # whatever timm and torch say of options that do not fit each other
+    except Exception as error:  # timm and torch raise anything for incompatible options
         raise ConfigError(f"{what}: {reason(error)}") from error
     if not sound:
         raise ConfigError(
@@ -107,12 +107,12 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
 
 
 def _memory() -> int:
-    """Bytes of this machine."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
-    """Let an encoder compute as a recipe says. Raises ConfigError where its patches do not fill the recipe's images."""
+    """Configure an encoder as in a recipe. Raises ConfigError where its patches do not fill the recipe's images."""
     encoder.checkpoint_blocks(recipe.engine.activation_checkpointing)
     if encoder.input_shape[-2:] != (recipe.data.image_size,) * 2:
         raise _not_a_multiple(recipe, encoder.prediction_patch[1])
@@ -127,17 +127,17 @@ def _not_a_multiple(recipe: TrainingRecipe, patch: int) -> ConfigError:
 def build_examples(
     recipe: Recipe, model: MaskFeat, dtype: torch.dtype, device: torch.device, single_frames: bool = False
 ) -> ExampleMaker:
-    """Build what makes a recipe's examples from decoded pixels.
+    """Build the maker of a recipe's examples from decoded pixels.
 
     Args:
-        recipe: of the run.
-        model: whose view of the inputs decides their masks and targets.
-        dtype: that the model, and a teacher, compute in.
-        device: of the inputs, and a teacher.
-        single_frames: whether there are images beside the clips of videos.
+        recipe: the recipe of the run.
+        model: the model, whose view of the inputs decides masks and targets.
+        dtype: precision of the model and of a teacher.
+        device: device of the inputs and of a teacher.
+        single_frames: whether there are images besides clips.
 
     Raises:
-        ConfigError: a file that the target needs cannot be used, or the model or the masks are of clips alone.
+        ConfigError: a file for the target cannot be used, or the model or the masks are for clips only.
     """
     compiled = recipe.engine.compile
     statistics = recipe.model.statistics
@@ -160,12 +160,12 @@ def build_examples(
 
 
 def build_masker(recipe: Recipe, view: Encoder, beside_clips: bool = False) -> Masker:
-    """Build what draws a recipe's masks.
+    """Build a recipe's masker.
 
     Args:
-        recipe: of the run.
-        view: of the model, which has the grids.
-        beside_clips: whether the view is one of single frames beside clips.
+        recipe: the recipe of the run.
+        view: the view of the model, which has the grids.
+        beside_clips: whether the view is for single frames besides clips.
 
     Raises:
         ConfigError: the kind or the ratio does not fit the model.
@@ -178,31 +178,31 @@ def build_masker(recipe: Recipe, view: Encoder, beside_clips: bool = False) -> M
 
 
 def load_trained(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a model the weights of a checkpoint, which leaves out what is not trained.
+    """Load the weights of a checkpoint, which omits untrained parameters, into a model.
 
     Raises:
-        RuntimeError: they are not those of the model.
+        RuntimeError: the weights do not match the model.
     """
     fixed = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     model.load_state_dict(fixed | weights)
 
 
 def compile_forward(model: nn.Module, mode: str | None = None) -> None:
-    """Let torch compile what a model computes, as one graph; a break in it is an error, not a slow step.
+    """Compile a model's forward pass as one graph; a graph break is an error, not a slow step.
 
-    Not `model.compile`, which takes in the hooks that DeepSpeed hangs on a model, and breaks at each.
+    Unlike `model.compile`, this excludes the hooks that DeepSpeed adds to a model, each of which is a graph break.
 
     Args:
-        mode: of `torch.compile`; None: its default.
+        mode: mode of `torch.compile`; None: its default.
     """
     model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, mode=mode)
 
 
 def start_from_init(model: MaskFeat | Classifier, recipe: TrainingRecipe) -> str | None:
-    """Give a recipe's untrained model the weights of `model.init`, if there are any. Raises ConfigError.
+    """Load the weights of `model.init`, if set, into a recipe's untrained model. Raises ConfigError.
 
     Returns:
-        What of them was not carried over as it is, for the operator; None if all was.
+        A note for the operator on weights that were changed or not copied; None if all were copied.
     """
     if recipe.model.init is None:
         return None
@@ -215,13 +215,13 @@ def start_from_init(model: MaskFeat | Classifier, recipe: TrainingRecipe) -> str
 
 
 def init_identity(recipe: TrainingRecipe) -> str | None:
-    """SHA-256 of the file that `model.init` names, which may be moved but not replaced. Raises ConfigError."""
+    """Return the SHA-256 of the file of `model.init`, which may be moved but not replaced. Raises ConfigError."""
     if recipe.model.init is None:
         return None
     try:
         if (recipe.model.init / "checkpoints").exists():
             raise ConfigError(
-                f"model.init={recipe.model.init} is a run: `python scripts/export.py {recipe.model.init} OUT` writes "
+                f"model.init={recipe.model.init} is a run: `maskfeat export {recipe.model.init} OUT` writes "
                 "its weights, set model.init=OUT"
             )
         return sha256_of(weights_file(recipe.model.init))

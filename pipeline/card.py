@@ -1,4 +1,4 @@
-"""The model card of a run's exported weights: what they are, how they were trained, how to use them."""
+"""Write the model card of a run's exported weights: what they are, how they were trained, how to use them."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ from pipeline.targets.registry import TARGETS
 from shards.secrets import masked_values
 from shards.text import counted
 
-# No license: it is for those to choose who publish the weights
+# No license: whoever publishes the weights chooses it
 _FRONT = {
     "library_name": "timm",
     "pipeline_tag": "image-feature-extraction",
@@ -114,12 +114,12 @@ def model_card(
     facts: Facts,
     model: MaskFeat,
 ) -> str:
-    """Markdown with the YAML front matter of the Hugging Face hub.
+    """Return Markdown with the YAML front matter of the Hugging Face hub.
 
     Args:
-        run: the run's folder, of whose metrics.jsonl and baselines.json losses are quoted as far as they are there.
-        facts: of the checkpoint.
-        model: as in the checkpoint.
+        run: the run's folder; losses are quoted from its metrics.jsonl and baselines.json, if present.
+        facts: those of the checkpoint.
+        model: the model of the checkpoint.
     """
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
     view, target = model.view, TARGETS[recipe.target.kind]
@@ -175,7 +175,7 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
 
 
 def front(entries: dict[str, Any], frames: int | None) -> str:
-    """Front matter of a card, of which clips change the task and the library."""
+    """Return the front matter of a card; for clips, task and library differ."""
     if frames is not None:
         tags = [tag.replace("image-", "video-") for tag in entries["tags"] if tag not in ("timm", "transformers")]
         tags.append("video")
@@ -189,12 +189,12 @@ def inputs_of(size: int, frames: int | None) -> str:
 
 
 def steps_of(facts: Facts, recipe: TrainingRecipe) -> str:
-    """Describe how many steps a checkpoint has seen, and of how much."""
+    """Describe how many steps a checkpoint has seen, and how many samples."""
     return f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}"
 
 
 def clip_of(data: Data, statistics: Statistics) -> str:
-    """Describe which frames a clip has, and how they are normalised, in a sentence."""
+    """Describe the frames of a clip, and their normalisation, in a sentence."""
     clip = data.clip
     assert clip is not None
     taken = {
@@ -215,17 +215,17 @@ def number(value: object, form: str) -> str:
 
 
 def table(rows: dict[str, str]) -> str:
-    """Markdown of names and values."""
+    """Return a Markdown table of names and values."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def quoted(identity: dict[str, Any]) -> str:
-    """A run's identity as YAML without secrets, for a block of code, which nothing in it ends."""
+    """Return a run's identity as YAML without secrets, safe inside a code block."""
     return yaml.safe_dump(masked_values(identity), sort_keys=False).replace("```", "~~~")
 
 
 def logged(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's metrics.jsonl, none if there is no such file or it cannot be read."""
+    """Return the entries of a run's metrics.jsonl, none if the file is missing or cannot be read."""
     with suppress(OSError):
         return list(entries(run / "metrics.jsonl"))
     return []

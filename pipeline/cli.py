@@ -1,4 +1,4 @@
-"""The program `maskfeat-shards`: the commands of `shards.cli`, and `plan`, which knows how a run reads."""
+"""The program `maskfeat-shards`: the commands of `shards.cli`, and `plan`, which needs the order of samples."""
 
 import json
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ from shards.terminal import note, say
 from shards.text import counted
 
 _MOST = 2**62  # bytes
-_MOST_SHARDS = 10**8  # which keeps arrays in memory
+_MOST_SHARDS = 10**8  # so that arrays fit in memory
 
 
 def _bytes(text: str) -> int:
-    """Bytes of "500GB" or "1.5TiB"; bytes a second of "25Gbit" or "3GB/s"."""
+    """Parse a size in bytes, "500GB" or "1.5TiB", or a rate in bytes per second, "25Gbit" or "3GB/s"."""
     try:
         size = int(TypeAdapter(ByteSize).validate_python(text.removesuffix("/s")))
     except (ValidationError, OverflowError):
@@ -34,7 +34,7 @@ def _bytes(text: str) -> int:
 
 
 def _number(text: str) -> int:
-    """A whole number, of which "10e9" is one too."""
+    """Parse a whole number, including forms such as "10e9"."""
     try:
         number = float(text)
     except ValueError:
@@ -57,29 +57,29 @@ def main() -> None:
 
 def plan(
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
-    batch: Annotated[int, typer.Option(min=1, help="As optim.batch_size of the recipe.")],
+    batch: Annotated[int, typer.Option(min=1, help="The recipe's optim.batch_size.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
     roots: Annotated[
         list[str] | None, typer.Argument(metavar="DIR", help="A finished data set, or its URL; several are mixed.")
     ] = None,
     weights: Annotated[
-        list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Of each DIR, in their order.")
+        list[float] | None, typer.Option("--weight", min=1e-6, max=1e9, help="Weight of each DIR, in order.")
     ] = None,
     media: Annotated[
         list[str] | None,
-        typer.Option("--medium", parser=_medium, metavar="image|video", help="Of each DIR, if there are both."),
+        typer.Option("--medium", parser=_medium, metavar="image|video", help="Medium of each DIR, if there are both."),
     ] = None,
     samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
     size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
     shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=4096, help="As data.repeats x mask.repeats of the recipe.")] = 1,
-    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes, hence GPUs, of a node.")] = 8,
-    lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="As data.lanes of the recipe.")] = LANES,
-    block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="As data.block of the recipe.")] = BLOCK,
-    seed: Annotated[int, typer.Option(min=0, max=2**62 - 1, help="As run.seed of the recipe.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, max=4096, help="The recipe's data.repeats x mask.repeats.")] = 1,
+    ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per node.")] = 8,
+    lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="The recipe's data.lanes.")] = LANES,
+    block: Annotated[int, typer.Option(min=1, max=MOST_IN_BLOCK, help="The recipe's data.block.")] = BLOCK,
+    seed: Annotated[int, typer.Option(min=0, max=2**62 - 1, help="The recipe's run.seed.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to simulate.")] = 3,
     bandwidth: Annotated[
-        int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
+        int, typer.Option(parser=_bytes, metavar="RATE", help="Storage to a node, such as 25Gbit or 3GB/s.")
     ] = "10Gbit",  # type: ignore[assignment]  # typer parses defaults too
     images_per_second: Annotated[
         float | None,
@@ -88,20 +88,20 @@ def plan(
             "--clips-per-second",
             min=1,
             max=1e12,
-            help="Speed of training on all nodes, in inputs of the model.",
+            help="Training speed on all nodes, in inputs of the model.",
             show_default="unknown",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
 ) -> None:
-    """Simulate what a run on many machines asks of storage and of the machines' caches.
+    """Simulate the load of a run on storage and on the nodes' caches.
 
-    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards imagine one instead. Give
-    those of a mixture in the order of their names in data.mixture, with --weight for each unless they have none there;
-    of a mixture of images and videos all data sets of images first, with --medium for each.
-    A sample is an image or a video, which counts with all its bytes, however few of its frames are used. With
+    DIR is a data set, of which only dataset.json is read; --samples, --bytes and --shards describe a hypothetical one.
+    Give the data sets of a mixture in the order of their names in data.mixture, with --weight for each unless they have
+    none there; in a mixture of images and videos, give all data sets of images first, with --medium for each.
+    A sample is an image or a video, which counts with all its bytes, even if only some frames are used. With
     --repeats N, a batch has N views of each of its samples: clips or crops, under each of their masks.
-    Where the cache cannot hold what a node uses at one step, says what would do, and exits with status 1.
+    If a node's cache is too small for one step, prints what would be enough, and exits with status 1.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def plan(
     if batch % (nodes * ranks_per_node * repeats):
         of_each = f", {repeats} of each sample" if repeats > 1 else ""
         raise typer.BadParameter(
-            f"--batch {batch} cannot be shared out evenly to {nodes} nodes of {ranks_per_node} ranks{of_each}; "
+            f"--batch {batch} cannot be divided evenly among {nodes} nodes of {ranks_per_node} ranks{of_each}; "
             f"change it, --nodes or --ranks-per-node{' or --repeats' if repeats > 1 else ''}"
         )
     at_once = batch // repeats
@@ -134,7 +134,7 @@ def plan(
             *_mixed(roots or [], sets, order.samples),
             (
                 "run",
-                f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / at_once:,.1f} batches an epoch",
+                f"{machines} of {counted(ranks_per_node, 'rank')}, {order.samples / at_once:,.1f} batches per epoch",
             ),
             ("order", f"{counted(lanes, 'lane')}, blocks of {block:,} samples"),
             ("simulated", f"{found.nodes_simulated:,} of {machines}"),
@@ -143,8 +143,8 @@ def plan(
         if images_per_second and found.most_node_reads:
             epoch = order.samples * repeats / images_per_second
             rate = max(found.most_node_reads) / epoch
-            share = f"{_text(rate)}/s, {rate / bandwidth:.0%} of what it can"
-            rows.append(("training", f"takes {_time(epoch)} an epoch, in which a node reads {share}"))
+            share = f"{_text(rate)}/s, {rate / bandwidth:.0%} of its bandwidth"
+            rows.append(("training", f"takes {_time(epoch)} per epoch, in which a node reads {share}"))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
             say(f"{name:<{width}}  {value}")
@@ -155,9 +155,9 @@ def plan(
             f"{of_lanes}"
         )
     if cache < found.smallest_cache:
-        note(f"a cache of {_text(cache)} is too small: it takes {_text(found.smallest_cache)}")
+        note(f"a cache of {_text(cache)} is too small: {_text(found.smallest_cache)} are needed")
         for change, need in remedies(sets, order, fleet):
-            note(f"or {change}, with which it takes {_text(need)}")
+            note(f"or use {change}, with which {_text(need)} are needed")
         raise typer.Exit(1)
 
 
@@ -169,7 +169,7 @@ def _data_sets(
     size: int | None,
     shards: int | None,
 ) -> ShardSizes:
-    """Return the data sets in `roots`, or an even one."""
+    """Return the data sets in `roots`, or a hypothetical one with even shards."""
     imagined = (samples, size, shards)
     if roots and not any(imagined):
         if weights and len(weights) != len(roots):
@@ -190,7 +190,7 @@ def _data_sets(
 
 
 def _mixed(roots: list[str], sets: ShardSizes, samples: int) -> Iterator[tuple[str, str]]:
-    """Tell of each data set of a mixture how often it is drawn from; nothing of one that is alone."""
+    """Yield how often each data set of a mixture is drawn from; nothing for a single data set."""
     if len(roots) < 2:
         return
     for root, counts, weight in zip(roots, sets.counts, sets.weights, strict=True):

@@ -1,4 +1,4 @@
-"""The precisions of a device, and the one way from host memory to it during a step."""
+"""The precisions of a device, and the copy from host memory to it during a step."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16} 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor in host memory to `device` without waiting for it.
 
-    To a CUDA device it goes by way of pinned memory: a copy from pageable memory would make the host wait, whatever
-    `non_blocking` says. torch keeps the pinned memory until the copy is done. On a CPU this is the tensor itself.
+    A CUDA device is reached through pinned memory: a copy from pageable memory would make the host wait, even with
+    `non_blocking`. torch keeps the pinned memory until the copy is done. On a CPU this is the tensor itself.
     """
     if device.type == "cuda":
         host = host.pin_memory()

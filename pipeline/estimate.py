@@ -1,28 +1,28 @@
-"""What a run of pre-training takes on many GPUs, by a model of its step. `scripts/estimate.py` prints it.
+"""Estimate a run of pre-training on many GPUs, by a model of its step. `maskfeat estimate` prints it.
 
-Modelled, a step of W ranks:
-- Compute: images a rank / images per second of one GPU, or clips, where the model sees these. That rate is taken from
-  the --rates that `scripts/bench.py step --json` or `gpu` wrote, or given by --images-per-second, as measured from
-  pixels to the optimizer step, or else assumed to be --mfu of --peak. An image costs six FLOP for every multiply-add of
-  its forward pass, and two for every one of a teacher's.
-- Wire: what each rank sends, (W - 1) / W times a multiple of the weights in the training precision, as counted with
+The model of a step of W ranks:
+- Compute: images per rank / images per second of one GPU, or clips, if these are the inputs. That rate comes from the
+  --rates of `scripts/bench.py step --json` or `gpu`, or from --images-per-second, measured from pixels to the optimizer
+  step, or is assumed to be --mfu of --peak. An image costs six FLOP per multiply-add of its forward pass, and two per
+  multiply-add of a teacher's.
+- Wire: the bytes sent per rank, (W - 1) / W times a multiple of the weights in the training precision, as counted with
   DeepSpeed 0.19, for m micro-batches: 2 at ZeRO 0 (all-reduce of the gradient), 3 at ZeRO 1 (the same, and all-gather
   of the weights), 2 m + 1 at ZeRO 2 (an all-reduce for each micro-batch), 2 m at ZeRO 3 (all-gather and reduce-scatter
   for each; models of over 10^9 weights gather twice). At the speed of --link within a node, and across nodes at that
   of all the network cards of one (--network), since rings run in parallel through all of them.
-- Latency: log2(W) messages one after the other in every all-gather and reduce-scatter, twice in an all-reduce, each of
+- Latency: log2(W) consecutive messages in every all-gather and reduce-scatter, twice in an all-reduce, each of
   --latency; after Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005.
-- The step is the sum of the three, as if nothing of the wire were hidden behind the compute: an upper bound.
+- The step is the sum of the three, without overlap of communication and compute: an upper bound.
 
-Beside the step:
-- Memory of a GPU: weights and the sum of their gradients, the fp32 weights and Adam's two moments that ZeRO shares out
-  (from stage 1 on), and what the forward pass of a micro-batch keeps. At stage 3 weights and gradients are shared out,
-  too. That is a lower bound: buffers, what is computed on the way, and the decoder's memory come on top.
-- Decoding on CPUs: what it took in docs/explanation/benchmarks.md; of clips for each frame that has to be decoded.
+Besides the step:
+- Memory of a GPU: weights and the sum of their gradients, the fp32 weights and Adam's two moments, which ZeRO
+partitions from stage 1 on, and the activations of a micro-batch. At stage 3 weights and gradients are partitioned, too.
+That is a lower bound: buffers, temporary tensors, and the decoder's memory are not included.
+- Decoding on CPUs: the times of docs/explanation/benchmarks.md; for clips per frame that has to be decoded.
 
-Not modelled: that small shares of a batch compute less efficiently; waiting for data or for the slowest rank;
+Not modelled: lower efficiency of small micro-batches; waiting for data or for the slowest rank;
 optimizer and launches (they are in a measured rate); validation, checkpoints, restarts. docs/explanation/scaling.md
-compares this with what CPU ranks did.
+compares this with measurements on CPU ranks.
 """
 
 import math
@@ -46,25 +46,25 @@ from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError
 from shards.files import parse_json
 
-STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as checkpoints hold them
+STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as in checkpoints
 
 # CPU milliseconds of decoding and cropping to 224 pixels, from docs/explanation/benchmarks.md: of an image of ImageNet
 # (654/s on 2 threads), and for a clip of a frame that is decoded, used or not (40 for 16 frames 4 apart, after
 # --resize 256)
 IMAGE_MS = 2e3 / 654
 DECODED_FRAME_MS = 40 / 68.5
-_VIDEO, _RATE = 300, 30.0  # frames of a video of Kinetics, and frames a second
+_VIDEO, _RATE = 300, 30.0  # frames of a Kinetics video, and frames per second
 _TO_KEY_FRAME = 7.5  # frames from the key frame to a clip that begins anywhere, with a key frame every 16
 
-# Defaults of DeepSpeed, in numbers of a tensor
-BUCKET = 500_000_000  # reduced at once
-GATHERED = 50_000_000  # ZeRO 3 gathers so many at once ahead of their use
+# DeepSpeed's defaults, in elements
+BUCKET = 500_000_000  # elements reduced at once
+GATHERED = 50_000_000  # elements that ZeRO 3 gathers ahead of their use
 PERSISTENT = 100_000  # it keeps smaller tensors whole, and gathers each after a step
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model: all its parameters, and how many tensors of at most `PERSISTENT` numbers there are."""
+    """The size of a model: all its parameters, and the number of tensors with at most `PERSISTENT` elements."""
 
     parameters: int
     small_tensors: int
@@ -72,14 +72,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Ranks and what lies between them.
+    """Ranks and their connections.
 
     Attributes:
-        gpus: ranks.
-        per_node: at most so many share a node.
-        link: bytes a second that a GPU sends within a node.
-        network: bytes a second that a node sends.
-        latency: seconds from a rank to another.
+        gpus: number of ranks.
+        per_node: most ranks per node.
+        link: bytes per second that a GPU sends within a node.
+        network: bytes per second that a node sends.
+        latency: seconds from one rank to another.
     """
 
     gpus: int
@@ -90,13 +90,13 @@ class Cluster:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second of a rank in a collective of all."""
+        """Bytes per second of a rank in a collective of all ranks."""
         return self.link if self.gpus <= self.per_node else min(self.link, self.network)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one number of GPUs: bytes that a rank sends in a step, seconds of its parts, images a second."""
+    """The estimate for one number of GPUs: bytes sent per rank and step, seconds of its parts, images per second."""
 
     sent: float
     compute: float
@@ -106,7 +106,7 @@ class Estimate:
 
 
 def wire_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int, micro_batches: int) -> float:
-    """What each rank sends in a step.
+    """Return the bytes that each rank sends per step.
 
     Rajbhandari et al., "ZeRO", SC 2020, section 7, has less for stages 1 and 2, which could reduce-scatter.
     """
@@ -115,9 +115,9 @@ def wire_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int, mi
 
 
 def wire_rounds(size: Size, zero_stage: int, micro_batches: int) -> int:
-    """Rounds of messages in a step, as multiples of log2(ranks)."""
+    """Return the rounds of messages per step, as multiples of log2(ranks)."""
     buckets = math.ceil(size.parameters / BUCKET)
-    norm, groups = 2, 2  # an all-reduce of one number; all-gathers of what is decayed and what is not
+    norm, groups = 2, 2  # an all-reduce of one number; all-gathers of the groups with and without decay
     if zero_stage == 3:
         gathers = math.ceil(size.parameters / GATHERED)
         return micro_batches * (gathers + buckets) + size.small_tensors + 2 * norm
@@ -125,15 +125,15 @@ def wire_rounds(size: Size, zero_stage: int, micro_batches: int) -> int:
 
 
 def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estimate:
-    """Model a step, see above; `rate` is images a second of one GPU.
+    """Model a step, see above; `rate` is images per second of one GPU.
 
     Raises:
-        ConfigError: the batch cannot be shared out evenly.
+        ConfigError: the batch cannot be divided evenly.
     """
     batch, stage, gpus = recipe.optim.batch_size, recipe.engine.zero_stage, cluster.gpus
     if gpus < 1 or batch % gpus:
         raise ConfigError(
-            f"optim.batch_size={batch} cannot be shared out evenly to {gpus} GPUs; give --gpus that divide it"
+            f"optim.batch_size={batch} cannot be divided evenly among {gpus} GPUs; give --gpus that divide it"
         )
     share = batch // gpus
     micro_batches = share // recipe.micro_batch(gpus)
@@ -144,34 +144,34 @@ def estimate(recipe: Recipe, size: Size, rate: float, cluster: Cluster) -> Estim
 
 
 def gpus_for(recipe: Recipe) -> list[int]:
-    """Return 8, 16, ..., 1024 GPUs, those of them that a recipe's batch can be shared out to; if none, one."""
+    """Return those of 8, 16, ..., 1024 GPUs that divide a recipe's batch; if none, one."""
     samples, rest = divmod(recipe.optim.batch_size, recipe.views)
     return [gpus for gpus in (8 * 2**power for power in range(8)) if rest == samples % gpus == 0] or [1]
 
 
 def state_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int) -> float:
-    """Return the bytes of a GPU that weights, the sum of their gradients, fp32 weights and Adam's moments take."""
+    """Return a GPU's bytes for weights, the sum of their gradients, fp32 weights and Adam's moments."""
     gradients = 4
     everywhere = item_bytes + gradients
     return parameters * (everywhere / (ranks if zero_stage == 3 else 1) + STATE_BYTES / (ranks if zero_stage else 1))
 
 
 def decoded_frames(clip: Clip) -> float:
-    """Return how many frames are decoded for a clip of a video as those of Kinetics, 10 s of 30 frames a second."""
+    """Return how many frames are decoded for a clip of a typical Kinetics video, 10 s at 30 frames per second."""
     ((first, *_, last),) = placed_clips(np.array([_VIDEO]), np.array([_RATE]), clip) if clip.frames > 1 else ((0, 0),)
     return float(last - first + 1) + _TO_KEY_FRAME
 
 
 def decode_ms(clip: Clip | None) -> float:
-    """Return the CPU milliseconds that decoding an input takes, an image or, if `clip` says of what, a clip."""
+    """Return the CPU milliseconds to decode an input: an image or, with `clip`, a clip."""
     return IMAGE_MS if clip is None else DECODED_FRAME_MS * decoded_frames(clip)
 
 
 def measured_rate(file: Path, recipe: Recipe) -> float:
-    """Return images or clips a second of one GPU, from what `scripts/bench.py` wrote of the recipe's model.
+    """Return images or clips per second of one GPU, from `scripts/bench.py`'s results for the recipe's model.
 
     Raises:
-        ConfigError: there is none; the message names the command that measures it.
+        ConfigError: there is no such rate; the message names the command that measures it.
     """
     values = recipe.model_dump(mode="json")
     wanted = {
@@ -188,7 +188,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     }
     if recipe.model.decoder:
         wanted |= {"model.decoder_width": recipe.model.decoder_width, "mask.ratio": recipe.mask.ratio}
-    unsaid = {"data.frames": None, "model.decoder": None}  # in files of earlier versions
+    unsaid = {"data.frames": None, "model.decoder": None}  # missing in files of earlier versions
     try:
         figures = [f for f in parse_json(file.read_bytes())["figures"] if f["unit"] in ("images/s", "clips/s")]
         found = [f for f in figures if wanted.items() <= (unsaid | f["settings"]).items()]
@@ -198,7 +198,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
         decoder = ", decoder and mask.ratio" if recipe.model.decoder else ""
         raise ConfigError(
-            f"--rates {file} has no rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
+            f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
             f"{recipe.engine.precision} with this target{decoder}: measure it with "
             f"`scripts/bench.py step RECIPE --json {file}`"
         )
@@ -208,7 +208,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """The size of a model, and what one input costs: FLOP to train on it, and bytes that its forward pass keeps."""
+    """The size of a model, and the cost of one input: FLOP to train on it, and bytes of its activations."""
 
     size: Size
     flops: int
@@ -216,10 +216,10 @@ class Costs:
 
 
 def costs(recipe: Recipe) -> Costs:
-    """Count the parameters of a recipe's model, and what one input costs, with the FLOP of a teacher.
+    """Count the parameters of a recipe's model, and the cost of one input, including a teacher's FLOP.
 
     Raises:
-        ConfigError: the model or its target cannot be.
+        ConfigError: the model or its target cannot be built.
     """
     with torch.device("meta"):
         model = build_model(recipe)

@@ -1,4 +1,4 @@
-"""From decoded pixels to what is compared: normalised inputs, masks, and targets of the masked patches."""
+"""Make examples from decoded pixels: normalised inputs, masks, and targets of the masked patches."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from pipeline.targets.target import Fused, Predictions, Target
 
 @dataclass(frozen=True)
 class Example:
-    """A micro-batch as the model takes it, and what it has to predict.
+    """The inputs of the model for a micro-batch, and their targets.
 
     Attributes:
         inputs: normalised images (B, 3, H, W) or clips (B, 3, frames, H, W), in the model's dtype.
-        mask: equally many patches of each view; the views of an input, one or several, are in a row.
+        mask: mask with equally many patches of each view; the views of an input, one or several, are consecutive.
         targets: (masked, ...), in the order of `MaskFeat.forward`.
     """
 
@@ -29,17 +29,17 @@ class Example:
 
 
 class ExampleMaker:
-    """Makes examples, always the same from the same pixels and keys.
+    """Makes examples, always the same for the same pixels and keys.
 
     Args:
-        predictions: of the model.
+        predictions: those of the model.
         masker: draws the masks.
-        target: what is predicted.
-        statistics: of the pixels that the model takes.
-        dtype: of these inputs.
-        fuse: on a GPU, let a target that can do so read each pixel once.
-        single_frames: makes those of clips of one frame, where the inputs are these and longer clips; None: the inputs
-            are all alike.
+        target: the target.
+        statistics: normalisation of the model's inputs.
+        dtype: dtype of the model's inputs.
+        fuse: on a GPU, let a `Fused` target read each pixel only once.
+        single_frames: makes those of clips of one frame, where the inputs are these and longer clips; None: all inputs
+        are alike.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class ExampleMaker:
         self._fused = target if fuse and isinstance(target, Fused) else None
 
     def of(self, inputs: Tensor) -> "ExampleMaker":
-        """Return the maker of examples of these inputs: of clips of one frame beside longer ones `single_frames`."""
+        """Return the maker for these inputs: `single_frames` for clips of one frame besides longer ones."""
         return self.single_frames if self.single_frames is not None and inputs.shape[2] == 1 else self
 
     def example(self, inputs: Tensor, keys: Tensor, repeats: int = 1) -> Example:
         """Make an example of uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W), without waiting for the device.
 
         Args:
-            inputs: as the decoder returns them.
-            keys: of the masks, int64 (B,).
-            repeats: masks of each input, whose patches are described once.
+            inputs: decoded inputs.
+            keys: keys of the masks, int64 (B,).
+            repeats: masks per input, whose targets are computed once.
         """
         if repeats == 1:
             mask = self.masker(keys)
@@ -80,7 +80,7 @@ class ExampleMaker:
         return Example(normalised, mask, targets[view // repeats * layout.cells + cell])
 
     def targets(self, inputs: Tensor) -> Tensor:
-        """Describe all patches of such inputs: (B, rows, columns, ...), of clips (B, frames, rows, columns, ...)."""
+        """Compute the targets of all patches: (B, rows, columns, ...), for clips (B, frames, rows, columns, ...)."""
         layout = self.predictions.layout
         _, targets = self._described(inputs, mask_of_all(len(inputs), layout, inputs.device))
         return targets.view(len(inputs), *layout.shape, *targets.shape[1:])

@@ -1,4 +1,4 @@
-"""Files that a run writes beside its checkpoints, and locks. A disk that fills or fails does not end the training."""
+"""Write a run's files other than checkpoints, and lock files. A full or failing disk does not end the training."""
 
 import errno
 import fcntl
@@ -13,14 +13,14 @@ from shards.storage import replacing
 from shards.terminal import say
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LONGEST = 2**24  # bytes of a line
+_LONGEST = 2**24  # longest line in bytes
 
 
 class Writing:
-    """Tries to write. What fails is counted, and told once until it works again.
+    """Tolerates failed writes: they are counted, and reported once until writing works again.
 
     Attributes:
-        failures: so many.
+        failures: number of failed writes.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Writing:
 
     @contextmanager
     def __call__(self, path: Path) -> Iterator[None]:
-        """What happens inside writes there; when it fails, the rest of it is left out."""
+        """Tolerate a failed write of `path` in the block, the rest of which is then skipped."""
         try:
             yield
         except OSError as error:
@@ -45,9 +45,9 @@ class Writing:
 
 
 class AppendedFile:
-    """A file that is appended to, each time all or nothing; what fails waits in memory, and goes first next time.
+    """A file to which data are appended atomically; data that could not be written are kept, and written next time.
 
-    It is opened anew each time: so nothing lasts that has failed, and nothing waits in a buffer when the process dies.
+    It is opened each time, so that no error persists, and nothing is in a buffer when the process dies.
     """
 
     def __init__(self, path: Path, writing: Writing) -> None:
@@ -55,12 +55,12 @@ class AppendedFile:
         self._waiting = b""
 
     def append(self, data: bytes) -> None:
-        """Write it, after what waits."""
+        """Append data, after pending data."""
         self._waiting += data
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write pending data."""
         if self._waiting:
             with self._writing(self._path):
                 self._append()
@@ -73,7 +73,7 @@ class AppendedFile:
             try:
                 left = memoryview(self._waiting)
                 while left:
-                    left = left[file.write(left) :]  # as much as there was room for
+                    left = left[file.write(left) :]  # as much as there was space for
             except OSError:
                 file.truncate(end)
                 raise
@@ -81,12 +81,12 @@ class AppendedFile:
 
 
 def json_lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
-    """One line of JSON each."""
+    """Return one line of JSON per entry."""
     return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
 
 def entry(line: bytes) -> dict[str, Any] | None:
-    """What a line of one of a run's files says; None if it is torn, or not an object with a step: not the run's."""
+    """Parse a line of one of a run's files; None if it is torn, or not an object with a step."""
     try:
         found = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
@@ -95,16 +95,16 @@ def entry(line: bytes) -> dict[str, Any] | None:
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of one of a run's files, without those that are not the run's. Raises OSError."""
+    """Yield the entries of one of a run's files, without foreign lines. Raises OSError."""
     _refuse_special(path)
     with path.open("rb") as file:
         yield from filter(None, map(entry, _lines(file)))
 
 
 def keep_lines(path: Path, step: int) -> None:
-    """Cut a file of JSON lines, by step, down to the whole ones up to `step`, as a run that resumes there has to.
+    """Truncate a file of JSON lines to the whole lines up to `step`, for a run that resumes there.
 
-    What is not the run's is left alone where an entry follows. Raises OSError.
+    Foreign lines are kept where an entry follows. Raises OSError.
     """
     if not path.exists():
         return
@@ -117,36 +117,36 @@ def keep_lines(path: Path, step: int) -> None:
             if found and found["step"] > step:
                 break
             end = at if found else end
-        file.truncate(end)  # which takes no room
+        file.truncate(end)  # which needs no space
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; a longer one than the run writes comes in pieces, as a file may be all one."""
+    """Yield the lines of a file; overlong lines come in pieces, so that memory is bounded."""
     return iter(lambda: file.readline(_LONGEST), b"")
 
 
 def _refuse_others(path: Path) -> None:
-    """Raise OSError for a link, as a run's folder may come from others, and as `_refuse_special`."""
+    """Raise OSError for a link, since a run's folder may come from others, and as `_refuse_special` does."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a link, and its target may be anybody's file")
     _refuse_special(path)
 
 
 def _refuse_special(path: Path) -> None:
-    """Raise OSError for a pipe, which would be waited for, or a device."""
+    """Raise OSError for a pipe, which would block, or a device."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a plain file")
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Give a file a new content, all or nothing, after a power cut too."""
+    """Replace the content of a file atomically, also in case of a power failure."""
     with replacing(path, path.parent) as scratch:
         scratch.write_bytes(content)
 
 
 def tell(text: str) -> None:
-    """A line for the operator."""
-    with suppress(OSError):  # where what is said goes may be the same disk
+    """Print a line for the operator."""
+    with suppress(OSError):  # the output may be on the same disk
         say(text)
 
 

@@ -1,4 +1,4 @@
-"""From a recipe's file and what was typed to checked settings. Which settings there are, config.py says."""
+"""Load a recipe's file and overrides into checked settings, which config.py defines."""
 
 import difflib
 from collections.abc import Sequence
@@ -21,18 +21,18 @@ _MOST_PROBLEMS = 5  # in a message
 
 
 def load(kind: type[AnyRecipe], recipe: str, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """Read a recipe, apply overrides, check the whole.
+    """Read a recipe, apply overrides, and validate the result.
 
     Args:
-        kind: of recipe.
+        kind: the kind of recipe.
         recipe: the name of a file in `kind.folder`, or the path of a YAML file; see `read_recipe`.
         overrides: "section.key=value", or "section.key.option=value" for one option of a mapping; the last one wins.
-            Text, a path or a number is what was typed, but for spaces and a pair of quotes around it; null, or
-            nothing, is None where the setting may be that; lists and mappings are YAML.
-            `run.dir` is runs/RECIPE, or runs/finetune/RECIPE, unless given.
+            Text, a path or a number is taken literally, without surrounding spaces and a pair of quotes; null, or
+            nothing, is None where the setting allows it; lists and mappings are YAML.
+            `run.dir` is runs/RECIPE, or runs/finetune/RECIPE, by default.
 
     Raises:
-        ConfigError: no such recipe, no YAML, an unknown key, a wrong value or an impossible combination.
+        ConfigError: the recipe does not exist or is not YAML, a key is unknown, a value wrong or a combination invalid.
     """
     files, settings = read_recipe(kind.folder, recipe)
     for section in settings:
@@ -72,7 +72,7 @@ def _explain(kind: Kind, problem: Any) -> str:
         return f"{shown(key)}={shown(problem['input'])}: not an option that works here, which are {known}"
     if wrong == "missing" and len(location) == 2:
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"
-    if wrong == "value_error" and len(location) < 2:  # of a section or the whole, and names its keys
+    if wrong == "value_error" and len(location) < 2:  # of a section or the whole recipe; it names its keys
         return str(problem["ctx"]["error"])
     message = str(problem["ctx"]["error"]) if wrong == "value_error" else problem["msg"]
     return f"{shown(key)}={shown(problem['input'])}: {message[0].lower()}{message[1:]}"

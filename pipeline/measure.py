@@ -28,11 +28,11 @@ from shards.manifest import Manifest
 
 
 class Frozen:
-    """A model that is only evaluated, an `Evaluator`.
+    """A model for evaluation only, an `Evaluator`.
 
     Args:
-        model: on its device.
-        dtype: that it computes in.
+        model: the model, on its device.
+        dtype: the compute precision.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -44,7 +44,7 @@ class Frozen:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Compute without gradients inside."""
+        """Compute without gradients in the block."""
         with torch.no_grad():
             yield
 
@@ -52,12 +52,12 @@ class Frozen:
 def measure_classifier(
     run: Path, found: Checkpoint, overrides: Sequence[str], clips: Sequence[int] | None, crops: int, world: World
 ) -> dict[str, float]:
-    """Return the accuracy of a checkpoint of fine-tuning by views, see `accuracy_by_views`. All ranks together.
+    """Return a fine-tuning checkpoint's multi-view accuracy, see `accuracy_by_views`. All ranks call this together.
 
     Args:
-        run, found, overrides, world: as for `measure`.
-        clips: of each video; None: ten, and one of an image.
-        crops: of each clip.
+        run, found, overrides, world: see `measure`.
+        clips: clips per video; None: ten, or one for images.
+        crops: crops per clip.
 
     Raises:
         ConfigError, CheckpointError, ShardError, DataError: as `measure` does.
@@ -66,24 +66,24 @@ def measure_classifier(
     model = load_model(found, recipe)
     training, validation = DataSets(recipe.data).manifest, Manifest.load(recipe.data.validation)
     labels = labels_of(training, validation)[1]
-    phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
+    phases = Phases(run, world.rank, recipe.run.deadline)  # only names the phases
     frozen = Frozen(model.to(world.device), DTYPES[recipe.engine.precision])
     clips = clips or ([1] if validation.video is None else [10])
     return accuracy_by_views(frozen, validation, labels, recipe, world, phases, clips, crops)
 
 
 def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World) -> dict[str, float]:
-    """Return loss and scores of a checkpoint of pre-training, and of predictors that learn nothing. All ranks together.
+    """Return loss and scores of a pre-training checkpoint, and of constant predictors. All ranks call this together.
 
     Args:
         run: `run.dir`.
-        found: its checkpoint.
-        overrides: of its recipe, such as `data.validation`.
+        found: the checkpoint.
+        overrides: overrides of its recipe, such as `data.validation`.
         world: the ranks.
 
     Raises:
         ConfigError: an override is wrong, or there is nothing to validate on.
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint belongs to another model.
         ShardError, DataError: a data set cannot be used.
     """
     recipe = load_recipe(str(run / "config.yaml"), overrides)
@@ -93,11 +93,11 @@ def measure(run: Path, found: Checkpoint, overrides: Sequence[str], world: World
     assert isinstance(model, MaskFeat)
     if model.target_width != (width := output_width(recipe.target, predictions_of(model.view))):
         raise ConfigError(
-            f"target.kind={recipe.target.kind} has {width} numbers a patch, and the model of {found.folder} predicts "
+            f"target.kind={recipe.target.kind} has {width} numbers per patch, and the model of {found.folder} predicts "
             f"{model.target_width}: leave it out, to measure the target that the run was trained for"
         )
     dtype = DTYPES[recipe.engine.precision]
-    phases = Phases(run, world.rank, recipe.run.deadline)  # only names what is done
+    phases = Phases(run, world.rank, recipe.run.deadline)  # only names the phases
     data = open_data(recipe, world)
     try:
         examples = build_examples(recipe, model, dtype, world.device, single_frames=len(data.media) > 1)

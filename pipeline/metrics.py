@@ -1,4 +1,4 @@
-"""Top-k accuracy with exact counts."""
+"""Count top-k hits exactly."""
 
 from torch import Tensor
 
@@ -6,9 +6,9 @@ TOP = (1, 5)
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """How often the label is among the best `TOP` scores: float64 (len(TOP), ...), sums over n.
+    """Count how often the label is among the best `TOP` scores: float64 (len(TOP), ...), sums over n.
 
-    A label that shares its place with others counts as the last of them, and one without a finite score as missed.
+    A label in a tie counts as the last of the tie, and one without a finite score as missed.
 
     Args:
         scores: (n, ..., classes).

@@ -11,7 +11,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 class Options(TypedDict, total=False):
     """Arguments of timm's `VisionTransformer`, `Beit` and `Eva` with which the model sees all patches of an image.
 
-    The last three are of `model.encoders.mvit.Options` alone.
+    The last three belong to `model.encoders.mvit.Options` only.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
@@ -48,5 +48,5 @@ class Options(TypedDict, total=False):
     kv_stride: Annotated[int, Field(ge=1, le=64)]
 
 
-# Settings for what would be arguments, too
+# Arguments that have a setting of their own
 INSTEAD = {"img_size": "data.image_size", "pretrained": "model.init", "checkpoint_path": "model.init"}

@@ -1,7 +1,7 @@
-"""The optimizers there are. A new one is a line in `OPTIMIZERS`, if checkpoints can hold all that it keeps.
+"""The registry of optimizers. To add one, add a line to `OPTIMIZERS`, if checkpoints can hold its whole state.
 
-That is, of every weight some tensors of its shape, which start at zero, and one count of steps. ZeRO 1 to 3 divide each
-group's weights among the ranks as one vector, so an optimizer that looks at a weight as a whole works at stage 0 only.
+That is, per weight some tensors of its shape, which start at zero, and one step count. ZeRO 1 to 3 partition each
+group's weights among the ranks as one vector, so an optimizer that needs whole weights works at stage 0 only.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ class Kind:
     """A kind of optimizer.
 
     Attributes:
-        build: makes it of parameter groups and betas; its learning rate is 0.
-        states: names of the tensors that it keeps of every weight.
-        whole: whether it looks at each weight as a whole, as by its norm.
+        build: builds it from parameter groups and betas, with a learning rate of 0.
+        states: names of its tensors per weight.
+        whole: whether it needs whole weights, for instance their norm.
     """
 
     build: Callable[[Groups, tuple[float, float]], Optimizer]
@@ -35,7 +35,7 @@ OPTIMIZERS = {
     "adamw": Kind(
         lambda groups, betas: torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True), ("exp_avg", "exp_avg_sq")
     ),
-    # Clipping is a setting of its own, so LAMB's is left out
+    # Clipping is a separate setting, so LAMB's is off
     "lamb": Kind(
         lambda groups, betas: Lamb(groups, lr=0.0, betas=betas, max_grad_norm=None),
         ("exp_avg", "exp_avg_sq"),
@@ -47,15 +47,15 @@ OPTIMIZERS = {
 
 
 def build_optimizer(name: str, groups: Groups, betas: tuple[float, float]) -> Optimizer:
-    """Build an optimizer that counts its steps, and clips and skips as it is told.
+    """Build an optimizer that counts its steps, and clips and skips as requested.
 
-    The fused AdamW does by itself, without waiting for the device, what others are made to do here: divide gradients by
-    `grad_scale`, and leave everything as it is where `found_inf` is 1.
+    The fused AdamW does this by itself, without waiting for the device; others are extended to do so: they divide
+    gradients by `grad_scale`, and change nothing where `found_inf` is 1.
 
     Args:
-        name: of `OPTIMIZERS`.
+        name: a name in `OPTIMIZERS`.
         groups: parameter groups, with their weight decay.
-        betas: see torch's and timm's optimizers; of SGDW the first is the momentum.
+        betas: see torch's and timm's optimizers; for SGDW the first is the momentum.
     """
     optimizer = OPTIMIZERS[name].build(groups, betas)
     if name != "adamw":
@@ -64,7 +64,7 @@ def build_optimizer(name: str, groups: Groups, betas: tuple[float, float]) -> Op
 
 
 def _step(optimizer: Optimizer, update: Callable[[], object]) -> None:
-    """Do what the fused AdamW does around `update`, for the groups there are: ZeRO 1 and 2 hand in one at a time."""
+    """Do around `update` what the fused AdamW does, for the present groups: ZeRO 1 and 2 pass one at a time."""
     if getattr(optimizer, "found_inf", False):
         return
     for group in optimizer.param_groups:

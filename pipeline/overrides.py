@@ -1,4 +1,4 @@
-"""Settings that were typed: "section.key=value", or "section.key.option=value" for one option of a mapping."""
+"""Apply overrides: "section.key=value", or "section.key.option=value" for one option of a mapping."""
 
 import difflib
 from types import NoneType, UnionType
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from pipeline.config import TrainingRecipe
 
 Kind = type["TrainingRecipe"]
-_MOST_COMPARED = 100  # characters of a key that was mistyped
+_MOST_COMPARED = 100  # characters of a mistyped key
 
 
 def apply(kind: Kind, settings: Settings, override: str) -> None:
-    """Replace a setting by what was typed.
+    """Apply one override to settings.
 
     Raises:
-        ConfigError: it is not an override, its key is unknown, or its value is not YAML where it has to be.
+        ConfigError: it is not an override, its key is unknown, or its value is not YAML where that is required.
     """
     key, equals, typed = override.partition("=")
     key = key.strip()
@@ -50,7 +50,7 @@ def _with_option(key: str, mapping: Any, options: list[str], value: Any) -> Any:
 
 
 def _value(key: str, annotation: Any, typed: str) -> Any:
-    """What a setting of this type takes `typed` for, which its model has yet to check."""
+    """Convert `typed` for a setting of this type; its model validates the result."""
     text, quoted = _unquoted(typed)
     types = _types(annotation)
     if NoneType in types and not quoted and text in ("", "null"):
@@ -61,14 +61,14 @@ def _value(key: str, annotation: Any, typed: str) -> Any:
 
 
 def _unquoted(typed: str) -> tuple[str, bool]:
-    """Return what was typed without spaces and a pair of quotes around it, and whether there were quotes."""
+    """Return the typed text without spaces and a pair of quotes around it, and whether there were quotes."""
     text = typed.strip()
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and text[0] not in text[1:-1]
     return (text[1:-1] if quoted else text), quoted
 
 
 def _parsed(key: str, typed: str) -> Any:
-    """Return the YAML value that was typed."""
+    """Return the typed YAML value."""
     text, _ = _unquoted(typed)
     if "#" in text:
         raise ConfigError(f"{key}={shown(typed)}: a comment (#) is not part of a value: leave it out")
@@ -83,7 +83,7 @@ def _is_mapping(annotation: Any) -> bool:
 
 
 def _types(annotation: Any) -> set[Any]:
-    """The alternatives of an annotation, without what is only said about them."""
+    """Return the alternatives of an annotation, without metadata."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _types(get_args(annotation)[0])
@@ -103,7 +103,7 @@ def annotations(kind: Kind) -> dict[str, Any]:
 
 
 def unknown(kind: Kind, key: str) -> str:
-    """Return the message for a key that no setting has."""
+    """Return the message for an unknown key."""
     known = list(annotations(kind))
     near = difflib.get_close_matches(key[:_MOST_COMPARED], known, n=3) or [
         other for other in known if other.startswith(key.split(".")[0] + ".")

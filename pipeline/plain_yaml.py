@@ -1,6 +1,6 @@
-"""YAML as people take it to be: what is written is text, until the type of a setting makes a number or a switch of it.
+"""A safe subset of YAML in which all values are text, until the type of a setting makes them a number or a switch.
 
-So a folder may be called `no`, `010`, `2024-05-01` or `1:30`. Files are not trusted: what could make a small file
+So a folder may be called `no`, `010`, `2024-05-01` or `1:30`. Files are not trusted: features that make a small file
 large (aliases), deep or anything but text, lists and mappings (tags) is refused, and reading takes a moment at most.
 """
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-_MOST = 2**17  # bytes of a file, characters of a text: what takes longer to read is no recipe
-_DEEPEST = 20  # lists and mappings in each other
+_MOST = 2**17  # bytes of a file, characters of a text; no recipe is larger
+_DEEPEST = 20  # levels of nested lists and mappings
 _NULL = ("", "~", "null", "Null", "NULL")
 
 
 class PlainYAMLError(ValueError):
-    """This is not such YAML. The message is a phrase that says why, and where."""
+    """A text is not valid in this subset. The message is a phrase that says why, and where."""
 
 
 class _Loader(yaml.BaseLoader):
@@ -35,11 +35,11 @@ class _Loader(yaml.BaseLoader):
         return node
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
-        """The text, or None for a null that is not quoted."""
+        """Return the text, or None for an unquoted null."""
         return None if node.style is None and node.value in _NULL else node.value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """By keys, all of them text."""
+        """Return the mapping, whose keys are all text."""
         mapping: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -51,10 +51,10 @@ class _Loader(yaml.BaseLoader):
 
 
 def parse(text: str) -> Any:
-    """Text, lists, mappings and None.
+    """Parse YAML to text, lists, mappings and None.
 
     Raises:
-        PlainYAMLError: it is not YAML, or holds an alias, a tag, a key twice, or too deep a nesting; or it is far
+        PlainYAMLError: it is not YAML, or has an alias, a tag, a duplicate key, or too deep nesting; or it is far
             larger than any recipe.
     """
     if len(text) > _MOST:
@@ -70,13 +70,13 @@ def parse(text: str) -> Any:
 
 
 def parse_file(path: Path) -> Any:
-    """The same of a file in UTF-8.
+    """Parse a file in UTF-8, see `parse`.
 
     Raises:
         OSError: it cannot be read.
         PlainYAMLError: see `parse`; or it is not a file, or not text.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if path.exists() and not path.is_file():  # opening a pipe would wait
         raise PlainYAMLError("it is not a file")
     with path.open("rb") as file:
         data = file.read(_MOST + 1)

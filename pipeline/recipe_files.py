@@ -1,4 +1,4 @@
-"""Recipes as files: where they are, what they are about, and what they set, unchecked."""
+"""Read recipes from files: their locations, summaries, and unchecked settings."""
 
 import difflib
 import re
@@ -12,10 +12,10 @@ from shards.terminal import say
 from shards.text import one_line
 
 RECIPES = Path(__file__).resolve().with_name("recipes")
-BASE = "base"  # the key with which a recipe names the one that it starts from
-_DEEPEST = 10  # recipes that start from each other
+BASE = "base"  # the key by which a recipe names its base
+_DEEPEST = 10  # longest chain of bases
 _MOST_SHOWN = 100  # characters of a value in a message ...
-_MOST_SAID = 300  # ... and of another's message
+_MOST_SAID = 300  # ... and of a quoted message
 
 Settings = dict[str, dict[str, Any]]  # by section and key
 
@@ -33,18 +33,18 @@ def list_recipes(folder: Path) -> None:
 
 
 def recipe_path(folder: Path, recipe: str) -> Path:
-    """Return the file of a recipe: its own path if it is one of a YAML file, or that of its name in `folder`."""
+    """Return the file of a recipe: its path, if it is that of a YAML file, or that of its name in `folder`."""
     return Path(recipe) if recipe.endswith((".yaml", ".yml")) else folder / f"{recipe}.yaml"
 
 
 def read_recipe(folder: Path, recipe: str) -> tuple[list[Path], Settings]:
-    """Read a recipe, and those that it starts from by `base`.
+    """Read a recipe and its bases.
 
     A base is the name of a recipe in `folder`, or the path of a YAML file, relative to the file that names it. A key
-    replaces that of the base, lists and mappings as a whole.
+    replaces the same key of the base; lists and mappings are replaced as a whole.
 
     Returns:
-        The files, the recipe's own first, and what they set together, unchecked: text, None, lists and mappings.
+        The files, the recipe's own first, and their combined settings, unchecked: text, None, lists and mappings.
 
     Raises:
         ConfigError: there is no such recipe, or a file is not one.
@@ -54,7 +54,7 @@ def read_recipe(folder: Path, recipe: str) -> tuple[list[Path], Settings]:
     named, path = recipe, recipe_path(folder, recipe)
     while True:
         if path in files or len(files) == _DEEPEST:
-            raise ConfigError(f"{shown(str(files[0]))}: {BASE} leads in a circle, or over more than {_DEEPEST} files")
+            raise ConfigError(f"{shown(str(files[0]))}: {BASE} is circular, or a chain of more than {_DEEPEST} files")
         try:
             own = read_settings(path)
         except FileNotFoundError:
@@ -73,10 +73,10 @@ def read_recipe(folder: Path, recipe: str) -> tuple[list[Path], Settings]:
 
 
 def read_settings(path: Path) -> dict[str, dict[str, Any]]:
-    """What a recipe's file sets itself, by section and key, unchecked: text, None, lists and mappings.
+    """Read the settings in a recipe's file itself, by section and key, unchecked: text, None, lists and mappings.
 
     Raises:
-        ConfigError: it is not YAML, or not of sections.
+        ConfigError: it is not YAML, or does not consist of sections.
         OSError: it cannot be read.
     """
     settings = _parsed(path)
@@ -92,7 +92,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def base_of(path: Path) -> str | None:
-    """Return the recipe that a file names as its base; None where it names none.
+    """Return the recipe that a file names as its base; None if it does not.
 
     Raises:
         ConfigError: it is not YAML, or its base is not a name.
@@ -110,7 +110,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     except PlainYAMLError as error:
         raise ConfigError(f"{shown(str(path))} is not YAML: {reason(error)}") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{shown(str(path))} holds no settings")
+        raise ConfigError(f"{shown(str(path))} has no settings")
     return settings
 
 
@@ -124,7 +124,7 @@ def _unknown_recipe(folder: Path, recipe: str, files: list[Path]) -> str:
 
 
 def _first_sentence(path: Path) -> str:
-    """Return the beginning of the comment at the top of a recipe, up to a full stop or to its commands."""
+    """Return the beginning of the comment at the top of a recipe, up to a full stop or its commands."""
     lines = path.read_text("utf-8").splitlines()
     end = next((place for place, line in enumerate(lines) if not re.match(r"# ?\S", line)), len(lines))
     comment = " ".join(line.removeprefix("#").strip() for line in lines[:end])
@@ -132,16 +132,16 @@ def _first_sentence(path: Path) -> str:
 
 
 def shown(value: Any) -> str:
-    """The beginning of a value as one line; quotes stand for nothing."""
+    """Shorten a value to one line, without quotes."""
     text = value if isinstance(value, str) else "null" if value is None else repr(value)
     return _cut(text, _MOST_SHOWN) or "''"
 
 
 def reason(error: Exception) -> str:
-    """What an error says, as one line."""
+    """Return an error's message as one line."""
     return _cut(" ".join(str(error).split()) or type(error).__name__, _MOST_SAID)
 
 
 def _cut(text: str, length: int) -> str:
-    text = masked(text)  # before it is cut, as what is left of a secret need not look like one
+    text = masked(text)  # before it is cut, since the rest of a cut secret may not be recognised
     return one_line(text if len(text) <= length else f"{text[:length]}...")

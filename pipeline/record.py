@@ -1,4 +1,4 @@
-"""The recipe that a run wrote down, in its config.yaml and its checkpoints, and what others may take from it."""
+"""The recipe that a run recorded in its config.yaml and its checkpoints, and the parts that others may use."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from shards.secrets import MASK
 
-_BESIDE = ("checkpoints", "metrics.jsonl", "tensorboard")  # the config.yaml that a run wrote
+_BESIDE = ("checkpoints", "metrics.jsonl", "tensorboard")  # present beside a config.yaml that a run wrote
 
 Kind = Literal["pretrain", "finetune"]
 
@@ -14,11 +14,11 @@ Kind = Literal["pretrain", "finetune"]
 def kind_of(settings: Mapping[str, Any]) -> Kind:
     """Return the kind of run that a recipe describes.
 
-    `run.kind` names it. Recipes of earlier versions do not have that setting: of these, the ones with a section
-    `augment` are of fine-tuning.
+    `run.kind` names it. Recipes of earlier versions do not have that setting: those with a section `augment` are for
+    fine-tuning.
 
     Args:
-        settings: by section and key, unchecked.
+        settings: values by section and key, unchecked.
     """
     run = settings.get("run")
     kind = run.get("kind") if isinstance(run, Mapping) else None
@@ -27,14 +27,14 @@ def kind_of(settings: Mapping[str, Any]) -> Kind:
 
 
 def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> str | None:
-    """What keeps a recipe from being used until it is given as an override; None: nothing.
+    """Return why a recorded recipe cannot be used until an override is given; None if it can.
 
-    That is what was masked when it was written, and where a run had its stream from: this can be a command, and
-    runs are passed on to others.
+    The reasons are masked secrets, and the source of a stream: this can be a command, and runs are passed on to
+    others.
 
     Args:
-        path: of the recipe.
-        settings: what it says, by section and key.
+        path: path of the recipe.
+        settings: its values by section and key.
         overrides: "section.key=value".
     """
     given = {override.partition("=")[0].strip() for override in overrides}
@@ -45,7 +45,7 @@ def to_be_given(path: Path, settings: Mapping[str, Mapping[str, Any]], overrides
         if MASK in str(value) and f"{section}.{key}" not in given
     ]
     if secret:
-        return f"{path}: {MASK} in {secret[0]} stands for something secret: give {secret[0]}=... again"
+        return f"{path}: {MASK} in {secret[0]} replaces a secret: give {secret[0]}=... again"
     path = path.resolve()
     is_record = path.name == "config.yaml" and any((path.parent / name).exists() for name in _BESIDE)
     streams = settings.get("data", {}).get("mode") == "stream" or "data.mode" in given

@@ -1,4 +1,4 @@
-"""The ground floor of settings: what a section of a recipe is, and the types that its values have."""
+"""The base class of a recipe's sections, and the types of their values."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,13 +11,13 @@ class ConfigError(ValueError):
 
 
 def _expanded(value: Any) -> Any:
-    """A path with the folder that `~` or `~user` at its beginning stands for; URLs and commands begin otherwise."""
+    """Expand `~` or `~user` at the beginning of a path; URLs and commands do not begin so."""
     if not isinstance(value, str | Path):
         return value
     if "\0" in str(value) or value == "":
         raise ValueError("a path has at least one character, and none that is NUL")
     try:
-        str(value).encode()  # not as a file's name: what a run elsewhere wrote down is text in every locale
+        str(value).encode()  # not as a file name: a path that another run recorded is text in every locale
     except UnicodeEncodeError:
         raise ValueError("it is not UTF-8, or the locale is not: rename it, or set LC_ALL=C.UTF-8") from None
     if not str(value).startswith("~"):
@@ -29,15 +29,15 @@ def _expanded(value: Any) -> Any:
 
 
 def _here(value: Any) -> Any:
-    """The same of what has to be a path of this machine; as such `https://x` would be a folder called `https:`."""
+    """Expand a path that must be on this machine; `https://x` would otherwise be a folder called `https:`."""
     if "://" in str(value):
-        raise ValueError("it has to be a path, and is a URL: mount it, or copy it here")
+        raise ValueError("it must be a path, not a URL: mount it, or copy it here")
     return _expanded(value)
 
 
-# Limits are where a number is a slip of the hand, and far from those that any run needs
+# Limits reject mistyped numbers, and are far beyond the needs of any run
 Text = Annotated[str, Field(min_length=1)]
-Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or what webdataset opens
+Place = Annotated[str, BeforeValidator(_expanded)]  # a path, a URL or any source that webdataset opens
 LocalPath = Annotated[Path, BeforeValidator(_here)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -56,6 +56,6 @@ Free = Annotated[Setting, FREE]
 
 
 class Section(BaseModel):
-    """Settings that refuse keys they do not know."""
+    """Settings that reject unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

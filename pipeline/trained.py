@@ -1,4 +1,4 @@
-"""Trained models: of a run's checkpoint, and of any weights that a run or others left."""
+"""Open trained models: from a run's checkpoint, or from any other weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,19 +24,19 @@ from pipeline.settings import ConfigError
 from pipeline.whole_model import CONFIG, PLAIN, read_model
 from shards.text import one_line
 
-_HEADS = ("encoder.head.weight", "encoder.head.1.weight")  # of classifiers; the latter of an MViT
+_HEADS = ("encoder.head.weight", "encoder.head.1.weight")  # of classifiers; the latter in an MViT
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained encoder, for evaluation, and what else of the model there is.
+    """A trained encoder, for evaluation, with the rest of its model if available.
 
     Attributes:
-        recipe: whose `data` and `model` describe the inputs and the network; it computes in fp32, without compiling.
-        encoder: of images or clips; its network is on the CPU in fp32 until it is moved.
-        model: the whole pre-training model that the encoder is part of; None where the weights hold no head of it.
-        notes: what of the weights was not carried over as it is.
-        classes: names, in the order of the outputs of a classifier's head; empty where the encoder does not have one.
+        recipe: its `data` and `model` describe the inputs and the network; computation is in fp32, without compiling.
+        encoder: an encoder of images or clips; its network is on the CPU in fp32 until it is moved.
+        model: the whole pre-training model that contains the encoder; None where the weights lack its head.
+        notes: notes on weights that were changed or not copied.
+        classes: names, in the order of a classifier's outputs; empty without a classifier.
     """
 
     recipe: TrainingRecipe
@@ -47,12 +47,12 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """Return where the network is."""
+        """The device of the network."""
         device: torch.device = next(self.encoder.network.parameters()).device
         return device
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Return the pooled feature of each input, float32 (B, width); what the exported network returns.
+        """Return the pooled feature of each input, float32 (B, width), as the exported network does.
 
         Args:
             inputs: uint8 images (B, 3, H, W) or clips (B, 3, frames, H, W) of the recipe's size, on any device.
@@ -76,21 +76,21 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
     """Open weights of any kind.
 
     Args:
-        weights: a run.dir of pre-training or fine-tuning; a folder that scripts/export.py wrote; a file or folder that
-            model.init takes; or the name of a timm model.
-        step: of a run's older checkpoint; None: the newest valid one.
-        overrides: "section.key=value" that replace settings of weights that are not a run, such as `model.name=...` of
-            a file that does not tell it.
+        weights: a run.dir of pre-training or fine-tuning; a folder of maskfeat export; a file or folder for
+            model.init; or the name of a timm model.
+        step: step of a run's older checkpoint; None: the newest valid one.
+        overrides: "section.key=value", settings for weights that are not a run, such as `model.name=...` for a file
+        that does not contain it.
 
     Raises:
-        CheckpointError, ConfigError, WeightsError: there are no such weights, or they cannot be used.
+        CheckpointError, ConfigError, WeightsError: the weights do not exist, or cannot be used.
     """
     path = Path(weights)
     is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
     if step is not None and not is_run:
         raise ConfigError(f"{weights} is not a run, and only a run has checkpoints to choose from: leave out the step")
     if is_run and overrides:
-        raise ConfigError(f"{weights} is a run, which knows its settings: leave out {overrides[0]}")
+        raise ConfigError(f"{weights} is a run, which has its settings: leave out {overrides[0]}")
     if is_run:
         found = chosen(path, step)
         recipe = recipe_of(found).model_copy(update={"engine": PLAIN})
@@ -106,7 +106,7 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
 
 
 def recipe_of(found: Checkpoint) -> Recipe | FinetuneRecipe:
-    """Return the recipe that a checkpoint keeps. Raises CheckpointError where that is none."""
+    """Return the recipe in a checkpoint. Raises CheckpointError where it is invalid."""
     kind = FinetuneRecipe if kind_of(found.facts.recipe) == "finetune" else Recipe
     try:
         return kind.model_validate(found.facts.recipe)
@@ -120,10 +120,10 @@ def load_model(found: Checkpoint, recipe: TrainingRecipe, average: bool = False)
     Args:
         found: the checkpoint.
         recipe: its own, see `recipe_of`, or one with other settings.
-        average: take the moving average of the weights.
+        average: use the moving average of the weights.
 
     Raises:
-        CheckpointError: the recipe is of another model than the weights, or these have no average.
+        CheckpointError: the recipe does not match the weights, or there is no average.
     """
     try:
         weights = found.weights(AVERAGE if average else "weight")
@@ -144,4 +144,4 @@ def load_model(found: Checkpoint, recipe: TrainingRecipe, average: bool = False)
 
 def _no_model(found: Checkpoint, error: Exception) -> CheckpointError:
     reason = one_line((str(error).splitlines() or [type(error).__name__])[:2][-1].strip())
-    return CheckpointError(f"{found.folder}: its recipe and its weights make no model ({reason})")
+    return CheckpointError(f"{found.folder}: its recipe and its weights do not match ({reason})")

@@ -1,4 +1,4 @@
-"""Validation images, and means over them: what the validations of all tasks share."""
+"""Validation images, and means over them, for the validations of all tasks."""
 
 from collections.abc import Iterable, Iterator
 
@@ -16,19 +16,19 @@ from shards.manifest import Manifest
 
 
 class ValidationImages:
-    """The validation images of a run, always the same crops under the same keys. All ranks call everything together.
+    """The validation images of a run, with fixed crops and keys. All ranks call every method together.
 
     Args:
-        manifest: of the data set, of which the first `data.validation_samples` are used.
-        data: crop size, threads, and how many bad samples to put up with.
-        micro_batch: images in a batch.
-        seed: of the keys.
-        world, phases: of the run.
-        crop: share of the short side whose centre is seen.
+        manifest: manifest of the data set, of which the first `data.validation_samples` are used.
+        data: crop size, threads, and the limit of bad samples.
+        micro_batch: images per batch.
+        seed: seed of the keys.
+        world, phases: those of the run.
+        crop: share of the short side in the centre crop.
         single_frames: see `Loader`.
 
     Attributes:
-        samples: how many are used, each counted once whatever the number of ranks.
+        samples: number of samples, each counted once for any number of ranks.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ValidationImages:
         return self.watched(self._loader.batches(requests))
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Take each batch in a phase of its own, so that the deadline is for each."""
+        """Take each batch in its own phase, so that the deadline applies to each."""
         for batch in batches:
             with self._phases("validation"):
                 yield batch
@@ -71,11 +71,11 @@ class ValidationImages:
         """Return means over the images of all ranks, and how many images were bad. Waits for the device.
 
         Args:
-            sums: over this rank's good images, float64 (n,).
-            images: how many these are, float64 ().
+            sums: sums over this rank's good images, float64 (n,).
+            images: number of these, float64 ().
 
         Raises:
-            DataError: no image of any rank is good.
+            DataError: no image can be used.
         """
         *totals, good = self._world.sum(torch.cat([sums, images[None]])).tolist()
         if not good:

@@ -1,9 +1,9 @@
-"""A whole pre-training model in a folder of its own: encoder, mask token, and decoder or head, with their settings.
+"""Read and write a whole pre-training model in its own folder: encoder, mask token, and decoder or head, with settings.
 
     maskfeat.safetensors   the model's state dict, fp32
     maskfeat.json          "format", "version", "step", "target_width", and "settings": section.key to value
 
-The settings are those of a recipe that decide what the model computes and what it predicts, and no others.
+The settings are only those of a recipe that decide what the model computes and predicts.
 """
 
 import json
@@ -22,9 +22,9 @@ from shards.files import parse_json
 
 CONFIG, WEIGHTS = "maskfeat.json", "maskfeat.safetensors"
 VERSION = 1
-PLAIN = Engine(precision="fp32", compile="none")  # of models that are not trained
+PLAIN = Engine(precision="fp32", compile="none")  # for evaluation
 
-_BASE = "vit_base_300e"  # gives the settings that a model does not depend on, such as the batch size
+_BASE = "vit_base_300e"  # provides settings that a model does not depend on, such as the batch size
 _SETTINGS = {
     "data": ("image_size", "frames", "sampling", "stride", "fps"),
     "model": ("name", "options", "position_init", "decoder", "decoder_width", "mean", "std"),
@@ -37,13 +37,13 @@ _KEYS = [f"{section}.{key}" for section, keys in _SETTINGS.items() for key in ke
 def write_model(folder: Path, model: MaskFeat, recipe: Recipe, step: int) -> None:
     """Write a model and its settings.
 
-    Of files that the target needs, such as a tokenizer, the names are written and not the folders.
+    For files of the target, such as a tokenizer, only the names are written, not the folders.
 
     Args:
-        folder: which is there.
-        model: of the recipe.
-        recipe: of the run.
-        step: training steps of the model.
+        folder: an existing folder.
+        model: the model of the recipe.
+        recipe: the recipe of the run.
+        step: completed training steps of the model.
     """
     plain = recipe.plain()
     settings: dict[str, Any] = {}
@@ -65,15 +65,15 @@ def write_model(folder: Path, model: MaskFeat, recipe: Recipe, step: int) -> Non
 
 
 def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, MaskFeat]:
-    """Return a model that `write_model` wrote, for evaluation on the CPU, and a recipe with its settings.
+    """Read the output of `write_model`: the model, for evaluation on the CPU, and a recipe with its settings.
 
     Args:
-        folder: of the two files.
+        folder: the folder of the two files.
         overrides: "section.key=value", such as `target.tokenizer=PATH`.
 
     Raises:
         ConfigError: an override is wrong.
-        WeightsError: the files are missing or damaged, or do not belong together.
+        WeightsError: the files are missing or damaged, or do not match.
     """
     config, weights = folder / CONFIG, folder / WEIGHTS
     try:

@@ -28,19 +28,19 @@ from pipeline.train.setup import micro_batches, part_of
 
 Describe = Callable[[Batch], Tensor]
 
-SEEDED_BY = 64  # vectors a word that k-means++ chooses from, at most
-JUDGED = 64  # batches that usage and entropy are measured on afterwards
+SEEDED_BY = 64  # most vectors per word that k-means++ chooses from
+JUDGED = 64  # batches on which usage and entropy are measured afterwards
 
 
 @dataclass(frozen=True)
 class Found:
-    """How well words describe the batches that they are judged on.
+    """The fit of words to the batches on which they are evaluated.
 
     Attributes:
-        used: words that some patch is nearest to.
-        entropy: of how often each is, in bits; log2(words) if all are equally frequent.
+        used: words that are the nearest of some patch.
+        entropy: entropy of their frequencies in bits; log2(words) if all are equally frequent.
         explained: share of the variance of the patches that their words explain.
-        restarts: how often an unused word started again.
+        restarts: number of restarts of unused words.
     """
 
     used: int
@@ -50,16 +50,16 @@ class Found:
 
 
 def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
-    """Find words and write them to `out`. All ranks together.
+    """Find words and write them to `out`. All ranks call this together.
 
     Args:
-        recipe: its target, which they are words of; its data, its seed, its model's patches, its batch size, and its
-            precision for a teacher.
-        words: how many.
-        out: a folder.
+        recipe: provides the target to cluster, the data, the seed, the model's patches, the batch size, and the
+            precision of a teacher.
+        words: number of words.
+        out: folder to write.
 
     Raises:
-        ConfigError: the source or the words cannot be had, or `out` cannot be written.
+        ConfigError: the source cannot be used, words cannot be found, or `out` cannot be written.
         ShardError, DataError: the data set cannot be used.
     """
     if is_words(out):
@@ -77,7 +77,7 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
         raise ConfigError(str(error)) from None
 
     def describe(batch: Batch) -> Tensor:
-        """Describe every patch of the good images of a batch: float32 (n, width)."""
+        """Compute the target of every patch in the good images of a batch: float32 (n, width)."""
         good = batch.inputs[batch.weights > 0]
         if not len(good):
             bad = f"all {len(batch.weights)} {recipe.data.inputs}"
@@ -98,7 +98,7 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
 
 
 def _not_writable(out: Path) -> str:
-    """Make a folder, and say what keeps it from being written, before hours are spent; empty: nothing does."""
+    """Create a folder, and return why it cannot be written, before hours are spent; empty if it can."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
@@ -108,7 +108,7 @@ def _not_writable(out: Path) -> str:
 
 
 def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, world: World) -> tuple[Tensor, Found]:
-    """The centroids, float32 (words, width), after one pass, and how well they describe its first batches."""
+    """Return the centroids, float32 (words, width), after one pass, and how well they fit its first batches."""
     inputs = data.samples * recipe.views
     batches = inputs // recipe.optim.batch_size * micro_batches(recipe, world)
     if not batches:

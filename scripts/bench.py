@@ -1,10 +1,10 @@
-"""Measure the parts of the pipeline, each beside what would be used instead and beside what the hardware allows.
+"""Measure the parts of the pipeline, compared with alternatives and with the limits of the hardware.
 
     python scripts/bench.py --help             the benchmarks
     python scripts/bench.py step --help        one of them
-    python scripts/bench.py gpu SHARDS OUT     all that needs a GPU, in 8 minutes, into one file
+    python scripts/bench.py gpu SHARDS OUT     everything that needs a GPU, in 8 minutes, into one file
 
-Each number is the median over several rounds in which the contestants take turns. Numbers depend on the machine:
+Each number is the median over several rounds in which the contestants take turns. Numbers depend on the machine;
 docs/explanation/benchmarks.md has ours.
 """
 
@@ -24,9 +24,9 @@ from shards.terminal import note, prepare
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Shards = Annotated[Path, typer.Argument(help="A data set that maskfeat-shards built.")]
-Threads = Annotated[int, typer.Option(min=1, help="Ours, and workers of the peers.")]
-Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
+Shards = Annotated[Path, typer.Argument(help="A data set of maskfeat-shards.")]
+Threads = Annotated[int, typer.Option(min=1, help="Our threads, and workers of the peers.")]
+Size = Annotated[int, typer.Option(min=16, help="Pixels per side.")]
 
 
 def _in_a_folder(file: Path | None) -> Path | None:
@@ -39,8 +39,8 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write machine, versions and figures here.", callback=_in_a_folder),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Steps a round; 20 on a GPU, 3 on a CPU.")]
-Images = Annotated[int | None, typer.Option(min=1, help="A rank and step; 256 on a GPU, 16 on a CPU.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps per round; 20 on a GPU, 3 on a CPU.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Images per rank and step; 256 on a GPU, 16 on a CPU.")]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[RECIPE] [section.key=value]...", help="vit_base_300e on a GPU, demo on a CPU."),
@@ -51,12 +51,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=val
 
 @app.callback()
 def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
-    """The launcher of DeepSpeed passes this option to every rank."""
+    """Accept the option that DeepSpeed's launcher passes to every rank."""
 
 
 @app.command()
 def build(images: Annotated[Path, typer.Argument(help="A folder.")], json: Json = None) -> None:
-    """From files to shards."""
+    """Build shards from files."""
     from benchmarks.build import build
 
     publish(build(images), json)
@@ -64,7 +64,7 @@ def build(images: Annotated[Path, typer.Argument(help="A folder.")], json: Json 
 
 @app.command()
 def read(shards: Shards, threads: Threads = 4, json: Json = None) -> None:
-    """Encoded images from shards."""
+    """Read encoded images from shards."""
     from benchmarks.data import read
 
     publish(read(shards, threads), json)
@@ -72,7 +72,7 @@ def read(shards: Shards, threads: Threads = 4, json: Json = None) -> None:
 
 @app.command()
 def decode(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
-    """Crops from memory."""
+    """Decode crops from memory."""
     from benchmarks.data import decode
 
     device = _device()
@@ -81,7 +81,7 @@ def decode(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = 
 
 @app.command()
 def loader(shards: Shards, threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
-    """Crops from shards, on a CPU."""
+    """Load crops from shards, on a CPU."""
     from benchmarks.data import loader
 
     publish(loader(shards, threads, size), json)
@@ -95,7 +95,7 @@ def clips(
     jpegs: Annotated[Path | None, typer.Option(help="The same videos, built with --frames jpeg.")] = None,
     json: Json = None,
 ) -> None:
-    """Clips of videos from shards, on a CPU."""
+    """Load clips of videos from shards, on a CPU."""
     from benchmarks.clips import clips
 
     publish(clips(shards, threads, size, jpegs), json)
@@ -103,7 +103,7 @@ def clips(
 
 @app.command()
 def hog(size: Size = 224, json: Json = None) -> None:
-    """HOG targets."""
+    """Compute HOG targets."""
     from benchmarks.targets import hog
 
     device = _device()
@@ -117,7 +117,7 @@ def targets(
     size: Size = 224,
     json: Json = None,
 ) -> None:
-    """The five kinds of target, their networks with random weights."""
+    """Compute the five kinds of target; their networks have random weights."""
     from benchmarks.kinds import kinds
 
     device = _device()
@@ -126,7 +126,7 @@ def targets(
 
 @app.command()
 def masks(json: Json = None) -> None:
-    """Block masks."""
+    """Draw block masks."""
     from benchmarks.targets import masks
 
     publish(masks(_device()), json)
@@ -134,7 +134,7 @@ def masks(json: Json = None) -> None:
 
 @app.command()
 def augment(threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
-    """RandAugment."""
+    """Apply RandAugment."""
     from benchmarks.augment import augment
 
     device = _device()
@@ -143,7 +143,7 @@ def augment(threads: Threads = 2, size: Size = 224, json: Json = None) -> None:
 
 @app.command()
 def plan(json: Json = None) -> None:
-    """The sample order of 10^10 samples."""
+    """Compute the order of 10^10 samples."""
     from benchmarks.order import plan
 
     publish(plan(), json)
@@ -151,7 +151,7 @@ def plan(json: Json = None) -> None:
 
 @app.command()
 def shuffle() -> None:
-    """How random that order is."""
+    """Measure how random the order is."""
     from benchmarks.shuffling import shuffle
 
     shuffle()
@@ -162,10 +162,10 @@ def step(
     settings: Settings = None,
     images: Images = None,
     steps: Steps = None,
-    peak: Annotated[float | None, typer.Option(help="TFLOP/s of a device, where it is not a known GPU.")] = None,
+    peak: Annotated[float | None, typer.Option(help="TFLOP/s of a device that is not a known GPU.")] = None,
     json: Json = None,
 ) -> None:
-    """The training step on resident data, beside plain PyTorch. Several ranks: deepspeed --num_gpus 2 THIS step ..."""
+    """Train on resident data, beside plain PyTorch. For several ranks: deepspeed --num_gpus 2 THIS step ..."""
     from benchmarks.step import both_loops, step, step_recipe
     from pipeline.cluster.world import join
 
@@ -178,7 +178,7 @@ def step(
 
 @app.command()
 def host(shards: Shards, settings: Overrides = None, steps: Steps = 40, json: Json = None) -> None:
-    """Processor time of the training thread in each part of a step, of a tiny model, on a CPU."""
+    """Measure the training thread's processor time in each part of a step, of a tiny model, on a CPU."""
     from benchmarks.host import host
     from pipeline.cluster.world import join
 
@@ -193,7 +193,7 @@ def end_to_end(
     steps: Steps = None,
     json: Json = None,
 ) -> None:
-    """The training step fed from shards, beside resident data."""
+    """Train from shards, beside resident data."""
     from benchmarks.end_to_end import end_to_end
     from benchmarks.step import Loop, step_recipe
     from pipeline.cluster.world import join
@@ -208,10 +208,10 @@ def end_to_end(
 @app.command()
 def growth(
     steps: Steps = None,
-    ranks: Annotated[bool, typer.Option(help="With 1, 2 and 4 launched ranks, at every ZeRO stage.")] = False,
+    ranks: Annotated[bool, typer.Option(help="Use 1, 2 and 4 launched ranks, at every ZeRO stage.")] = False,
     json: Json = None,
 ) -> None:
-    """How a step grows with model, image and batch, or with ranks, on a CPU. Minutes."""
+    """Measure how a step's time grows with model, image and batch, or with ranks, on a CPU. Takes minutes."""
     from benchmarks.growth import growth, growth_of_ranks
     from pipeline.cluster.world import join
 
@@ -222,13 +222,15 @@ def growth(
 @app.command()
 def gpu(
     shards: Shards,
-    out: Annotated[Path, typer.Argument(help="JSON; .jsonl and .md come beside it.", callback=_in_a_folder)],
-    items: Annotated[str, typer.Option(help="Of the list, like 0-4 or 5,8; what OUT has of others stays.")] = "0-9",
+    out: Annotated[
+        Path, typer.Argument(help="JSON file; .jsonl and .md are written beside it.", callback=_in_a_folder)
+    ],
+    items: Annotated[str, typer.Option(help="Items, like 0-4 or 5,8; results of others in OUT are kept.")] = "0-9",
     seconds: Annotated[float, typer.Option(min=15, help="For all.")] = 460,
-    videos: Annotated[Path | None, typer.Option(help="Of --resize 256; else made of the images.")] = None,
-    dry: Annotated[bool, typer.Option(help="Tiny, on a CPU: proves that the rest would run.")] = False,
+    videos: Annotated[Path | None, typer.Option(help="Videos of --resize 256; else made from images.")] = None,
+    dry: Annotated[bool, typer.Option(help="Run tiny sizes on a CPU, to test the code.")] = False,
 ) -> None:
-    """All that needs a GPU: first whether it is right, then how fast it is. Under 8 minutes; videos in another 8.
+    """Check and measure everything that needs a GPU. Takes under 8 minutes; videos take another 8.
 
     0 machine; 1 decoded pixels; 2 the fused kernel; 3 steps that wait; 4 compiled and resumed runs; 5 ViT-B;
     6 ViT-B from shards; 7 loaders and masks; 8 ViT-L and its checkpoint; 9, if time is left: the JPEG hardware,
@@ -252,7 +254,7 @@ def gpu_parts(
     until: Annotated[float, typer.Option()],
     dry: bool = False,
 ) -> None:
-    """Parts of `gpu`, in a process of their own."""
+    """Run parts of `gpu`, in a separate process."""
     from benchmarks.gpu.runner import run_parts
 
     run_parts(names, shards, videos, lines, until, dry)
@@ -267,7 +269,7 @@ def _steps(asked: int | None) -> int:
 
 
 def main() -> int:
-    """Exit status 0; 1 where data or a check is wrong; 2 where the command was not understood."""
+    """Return 0; 1 where data or a check is wrong; 2 for wrong usage."""
     prepare()
     try:
         app()
@@ -281,5 +283,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as after any other error, what it started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes that it started end with it
     sys.exit(main())

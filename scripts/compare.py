@@ -1,9 +1,9 @@
-"""What pre-training was worth: the table and the plots of scripts/reproduce_small.sh.
+"""Compare pre-training variants: the table and the plots of scripts/reproduce_small.sh.
 
     python scripts/compare.py FOLDER
 
-FOLDER holds pretrain/KIND, probe/KIND/*.json and finetune/KIND-SEED of the kinds hog, pixels, light and local, as far
-as these were pre-trained, and the last two of scratch, which was not. Writes results.png there.
+FOLDER has pretrain/KIND, probe/KIND/*.json and finetune/KIND-SEED for the kinds hog, pixels, light and local, as far as
+they were pre-trained, and the last two for scratch, which was not. Writes results.png there.
 
 Example, after scripts/reproduce_small.sh /data/flowers reproduction:
 
@@ -43,7 +43,7 @@ Curve = dict[float, float]  # by step, or by share of the run
 
 @dataclass(frozen=True)
 class Block:
-    """Top-1 of the probes of one block's features, and of the linear one on held-out training images."""
+    """Top-1 of the probes on one block's features, and of the linear probe on held-out training images."""
 
     index: int
     linear: float
@@ -56,10 +56,10 @@ class Pretraining:
     """One run of scripts/pretrain.py. The curves are over the share of its steps.
 
     Attributes:
-        epochs: of the whole run.
-        images_per_second: the median of all log lines.
-        losses: of validation, divided by that of predicting the mean target.
-        probes: top-1 of the linear probe of the last block, on a part of the images.
+        epochs: epochs of the whole run.
+        images_per_second: the median over all log lines.
+        losses: validation losses, divided by that of predicting the mean target.
+        probes: top-1 of the linear probe on the last block, on a part of the images.
     """
 
     epochs: float
@@ -70,7 +70,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Variant:
-    """Everything known of one kind: its run, unless it is scratch, its probes by block, and fine-tuning by seed."""
+    """The results of one kind: its run, unless it is scratch, its probes by block, and fine-tuning by seed."""
 
     name: str
     run: Pretraining | None
@@ -79,12 +79,12 @@ class Variant:
 
     @property
     def chosen(self) -> Block:
-        """The block whose linear probe is best on held-out training images: the best on validation would flatter."""
+        """The block with the best linear probe on held-out training images, since the best on validation is biased."""
         return max(self.blocks, key=lambda block: block.held_out)
 
     @property
     def row(self) -> list[str]:
-        """The cells of the table."""
+        """Return the cells of the table."""
         last, chosen = self.blocks[-1], self.chosen
         ends = [max(curve.items())[1] for curve in self.fine_tuned.values()]
         return [
@@ -104,7 +104,7 @@ def percent(*accuracies: float) -> list[str]:
 
 
 def read(folder: Path, kind: str) -> Variant:
-    """Return what `folder` holds of one kind.
+    """Return the results of one kind in `folder`.
 
     Raises:
         OSError, LookupError, ValueError, TypeError, AttributeError: something is missing, or not complete.
@@ -150,7 +150,7 @@ def curve(run: Path, metric: str) -> Curve:
 
 
 def main() -> int:
-    """Exit status 0, or 1 when FOLDER is not complete."""
+    """Return 0, or 1 when FOLDER is not complete."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="OUT of scripts/reproduce_small.sh")
     prepare()
@@ -177,7 +177,7 @@ def main() -> int:
 
 
 def draw(path: Path, variants: list[Variant]) -> None:
-    """Draw the curves of pre-training, the probes by block, and the curves of fine-tuning, a line a seed."""
+    """Draw the curves of pre-training, the probes by block, and the curves of fine-tuning, one line per seed."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     losses, probes, blocks, tuning = axes.flat
     for place, variant in enumerate(variants):

@@ -1,10 +1,10 @@
-"""Make the demo's images: crops of the photographs that scikit-image and scikit-learn ship.
+"""Make the demo's images: crops of the photographs in scikit-image and scikit-learn.
 
     python scripts/demo_data.py OUT [--train 4000] [--validation 512]
 
 Writes OUT/train/<photograph>/*.jpg and OUT/validation/<photograph>/*.jpg. Both are overlapping crops of the same nine
-photographs, shrunk, of varying size and shape, in other places: validation shows that a model has learned these
-scenes, not that it has learned to see. What an earlier call wrote to OUT is written anew.
+photographs, shrunk, of varying size and shape, in different places: validation shows that a model has learned these
+scenes, not vision in general. Output of an earlier call in OUT is replaced.
 
 Example:
 
@@ -22,13 +22,13 @@ from sklearn.datasets import load_sample_image
 
 from shards.terminal import Parser
 
-SHORT_SIDE = 192  # of the photographs, in pixels: the less there is to learn, the sooner it shows
+SHORT_SIDE = 192  # of the photographs, in pixels: small, so that learning shows soon
 MARK = "made-by-demo_data"  # an empty file in OUT
-SIDES = (112, 176)  # of the crops, in pixels, from and to
+SIDES = (112, 176)  # smallest and largest side of the crops, in pixels
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """Nine natural colour photographs: name to uint8 (height, width, 3)."""
+    """Return nine natural colour photographs: name to uint8 (height, width, 3)."""
     left, right, _ = skimage.data.stereo_motorcycle()
     return {
         "astronaut": skimage.data.astronaut(),
@@ -44,24 +44,24 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def shrink(photograph: np.ndarray) -> np.ndarray:
-    """The photograph with a short side of `SHORT_SIDE` pixels."""
+    """Resize a photograph to a short side of `SHORT_SIDE` pixels."""
     height, width, _ = photograph.shape
     scale = SHORT_SIDE / min(height, width)
     return np.asarray(Image.fromarray(photograph).resize((round(width * scale), round(height * scale))))
 
 
 def main() -> None:
-    """Write both folders anew; exit status 2 when OUT holds something else."""
+    """Write both folders; exit with status 2 when OUT has anything else."""
     parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--train", type=int, default=4000, help="crops in all")
-    parser.add_argument("--validation", type=int, default=512, help="crops in all")
+    parser.add_argument("--train", type=int, default=4000, help="total number of crops (%(default)s)")
+    parser.add_argument("--validation", type=int, default=512, help="total number of crops (%(default)s)")
     arguments = parser.parse_args()
     if min(arguments.train, arguments.validation) < 1:
-        parser.error("--train and --validation are at least 1")
+        parser.error("--train and --validation must be at least 1")
     out: Path = arguments.out
     if out.exists() and not (out / MARK).exists() and (out.is_file() or any(out.iterdir())):
-        parser.error(f"{out} holds what this program did not write: name a new folder")
+        parser.error(f"{out} has files that this program did not write: name a new folder")
     images = {name: shrink(photograph) for name, photograph in photographs().items()}
     names = sorted(images)
     shutil.rmtree(out, ignore_errors=True)

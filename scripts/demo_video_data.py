@@ -3,10 +3,10 @@
     python scripts/demo_video_data.py OUT VIDEO...
 
 Writes OUT/train, OUT/validation and OUT/later, with a folder for each video. The last fifth of a video's frames is
-`later`, which nothing is trained on. Of what comes before, the last 20 of each 100 frames are `validation`: they lie
+`later`, on which nothing is trained. In the part before, the last 20 of each 100 frames are `validation`: they lie
 between seconds that the model has seen. The rest is `train`. Every file is an H.264 video of a few frames, shrunk to
-squares of 96 pixels: from the left, the centre and the right of a video that is wide enough. What an earlier call wrote
-to OUT is written anew.
+squares of 96 pixels: from the left, the centre and the right of a video that is wide enough. Output of an earlier call
+in OUT is replaced.
 
 Example:
 
@@ -27,9 +27,9 @@ from shards.terminal import Parser
 
 SIDE = 96  # of the squares, in pixels
 MARK = "made-by-demo_video_data"  # an empty file in OUT
-PERIOD, TRAINED = 100, 80  # frames; of each period the first so many are trained on
-LATER = 5  # one part of so many, the last of a video
-TRAINING, TRAINING_STEP = 24, 8  # frames of a training file, and from the start of one to the start of the next
+PERIOD, TRAINED = 100, 80  # frames; the first TRAINED of each period are for training
+LATER = 5  # the last of this many parts of a video
+TRAINING, TRAINING_STEP = 24, 8  # frames of a training file, and distance of the starts of files
 VALIDATION, VALIDATION_STEP = 16, 2
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3)
@@ -55,7 +55,7 @@ def squares(frames: Frames) -> dict[str, Frames]:
 
 
 def parts(frames: int) -> Iterator[tuple[str, range]]:
-    """Yield the files to cut from a video of so many frames: the set, and the numbers of its frames."""
+    """Yield the files to cut from a video of this many frames: the set, and the numbers of its frames."""
     later = frames - frames // LATER
     for start in range(0, later, PERIOD):
         trained, end = min(start + TRAINED, later), min(start + PERIOD, later)
@@ -71,7 +71,7 @@ def windows(start: int, stop: int, length: int, step: int) -> Iterator[range]:
 
 
 def write(path: Path, frames: Frames) -> None:
-    """Write frames as H.264 that is decoded fast."""
+    """Write frames as H.264 that decodes fast."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -83,7 +83,7 @@ def write(path: Path, frames: Frames) -> None:
 
 
 def make(out: Path, videos: Sequence[Path]) -> None:
-    """Write all sets anew."""
+    """Write all sets."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARK).touch()
@@ -96,14 +96,14 @@ def make(out: Path, videos: Sequence[Path]) -> None:
 
 
 def main() -> None:
-    """Write the sets; exit status 2 when OUT holds something else or a video cannot be read."""
+    """Write the sets; exit with status 2 when OUT has anything else or a video cannot be read."""
     parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("videos", type=Path, metavar="VIDEO", nargs="+", help="a file that PyAV decodes")
     arguments = parser.parse_args()
     out: Path = arguments.out
     if out.exists() and not (out / MARK).exists() and (out.is_file() or any(out.iterdir())):
-        parser.error(f"{out} holds what this program did not write: name a new folder")
+        parser.error(f"{out} has files that this program did not write: name a new folder")
     try:
         make(out, arguments.videos)
     except (OSError, ValueError) as error:  # PyAV's errors are these

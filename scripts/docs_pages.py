@@ -1,8 +1,8 @@
-"""Write the pages of the documentation that follow from the code: the commands, and memory and cost.
+"""Write the pages of the documentation that are generated from the code: the commands, and memory and cost.
 
     python scripts/docs_pages.py
 
-tests/test_docs_pages.py compares docs/reference/commands.md and cost.md with what this program writes.
+tests/test_docs_pages.py compares docs/reference/commands.md and cost.md with the output of this program.
 """
 
 import contextlib
@@ -26,12 +26,13 @@ REFERENCE = CHECKOUT / "docs" / "reference"
 WIDTH = 100  # columns of a help text
 
 SHARDS = ("build", "index", "verify", "info", "preview", "plan")
-PROGRAMS = {
-    "Runs": ("pretrain", "finetune", "validate", "probe", "export", "report", "doctor", "estimate"),
+MASKFEAT = {
+    "Runs": ("pretrain", "finetune", "validate", "probe", "predict", "export", "report", "doctor", "estimate"),
     "Weights and targets": ("convert", "words"),
-    "Launching": ("launch/supervise", "launch/stop"),
-    "Measuring": ("compare", "motion_classes"),
+    "Launching": ("supervise", "stop"),
 }
+MEASURING = ("compare", "motion_classes")
+MODULES = {"pipeline.cli": "maskfeat-shards", "pipeline.console": "maskfeat"}
 COMMANDS = """# Commands
 
 The help texts of the programs, as `--help` prints them. `scripts/docs_pages.py` writes this page from the code. The
@@ -39,6 +40,10 @@ measurements of `scripts/bench.py` are in [Benchmarks](../explanation/benchmarks
 
 Exit statuses are the same everywhere: 0 done, 1 a problem in the data or an error of one line, 2 invalid arguments; and
 75 for a run that was [stopped as asked](../how-to/resuming.md).
+
+In a checkout, `scripts/NAME.py` is the command `maskfeat NAME` for a launcher of your own, as in
+`deepspeed scripts/pretrain.py RECIPE`; it does not have the options of `maskfeat` that choose processes. `maskfeat
+--install-completion` completes commands, recipes and paths in bash, zsh and fish.
 """
 
 GPUS = {  # memory in GB, and dense bf16 TFLOP/s, of the makers' data sheets
@@ -77,9 +82,9 @@ model of `scripts/estimate.py` ([Scaling](../explanation/scaling.md)), for Image
 
 
 def help_of(program: str, *arguments: str) -> str:
-    """Return what a program prints for `--help`: a file of scripts/, or a module with a dot in its name."""
+    """Return a program's output for `--help`: a file of scripts/, or a module with a dot in its name."""
     said = io.StringIO()
-    name = "maskfeat-shards" if "." in program else f"{Path(program).name}.py"
+    name = MODULES.get(program, f"{Path(program).name}.py")
     with (
         mock.patch.object(sys, "argv", [name, *arguments, "--help"]),
         mock.patch.object(sys, "path", [str((CHECKOUT / "scripts" / program).parent), *sys.path]),
@@ -99,9 +104,11 @@ def commands() -> str:
     """Return the page of all help texts."""
     parts = [COMMANDS, "\n## Data sets: maskfeat-shards\n"]
     parts += [f"\n### maskfeat-shards {name}\n\n```text\n{help_of('pipeline.cli', name)}\n```\n" for name in SHARDS]
-    for title, programs in PROGRAMS.items():
-        parts.append(f"\n## {title}\n")
-        parts += [f"\n### scripts/{name}.py\n\n```text\n{help_of(name)}\n```\n" for name in programs]
+    for title, names in MASKFEAT.items():
+        parts.append(f"\n## {title}: maskfeat\n")
+        parts += [f"\n### maskfeat {name}\n\n```text\n{help_of('pipeline.console', name)}\n```\n" for name in names]
+    parts.append("\n## Measuring\n")
+    parts += [f"\n### scripts/{name}.py\n\n```text\n{help_of(name)}\n```\n" for name in MEASURING]
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Find what is wrong with a cluster before a run does: `maskfeat doctor`, in a checkout. `--help` has the arguments."""
+"""Find the problems of a cluster before a run does: `maskfeat doctor`, in a checkout. `--help` has the arguments."""
 
 from pipeline.commands.doctor import main
 from pipeline.train.command import leave

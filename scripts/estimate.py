@@ -1,4 +1,4 @@
-"""Estimate what a recipe takes on many GPUs: `maskfeat estimate`, in a checkout. `--help` has the arguments."""
+"""Estimate the needs of a recipe on many GPUs: `maskfeat estimate`, in a checkout. `--help` has the arguments."""
 
 import sys
 

@@ -1,21 +1,21 @@
-"""Make videos of ten motions over photographs, which show whether a model uses time.
+"""Make videos of ten motions over photographs, to test whether a model uses time.
 
     python scripts/motion_classes.py OUT [--train 800] [--validation 400]
 
 A clip is a window of 32 pixels that moves over a photograph of scikit-image or scikit-learn: left, right, up or down,
-slow or fast, or it zooms in or out; these are the classes. Beyond its borders a photograph goes on as its mirror image,
-and a window may be anywhere, so that all frames of the moving clips are distributed alike, whatever the class and the
-number of the frame: a single one tells nothing. (The windows of a zoom grow or shrink by half from the first frame to
-the last; those in the middle are like all others.) Frames whose order is unknown do not tell a motion from the opposite
-one. Training and validation are windows on the same eight photographs.
+slow or fast, or it zooms in or out; these are the classes. Beyond its borders, a photograph is continued by its mirror
+image, and a window may be anywhere, so that all frames of the moving clips have the same distribution for every class
+and frame number: a single one has no information. (The windows of a zoom grow or shrink by half from the first frame to
+the last; those in the middle are like all others.) Frames in unknown order do not distinguish a motion from the
+opposite one. Training and validation are windows on the same eight photographs.
 
 Three sets of the same clips are written, each as SET/train/CLASS/*.mp4 and SET/validation/CLASS/*.mp4:
 
     OUT/clips       the clips
-    OUT/still       of each clip the frame in its middle, in place of all frames
+    OUT/still       each clip's middle frame, in place of all frames
     OUT/shuffled    the frames of each clip in a random order
 
-docs/how-to/video.md says what a probe finds there. What an earlier call wrote to OUT is written anew.
+docs/how-to/video.md has a probe's results. Output of an earlier call in OUT is replaced.
 
 Example:
 
@@ -38,13 +38,13 @@ from shards.terminal import Parser
 
 MARK = "made-by-motion_classes"  # an empty file in OUT
 SHORT_SIDE = 160  # of the photographs, in pixels
-SIDE, FRAMES = 32, 8  # of a clip
-SLOW, FAST = 2.0, 4.0  # pixels a frame
-ZOOM = 1.06  # by which the window's side grows or shrinks from frame to frame
-SCALES = (0.8, 1.25)  # pixels of the photograph to a pixel of the frame in the middle, from and to
-MARGIN = 64  # pixels that a window may lie beyond its middle's place
+SIDE, FRAMES = 32, 8  # size of a clip
+SLOW, FAST = 2.0, 4.0  # pixels per frame
+ZOOM = 1.06  # factor of the window's side from frame to frame
+SCALES = (0.8, 1.25)  # least and most pixels of the photograph per pixel of the middle frame
+MARGIN = 64  # pixels that a window may extend beyond its middle position
 
-# What a class does to the window: its step down and across, in pixels a frame, and by what its side is multiplied
+# The motion of each class: step down and across, in pixels per frame, and factor of the side
 MOTIONS = {
     f"{direction}-{speed}": (down * step, across * step, 1.0)
     for direction, (down, across) in {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.items()
@@ -55,7 +55,7 @@ Frames = NDArray[np.uint8]  # (frames, height, width, 3)
 
 
 def textured() -> list[NDArray[np.uint8]]:
-    """Return eight photographs whose windows nearly all show something: uint8 (height, width, 3)."""
+    """Return eight photographs with texture in nearly all windows: uint8 (height, width, 3)."""
     named = photographs()
     grey = [skimage.data.brick(), skimage.data.coins(), skimage.data.grass(), skimage.data.gravel()]
     colours = [named["cat"], named["china"], named["motorcycle-left"], skimage.data.immunohistochemistry()]
@@ -63,7 +63,7 @@ def textured() -> list[NDArray[np.uint8]]:
 
 
 def mirrored(photograph: NDArray[np.uint8]) -> Image.Image:
-    """Return a photograph, shrunk, and its mirror images to the right of it, below it and around both."""
+    """Return a photograph, shrunk, with its mirror images to the right of it, below it and diagonally."""
     image = Image.fromarray(photograph)
     scale = SHORT_SIDE / min(image.size)
     pixels = np.asarray(image.resize((round(image.width * scale), round(image.height * scale))))
@@ -74,7 +74,7 @@ def mirrored(photograph: NDArray[np.uint8]) -> Image.Image:
 
 
 def moving(plane: Image.Image, motion: str, rng: np.random.Generator) -> Frames:
-    """Cut a clip from what `mirrored` returned: of a motion at a random place and scale."""
+    """Cut a clip from a result of `mirrored`: with a motion at a random place and scale."""
     down, across, growth = MOTIONS[motion]
     scale = math.exp(rng.uniform(math.log(SCALES[0]), math.log(SCALES[1])))
     middle = [rng.uniform(MARGIN, side - MARGIN) for side in plane.size]
@@ -94,11 +94,11 @@ def variants(clip: Frames, rng: np.random.Generator) -> dict[str, Frames]:
 
 
 def make(out: Path, counts: dict[str, int]) -> None:
-    """Write all sets anew.
+    """Write all sets.
 
     Args:
-        out: their folder.
-        counts: of the clips, by "train" and "validation".
+        out: folder of the sets.
+        counts: numbers of clips, by "train" and "validation".
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -115,17 +115,17 @@ def make(out: Path, counts: dict[str, int]) -> None:
 
 
 def main() -> None:
-    """Write the sets; exit status 2 when OUT holds something else."""
+    """Write the sets; exit with status 2 when OUT has anything else."""
     parser = Parser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--train", type=int, default=800, help="clips of all classes (%(default)s)")
-    parser.add_argument("--validation", type=int, default=400, help="clips of all classes (%(default)s)")
+    parser.add_argument("--train", type=int, default=800, help="total number of clips (%(default)s)")
+    parser.add_argument("--validation", type=int, default=400, help="total number of clips (%(default)s)")
     arguments = parser.parse_args()
     if min(arguments.train, arguments.validation) < len(MOTIONS):
-        parser.error(f"--train and --validation are at least {len(MOTIONS)}, one clip a class")
+        parser.error(f"--train and --validation must be at least {len(MOTIONS)}, one clip per class")
     out: Path = arguments.out
     if out.exists() and not (out / MARK).exists() and (out.is_file() or any(out.iterdir())):
-        parser.error(f"{out} holds what this program did not write: name a new folder")
+        parser.error(f"{out} has files that this program did not write: name a new folder")
     make(out, {"train": arguments.train, "validation": arguments.validation})
 
 

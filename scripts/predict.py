@@ -1,4 +1,4 @@
-"""Draw what weights make of your own pictures: `maskfeat predict`, in a checkout. `--help` has the arguments."""
+"""Draw predictions for your own pictures: `maskfeat predict`, in a checkout. `--help` has the arguments."""
 
 import sys
 

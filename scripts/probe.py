@@ -1,4 +1,4 @@
-"""Judge frozen features: `maskfeat probe`, in a checkout. `--help` has the arguments."""
+"""Evaluate frozen features: `maskfeat probe`, in a checkout. `--help` has the arguments."""
 
 from pipeline.commands.probe import main
 from pipeline.train.command import leave

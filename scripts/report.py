@@ -1,4 +1,4 @@
-"""Print how far a run has come: `maskfeat report`, in a checkout. `--help` has the arguments."""
+"""Print the progress and results of a run: `maskfeat report`, in a checkout. `--help` has the arguments."""
 
 import sys
 

@@ -2,24 +2,20 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 import typer
 
-from shards import build as builder
+from shards.build_command import MaxPixels, MaxRejects, Workers, build
 from shards.files import ShardError
 from shards.index import index_tars
-from shards.making.engines import run, run_on_ray
 from shards.manifest import Dataset, Manifest
-from shards.media.media import DEFAULT_MAX_PIXELS, Check, Frames
-from shards.output import overview, progress, summarise
+from shards.media.media import DEFAULT_MAX_PIXELS
+from shards.output import judge, overview, progress, resumable, summarise
 from shards.preview import write_preview
 from shards.storage import join
-from shards.tables.rejects import REJECTS, example
 from shards.terminal import note, note_error, prepare, say, shown
 from shards.text import counted
 from shards.verify import verify as find_problems
@@ -29,87 +25,7 @@ _PROBLEMS_SHOWN = 50
 # click's ClickException; newer versions of typer have their own copy
 _NotUnderstood = cast(type[typer.BadParameter], typer.BadParameter.__mro__[2])
 
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder or object-store URL to create.")]
 Root = Annotated[str, typer.Argument(metavar="DIR", help="A finished data set: a folder or URL.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Parallel workers.", show_default="one per CPU core")]
-Engine = Literal["local", "ray"]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Reject larger images and videos.")]
-MaxRejects = Annotated[int, typer.Option(min=0, help="With more rejects, exit with status 1.")]
-
-
-def build(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder, tar of class tars, or table.")],
-    out: Out,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples assigned to each shard.")] = 1000,
-    resize: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="PX", help="Shrink short sides to PX; store JPEG and H.264.", show_default="off"),
-    ] = None,
-    workers: Workers = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    check: Annotated[Check, typer.Option(help="How to check images: decode all, or trust headers.")] = "decode",
-    frames: Annotated[
-        Frames | None, typer.Option(help="Store videos as JPEGs of their frames.", show_default="off")
-    ] = None,
-    frame_stride: Annotated[
-        int, typer.Option(min=1, metavar="N", help="With --frames, store every N-th frame only.")
-    ] = 1,
-    engine: Annotated[Engine, typer.Option(help="Where the workers run.")] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address of the Ray cluster.", show_default="$RAY_ADDRESS")
-    ] = None,
-    max_rejects: MaxRejects = 0,
-) -> None:
-    """Check every image and video in SRC and write those that are fit for training to OUT.
-
-    SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
-    or a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers);
-    docs/reference/sources.md lists the other names of these columns, and the folders and files that are ignored.
-
-    OUT may be the URL of an object store, such as s3://bucket/set. Credentials come from the environment, as the
-    store's own tools; shards are kept in the folder for temporary files ($TMPDIR) until they are uploaded.
-
-    With --frames jpeg, training reads and decodes only the frames of a clip, as images: for nodes with few CPU cores.
-    Such a data set is several times larger; docs/how-to/video.md says by how much, and how to choose --frame-stride.
-
-    With --engine ray, the workers run on a Ray cluster, where SRC and OUT must have the same paths or URLs on every
-    node, for instance on a shared file system. The result is the same, byte for byte.
-
-    An interrupted build resumes when the same command is run again; the result is the same, byte for byte.
-    Files that cannot be used are omitted and listed, with the reason, in OUT/rejects.parquet.
-
-    \b
-    Examples:
-      maskfeat-shards build imagenet/train shards/train
-      maskfeat-shards build ILSVRC2012_img_train.tar shards/train-256 --resize 256
-      maskfeat-shards build kinetics400/train shards/k400 --resize 256 --samples-per-shard 200
-      maskfeat-shards build kinetics400/train shards/k400-jpeg --resize 256 --frames jpeg --samples-per-shard 200
-      maskfeat-shards build photos.csv shards/photos --samples-per-shard 5000 --max-rejects 100
-      maskfeat-shards build /mnt/photos s3://bucket/photos --engine ray --ray-address auto
-    """
-    begun = time.monotonic()
-    with _resumable(out), progress("build", "files") as report:
-        dataset, finished_before = builder.build(
-            source,
-            out,
-            samples_per_shard=samples_per_shard,
-            resize=resize,
-            workers=workers,
-            seed=seed,
-            max_pixels=max_pixels,
-            check=check,
-            frames=frames,
-            frame_stride=frame_stride,
-            engine=partial(run_on_ray, address=ray_address) if engine == "ray" else run,
-            progress=report,
-            note=note,
-        )
-    if finished_before:
-        say(f"{out}: already built from these {Manifest.load(out).noun}s with these options; nothing to do")
-    else:
-        summarise(out, dataset, time.monotonic() - begun)
-    _judge(out, dataset, max_rejects)
 
 
 def index(
@@ -131,7 +47,7 @@ def index(
       maskfeat-shards index 'laion/*.tar' --out laion
     """
     begun = time.monotonic()
-    with _resumable(out), progress("index", "tars") as report:
+    with resumable(out), progress("index", "tars") as report:
         dataset, finished_before = index_tars(
             tars, out, workers=workers, max_pixels=max_pixels, progress=report, note=note
         )
@@ -139,7 +55,7 @@ def index(
         say(f"{out}: already made from these tars; nothing to do")
     else:
         summarise(out, dataset, time.monotonic() - begun)
-    _judge(out, dataset, max_rejects)
+    judge([out], max_rejects)
 
 
 def verify(root: Root, workers: Workers = None) -> None:
@@ -228,24 +144,6 @@ def _expanded(argument: str) -> str:
     """Return an argument with a leading `~` expanded, which a shell leaves where it is quoted or follows `=`."""
     option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
     return option + equals + str(Path(value).expanduser()) if value.startswith("~/") else argument
-
-
-@contextmanager
-def _resumable(out: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        note(f"interrupted: run the same command again to resume; finished shards in {out} are kept")
-        raise typer.Exit(130) from None
-
-
-def _judge(out: str, dataset: Dataset, max_rejects: int) -> None:
-    if dataset.rejects > max_rejects:
-        note(
-            f"{out} is complete and usable, but has {counted(dataset.rejects, 'reject')} where --max-rejects allows "
-            f"{max_rejects:,} (such as {example(out)}); {join(out, REJECTS)} says which and why"
-        )
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import errno
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError, with_config
 
 from shards.files import ShardError, parse_json
-from shards.media.media import Check, CheckOptions, Frames
+from shards.media.media import Alpha, Check, CheckOptions, Depth, Frames
 from shards.remote.urls import is_url
 from shards.storage import has_query, join, printable_url, read, refuse_without_ranges, why_refused
 from shards.tables.reading import FORMAT, readable, unusable
@@ -23,6 +23,7 @@ _VERSIONS = (1, VERSION)  # versions that are read; a manifest of version 1 has 
 _LONGEST_NAME = 4096  # the limit of paths
 _MOST_BYTES = 2**60  # of all tars, so that sums fit into 64 bits
 
+Part = Literal["training", "validation"]
 Text = InstanceOf[str]  # with any bytes that a file name may have
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
@@ -46,7 +47,10 @@ class Shard:
 @_exactly
 @dataclass(frozen=True)
 class Options:
-    """The options that decide a build's output, besides its source."""
+    """The options that decide a build's output, besides its source.
+
+    `part` is the side of a hold-out that the data set is, and `validation` and `group_by` are the options of that.
+    """
 
     samples_per_shard: Positive
     resize: Positive | None
@@ -55,16 +59,25 @@ class Options:
     check: Check = "decode"  # the default of data sets made before there was a choice
     frames: Frames | None = None
     frame_stride: Positive = 1
+    alpha: Alpha = "reject"
+    depth: Depth = "reject"
+    part: Part | None = None
+    validation: Text | None = None
+    group_by: Text | None = None
 
     def for_check(self) -> CheckOptions:
         """Return the options that concern single files."""
-        return CheckOptions(self.max_pixels, self.resize, self.check, self.frames, self.frame_stride)
+        return CheckOptions(
+            self.max_pixels, self.resize, self.check, self.frames, self.frame_stride, self.alpha, self.depth
+        )
 
     def facts(self) -> dict[str, Any]:
-        """Return the options by name. Omit those of JPEG frames where unset, as older versions do."""
+        """Return the options by name. Omit those that older versions do not have where they are unset."""
         facts = asdict(self)
         later = () if self.frames else ("frames", "frame_stride")
-        return {name: fact for name, fact in facts.items() if name not in later}
+        unused = [name for name in ("alpha", "depth") if facts[name] == "reject"]
+        unused += [name for name in ("part", "validation", "group_by") if facts[name] is None]
+        return {name: fact for name, fact in facts.items() if name not in (*later, *unused)}
 
 
 @_exactly

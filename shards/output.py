@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.manifest import Dataset, Manifest
 from shards.storage import join
 from shards.tables.duplicates import DUPLICATES, load_duplicates
-from shards.tables.rejects import REJECTS, count_rejects
+from shards.tables.rejects import HELD_OUT, REJECTS, count_rejects, example
 from shards.tables.videos import Videos
 from shards.terminal import note, say, shown
 from shards.text import counted, excerpt
@@ -21,7 +23,8 @@ from shards.text import counted, excerpt
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
 _CLASSES_SHOWN = 5
-_LARGEST_SHOWN = 10  # classes listed by `info`
+_REMEDIES = {"transparent": "--alpha white", "16-bit": "--depth scale"}  # of `build`, by the reason of rejects
+_LARGEST_SHOWN = 10  # classes listed with their counts
 
 
 def _reasons(root: str | Path) -> str:
@@ -39,14 +42,28 @@ def _duplicates(manifest: Manifest) -> str:
 
 
 def _classes(dataset: Dataset, manifest: Manifest) -> list[str]:
-    """Summarise the labels, and list unlabelled samples and empty classes."""
+    """Summarise the labels: samples of each class, empty classes, unlabelled samples."""
     lines = [f"classes: {len(dataset.classes):,} ({_first(dataset.classes)})" if dataset.classes else "classes: none"]
-    counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-    if dataset.classes and (empty := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]):
+    table = _largest_classes(dataset, manifest)
+    width = max((len(count) for _, count in table), default=0)
+    lines += [f"  {count:>{width}} {name}" for name, count in table]
+    counts = _counts(dataset, manifest)
+    if empty := [name for name, count in zip(dataset.classes, counts, strict=False) if not count]:
         lines.append(f"classes without a sample: {len(empty):,} ({_first(empty)})")
-    if unlabelled := dataset.samples - int(counts.sum()):
-        lines.append(f"unlabelled: {unlabelled:,} of {dataset.samples:,} samples")
-    return lines
+    return [*lines, f"unlabelled: {dataset.samples - counts.sum():,} of {counted(dataset.samples, 'sample')}"]
+
+
+def _counts(dataset: Dataset, manifest: Manifest) -> npt.NDArray[np.int64]:
+    """Return the number of samples of each class."""
+    return np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
+
+
+def _largest_classes(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the name and the count of the classes with most samples, and in a last row how many more there are."""
+    counts = _counts(dataset, manifest)[: len(dataset.classes)]
+    order = np.argsort(-counts, kind="stable")
+    rows = [(excerpt(dataset.classes[label]), f"{counts[label]:,}") for label in order[:_LARGEST_SHOWN]]
+    return [*rows, (f"and {len(order) - _LARGEST_SHOWN:,} more", "...")] if len(order) > _LARGEST_SHOWN else rows
 
 
 def _first(names: Sequence[str]) -> str:
@@ -66,14 +83,9 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
         *(_videos(manifest.video) if manifest.video is not None else []),
         ("classes", f"{len(dataset.classes):,}"),
     ]
-    if dataset.classes:
-        counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
-        for label in np.argsort(-counts, kind="stable")[:_LARGEST_SHOWN]:
-            rows.append((f"  {dataset.classes[label]}", f"{counts[label]:,}"))
-        if len(counts) > _LARGEST_SHOWN:
-            rows.append(("  ...", f"and {len(counts) - _LARGEST_SHOWN:,} more"))
     return [
         *rows,
+        *((f"  {name}", count) for name, count in _largest_classes(dataset, manifest)),
         ("rejects", _reasons(manifest.root) or "0"),
         ("ignored files", f"{dataset.ignored:,}"),
         ("duplicates", _duplicates(manifest) or "0"),
@@ -97,21 +109,27 @@ def _videos(videos: Videos) -> list[tuple[str, str]]:
     ]
 
 
-def summarise(out: str, dataset: Dataset, seconds: float) -> None:
-    """Print the result of a build."""
-    rate = (dataset.samples + dataset.rejects) / seconds
+def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
+    """Print the result of a build, which took `seconds`, None where that was not measured."""
     manifest = Manifest.load(out)
+    speed = ""
+    if seconds is not None:
+        speed = f", {seconds:,.1f} s, {(dataset.samples + dataset.rejects) / seconds:,.0f} {manifest.noun}s/s"
     say(
         f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
-        f"{dataset.bytes / 1e6:,.1f} MB, {seconds:,.1f} s, {rate:,.0f} {manifest.noun}s/s"
+        f"{dataset.bytes / 1e6:,.1f} MB{speed}"
     )
     for line in _classes(dataset, manifest):
         say(line)
     if dataset.rejects:
+        reasons = count_rejects(out)
         say(f"rejects: {dataset.rejects:,} ({_reasons(out)}): see {join(out, REJECTS)}")
+        for reason, option in _REMEDIES.items():
+            if dataset.options and reason in reasons:
+                say(f"  {reason}: {option} takes such images")
     if found := _duplicates(manifest):
         say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
-    say(f"next: maskfeat-shards verify {shlex.quote(out)}")
+    say(f"{out} is complete and usable; next: maskfeat-shards verify {shlex.quote(out)}")
 
 
 @contextmanager
@@ -134,3 +152,30 @@ def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             note(f"{what}: {done:,} of {total:,} {unit}")
 
     yield line
+
+
+@contextmanager
+def resumable(*outs: str) -> Iterator[None]:
+    """Turn an interrupt into a line that says how to resume, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"interrupted: run the same command again to resume; finished shards in {' and '.join(outs)} are kept")
+        raise typer.Exit(130) from None
+
+
+def judge(roots: Sequence[str], max_rejects: int) -> None:
+    """Exit with status 1, and a line that says why, where the data sets together have more rejects than allowed.
+
+    Samples that the training set leaves out for the validation set are not counted.
+    """
+    counts = {root: count_rejects(root).total() - count_rejects(root)[HELD_OUT] for root in roots}
+    rejects = sum(counts.values())
+    if rejects > max_rejects:
+        root = next(root for root, count in counts.items() if count)
+        note(
+            f"{' and '.join(roots)} {'is' if len(roots) == 1 else 'are'} complete and usable, but "
+            f"{'has' if len(roots) == 1 else 'have'} {counted(rejects, 'reject')} where --max-rejects allows "
+            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} says which and why"
+        )
+        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""One rank's cache in a process of its own: `python cache_process.py URL FOLDER LIMIT`.
+"""One rank's cache in a separate process: `python cache_process.py URL FOLDER LIMIT`.
 
 It starts to read at the first line of stdin and ends with it.
 """

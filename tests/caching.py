@@ -1,4 +1,4 @@
-"""A small data set of shards for tests of the node cache, and what is to be found in a cache of it."""
+"""A small data set of shards for tests of the node cache, and functions that inspect a cache of it."""
 
 import hashlib
 import threading
@@ -19,7 +19,7 @@ PLENTY = 10**9
 
 
 def make_set(folder: Path, seed: int = 0, page: int = 1) -> Path:
-    """24 shards of 5 to 29 samples and 1 to 8 KB, in multiples of `page` bytes; random, as a cache looks at none."""
+    """Make 24 random shards of 5 to 29 samples and 1 to 8 KB, in multiples of `page` bytes."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     listed, columns = [], []
@@ -44,7 +44,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def shards_in(folder: Path, manifest: Manifest) -> set[int]:
-    """The whole shards that lie in the cache, by their names."""
+    """Return the whole shards in the cache, by name."""
     return {int(file.name.split("-")[0]) for file in (folder / manifest.identity[:16]).glob("*.tar")}
 
 
@@ -69,7 +69,7 @@ def _sizes(folder: Path) -> dict[tuple[str, int], int]:
 
 
 def assert_right(folder: Path, manifest: Manifest, source: Path) -> None:
-    """Every cached shard has the bytes of its source, and nothing else lies about."""
+    """Assert that every cached shard has the bytes of its source, and that there are no other files."""
     inside = folder / manifest.identity[:16]
     for shard in shards_in(folder, manifest):
         (file,) = inside.glob(f"{shard:06d}-*")
@@ -78,12 +78,12 @@ def assert_right(folder: Path, manifest: Manifest, source: Path) -> None:
 
 
 def fetches(requests: list[tuple[str, str]]) -> list[int]:
-    """The shards that a server was asked for, in order. One request is a whole shard here."""
+    """Return the shards requested from a server, in order. One request is a whole shard here."""
     return [int(path.split("/")[-1][:-4]) for path, _ in requests if path.endswith(".tar")]
 
 
 def foreseen(manifest: Manifest, step: int, epochs: int) -> list[tuple[int, int]]:
-    """(next use, shard) by going through all the uses of this epoch and those after it."""
+    """Return (next use, shard) by going through all uses of this epoch and those after it."""
     plan = schedule(manifest)
     epoch = step * BATCH // plan.plan.samples
     first: dict[int, int] = {}
@@ -97,7 +97,7 @@ def foreseen(manifest: Manifest, step: int, epochs: int) -> list[tuple[int, int]
 
 @contextmanager
 def watching(folder: Path) -> Iterator[list[int]]:
-    """The bytes that a cache takes, looked at all the while."""
+    """Record the bytes that a cache takes, continuously."""
     seen, done = [0], threading.Event()
 
     def watch() -> None:

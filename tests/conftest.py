@@ -71,7 +71,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those images in shards of 16."""
+    """Build the images into shards of 16."""
     from shards.build import build
 
     out = tmp_path_factory.mktemp("shards") / "train"
@@ -100,7 +100,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def video_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those videos in shards of 5."""
+    """Build the videos into shards of 5."""
     from shards.build import build
 
     out = tmp_path_factory.mktemp("video-shards") / "train"
@@ -110,7 +110,7 @@ def video_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def jpeg_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as JPEGs of their frames."""
+    """Build the videos as JPEGs of their frames."""
     from shards.build import build
 
     out = tmp_path_factory.mktemp("jpeg-shards") / "train"
@@ -120,7 +120,7 @@ def jpeg_shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk with 8 MB more than a save leaves free."""
+    """Mount a disk with 8 MB more than a save leaves free."""
     from pipeline.checkpoints.saver import RESERVE
 
     with disk_of(RESERVE + 2**23, tmp_path / "disk") as disk:
@@ -137,7 +137,7 @@ def remote_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def node_folder(tmp_path: Path) -> Path:
-    """Where the cache of a node lies; not there yet."""
+    """Return the folder of a node's cache, which does not exist yet."""
     return tmp_path / "cache"
 
 

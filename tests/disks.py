@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def disk_of(size: int, path: Path) -> Iterator[Path]:
-    """A disk of `size` bytes at `path`; the test is skipped where there is no right to mount one."""
+    """Mount a disk of `size` bytes at `path`; skip the test where mounting is not permitted."""
     path.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]).returncode:
         pytest.skip("needs the right to mount a tmpfs")

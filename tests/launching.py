@@ -93,7 +93,7 @@ def finetune(training: Path, validation: Path, run: Path, *overrides: str) -> No
 
 
 def launch(shards: Path | str, run: Path, *overrides: str, ranks: int = 2, expect: int = 0) -> str:
-    """Train in so many real processes; what they say. All end with status `expect`."""
+    """Train in real processes; return their output. All end with status `expect`."""
     started = start(shards, run, *overrides, ranks=ranks)
     statuses = started.wait(300)
     assert statuses == [expect] * ranks, f"{statuses}: {started.said()[-3000:]}"
@@ -124,12 +124,12 @@ def command(shards: Path | str, run: Path, *overrides: str, ranks: int = 2) -> d
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """What the run logged, one dictionary a step."""
+    """Return the logged metrics, one dictionary per step."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(run: Path) -> dict[int, float]:
-    """Training loss by step."""
+    """Return the training loss by step."""
     return {line["step"]: line["loss"] for line in metrics(run)}
 
 

@@ -1,4 +1,4 @@
-"""Video files as they are found in the wild and worse, each with what has to become of it."""
+"""Video files as they are found in the wild and worse, each with its expected result."""
 
 import io
 import struct

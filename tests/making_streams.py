@@ -44,7 +44,7 @@ def stream(urls: str, rank: int = 0, world_size: int = 1, seed: int = 0, **data:
 
 
 def seen(data: StreamData, everything: set[int]) -> set[int]:
-    """Which images a stream gives until these have been there; one thread may be far ahead of the others."""
+    """Return the images of a stream until these have occurred; one thread may be far ahead of the others."""
     found = set[int]()
     for batch in data.batches(0, 3000):
         found.update(numbers(iter([batch])))
@@ -54,5 +54,5 @@ def seen(data: StreamData, everything: set[int]) -> set[int]:
 
 
 def numbers(batches: Iterator[Batch]) -> list[int]:
-    """Which images these are, from their grey."""
+    """Return the numbers of images, from their grey."""
     return [round(float(image.float().mean()) / 2) for batch in batches for image in batch.inputs]

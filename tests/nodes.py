@@ -20,7 +20,7 @@ TOOLS = ("ip", "unshare", "nsenter", "sshd", "ssh-keygen", "pdsh")
 
 
 def missing() -> str:
-    """Why there can be no nodes here; empty if there can."""
+    """Return why nodes are impossible here; empty if they are possible."""
     if os.geteuid():
         return "network namespaces need root"
     absent = [tool for tool in TOOLS if not _which(tool)]
@@ -37,7 +37,7 @@ class Node:
         self._boot: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Boot: sshd is the first process, and answers when this returns."""
+        """Boot the node: sshd is the first process, and answers when this returns."""
         files = self._folder
         boot = [
             f"hostname {self.name}",

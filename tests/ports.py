@@ -9,7 +9,7 @@ _random = random.SystemRandom()  # two suites that run at once draw different on
 
 
 def free_ports(count: int) -> list[int]:
-    """Return so many different ports that nobody listens at."""
+    """Return this many different free ports."""
     ports: set[int] = set()
     while len(ports) < count:
         port = _random.choice(_PORTS)
@@ -23,5 +23,5 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """Return one."""
+    """Return one free port."""
     return free_ports(1)[0]

@@ -66,7 +66,7 @@ class Ranks:
             os.kill(process.pid or 0, number)
 
     def wait(self, seconds: float) -> list[int | None]:
-        """Exit statuses, negative for a signal; None for a rank that did not end in time."""
+        """Return exit statuses, negative for a signal; None for a rank that did not end in time."""
         deadline = time.monotonic() + seconds
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -82,7 +82,7 @@ class Ranks:
             time.sleep(0.003)
 
     def said(self) -> str:
-        """What they said, rank by rank."""
+        """Return the output, rank by rank."""
         return "".join(path.read_text() for path in self.logs if path.exists())
 
 

@@ -1,4 +1,4 @@
-"""What the fork server of `ranks` imports before it forks; nothing here starts a thread."""
+"""Imports of the fork server of `ranks` before it forks; nothing here starts a thread."""
 
 import gc
 import os

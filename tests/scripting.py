@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: Path | str) -> int:
-    """Run scripts/NAME; its exit status."""
+    """Run scripts/NAME; return its exit status."""
     script = CHECKOUT / "scripts" / name
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
     with pytest.raises(SystemExit) as end:

@@ -61,7 +61,7 @@ def test_a_model_has_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     one, other = api.load_model(str(OLD / "pretrain")), api.load_model(str(tmp_path))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
     assert not one.training and one.head.weight.shape == (108, 8)
-    with pytest.raises(ConfigError, match="holds an encoder alone"):
+    with pytest.raises(ConfigError, match="has only an encoder"):
         api.load_model(str(OLD / "finetune"))
 
 

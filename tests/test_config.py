@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is said in one line that names the key."""
+"""Recipes: an error is one line that names the key."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "engine.zero_stage=3", "engine.compile=all"], "engine.compile=all fails under engine.zero_stage=3"),
         ([SHARDS, "engine.precision=fp8"], "engine.precision=fp8: input should be 'fp32', 'bf16' or 'fp16'"),
         ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
-        ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "upside down"),
+        ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "is reversed"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
         ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),
         ([SHARDS, "epochs=3"], "is not an override"),
@@ -63,7 +63,7 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
         ([SHARDS, "target.kind=features"], "target.kind=features needs target.teacher: set it"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
-        ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "upside down; optim.warmup_epochs=12 leaves"),
+        ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "is reversed; optim.warmup_epochs=12 leaves"),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
@@ -79,7 +79,7 @@ def test_a_recipe_that_is_not_there_lists_those_that_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "holds no settings"), ("{", "is not YAML")]
+    ("text", "message"), [("data: 3", "data is not a section"), ("- 1", "has no settings"), ("{", "is not YAML")]
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)

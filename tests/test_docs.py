@@ -12,7 +12,7 @@ from launching import CHECKOUT
 
 DOCS = CHECKOUT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", *PAGES]
+TEXTS = [CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")] + PAGES
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 

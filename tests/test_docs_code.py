@@ -1,5 +1,6 @@
 """The Python of the how-to guides runs as it stands. test_own_target.py has that of own-target.md."""
 
+import doctest
 import json
 import re
 from pathlib import Path
@@ -67,8 +68,16 @@ def test_a_source_of_ones_own_is_built(tmp_path: Path, monkeypatch: pytest.Monke
         ],
     }
     (tmp_path / "coco" / "instances.json").write_text(json.dumps(content))
-    monkeypatch.setattr(builder, "list_source", run("own-source.md", 0)["list_coco"])
+    list_coco = run("own-source.md", 0)["list_coco"]
+    monkeypatch.setattr(builder, "list_source", lambda source, group_by: list_coco(source))
     builder.build(tmp_path / "coco" / "instances.json", tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
     found = {manifest.path(index): int(np.asarray(manifest.label)[index]) for index in range(2)}
     assert found == {"a.png": 0, "b.png": 1}  # cat, dog
+
+
+def test_the_trace_of_the_architecture_is_true() -> None:
+    text = (CHECKOUT / "docs" / "explanation" / "architecture.md").read_text()
+    lines = "\n".join(re.findall(r"^```pycon\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    trace = doctest.DocTestParser().get_doctest(lines, {}, "architecture.md", None, None)
+    assert doctest.DocTestRunner().run(trace).failed == 0 < len(trace.examples)

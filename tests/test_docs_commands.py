@@ -12,6 +12,7 @@ import pytest
 from launching import CHECKOUT
 
 from pipeline.config import Recipe, load
+from pipeline.console.main import COMMANDS
 from pipeline.finetune.config import FinetuneRecipe
 
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs" / "tutorials").glob("*.md"))]
@@ -57,12 +58,25 @@ def unknown_options(arguments: list[str], text: str) -> list[str]:
     return [word for word in arguments if word.startswith("--") and word != "--" and word not in known]
 
 
+def without_values(arguments: list[str]) -> list[str]:
+    """Return arguments without the options with which `maskfeat` starts processes."""
+    rest = iter(arguments)
+    return [word for word in rest if not (word in ("--gpus", "--processes", "--hostfile") and next(rest))]
+
+
 def check(command: str) -> None:
     """Raise AssertionError, or the error of a recipe, for a command that could not work."""
     split = words(command)
     program, arguments = split[0], split[1:]
     if program == "maskfeat-shards":
         assert not unknown_options(arguments, help_of("pipeline.cli", arguments[0])), command
+    elif program == "maskfeat":
+        name, *rest = arguments
+        if "--" in rest:  # the supervisor's own, then a command
+            check(shlex.join(rest[rest.index("--") + 1 :]))
+            rest = rest[: rest.index("--")]
+        assert name in COMMANDS and not unknown_options(rest, help_of("pipeline.console", name)), command
+        check_recipe(name, without_values(rest))
     elif program.startswith("scripts/"):
         assert (CHECKOUT / program).stat().st_mode & 0o100, command
         assert subprocess.run([CHECKOUT / program, "--help"], capture_output=True).returncode == 0, command
@@ -112,6 +126,9 @@ def test_commands_could_work(page: Path) -> None:
         "python scripts/report.py runs/photos --long",
         "deepspeed scripts/finetune.py vit_base_300e data.shards=a data.validation=b",
         "scripts/demos.sh",
+        "maskfeat pretrian small data.shards=shards",
+        "maskfeat pretrain smal data.shards=shards",
+        "maskfeat report runs/photos --long",
         "maskfeet small",
     ],
 )

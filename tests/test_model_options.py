@@ -1,4 +1,4 @@
-"""`model.options` and `model.name`: what is taken trains, and what is not is one error before anything is made."""
+"""`model.options` and `model.name`: accepted ones train, and others are one error before anything is created."""
 
 import json
 from typing import Any

@@ -52,7 +52,7 @@ def test_it_keeps_what_it_says_and_counts_its_steps(name: str, start: list, grad
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_states_at_zero_are_a_fresh_start_and_later_ones_continue(name: str, start: list, gradients: list) -> None:
-    """As `Engine` creates them, and as a checkpoint restores them."""
+    """Test states as `Engine` creates them, and as a checkpoint restores them."""
     want = stepped(name, start, gradients)[1]
     first, middle = stepped(name, start, gradients[:1])
     kept = [{key: state[key] for key in OPTIMIZERS[name].states} for state in first.state.values()]
@@ -145,6 +145,6 @@ def test_what_cannot_work_is_refused() -> None:
         ConfigError, match=r"optim\.name=muon is not an optimizer that runs resume exactly with: choose"
     ):
         load_recipe("demo", [*given, "optim.name=muon"])
-    with pytest.raises(ConfigError, match=r"lamb looks at each weight as a whole, which engine\.zero_stage=2 divides"):
+    with pytest.raises(ConfigError, match=r"lamb needs whole weights, which engine\.zero_stage=2 partitions"):
         load_recipe("demo", [*given, "optim.name=lamb", "engine.zero_stage=2"])
     assert load_recipe("demo", [*given, "optim.name=lamb", "engine.zero_stage=0"]).optim.name == "lamb"

@@ -1,4 +1,4 @@
-"""Settings are what was typed or written, and files and values of any shape end in one line at once."""
+"""Settings equal the typed or written text, and malformed files and values give one line at once."""
 
 import getpass
 import os
@@ -26,7 +26,7 @@ def setting(recipe: TrainingRecipe, key: str) -> Any:
 
 
 def refusal(*overrides: str, recipe: str = "demo") -> str:
-    """What is said of a recipe that is refused, which is one line, not long, and comes at once."""
+    """Return the message of a refused recipe, which is one short line, and comes at once."""
     begin = time.monotonic()
     with pytest.raises(ConfigError) as error:
         load_recipe(recipe, [SHARDS, *overrides])
@@ -157,9 +157,9 @@ def test_long_text_takes_no_long_time() -> None:
         ("optim.lr=", "optim.lr='': input should be a valid number"),
         ("run.dir=~nobody-of-this-name/x", "run.dir=~nobody-of-this-name/x: there is no such user"),
         ("run.dir=a\0b", r"run.dir=a\x00b: "),
-        ("run.dir=s3://bucket/run", "run.dir=s3://bucket/run: it has to be a path, and is a URL"),
-        ("model.init=https://bob:secret@host/w.pth", "model.init=https://***@host/w.pth: it has to be a path"),
-        ("target.teacher_weights=https://host/w?key=secret", "target.teacher_weights=https://host/w?key=***: it has"),
+        ("run.dir=s3://bucket/run", "run.dir=s3://bucket/run: it must be a path, not a URL"),
+        ("model.init=https://bob:secret@host/w.pth", "model.init=https://***@host/w.pth: it must be a path"),
+        ("target.teacher_weights=https://host/w?key=secret", "target.teacher_weights=https://host/w?key=***: it must"),
         ("run.dir=caf\udce9", r"run.dir=caf\udce9: it is not UTF-8"),
         ("optim.epochs=1:30", "optim.epochs=1:30: input should be a valid number"),
         ("data.lanes=0o10", "data.lanes=0o10: "),

@@ -57,7 +57,7 @@ def test_a_base_of_fine_tuning_is_one_of_its_recipes(tmp_path: Path) -> None:
     [
         ("base: smal\n", "mine.yaml: base: no recipe 'smal': did you mean small"),
         ("base: other.yaml\n", "mine.yaml: base: no recipe 'other.yaml'"),
-        ("base: mine.yaml\n", "mine.yaml: base leads in a circle"),
+        ("base: mine.yaml\n", "mine.yaml: base is circular"),
         ("base: {small: 1}\n", "mine.yaml: base is the name of a recipe"),
         ("base: small\nsmall: {a: 1}\n", "mine.yaml: unknown section small"),
     ],

@@ -1,4 +1,4 @@
-"""timm's `Eva`: vision transformers with rotary positions, such as DINOv3's and EVA-02's."""
+"""The adapter of timm's `Eva`: vision transformers with rotary positions, such as DINOv3's and EVA-02's."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from model.encoders.timm_vit import TimmEncoder, through
 
 
 class EvaEncoder(TimmEncoder):
-    """The `Encoder` of an `Eva`: as that of a plain vision transformer, but its blocks turn queries and keys.
+    """The `Encoder` of an `Eva`: like that of a plain vision transformer, with blocks that rotate queries and keys.
 
     Rotary positions (Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021) are of patches
     only: class and register tokens have none. They are a table that is computed when the network is built, and no
@@ -30,7 +30,7 @@ class EvaEncoder(TimmEncoder):
         return encoded
 
     def _ropes(self) -> Sequence[Tensor]:
-        """Return the rotary positions of each block, (cells, n) or (heads, cells, n); of a network without: none."""
+        """Return the rotary positions of each block, (cells, n) or (heads, cells, n); or none."""
         network = self.network
         if network.rope is None:
             return ()

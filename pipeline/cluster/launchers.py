@@ -43,7 +43,7 @@ def slurm_place(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def launched(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher has started this process: DeepSpeed's, torchrun or srun."""
+    """Return whether a launcher has started this process: DeepSpeed's, torchrun or srun."""
     return "RANK" in environment or "SLURM_STEP_NUM_TASKS" in environment
 
 
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 def stop_with_launcher() -> None:
-    """From now on, treat the end of the launcher as a SIGTERM: otherwise nothing would end this process.
+    """Treat the end of the launcher as a SIGTERM from now on: otherwise nothing would end this process.
 
     The launcher is the parent. DeepSpeed's launcher has a parent that matters as well: on one node the `deepspeed`
     command, which dies of a signal without passing it on; on others the ssh connection that the command holds.

@@ -28,9 +28,9 @@ class Preemption:
         self._exchange: tuple[Any, torch.Tensor] | None = None  # in progress, and its result
 
     def __enter__(self) -> Self:
-        heeded = SIGNALS
+        heeded = set(SIGNALS)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the run must outlive its terminal
-            heeded = tuple(number for number in SIGNALS if number != signal.SIGHUP)
+            heeded.remove(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 

@@ -1,7 +1,7 @@
 """Check before a run that all ranks have the same program, recipe and data, and share one run folder.
 
 Nothing else in a run would notice: ranks with different recipes would train on silently, or hang in a collective of
-different sizes. `scripts/doctor.py` makes the same checks and measures the machines as well.
+different sizes. `maskfeat doctor` makes the same checks and measures the machines as well.
 """
 
 import hashlib

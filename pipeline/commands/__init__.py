@@ -1,1 +1,1 @@
-"""The commands of `maskfeat`, a module each; programs of the same names in scripts/ run them in a checkout."""
+"""The commands of `maskfeat`, one module each; programs of the same names in scripts/ run them in a checkout."""

@@ -1,14 +1,14 @@
 """Convert a published MaskFeat checkpoint to ordinary timm, torchvision or Hugging Face weights.
 
-    python scripts/convert.py IN OUT
+    maskfeat convert IN OUT
 
-IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup), of a ViT, or for clips of a MViTv2 or a tubelet ViT, of
-any width and depth. OUT gets model.safetensors and config.json: of a pre-training checkpoint the encoder, of a
-fine-tuned one the classifier. For clips, the lines of Python that read them are printed.
+IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup): a ViT, or for clips a MViTv2 or a tubelet ViT, of any
+width and depth. model.safetensors and config.json are written to OUT: the encoder of a pre-training checkpoint, or the
+classifier of a fine-tuned one. For clips, the Python code that reads them is printed.
 
 Example:
 
-    python scripts/convert.py maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
+    maskfeat convert maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.pth vit-b
     python -c 'import timm; timm.create_model("local-dir:vit-b", pretrained=True)'
 
 A pre-training run starts from such a folder, or from IN itself, with model.init=IN.
@@ -25,9 +25,9 @@ from shards.terminal import Parser, note, prepare, say
 
 
 def main() -> int:
-    """Exit status 0 when OUT is complete, 1 when IN cannot be converted."""
+    """Return 0 when OUT is complete, 1 when IN cannot be converted."""
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file that torch.save wrote")
+    parser.add_argument("checkpoint", metavar="IN", type=Path, help="a file of torch.save")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     prepare()
     arguments = parser.parse_args()

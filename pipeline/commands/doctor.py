@@ -1,27 +1,27 @@
-"""Find what is wrong with a cluster before a run does.
+"""Find the problems of a cluster before a run does.
 
-    deepspeed [launcher options] scripts/doctor.py RECIPE [section.key=value ...]
+    maskfeat doctor RECIPE [section.key=value ...]
 
-Start it as the run is to be started: same launcher, same recipe, same overrides, with --finetune for a recipe of
-scripts/finetune.py; one process alone works too. It takes about a minute, makes run.dir but leaves nothing there, and
-prints what it found with remedies:
+Start it like the run: same launcher, same recipe, same overrides, with --finetune for a recipe of
+`maskfeat finetune`. It takes about a minute, creates run.dir but leaves nothing in it, and prints its findings with
+remedies:
 
-- versions, recipe, inputs, run.dir: the same on all ranks? (pretrain.py asks that much by itself at every start)
+- versions, recipe, inputs, run.dir: the same on all ranks? (every start of a run checks this, too)
 - storage, decoding: random samples are read and decoded as in training, and timed
-- decoding on GPUs: does it crash or differ from the CPU's in a process of its own, and is libnvjpeg there?
+- decoding on GPUs: does it crash, in a separate process, or differ from the CPU, and is libnvjpeg installed?
 - all-reduce of a buffer of the gradient's size: the right sum, and fast enough?
-- clocks, cores, open files, memory, /dev/shm, room for checkpoints and in data.cache
+- clocks, cores, open files, memory, /dev/shm, space for checkpoints and in data.cache
 - the GPUs' memory errors and throttling
 
-Exit status 0: start the run, perhaps mend the warnings; 1: mend the problems first; 2: it was not understood.
+Exit status 0: start the run, perhaps after fixing warnings; 1: fix the problems first; 2: wrong usage.
 
 Examples, each on one line:
 
-    deepspeed --hostfile hosts scripts/doctor.py vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
+    maskfeat doctor --hostfile hosts vit_base_300e data.shards=/data/train run.dir=/runs/base --network 50
 
-    deepspeed scripts/doctor.py vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
+    maskfeat doctor vit_base_100e --finetune data.shards=/data/train data.validation=/data/val
 
-    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 scripts/doctor.py demo data.shards=shards/train --json findings.json
+    maskfeat doctor --processes 2 demo data.shards=shards/train --json findings.json
 """
 
 import argparse
@@ -47,32 +47,30 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, shown
 
 COLOURS = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "red"}
-SHOWN = 8  # places a check in the table; --json has all
+SHOWN = 8  # places per check in the table; --json has all
 
 
 def main() -> int:
-    """Exit status 0: no problems; 1: problems; 2: it was not understood."""
+    """Return 0 without problems, 1 with problems, 2 for wrong usage."""
     parser = Parser(__doc__)
-    parser.add_argument("recipe", help="name in pipeline/recipes or, with --finetune, its folder finetune; or path")
+    parser.add_argument("recipe", help="name of a recipe, see --list of `maskfeat pretrain` and `finetune`, or path")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
     parser.add_argument(
-        "--finetune", action="store_true", help="RECIPE is the name of one of fine-tuning; a file says so itself"
+        "--finetune", action="store_true", help="RECIPE is the name of a fine-tuning recipe; not needed for a file"
     )
-    parser.add_argument("--samples", type=int, default=512, metavar="N", help="read by each rank (%(default)s)")
+    parser.add_argument("--samples", type=int, default=512, metavar="N", help="samples read by each rank (%(default)s)")
     parser.add_argument(
         "--images-per-second",
         "--clips-per-second",
         type=float,
         metavar="R",
-        help="of one rank, that training needs",
+        help="rate that training needs per rank",
     )
-    parser.add_argument("--network", type=float, default=400, help="GB/s a node of GPUs sends (%(default)s)")
-    parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
-    parser.add_argument(
-        "--deadline", type=float, default=120, metavar="S", help="seconds a check may take (%(default)s)"
-    )
+    parser.add_argument("--network", type=float, default=400, help="GB/s that a node of GPUs can send (%(default)s)")
+    parser.add_argument("--link", type=float, default=450, help="GB/s that a GPU can send within a node (%(default)s)")
+    parser.add_argument("--deadline", type=float, default=120, metavar="S", help="seconds per check (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the findings")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
@@ -106,7 +104,7 @@ def main() -> int:
 
 
 def _says_finetuning(recipe: str) -> bool:
-    """Whether a recipe is a file that describes a run of fine-tuning."""
+    """Return whether a recipe is a file of a fine-tuning run."""
     try:
         return recipe.endswith((".yaml", ".yml")) and kind_of(read_settings(Path(recipe))) == "finetune"
     except (OSError, ValueError):
@@ -114,7 +112,7 @@ def _says_finetuning(recipe: str) -> bool:
 
 
 def show(findings: list[Finding]) -> None:
-    """A table for a person."""
+    """Print a table."""
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # launchers read through pipes

@@ -1,19 +1,21 @@
-"""What a recipe will take: hours, GPU-hours, memory, bytes read and stored, on 8 to 1,024 GPUs.
+"""Estimate the needs of a recipe on 8 to 1,024 GPUs: hours, GPU-hours, memory, bytes read and stored.
 
-    python scripts/estimate.py vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
+    maskfeat estimate vit_base_300e --gpus 8 64 --rates FILE [optim.batch_size=4096 ...]
 
-`pipeline/estimate.py` says how a step is modelled, and what is not modelled.
+`pipeline/estimate.py` describes the model of a step and its limits.
 
 Examples:
 
-    python scripts/estimate.py vit_base_300e --images-per-second 2100
-    python scripts/estimate.py vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
-    python scripts/estimate.py mvit_small_300e_k400 --clips-per-second 300 --video-bytes 800e3
+    maskfeat estimate vit_base_300e --images-per-second 2100
+    maskfeat estimate vit_large_1600e --gpus 64 128 --rates rates.json optim.batch_size=4096
+    maskfeat estimate mvit_small_300e_k400 --clips-per-second 300 --video-bytes 800e3
 """
 
+import json
 import math
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,33 +39,33 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
 IMAGES, IMAGE_BYTES = 1_281_167, 110e3
-# No data set is read, and the inputs of a mixture of images and videos all count as clips
+# No data set is read; in a mixture of images and videos, all inputs count as clips
 _NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
 VIDEOS, VIDEO_BYTES = 240_000, 1e6
 
 
 def main() -> int:
-    """Exit status 0, or 2 for a wrong recipe."""
+    """Return 0, or 2 for a wrong recipe."""
     parser = Parser(__doc__)
     parser.add_argument("recipe", help="name of a recipe, or the path of a .yaml file")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
-    parser.add_argument("--gpus", type=int, nargs="+", metavar="N", help="(8 to 1024 that divide the batch)")
+    parser.add_argument("--gpus", type=int, nargs="+", metavar="N", help="GPUs (8 to 1024 that divide the batch)")
     rate_of_one = parser.add_mutually_exclusive_group()
     rate_of_one.add_argument("--rates", type=Path, metavar="FILE", help="measured rates, from scripts/bench.py --json")
     rate_of_one.add_argument(
-        "--images-per-second", "--clips-per-second", type=float, metavar="R", help="of one GPU, measured"
+        "--images-per-second", "--clips-per-second", type=float, metavar="R", help="measured rate of one GPU"
     )
-    parser.add_argument("--mfu", type=float, default=0.5, help="assumed where no rate is given (%(default)s)")
+    parser.add_argument("--mfu", type=float, default=0.5, help="assumed without a measured rate (%(default)s)")
     gpu = PEAKS["H100"]
     parser.add_argument(
         "--peak", type=float, default=gpu.tflops, help=f"TFLOP/s of a GPU (%(default)s: {gpu.name}, bf16, dense)"
     )
     parser.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--link", type=float, default=450, help="GB/s a GPU sends within a node (%(default)s)")
-    parser.add_argument("--network", type=float, default=400, help="GB/s a node sends (%(default)s)")
-    parser.add_argument("--latency", type=float, default=10, help="microseconds from a GPU to another (%(default)s)")
+    parser.add_argument("--link", type=float, default=450, help="GB/s that a GPU can send within a node (%(default)s)")
+    parser.add_argument("--network", type=float, default=400, help="GB/s that a node can send (%(default)s)")
+    parser.add_argument("--latency", type=float, default=10, help="microseconds from one GPU to another (%(default)s)")
     parser.add_argument(
         "--samples", type=int, help=f"images ({IMAGES:,}: ImageNet-1k) or videos (about {VIDEOS:,}: Kinetics-400)"
     )
@@ -78,12 +80,15 @@ def main() -> int:
         "--decode-ms",
         type=float,
         metavar="MS",
-        help="of a CPU core for an image or clip (docs/explanation/benchmarks.md has ours)",
+        help="time of a CPU core per image or clip (docs/explanation/benchmarks.md has ours)",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes and seconds")
     prepare()
     arguments = parser.parse_intermixed_args()
-    for name, value in vars(arguments).items():
-        if isinstance(value, int | float) and not (0 < value < math.inf or (name == "latency" and value == 0)):
+    numbers = {name: value for name, value in vars(arguments).items() if isinstance(value, int | float)}
+    del numbers["json"]
+    for name, value in numbers.items():
+        if not (0 < value < math.inf or (name == "latency" and value == 0)):
             parser.error(f"--{name.replace('_', '-')} {value:g} is not a number above 0")
     try:
         recipe = load_recipe(arguments.recipe, [*_NO_DATA, *arguments.overrides])
@@ -99,60 +104,106 @@ def main() -> int:
     except ConfigError as error:
         note(f"error: {error}")
         return 2
+    figures = figures_of(recipe, cost, rate, steps_of, arguments)
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+        return 0
     how = "measured" if arguments.images_per_second or arguments.rates else "assumed"
-    tell_of_one_gpu(recipe, cost, rate, f"{how}: {rate * cost.flops / (arguments.peak * 1e12):.1%}", arguments)
-    tell_of_the_run(recipe, cost, steps_of, arguments)
+    share = f"{how}: {rate * cost.flops / (arguments.peak * 1e12):.1%} of {arguments.peak:g} TFLOP/s"
+    tell_of_one_gpu(recipe, figures, share)
+    tell_of_the_run(recipe, figures)
     return 0
 
 
-def tell_of_one_gpu(recipe: Recipe, cost: Costs, rate: float, share: str, arguments: Namespace) -> None:
-    """Print the model, and what one GPU does a second, needs of the CPUs, and holds in its memory."""
-    one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
-    frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
+def figures_of(
+    recipe: Recipe, cost: Costs, rate: float, steps_of: dict[int, Estimate], arguments: Namespace
+) -> dict[str, Any]:
+    """Return the estimate as values of JSON: bytes, seconds, and inputs (images or clips, or views of them)."""
+    clips, views, batch = recipe.data.clip is not None, recipe.views, recipe.optim.batch_size
+    samples = arguments.samples or (VIDEOS if clips else IMAGES)
+    size = arguments.image_bytes or (VIDEO_BYTES if clips else IMAGE_BYTES)
     decoding = arguments.decode_ms or decode_ms(recipe.data.clip)
-    cores = rate / recipe.masks * decoding / 1e3  # an input is decoded once for all of its masks
-    parameters = f"{cost.size.parameters / 1e6:.1f}M parameters"
-    say(f"model     {parameters}, {cost.flops / 1e9:.1f} GFLOP {one}, forward and backward")
-    say(f"one GPU   {rate:,.0f} {many}/s{frames}, {share} of {arguments.peak:g} TFLOP/s")
+    steps = round(recipe.optim.epochs * samples * views / batch)
+    item, stage = DTYPES[recipe.engine.precision].itemsize, recipe.engine.zero_stage
+    runs = []
+    for gpus, step in steps_of.items():
+        state = state_bytes(cost.size.parameters, item, stage, gpus)
+        seconds = steps * batch / step.images_per_second
+        runs.append(
+            {
+                "gpus": gpus,
+                "inputs_per_gpu": batch // gpus,
+                "memory_bytes": state + recipe.micro_batch(gpus) * cost.activations,
+                "compute_seconds": step.compute,
+                "sent_bytes": step.sent,
+                "wire_seconds": step.wire,
+                "latency_seconds": step.latency,
+                "inputs_per_second": step.images_per_second,
+                "seconds": seconds,
+                "gpu_seconds": seconds * gpus,
+                "read_bytes_per_second": step.images_per_second / views * size,
+            }
+        )
+    return {
+        "parameters": cost.size.parameters,
+        "flop_per_input": cost.flops,
+        "inputs_per_second_per_gpu": rate,
+        "decode_milliseconds": decoding,
+        "decoding_cores_per_gpu": rate / recipe.masks * decoding / 1e3,  # an input is decoded once for all of its masks
+        "steps": steps,
+        "batch_size": batch,
+        "zero_stage": stage,
+        "runs": runs,
+        "read_bytes": steps * batch / views * size,
+        "stored_bytes": samples * size,
+        "checkpoint_bytes": cost.size.parameters * STATE_BYTES,
+        "checkpoints_kept": recipe.run.keep,
+        "checkpoints_written": math.ceil(steps / recipe.run.save_every),
+    }
+
+
+def tell_of_one_gpu(recipe: Recipe, figures: dict[str, Any], share: str) -> None:
+    """Print the model, and one GPU's rate, its need of CPUs, and its memory."""
+    one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
+    rate = figures["inputs_per_second_per_gpu"]
+    frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
+    parameters = f"{figures['parameters'] / 1e6:.1f}M parameters"
+    cores, decoding = figures["decoding_cores_per_gpu"], figures["decode_milliseconds"]
+    say(f"model     {parameters}, {figures['flop_per_input'] / 1e9:.1f} GFLOP {one}, forward and backward")
+    say(f"one GPU   {rate:,.0f} {many}/s{frames}, {share}")
     say(f"decoding  {cores:,.1f} CPU cores a GPU at {decoding:.3g} ms {one}; by a GPU: not measured yet")
 
 
-def tell_of_the_run(recipe: Recipe, cost: Costs, steps_of: dict[int, Estimate], arguments: Namespace) -> None:
-    """Print the schedule, what it takes on each number of GPUs, and what is read and written."""
-    clips, views, batch = recipe.data.clip is not None, recipe.views, recipe.optim.batch_size
-    many, kind = ("clips", "videos") if clips else ("images", "images")
-    samples = arguments.samples or (VIDEOS if clips else IMAGES)
-    size = arguments.image_bytes or (VIDEO_BYTES if clips else IMAGE_BYTES)
-    steps = round(recipe.optim.epochs * samples * views / batch)
+def tell_of_the_run(recipe: Recipe, figures: dict[str, Any]) -> None:
+    """Print the schedule, its duration on each number of GPUs, and the bytes read and written."""
+    views, batch = recipe.views, recipe.optim.batch_size
+    many, kind = ("images", "images") if recipe.data.clip is None else ("clips", "videos")
     made_of = f", {views} of each of {batch // views:,} {kind}" if views > 1 else ""
     seen = many if recipe.masks == 1 else "views"
-    say(f"schedule  {steps:,} steps of {batch:,} {seen}{made_of}, ZeRO {recipe.engine.zero_stage}")
+    say(f"schedule  {figures['steps']:,} steps of {batch:,} {seen}{made_of}, ZeRO {figures['zero_stage']}")
+    columns = {  # each with its value, what it is divided by, and its format
+        "GPUs": ("gpus", 1, ","),
+        f"{many} each": ("inputs_per_gpu", 1, ","),
+        "GB each": ("memory_bytes", 1e9, ",.1f"),
+        "compute ms": ("compute_seconds", 1e-3, ".2f"),
+        "sent MB": ("sent_bytes", 1e6, ",.0f"),
+        "wire ms": ("wire_seconds", 1e-3, ".2f"),
+        "latency ms": ("latency_seconds", 1e-3, ".2f"),
+        f"{many}/s": ("inputs_per_second", 1, ",.0f"),
+        "hours": ("seconds", 3600, ",.2f"),
+        "GPU-hours": ("gpu_seconds", 3600, ",.1f"),
+        "read GB/s": ("read_bytes_per_second", 1e9, ",.2f"),
+    }
     table = Table(box=None)
-    columns = ("GPUs", f"{many} each", "GB each", "compute ms", "sent MB", "wire ms", "latency ms", f"{many}/s")
-    for column in (*columns, "hours", "GPU-hours", "read GB/s"):
+    for column in columns:
         table.add_column(column, justify="right")
-    for gpus, step in steps_of.items():
-        hours = steps * batch / step.images_per_second / 3600
-        item = DTYPES[recipe.engine.precision].itemsize
-        state = state_bytes(cost.size.parameters, item, recipe.engine.zero_stage, gpus)
-        numbers = (
-            (state + recipe.micro_batch(gpus) * cost.activations) / 1e9,
-            step.compute * 1e3,
-            step.sent / 1e6,
-            step.wire * 1e3,
-            step.latency * 1e3,
-            step.images_per_second,
-            hours,
-            hours * gpus,
-            step.images_per_second / views * size / 1e9,
+    for run in figures["runs"]:
+        table.add_row(
+            *(format(run[name] / unit if unit != 1 else run[name], form) for name, unit, form in columns.values())
         )
-        formats = (",.1f", ".2f", ",.0f", ".2f", ".2f", ",.0f", ",.2f", ",.1f", ",.2f")
-        cells = (format(number, form) for number, form in zip(numbers, formats, strict=True))
-        table.add_row(f"{gpus:,}", f"{batch // gpus:,}", *cells)
     Console(width=120).print(table)
-    saves = math.ceil(steps / recipe.run.save_every)
-    checkpoint = cost.size.parameters * STATE_BYTES / 1e9
-    say(f"read      {steps * batch / views * size / 1e12:,.1f} TB of {kind} in all")
-    say(f"stored    {samples * size / 1e12:,.2f} TB of {kind}")
-    say(f"          {recipe.run.keep} checkpoints of {checkpoint:.2f} GB")
+    saves, checkpoint = figures["checkpoints_written"], figures["checkpoint_bytes"] / 1e9
+    say(f"read      {figures['read_bytes'] / 1e12:,.1f} TB of {kind} in all")
+    say(f"stored    {figures['stored_bytes'] / 1e12:,.2f} TB of {kind}")
+    say(f"          {figures['checkpoints_kept']} checkpoints of {checkpoint:.2f} GB")
     say(f"written   {saves:,} checkpoints, {saves * checkpoint:,.0f} GB")

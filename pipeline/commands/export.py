@@ -1,18 +1,18 @@
 """Export a run's encoder, or a fine-tuned run's classifier, as ordinary timm / Hugging Face weights.
 
-    python scripts/export.py RUN OUT [--step N] [--format timm torch onnx maskfeat] [--average]
+    maskfeat export RUN OUT [--step N] [--format timm torch onnx maskfeat] [--average]
 
-RUN is a run.dir; its newest valid checkpoint is taken, or that of step N, whatever ZeRO stage and number of ranks wrote
-it. OUT gets, as asked:
+RUN is a run.dir; its newest valid checkpoint is exported, or that of step N, for any ZeRO stage and number of ranks.
+The output in OUT depends on the formats:
 
     timm      model.safetensors, config.json and README.md, a model card: a folder ready for the Hugging Face hub
     torch     encoder.pt, a state dict in timm's names, for torch.load(..., weights_only=True)
     onnx      encoder.onnx and encoder.onnx.data, compared with torch in ONNX Runtime
     maskfeat  maskfeat.safetensors and maskfeat.json: the whole pre-training model, with its mask token and its head,
-              which scripts/predict.py and pipeline.api.load_model read
+              which maskfeat predict and pipeline.api.load_model read
 
-Of a run on clips, tensors have the names of torchvision's MViT, or of timm's blocks, and the model card has the lines
-of Python that read them. Of a run on images, anywhere that has timm, without this project:
+For a run on clips, tensors have the names of torchvision's MViT, or of timm's blocks, and the model card has Python
+code that reads them. For a run on images, timm is enough, without this project:
 
     timm.create_model("local-dir:OUT", pretrained=True)                 # features
     timm.create_model("local-dir:OUT", pretrained=True, num_classes=10) # with a fresh head to fine-tune
@@ -20,8 +20,8 @@ of Python that read them. Of a run on images, anywhere that has timm, without th
 
 Examples:
 
-    python scripts/export.py runs/vit_base_300e weights
-    python scripts/export.py runs/vit_base_300e weights --step 100000 --format timm onnx
+    maskfeat export runs/vit_base_300e weights
+    maskfeat export runs/vit_base_300e weights --step 100000 --format timm onnx
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ def write_timm(
     out: Path,
     average: bool,
 ) -> None:
-    """The folder that timm and the Hugging Face hub read."""
+    """Write the folder that timm, transformers and the Hugging Face hub read."""
     size, options = recipe.data.image_size, dict(recipe.model.options)
     crop, classes = 1.0, []
     if isinstance(model, Classifier):
@@ -79,15 +79,13 @@ def write_timm(
 
 
 def main() -> int:
-    """Exit status 0 when OUT is complete, 1 when the run cannot be exported."""
+    """Return 0 when OUT is complete, 1 when the run cannot be exported."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or scripts/finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or maskfeat finetune")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--step", type=int, help="of an older checkpoint")
-    parser.add_argument(
-        "--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several; timm if left out"
-    )
-    parser.add_argument("--average", action="store_true", help="the moving average that optim.average kept")
+    parser.add_argument("--step", type=int, help="step of an older checkpoint")
+    parser.add_argument("--format", choices=FORMATS, nargs="+", default=["timm"], help="one or several (default: timm)")
+    parser.add_argument("--average", action="store_true", help="export the moving average of optim.average")
     prepare()
     arguments = parser.parse_args()
     run, out = arguments.run, arguments.out

@@ -1,20 +1,20 @@
-"""Draw what trained weights make of your own pictures.
+"""Draw the predictions of trained weights for your own pictures.
 
-    python scripts/predict.py IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
+    maskfeat predict IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
 
-Each row of the picture is an image: its centre square, the part that the model sees, the target, the prediction where
-the image was masked, the attention of the last block, and the nearest neighbours with the cosines of their features.
-Losses and the names of the nearest are printed as well. A fine-tuned run names the likeliest class of each image.
+Each row shows one image: its centre square, the visible part, the target, the prediction at masked patches, the
+attention of the last block, and the nearest neighbours with the cosines of their features. Losses and the names of the
+nearest neighbours are printed as well. For a fine-tuned run, the likeliest class of each image is printed.
 
---weights takes a run.dir, a folder that scripts/export.py wrote, what model.init takes, or the name of a timm model.
+--weights takes a run.dir, a folder of maskfeat export, any value of model.init, or the name of a timm model.
 Target and prediction need the head of pre-training: a run.dir, or an export with --format maskfeat. Neighbours are
-found among the images of a data set that `maskfeat-shards` built or, without --neighbours, among the given ones.
+searched in a data set of `maskfeat-shards` or, without --neighbours, among the given images.
 
 Examples:
 
-    python scripts/predict.py cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
+    maskfeat predict cat.jpg dog.jpg --weights runs/photos --neighbours shards/photos
 
-    python scripts/predict.py *.jpg --weights weights/photos --out picture.png
+    maskfeat predict *.jpg --weights weights/photos --out picture.png
 """
 
 from pathlib import Path
@@ -35,27 +35,27 @@ from shards.terminal import Parser, note, prepare, say
 
 MOST = 32  # images in a picture
 NAMED = 3  # neighbours that are printed
-SAMPLES = 2000  # images of a data set among which neighbours are found
+SAMPLES = 2000  # images of a data set in which neighbours are searched
 
 
 def main() -> int:
-    """Exit status 0: the picture is written; 1: it cannot be; 2: the arguments are wrong."""
+    """Return 0 when the picture is written, 1 for an error, 2 for wrong arguments."""
     parser = Parser(__doc__)
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help=f"image files, at most {MOST}")
     parser.add_argument("--weights", required=True, metavar="RUN|EXPORT", help="a run.dir, weights, or a timm model")
     parser.add_argument("--out", type=Path, default=Path("predictions.png"), help="the picture, a .png (%(default)s)")
-    parser.add_argument("--step", type=int, help="of a run's older checkpoint")
+    parser.add_argument("--step", type=int, help="step of a run's older checkpoint")
     parser.add_argument("--neighbours", metavar="SHARDS", help="folder or URL of a data set")
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help="images of it at most, evenly spread (%(default)s)"
+        "--samples", type=int, default=SAMPLES, help="most images of it to search, evenly spread (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the masks (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks (%(default)s)")
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="section.key=value",
-        help="settings of weights that do not tell them, such as target.tokenizer=PATH of an export",
+        help="settings that the weights do not contain, such as target.tokenizer=PATH for an export",
     )
     prepare()
     arguments = parser.parse_args()
@@ -91,15 +91,15 @@ def main() -> int:
 
 
 def _opened(weights: str, step: int | None, overrides: list[str]) -> Trained:
-    """Open weights of images, on a GPU where there is one, and say what they lack. Raises as `open_trained`."""
+    """Open weights for images, on a GPU if there is one, and note what they lack. Raises as `open_trained` does."""
     trained = open_trained(weights, step, overrides)
     if trained.recipe.data.frames is not None:
-        raise ConfigError(f"{weights} are weights of clips, and pictures are images: give weights of images")
+        raise ConfigError(f"{weights} are weights for clips, and pictures are images: give weights for images")
     for line in trained.notes:
         say(f"note: {line}")
     if trained.model is None and not trained.classes:
         say(
-            f"note: {weights} does not hold a head of pre-training, so nothing is predicted: give a run.dir of "
+            f"note: {weights} does not have a pre-training head, so nothing is predicted: give a run.dir of "
             "pre-training, or an export with --format maskfeat"
         )
     (trained.model or trained.encoder.network).to("cuda" if torch.cuda.is_available() else "cpu")

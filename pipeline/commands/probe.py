@@ -1,19 +1,19 @@
-"""Judge frozen features by a linear classifier and by nearest neighbours.
+"""Evaluate frozen features by a linear classifier and by nearest neighbours.
 
-    deepspeed scripts/probe.py RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
+    maskfeat probe RUN|WEIGHTS data.shards=TRAIN data.validation=VALIDATION [section.key=value ...]
 
-RUN is a run.dir of scripts/pretrain.py: its newest valid checkpoint, or --step N, or --untrained to compare with.
-WEIGHTS is what model.init takes (give model.name and model.options where the file does not tell them), or the name of a
-timm model. Both data sets need labels. One process without the launcher works too.
+RUN is a run.dir of maskfeat pretrain: its newest valid checkpoint, or --step N, or --untrained for comparison.
+WEIGHTS is any value of model.init (give model.name and model.options where the file does not contain them), or the name
+of a timm model. Both data sets need labels. One process without the launcher works too.
 
-Features are computed once and kept under --out, so that the next probe of the same takes seconds. There, too, are
-NAME.json with all numbers, pictures, and curves: tensorboard --logdir RUN shows them beside those of the run.
+Features are computed once and cached under --out, so that the next probe of them takes seconds. NAME.json with all
+numbers, pictures, and curves are there, too: tensorboard --logdir RUN shows them beside those of the run.
 
 Examples, each on one line:
 
-    deepspeed scripts/probe.py runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
+    maskfeat probe runs/vit_base_300e data.shards=/data/train data.validation=/data/val --layer -1 -4
 
-    DS_ACCELERATOR=cpu python scripts/probe.py runs/demo data.shards=train data.validation=val --untrained
+    maskfeat probe --processes 1 runs/demo data.shards=train data.validation=val --untrained
 """
 
 import argparse
@@ -29,46 +29,46 @@ from shards.terminal import Parser
 
 
 def main() -> int:
-    """Exit status 0: judged; 1: it cannot be; 2: it was not understood."""
+    """Return 0 on success, 1 for an error, 2 for wrong usage."""
     parser, usual = Parser(__doc__), Settings()
     parser.add_argument("source", metavar="RUN|WEIGHTS", help="a run.dir, weights, or a timm model")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the recipe's"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the recipe's"
     )
-    parser.add_argument("--step", type=int, help="of a run's older checkpoint")
+    parser.add_argument("--step", type=int, help="step of a run's older checkpoint")
     parser.add_argument("--untrained", action="store_true", help="the same architecture and seed without any training")
     parser.add_argument(
-        "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1: the last"
+        "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1 for the last"
     )
     parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
     parser.add_argument(
-        "--crop", type=float, default=CENTRE, help="of the short side, whose centre is seen (%(default)s)"
+        "--crop", type=float, default=CENTRE, help="share of the short side in the centre crop (%(default)s)"
     )
     parser.add_argument("--k", type=int, nargs="+", default=usual.k, metavar="K", help="neighbours that vote (20)")
-    parser.add_argument("--temperature", type=float, default=usual.temperature, help="of the votes (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=usual.temperature, help="for the votes (%(default)s)")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=usual.rates, metavar="LR", help="trained side by side"
+        "--rates", type=float, nargs="+", default=usual.rates, metavar="LR", help="learning rates, trained side by side"
     )
-    parser.add_argument("--epochs", type=int, default=usual.epochs, help="of the linear classifier (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=usual.epochs, help="epochs of the classifier (%(default)s)")
     parser.add_argument(
-        "--batch-size", type=int, default=usual.batch_size, help="of the linear classifier (%(default)s)"
+        "--batch-size", type=int, default=usual.batch_size, help="batch size of the linear classifier (%(default)s)"
     )
     parser.add_argument(
         "--held-out",
         type=float,
         default=usual.held_out,
         metavar="SHARE",
-        help="of training, to choose the rate by (%(default)s)",
+        help="share of training held out to choose the rate (%(default)s)",
     )
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
-        parser.error("--crop lies in (0, 1], --held-out in (0, 1)")
+        parser.error("--crop must be in (0, 1], --held-out in (0, 1)")
     if not all(0 < value < math.inf for value in (arguments.temperature, *arguments.rates)):
-        parser.error("--temperature and --rates are numbers above 0")
+        parser.error("--temperature and --rates must be above 0")
     if min(*arguments.k, arguments.epochs, arguments.batch_size) < 1:
-        parser.error("--k, --epochs and --batch-size are at least 1")
+        parser.error("--k, --epochs and --batch-size must be at least 1")
 
     def judge() -> None:
         world = join()

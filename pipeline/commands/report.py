@@ -1,12 +1,13 @@
-"""Print how far a run has come, what it has reached, and where its pictures and curves are.
+"""Print the progress of a run, its results, and where its pictures and curves are.
 
-    python scripts/report.py RUN
+    maskfeat report RUN
 
 Example:
 
-    python scripts/report.py runs/vit_base_300e
+    maskfeat report runs/vit_base_300e
 """
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,23 @@ from shards.terminal import Parser, note, prepare, say
 
 
 def main() -> int:
-    """Exit status 0, or 1 when RUN holds no run."""
+    """Return 0, or 1 when RUN is not a run."""
     parser = Parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run.dir of scripts/pretrain.py or finetune.py")
+    parser.add_argument("run", type=Path, help="a run.dir of maskfeat pretrain or finetune")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     prepare()
-    run: Path = parser.parse_args().run
+    arguments = parser.parse_args()
+    run: Path = arguments.run
     try:
         logged = list(entries(run / "metrics.jsonl"))
         last = logged[-1]
     except (OSError, IndexError):
-        note(f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line")
+        note(f"error: {run} is not a run that has logged a step; correct the path, or wait for its first log line")
         return 1
 
+    if arguments.json:
+        print(json.dumps(_figures(run, logged), indent=1))
+        return 0
     say(f"run            {run}: step {last['step']}, training loss {number(last.get('loss'), '.4f')}")
     validated = [line for line in logged if "val_loss" in line]
     if validated and (baselines := read_baselines(run)):
@@ -64,8 +70,23 @@ def _scores(measured: dict[str, Any], prefix: str) -> str:
     return "".join(f", {ACCURACIES[metric]} {number(measured[metric], '.1%')}" for metric in names)
 
 
+def _figures(run: Path, logged: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last log line of each kind, and the losses of constant predictors; None for what the run lacks."""
+
+    def last(metric: str) -> dict[str, Any] | None:
+        return next((line for line in reversed(logged) if metric in line), None)
+
+    return {
+        "run": str(run),
+        "last": logged[-1],
+        "validation": last("val_loss"),
+        "probes": last("probe_linear"),
+        "baselines": read_baselines(run) or None,
+    }
+
+
 def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:
-    """Print the loss of the model beside those of predictors that learn nothing."""
+    """Print the loss of the model beside those of constant predictors."""
     table = Table(title, "", "against the mean target")
     for name, value in (
         *((described, baselines[name]) for name, described in BASELINES.items() if name in baselines),

@@ -1,21 +1,21 @@
 """Find the visual words of a data set, for target.kind=tokens: k-means of its patches, in one pass over the shards.
 
-    deepspeed scripts/words.py SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
+    maskfeat words SHARDS OUT [--of hog|pixels|TEACHER] [--words 256] [section.key=value ...]
 
-A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, which is what target.teacher
-takes: an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings
-are those of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size,
-run.seed. One process without the launcher works too. Equal settings on equally many processes find equal words.
+A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, any value of target.teacher:
+an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings are those
+of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size, run.seed.
+One process without the launcher works too. Equal settings and numbers of processes give equal words.
 
-Training with them:
+To train with them:
 
-    deepspeed scripts/pretrain.py vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
+    maskfeat pretrain vit_base_300e_tokens data.shards=SHARDS target.tokenizer=OUT
 
 Examples, each on one line:
 
-    deepspeed scripts/words.py /data/train /words/hog256
+    maskfeat words /data/train /words/hog256
 
-    DS_ACCELERATOR=cpu python scripts/words.py shards words --words 64 data.image_size=96 optim.batch_size=64
+    maskfeat words --processes 1 shards words --words 64 data.image_size=96 optim.batch_size=64
 """
 
 import argparse
@@ -33,28 +33,26 @@ PLAIN = ("vit_base_300e", "optim.batch_size=256", "optim.warmup_epochs=0", "engi
 
 
 def main() -> int:
-    """Exit status 0: found; 1: they cannot be; 2: it was not understood."""
+    """Return 0 on success, 1 for an error, 2 for wrong usage."""
     parser = Parser(__doc__)
-    parser.add_argument("shards", help="folder or URL that maskfeat-shards built or indexed")
+    parser.add_argument("shards", help="folder or URL of a data set of maskfeat-shards")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the defaults"
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the defaults"
     )
-    parser.add_argument(
-        "--of", default="hog", metavar="hog|pixels|TEACHER", help="what describes a patch (%(default)s)"
-    )
-    parser.add_argument("--words", type=int, default=256, help="how many (%(default)s)")
+    parser.add_argument("--of", default="hog", metavar="hog|pixels|TEACHER", help="the target to cluster (%(default)s)")
+    parser.add_argument("--words", type=int, default=256, help="number of words (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     if not 2 <= arguments.words <= 65_536:
-        parser.error("--words lies between 2 and 65,536")
+        parser.error("--words must be from 2 to 65,536")
     kind = arguments.of if arguments.of in ("hog", "pixels") else "features"
     teacher = None if kind == arguments.of else arguments.of
     if teacher and Path(teacher).is_dir():
         teacher = str(Path(teacher).resolve())  # training may start in another folder
     for override in arguments.overrides:
         if override.startswith("target.") and not (teacher and override.startswith("target.teacher_weights=")):
-            parser.error(f"{override} means nothing here: --of says what describes a patch")
+            parser.error(f"{override} has no effect here: --of sets the target")
     described = [f"target.kind={kind}", *([f"target.teacher={teacher}"] if teacher else [])]
 
     def find() -> None:
@@ -70,7 +68,7 @@ def main() -> int:
 
 
 def report(found: Found, words: int, out: Path, seconds: float) -> None:
-    """Say how well the words describe the data set, and how to train with them."""
+    """Print how well the words fit the data set, and how to train with them."""
     say(
         f"{found.used:,} of {words:,} words are used, {found.entropy:.2f} of {math.log2(words):.2f} bits; they explain "
         f"{found.explained:.0%} of the variance of the patches; {found.restarts:,} restarts; {seconds:.0f} s"

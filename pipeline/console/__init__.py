@@ -1,1 +1,1 @@
-"""The program `maskfeat`: its commands, and how it starts those that run on several processes."""
+"""The program `maskfeat`: its commands, and the start of those that run on several processes."""

@@ -1,7 +1,7 @@
-"""Start a command on the processes of this machine: a process for each GPU, or some that share out the CPU's cores.
+"""Start a command on the processes of this machine: one per GPU, or several that share the CPU's cores.
 
-One process becomes the command itself. Several are started by DeepSpeed's launcher of one node, and nodes of a host
-file by `deepspeed`. A signal to this program goes to all of them. Under torchrun, srun or `deepspeed` itself, this
+A single process becomes the command itself. Several are started by DeepSpeed's launcher of one node, and nodes of a
+host file by `deepspeed`. A signal to this program is passed to all of them. Under torchrun, srun or `deepspeed`, this
 program becomes the process that it was started for.
 """
 
@@ -30,18 +30,19 @@ from pipeline.supervisor.stop import run_dir
 from shards.terminal import Parser, note
 
 STOPPED = 75  # the exit status of a run that was asked to stop, and resumes
-DRY_RUN = "--dry-run"  # one process tells what so many would do
-TRAINING = ("pretrain", "finetune")  # they save when they are asked to stop
+PYTHON = (sys.executable, "-P", "-u")  # no module is imported from the working directory
+DRY_RUN = "--dry-run"  # one process shows what all of them would do
+TRAINING = ("pretrain", "finetune")  # commands that save when asked to stop
 
 
 def options_parser(command: str) -> Parser:
-    """Return the parser of the options with which `maskfeat` starts a command, beside the command's own."""
+    """Return the parser of the options that control how `maskfeat` starts a command."""
     parser = Parser(None, prog=f"maskfeat {command}", add_help=False, allow_abbrev=False)
     group = parser.add_argument_group("processes, chosen for this machine unless given")
-    group.add_argument("--gpus", type=int, metavar="N", help="GPUs, a process each; 0: the CPU")
-    group.add_argument("--processes", type=int, metavar="N", help="processes on the CPU")
-    group.add_argument("--hostfile", type=Path, metavar="FILE", help="nodes, a line 'NAME slots=GPUS' each, over ssh")
-    group.add_argument("--master-port", type=int, metavar="PORT", help="where processes meet (default: a free one)")
+    group.add_argument("--gpus", type=int, metavar="N", help="number of GPUs, one process each; 0: the CPU")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes on the CPU")
+    group.add_argument("--hostfile", type=Path, metavar="FILE", help="nodes, one line 'NAME slots=GPUS' each, for ssh")
+    group.add_argument("--master-port", type=int, metavar="PORT", help="port of the rendezvous (default: a free one)")
     return parser
 
 
@@ -81,7 +82,7 @@ def start(command: str, arguments: list[str]) -> int:
         _become([command, *rest], environment)
     nodes = {"localhost": available[:size] or [*range(size)]}
     launcher = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level=critical", "--no_local_rank"),
+        *(*PYTHON, "-m", "deepspeed.launcher.launch", "--log_level=critical", "--no_local_rank"),
         f"--world_info={base64.urlsafe_b64encode(json.dumps(nodes).encode()).decode()}",
         *("--master_addr=127.0.0.1", f"--master_port={options.master_port or free_port()}"),
     ]
@@ -91,13 +92,13 @@ def start(command: str, arguments: list[str]) -> int:
 def _start_nodes(command: str, rest: list[str], options: Namespace, parser: Parser) -> int:
     run = run_dir(rest, Path.cwd())
     if command in TRAINING and not run:
-        parser.error("--hostfile needs run.dir=RUN, by which the nodes find the processes to stop: add it")
+        parser.error("--hostfile needs run.dir=RUN, which identifies the processes to stop on the nodes: add it")
     try:
         hosts = Hosts(read_hostfile(options.hostfile), [], run) if run else None
     except HostFileError as error:
         parser.error(str(error))
     launcher = [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
+        *(*PYTHON, "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
         *("--hostfile", str(options.hostfile), "--force_multi"),
     ]
     if options.master_port:
@@ -123,9 +124,9 @@ def _gpus() -> list[str]:
 
 
 def _batch(command: str, arguments: list[str]) -> tuple[int, int]:
-    """Inputs of a step, and how many of them stay on one process; (0, 1) for a command without a recipe.
+    """Return the inputs per step, and how many of them stay on one process; (0, 1) for a command without a recipe.
 
-    Where the recipe cannot be read, a batch of one, so that one process says so.
+    Where the recipe cannot be read, return a batch of one, so that a single process reports the error.
     """
     given = [argument for argument in arguments if not argument.startswith("-")]
     if command not in (*TRAINING, "doctor"):
@@ -145,8 +146,8 @@ def _batch(command: str, arguments: list[str]) -> tuple[int, int]:
 
 
 def _become(arguments: list[str], environment: dict[str, str]) -> NoReturn:
-    """Replace this program by one process of the command: signals and the exit status are its own."""
-    os.execve(sys.executable, [sys.executable, "-u", rank.__file__, *arguments], environment)
+    """Replace this program by one process of the command, which gets its signals and returns its exit status."""
+    os.execve(sys.executable, [*PYTHON, rank.__file__, *arguments], environment)
 
 
 def _await(launcher: list[str], environment: dict[str, str], command: str, hosts: Hosts | None) -> int:
@@ -163,11 +164,11 @@ def _await(launcher: list[str], environment: dict[str, str], command: str, hosts
             else:
                 reached = _signal_children(process.pid, number) if hosts is None else 0
             if not reached:
-                process.terminate()  # it has not started them yet
+                process.terminate()  # it has not started any yet
     status = process.returncode
     if asked and status not in (0, 2):
         return STOPPED if command in TRAINING else 128 + asked
-    if status < 0 or status > 128:  # of a process that a signal ended, DeepSpeed's launcher makes 256 - its number
+    if status < 0 or status > 128:  # DeepSpeed's launcher returns 256 - the number of the signal that ended a process
         number = -status if status < 0 else 256 - status
         with suppress(ValueError):
             note(f"error: a process was ended by {signal.Signals(number).name}")
@@ -176,7 +177,7 @@ def _await(launcher: list[str], environment: dict[str, str], command: str, hosts
 
 
 def _signal_children(launcher: int, number: int) -> int:
-    """Send a signal to the processes that a launcher of one node has started; how many there were."""
+    """Send a signal to the processes that a launcher of one node has started; return their number."""
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(launcher).children()
         for child in children:

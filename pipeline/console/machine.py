@@ -1,11 +1,11 @@
-"""The machine that a run starts on: its GPUs and cores, and how many processes share out a batch."""
+"""The machine that a run starts on: its GPUs and cores, and the number of processes for a batch."""
 
 import ctypes
 import os
 from collections.abc import Mapping
 from math import prod
 
-MOST_PROCESSES = 8  # on CPUs: each takes about a gigabyte of memory, whatever the model
+MOST_PROCESSES = 8  # on CPUs: each takes about a gigabyte of memory, for any model
 
 
 def gpus() -> list[str]:
@@ -31,26 +31,26 @@ def cpu_processes(cores: int, batch: int, unit: int) -> int:
     """Return the number of processes that keep most of the cores busy, with equally many threads each.
 
     Args:
-        cores: of the machine.
-        batch: inputs of a step; 0 where there is no batch to share out.
-        unit: inputs that stay on one process, as `TrainingRecipe.views`.
+        cores: cores of the machine.
+        batch: inputs per step; 0 without a batch.
+        unit: inputs that stay on one process, see `TrainingRecipe.views`.
     """
     fitting = [count for count in range(1, min(cores, MOST_PROCESSES) + 1) if shares_out(batch, count, unit)]
     return max(fitting, key=lambda count: (cores // count * count, count), default=1)
 
 
 def gpu_processes(gpus: int, batch: int, unit: int) -> int:
-    """Return the largest number of GPUs that a batch can be shared out to. See `cpu_processes`."""
+    """Return the largest number of GPUs that divides a batch. See `cpu_processes`."""
     return next((count for count in range(gpus, 1, -1) if shares_out(batch, count, unit)), 1)
 
 
 def shares_out(batch: int, processes: int, unit: int) -> bool:
-    """Whether a batch can be shared out evenly."""
+    """Return whether the processes divide a batch evenly."""
     return batch % (processes * unit) == 0
 
 
 def batch_of(settings: Mapping[str, Mapping[str, object]]) -> tuple[int, int]:
-    """Return the inputs of a step, and how many of them stay on one process; (1, 1) where the settings are wrong."""
+    """Return the inputs per step, and how many of them stay on one process; (1, 1) where the settings are wrong."""
     try:
         batch = int(str(settings["optim"]["batch_size"]))
         unit = prod(int(str(settings.get(section, {}).get("repeats", 1))) for section in ("data", "mask"))

@@ -15,7 +15,7 @@ from pipeline.console.launch import options_parser, start
 from pipeline.recipe_files import RECIPES, list_recipes, names
 from shards.terminal import prepare
 
-# Arguments with which a command answers at once, in one process
+# Arguments that a single process answers at once
 AT_ONCE = {"-h", "--help", "--print-config"}
 
 
@@ -24,10 +24,10 @@ class Command:
     """A command.
 
     Attributes:
-        summary: what it does, for the list of commands.
-        processes: whether it runs on the GPUs, or the cores, of the machine by several processes.
-        recipes: the folder of the recipes that it takes, if it takes any.
-        package: has the module of its name, with its `main`.
+        summary: a summary for the list of commands.
+        processes: whether it runs in several processes, on the GPUs or cores of the machine.
+        recipes: the folder of its recipes, if it takes any.
+        package: the package with the module of its name, which has a `main`.
     """
 
     summary: str
@@ -38,14 +38,15 @@ class Command:
 
 COMMANDS = {
     "pretrain": Command("Pre-train a vision transformer with MaskFeat.", True, RECIPES),
-    "finetune": Command("Fine-tune a vision transformer to name classes.", True, RECIPES / "finetune"),
-    "probe": Command("Judge frozen features by linear and k-NN probes.", True),
+    "finetune": Command("Fine-tune a vision transformer as a classifier.", True, RECIPES / "finetune"),
+    "probe": Command("Evaluate frozen features by linear and k-NN probes.", True),
     "validate": Command("Measure a run on a validation set.", True),
+    "predict": Command("Draw what trained weights make of your own pictures."),
     "export": Command("Export a run as ordinary timm and Hugging Face weights."),
     "convert": Command("Convert a published MaskFeat checkpoint."),
-    "report": Command("Print how far a run has come."),
-    "doctor": Command("Find what is wrong with a machine or a cluster.", True, RECIPES),
-    "estimate": Command("Estimate what a recipe takes on many GPUs.", recipes=RECIPES),
+    "report": Command("Print the progress and results of a run."),
+    "doctor": Command("Find the problems of a machine or a cluster.", True, RECIPES),
+    "estimate": Command("Estimate the needs of a recipe on many GPUs.", recipes=RECIPES),
     "words": Command("Find the visual words of a data set.", True),
     "supervise": Command("Keep a run going.", package="pipeline.supervisor"),
     "stop": Command("Signal the processes of a run on this machine.", package="pipeline.supervisor"),
@@ -53,7 +54,7 @@ COMMANDS = {
 
 HELP = """Pre-train vision transformers with MaskFeat.
 
-`maskfeat COMMAND --help` has arguments and examples. Data sets are made by `maskfeat-shards`.
+`maskfeat COMMAND --help` shows arguments and examples. `maskfeat-shards` makes data sets.
 """
 
 
@@ -76,12 +77,12 @@ def run(name: str, arguments: list[str]) -> int:
         return start(name, arguments)
     sys.argv = [f"maskfeat {name}", *arguments]
     if command.processes:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed, and no GPU needs to be looked for
+        os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed, so no GPU is needed
     try:
         return int(import_module(f"{command.package}.{name}").main())
     finally:
         if command.processes and {"-h", "--help"} & {*arguments}:
-            print(options_parser(name).format_help())
+            print(f"\n{options_parser(name).format_help()}")
 
 
 def _app() -> typer.Typer:
@@ -113,7 +114,7 @@ def _options(
 
 
 def _completed(recipes: Path | None) -> Callable[..., None]:
-    """Return a stand-in for a command, which shells ask for completions of its arguments."""
+    """Return a stand-in for a command, for the completion of its arguments by shells."""
 
     def complete(incomplete: str) -> list[str]:
         key, equals, path = incomplete.rpartition("=")

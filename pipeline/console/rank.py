@@ -1,7 +1,7 @@
-"""One process of a command: `python rank.py COMMAND ARGUMENTS`, which launchers are given by `maskfeat`.
+"""One process of a command: `python rank.py COMMAND ARGUMENTS`, which `maskfeat` passes to launchers.
 
-Launchers put the working directory before the installed packages, by `python -m` or PYTHONPATH. So this file imports
-our packages from where it lies itself, before anything else: a `model.py` of the user's is not taken for ours.
+Launchers put the working directory before the installed packages, by `python -m` or PYTHONPATH. So this file first
+imports our packages from its own location, so that a user's `model.py` is not mistaken for ours.
 """
 
 import os
@@ -14,7 +14,7 @@ HERE = Path(__file__).absolute().parent
 
 
 def load_packages() -> None:
-    """Import our packages from the folder that holds this file's, whatever the search path begins with."""
+    """Import our packages from the folder above this file's, whatever the search path begins with."""
     root = str(HERE.parents[1])
     path = sys.path
     sys.path = [root, *path]
@@ -35,7 +35,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.path[0] == str(HERE):
-        del sys.path[0]  # Python puts a script's own folder there
+    sys.path = [folder for folder in sys.path if folder != str(HERE)]  # Python puts a script's own folder there
     load_packages()
     main()

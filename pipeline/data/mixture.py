@@ -36,7 +36,7 @@ from pipeline.random import mix_int
 
 MIXTURE_VERSION = 1
 _MOST = 2**31  # more than the sum of whole weights, so that 64 bits hold products of two of them
-_ROUNDS = 16  # of all lanes in a batch, at least, where they are dealt out whole: fewer would mix a batch unevenly
+_ROUNDS = 16  # least rounds of all lanes in a batch to assign them whole; fewer would mix a batch unevenly
 
 
 def whole(weights: Sequence[float]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Image files that are in no data set, as crops that equal those of validation."""
+"""Read image files outside of data sets, as the crops of validation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ def read_pictures(paths: Sequence[Path | str], image_size: int, crop: float = 1.
     Files are checked as `maskfeat-shards build` does, turned as their EXIF says, and decoded and resized as in a run.
 
     Args:
-        paths: of one or more files.
+        paths: one or more files.
         image_size: side of the squares in pixels.
-        crop: share of the short side that is seen.
+        crop: share of the short side in the centre crop.
 
     Raises:
         DataError: a file cannot be read, or is not an image that can be used; the message names it.

@@ -21,7 +21,7 @@ class BadSample:
 
 
 class TooManyBad(DataError):
-    """So many samples are bad that there must be a larger problem; `bad` are the last ones of this rank."""
+    """Too many samples are bad, so that there must be a larger problem; `bad` are the last ones of this rank."""
 
     def __init__(self, message: str, bad: list[BadSample]) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Settings of the data: what is read, in which order, and how it is cropped."""
+"""Settings of the data: the samples, their order, and their crops."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
@@ -16,7 +16,7 @@ Sampling = Literal["nominal", "stride", "fps", "segments"]
 
 @dataclass(frozen=True)
 class Clip:
-    """Which frames of a video make a clip; `pipeline.data.clips` has the arithmetic, and `Data` the settings."""
+    """The choice of a clip's frames; `pipeline.data.clips` has the arithmetic, and `Data` the settings."""
 
     frames: int
     sampling: Sampling
@@ -35,7 +35,7 @@ SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names 
 
 
 class Data(Section):
-    """What is read, in which order, and how it is cropped."""
+    """Settings of the data: the samples, their order, and their crops."""
 
     labelled: ClassVar[bool] = False  # whether labels are used
 

@@ -11,7 +11,7 @@ from pipeline.data.request import Request, Shapes, samples_once
 from pipeline.data.settings import Clip
 from shards.manifest import Manifest
 
-CENTRE = 224 / 256  # of the short side: the share that a single crop sees, and sides
+CENTRE = 224 / 256  # share of the short side in a single crop
 
 
 @dataclass(frozen=True, order=True)
@@ -45,18 +45,18 @@ def view_requests(
     rank: int,
     world_size: int,
 ) -> Iterator[Request]:
-    """The first `samples` samples once over all ranks, as all chosen views; a sample is read and decoded once.
+    """Yield the first `samples` samples once over all ranks, in all chosen views; each is read and decoded once.
 
     Input i of a request is view i % v of sample i // v, where v views are chosen. Every rank gets the same number of
-    equal micro-batches; what that takes beyond `samples` is repeated with weight 0.
+    equal micro-batches; to fill them up, samples are repeated with weight 0.
 
     Args:
         manifest: the data set.
         chosen: views, such as those of `views`; those of several lists may be joined, to test them in one pass.
-        clip: what makes a clip; None: the samples are images, and views differ in their crops alone.
-        samples: how many.
-        micro_batch: samples at once, not inputs.
-        rank, world_size: this rank and how many there are.
+        clip: the settings of a clip; None: the samples are images, and views differ only in their crops.
+        samples: number of samples.
+        micro_batch: samples per micro-batch, not inputs.
+        rank, world_size: this rank and the number of ranks.
     """
     for step, ids, weights in samples_once(manifest, samples, micro_batch, rank, world_size):
         shapes = Shapes.of(manifest, ids)

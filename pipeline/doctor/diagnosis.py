@@ -1,4 +1,4 @@
-"""Interpret the measurements that `scripts/doctor.py` collects from all ranks. Nothing is measured here."""
+"""Interpret the measurements that `maskfeat doctor` collects from all ranks. Nothing is measured here."""
 
 import statistics
 from collections import Counter, defaultdict

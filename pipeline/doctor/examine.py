@@ -1,4 +1,4 @@
-"""Make all measurements of a cluster for one recipe, and interpret them for `scripts/doctor.py`."""
+"""Make all measurements of a cluster for one recipe, and interpret them for `maskfeat doctor`."""
 
 import os
 import socket
@@ -182,7 +182,7 @@ def _load_validation(shards: str, of_both_media: bool) -> tuple[Manifest, bool]:
 
 
 def _opened(load: Callable[[], tuple[Manifest, bool]], data: Data) -> Manifest | str:
-    """Return a manifest, or why its samples cannot be used. `load` also tells `single_frames` of `check_kind`."""
+    """Return a manifest, or why its samples cannot be used. `load` also returns `single_frames` of `check_kind`."""
     try:
         manifest, single_frames = load()
         check_kind(manifest, data, single_frames)

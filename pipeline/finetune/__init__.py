@@ -1,1 +1,1 @@
-"""Fine-tuning: the encoder of a pre-training run learns to name classes."""
+"""Fine-tuning: train the encoder of a pre-training run as a classifier."""

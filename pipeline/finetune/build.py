@@ -1,4 +1,4 @@
-"""From a fine-tuning recipe to its model and how fast its layers learn."""
+"""Build the model of a fine-tuning recipe, and its parameter groups."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from shards.storage import read
 from shards.text import excerpt
 
 CLASSES = "classes.json"  # in run.dir: a list of names, in the order of the head's outputs
-_CLASSES_BEFORE = "classes.txt"  # of older runs: a name a line
+_CLASSES_BEFORE = "classes.txt"  # of older runs: one name per line
 
 
 def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
-    """The untrained model of a recipe. Raises ConfigError for one that cannot be."""
+    """Build the untrained model of a recipe. Raises ConfigError where that is not possible."""
 
     def make() -> Classifier:
         return Classifier(network_of(recipe, classes), recipe.model.position_init)
@@ -30,14 +30,14 @@ def build_classifier(recipe: FinetuneRecipe, classes: int) -> Classifier:
 
 
 def class_names(run: Path, outputs: int) -> list[str]:
-    """The names of a run's classes, one for each of the head's outputs. Raises ConfigError for any other number."""
+    """Return the names of a run's classes, one per output of the head. Raises ConfigError for any other number."""
     try:
         if (run / CLASSES).exists():
             names = parse_json(read(str(run / CLASSES)))
-        else:  # neither splitlines nor a text file, which both take more for the end of a line
+        else:  # not splitlines or a text file, which also split at other characters
             names = read(str(run / _CLASSES_BEFORE)).decode().removesuffix("\n").split("\n")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("no list of names")
+            raise ValueError("not a list of names")
         if len(names) != outputs:
             raise ValueError(f"{len(names)} names")
     except (FileNotFoundError, ValueError) as error:
@@ -50,7 +50,7 @@ def class_names(run: Path, outputs: int) -> list[str]:
 
 
 def layer_groups(model: Classifier, optim: FinetuneOptim) -> list[dict[str, Any]]:
-    """Rates fall from layer to layer; vectors and biases are not decayed, all else is, tokens included."""
+    """Return parameter groups with layer-wise learning rates, and weight decay for all but vectors and biases."""
     view, groups = model.view, dict[tuple[int, bool], dict[str, Any]]()
     for name, parameter in model.encoder.named_parameters():
         if parameter.requires_grad:

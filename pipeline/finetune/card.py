@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned run's exported weights."""
+"""Write the model card of a fine-tuned run's exported weights."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.card import clip_of, front, inputs_of, logged, number, quoted, ste
 from pipeline.checkpoints.checkpoint import AVERAGE, Facts
 from pipeline.finetune.config import FinetuneRecipe
 
-# No license: it is for those to choose who publish the weights
+# No license: whoever publishes the weights chooses it
 _FRONT = {
     "library_name": "timm",
     "pipeline_tag": "image-classification",
@@ -76,13 +76,13 @@ Exported with torch {torch} and timm {timm}.
 
 
 def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -> str:
-    """Markdown with the YAML front matter of the Hugging Face hub.
+    """Return Markdown with the YAML front matter of the Hugging Face hub.
 
     Args:
-        run: the run's folder, of whose metrics.jsonl accuracies are quoted as far as they are there.
-        facts: of the checkpoint.
-        model: as exported.
-        average: its weights are the run's moving average.
+        run: the run's folder; accuracies are quoted from its metrics.jsonl, if present.
+        facts: those of the checkpoint.
+        model: the exported model.
+        average: whether its weights are the run's moving average.
     """
     recipe = FinetuneRecipe.model_validate(facts.recipe)
     rows = {

@@ -1,7 +1,7 @@
-"""Random erasing: a box of noise in some of the images, as timm's `RandomErasing` in the mode `pixel` does it.
+"""Random erasing: a box of noise in some of the images, as in timm's `RandomErasing` with mode `pixel`.
 
 Algorithm: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020. A box to erase is drawn like a box to crop;
-unlike timm's it may reach from side to side.
+unlike timm's, it may span the whole side.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.data.augment import Boxes, random_resized_crops
 from pipeline.random import derive, uniform
 
-_ERASED, _BOX = 2, 3  # the streams of randomness drawn from a sample's key; `randaugment` has the first
+_ERASED, _BOX = 2, 3  # streams of randomness from a sample's key; `randaugment` has the first
 
 
 def random_erasing(
@@ -24,7 +24,7 @@ def random_erasing(
 ) -> Tensor:
     """Erase boxes of normalised images, floats (B, 3, H, W), in place, without waiting for the device.
 
-    All frames of clips, (B, 3, frames, H, W), lose the same box, each to noise of its own, as in SlowFast.
+    In clips, (B, 3, frames, H, W), the box is the same in all frames, and the noise differs, as in SlowFast.
     The boxes are functions of the keys, int64 (B,) on the host; the standard normal noise comes from torch's generator.
     """
     places, boxes = erased_boxes(keys, images.shape[-2], images.shape[-1], probability, area, aspect)
@@ -42,15 +42,15 @@ def erased_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[NDArray[np.int64], Boxes]:
-    """Places in the batch of the images to erase, int64 (m,), and their boxes, as `random_resized_crops` has them.
+    """Return the places in the batch of the images to erase, int64 (m,), and their boxes, as in `random_resized_crops`.
 
     Args:
-        keys: of the samples, int64 (B,).
-        height: of every image, in pixels.
-        width: likewise.
-        probability: of an image to be erased.
-        area: share of the image's area, from and to.
-        aspect: width over height of the box, from and to; uniform in its logarithm.
+        keys: keys of the samples, int64 (B,).
+        height: height of every image in pixels.
+        width: their width.
+        probability: probability that an image is erased.
+        area: lowest and highest share of the image's area.
+        aspect: lowest and highest width over height of the box; uniform in its logarithm.
     """
     places = np.flatnonzero(uniform(derive(keys, _ERASED)) < probability)
     heights, widths = np.full_like(places, height, np.int32), np.full_like(places, width, np.int32)

@@ -1,4 +1,4 @@
-"""Accuracy on validation images, each counted once whatever the number of ranks, and what is taken for what."""
+"""Measure accuracy on validation images, each counted once for any number of ranks, and the confusion table."""
 
 import csv
 import io
@@ -25,19 +25,19 @@ from pipeline.validation import ValidationImages
 from shards.manifest import Manifest
 from shards.text import excerpt, one_line
 
-PICTURED = 40  # the most classes in a picture
-_NONE, _RIGHT, _WRONG = 242, (48, 98, 200), (196, 78, 24)  # colours of a cell: no image, and all of its row
+PICTURED = 40  # most classes in a picture
+_NONE, _RIGHT, _WRONG = 242, (48, 98, 200), (196, 78, 24)  # colours of a cell: no image, and all images of its row
 
 
 class Validation:
-    """The validation images of a run, always the same centre crops. All ranks call everything together.
+    """The validation images of a run, with fixed centre crops. All ranks call every method together.
 
     Args:
-        manifest: of the images.
-        labels: of all of them, (n,).
-        classes: how many there are.
+        manifest: manifest of the images.
+        labels: labels of all images, (n,).
+        classes: number of classes.
         data, run: settings of the run.
-        statistics: of the pixels that the model takes.
+        statistics: normalisation of the model's inputs.
         micro_batch: inputs that a rank computes at once.
         world, phases: those of the run.
     """
@@ -60,7 +60,7 @@ class Validation:
         self._labels, self._classes, self._world = torch.from_numpy(labels), classes, world
 
     def chance(self) -> float:
-        """Return the accuracy of always naming the most frequent class."""
+        """Return the accuracy of always predicting the most frequent class."""
         samples = self._images.samples
         return float(self._labels[:samples].bincount().max() / samples)
 
@@ -68,7 +68,7 @@ class Validation:
         """Return loss, top-1 and top-5 accuracy with the number of bad images, and the confusion table.
 
         Returns:
-            The table is int64 (classes, classes): how many images of each class (row) were taken for which (column).
+            The table is int64 (classes, classes): the number of images of each class (row) by predicted class (column).
 
         Raises:
             DataError: no image can be used.
@@ -82,7 +82,7 @@ class Validation:
                 logits = engine.predict(normalise(batch.inputs, engine.dtype, self._statistics)).float()
                 good, weights = batch.weights > 0, batch.weights.double()
                 losses = F.cross_entropy(logits, labels, reduction="none").double()
-                counted = torch.where(good[:, None], logits, torch.nan)  # such a one is no hit
+                counted = torch.where(good[:, None], logits, torch.nan)  # which is not a hit
                 sums += torch.cat([(losses * weights).sum()[None], hits(counted, labels)])
                 table.index_add_(0, labels * classes + logits.argmax(1), weights)
         (loss, top1, top5), bad = self._images.means(sums, table.sum())
@@ -91,16 +91,16 @@ class Validation:
 
 
 def as_csv(confusion: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """Return the confusion table as CSV: a row for each class with what its images were taken for."""
+    """Return the confusion table as CSV: a row for each class with the predicted classes of its images."""
     text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # names may hold line breaks
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")  # names may contain line breaks
     writer.writerow(["class", *names])
     writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
     return text.getvalue().encode()
 
 
 def draw_table(confusion: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw the confusion table, a row for each class: darker for a larger share of the row, blue where it is right.
+    """Draw the confusion table, one row per class: darker for a larger share of the row, blue where correct.
 
     Returns:
         uint8 (height, width, 3).

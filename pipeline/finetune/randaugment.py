@@ -1,9 +1,9 @@
-"""RandAugment on the device: timm's `rand-m9-mstd0.5-inc1`, with choices that are functions of the sample.
+"""RandAugment on the device: timm's `rand-m9-mstd0.5-inc1`, with random choices that depend on the sample only.
 
 Algorithm: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", NeurIPS 2020,
-with the transforms, levels and probabilities of timm's `data/auto_augment.py`, which published recipes fine-tune with.
-Each of two layers changes half of the images by one of 15 transforms. Which ones is drawn on the host, so an image is
-changed alike in any batch, and all images that drew the same are changed together, without waiting for the device.
+with the transforms, levels and probabilities of timm's `data/auto_augment.py`, which published fine-tuning recipes use.
+Each of two layers changes half of the images by one of 15 transforms. The choice is made on the host, so an image is
+changed alike in any batch, and images with the same transform are changed together, without waiting for the device.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 MAX_LEVEL = 10.0
 
-_RAND_AUGMENT = 1  # the stream of randomness drawn from a sample's key; `erasing` has the next ones
+_RAND_AUGMENT = 1  # stream of randomness from a sample's key; `erasing` has the next ones
 
 
 def rand_augment(
@@ -34,17 +34,17 @@ def rand_augment(
     layers: int = 2,
     probability: float = 0.5,
 ) -> Tensor:
-    """Change copies of uint8 images (B, 3, H, W) at random, on their device and in their memory format.
+    """Augment copies of uint8 images (B, 3, H, W), on their device and in their memory format.
 
     All frames of clips, (B, 3, frames, H, W), are changed alike.
 
     Args:
         images: RGB.
-        keys: int64 (B,) on the host; equal keys give equal changes, whatever the batch around them.
+        keys: int64 (B,) on the host; equal keys give equal changes in any batch.
         magnitude: mean of the levels, which are normally distributed and clipped to 0..10.
         deviation: their standard deviation.
-        layers: transforms in a row.
-        probability: of each of them to be applied.
+        layers: number of consecutive transforms.
+        probability: probability that each is applied.
     """
     if images.ndim == 5:
         frames = images.transpose(1, 2)
@@ -69,7 +69,7 @@ def rand_augment(
 
 
 def draw(keys: Int64s, magnitude: float, deviation: float, layers: int, probability: float) -> tuple[Int64s, Floats]:
-    """What happens to each sample: places in `TRANSFORMS`, or -1 for nothing, and their arguments; (layers, B) each."""
+    """Draw each sample's changes: places in `TRANSFORMS`, or -1 for none, and their arguments; (layers, B) each."""
     streams = derive(derive(keys, _RAND_AUGMENT)[:, None], np.arange(layers * 5, dtype=np.int64))
     applied, kind, radius, angle, sign = uniform(streams).reshape(len(keys), layers, 5).transpose(2, 1, 0)
     kinds = np.where(applied < probability, (kind * len(TRANSFORMS)).astype(np.int64), -1)
@@ -85,7 +85,7 @@ class Transform:
     """One kind of change.
 
     Attributes:
-        argument: what `apply` takes for a level in 0..10 and a sign, 1 or -1: float64, the same shape as both.
+        argument: maps a level in 0..10 and a sign, 1 or -1, to the argument of `apply`: float64, of their shape.
         apply: uint8 images (n, 3, H, W) and an argument for each, float64 (n,) on the same device -> changed images.
     """
 

@@ -1,7 +1,7 @@
-"""Fine-tuning: from pixels and labels to the loss of naming the class.
+"""The fine-tuning task: from pixels and labels to the classification loss.
 
 Recipe: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Training", CVPR 2022, after Bao et al.,
-"BEiT", ICLR 2022: rates that fall from layer to layer, RandAugment, erasing, mixup and CutMix, smoothed labels.
+"BEiT", ICLR 2022: layer-wise learning rates, RandAugment, erasing, mixup and CutMix, smoothed labels.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ class Finetuning:
     """The `Task` of a fine-tuning run.
 
     Args:
-        recipe, world, phases: of the run.
-        data: its training images.
+        recipe, world, phases: those of the run.
+        data: its training data.
 
     Raises:
         ConfigError, ShardError: the model, the labels or the validation images cannot be used.
@@ -81,7 +81,7 @@ class Finetuning:
         self._mixup = None
         if augment.mixup or augment.cutmix:
             samples = recipe.micro_batch(world.size) // recipe.data.repeats
-            if samples % 2:  # the one in the middle would be mixed with itself
+            if samples % 2:  # the middle one would be mixed with itself
                 raise ConfigError(
                     f"mixup pairs the {training.noun}s of a micro-batch, and {samples} are an odd number: "
                     "change optim.batch_size or engine.micro_batch, or set augment.mixup and augment.cutmix to 0"
@@ -118,9 +118,9 @@ class Finetuning:
         if self._mixup is None:
             return pixels, mixup_target(labels, len(self.names), smoothing=augment.smoothing), weights
         np.random.seed(torch.initial_seed() % 2**32)  # timm draws from NumPy's generator; the loop seeds torch's
-        shape = pixels.shape  # of clips timm would cut boxes out of frames and rows, not of rows and columns
+        shape = pixels.shape  # for clips, timm would cut boxes in frames and rows, not in rows and columns
         pixels, shares = self._mixup(pixels.flatten(1, -3), labels)
-        weights = weights * weights.flip(0)  # an image that a bad one is mixed into is left out, too
+        weights = weights * weights.flip(0)  # an image mixed with a bad one gets weight 0, too
         return pixels.view(shape), shares, weights
 
     def losses(self, engine: Predictor, prepared: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -129,16 +129,16 @@ class Finetuning:
         return F.cross_entropy(engine.predict(pixels).float(), shares.float(), reduction="none"), weights
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Say what the accuracy has to be compared with, and keep the names of the classes."""
+        """Report the accuracy to compare with, and write the names of the classes."""
         if self._world.rank == 0:
             self._write(CLASSES, f"{json.dumps(self.names, indent=0)}\n".encode())
         report.say(
-            f"{len(self.names)} classes; naming the most frequent one is right for {self._validation.chance():.1%} "
+            f"{len(self.names)} classes; predicting the most frequent one is right for {self._validation.chance():.1%} "
             f"of the validation {self._noun}s"
         )
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the weights and, if there is one, their average, whose confusion table is then the one to show."""
+        """Measure the weights and, if there is one, their average; report the latter's confusion table in this case."""
         metrics, confusion = self._validation.measure(engine)
         if AVERAGE in engine.states:
             with averaged(engine):
@@ -151,7 +151,7 @@ class Finetuning:
         return metrics
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure nothing: the accuracy is what is trained for."""
+        """Measure nothing: accuracy is already validated."""
         return {}
 
     def _write(self, name: str, content: bytes) -> None:

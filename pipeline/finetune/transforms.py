@@ -1,8 +1,8 @@
 """The transforms of RandAugment on batches, with the results of Pillow, which published recipes used.
 
-Each takes uint8 images (n, 3, H, W) and a float64 argument for each of them, (n,), on one device, for which it never
-waits, and returns changed images. Changes of values and sharpness equal Pillow's bit for bit. Of values that move, in
-real images fewer than 1 in 1,000 differ, and by 1: Pillow cuts off sums in float64, these ones are float32.
+Each takes uint8 images (n, 3, H, W) and a float64 argument for each, (n,), on one device, without waiting for it, and
+returns changed images. Changes of values and sharpness equal Pillow's bit for bit. In geometric transforms of real
+images, fewer than 1 in 1,000 values differ, by 1: Pillow truncates float64 sums, and these are float32.
 """
 
 import math
@@ -12,41 +12,41 @@ from itertools import product
 import torch
 from torch import Tensor
 
-FILL = (124, 116, 104)  # RGB, ImageNet's mean: what shows where an image was moved away
+FILL = (124, 116, 104)  # RGB, ImageNet's mean: fills where an image was moved away
 
 
 def invert(images: Tensor, _: Tensor) -> Tensor:
-    """The negative."""
+    """Invert all values."""
     return 255 - images
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Only the highest bits of each value, 0 to 8 of them."""
+    """Keep only the highest bits of each value, 0 to 8 of them."""
     return images & _each(256 - (1 << (8 - bits.long()))).to(torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """The negative of values from a threshold in 0..256 on."""
+    """Invert values from a threshold in 0..256 on."""
     return images ^ (images >= _each(threshold.short())).to(torch.uint8) * 255
 
 
 def solarize_add(images: Tensor, amount: Tensor) -> Tensor:
-    """Values below 128 raised by 0..128."""
+    """Raise values below 128 by 0..128."""
     return images + (images < 128) * _each(amount.to(torch.uint8))
 
 
 def autocontrast(images: Tensor, _: Tensor) -> Tensor:
-    """Each channel stretched to 0..255."""
+    """Stretch each channel to 0..255."""
     pixels = images.flatten(2)
     low, high = pixels.amin(2, keepdim=True).double(), pixels.amax(2, keepdim=True).double()
     ramp = torch.arange(256, dtype=torch.float64, device=images.device)
-    scale = torch.full_like(low, 255) / (high - low)  # a number over a tensor would be rounded twice
+    scale = torch.full_like(low, 255) / (high - low)  # a Python number over a tensor would be rounded twice
     stretched = (ramp * scale - low * scale).clamp(0, 255)
     return _look_up(torch.where(high > low, stretched, ramp), pixels).view(images.shape)
 
 
 def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Each channel's values spread so that all are about equally frequent."""
+    """Equalise the histogram of each channel."""
     pixels = images.flatten(2).long()
     counts = pixels.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels, pixels.new_ones(1).expand_as(pixels))
     brightest = counts.gather(2, pixels.amax(2, keepdim=True))
@@ -57,30 +57,30 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _look_up(tables: Tensor, pixels: Tensor) -> Tensor:
-    """The entries of `pixels`, (n, 3, H * W), in the tables of their images and channels, (n, 3, 256): uint8."""
+    """Look `pixels`, (n, 3, H * W), up in the tables of their images and channels, (n, 3, 256): uint8."""
     return tables.to(torch.uint8).gather(2, pixels.long())
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """From black, at factor 0, past the image, at factor 1."""
+    """Interpolate from black, at factor 0, to the image, at factor 1, and beyond."""
     return _blend(0.0, images.float(), factor)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Likewise from the image's mean grey."""
+    """Interpolate likewise from the image's mean grey."""
     pixels = images.float()
     mean = _grey(pixels).sum((1, 2, 3), dtype=torch.float64) / pixels[0, 0].numel()
     return _blend(_each((mean + 0.5).floor().float()), pixels, factor)
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Likewise from the grey image."""
+    """Interpolate likewise from the grey image."""
     pixels = images.float()
     return _blend(_grey(pixels), pixels, factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Likewise from a smooth image: means of 3x3 pixels in which the centre counts five times; borders stay."""
+    """Interpolate likewise from a smoothed image: 3x3 means with five times the weight in the centre; borders stay."""
     pixels = images.float()
     across = pixels[..., :-2] + pixels[..., 1:-1] + pixels[..., 2:]
     around = across[..., :-2, :] + across[..., 1:-1, :] + across[..., 2:, :]
@@ -90,7 +90,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    """Pillow's luma, (n, 1, H, W); its 16.16 fixed point is exact in float32."""
+    """Compute Pillow's luma, (n, 1, H, W); its 16.16 fixed point is exact in float32."""
     red, green, blue = pixels.chunk(3, dim=1)
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 0x10000).floor()
 
@@ -100,27 +100,27 @@ def _blend(base: Tensor | float, pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, factor: Tensor) -> Tensor:
-    """Each row moved to the left by `factor` times its y."""
+    """Move each row to the left by `factor` times its y."""
     return _shift_rows(images, factor[:, None] * _centres(images.shape[2], images))
 
 
 def shear_y(images: Tensor, factor: Tensor) -> Tensor:
-    """Each column moved up by `factor` times its x."""
+    """Move each column up by `factor` times its x."""
     return shear_x(images.mT, factor).mT
 
 
 def translate_x(images: Tensor, share: Tensor) -> Tensor:
-    """Moved to the left by a share of the width."""
+    """Move images to the left by a share of the width."""
     return _shift_rows(images, (share * images.shape[3])[:, None].expand(-1, images.shape[2]))
 
 
 def translate_y(images: Tensor, share: Tensor) -> Tensor:
-    """Moved up by a share of the height."""
+    """Move images up by a share of the height."""
     return translate_x(images.mT, share).mT
 
 
 def _shift_rows(images: Tensor, shifts: Tensor) -> Tensor:
-    """Rows moved to the left by `shifts` pixels, (n, H): all pixels of a row then lie alike between their taps."""
+    """Move rows to the left by `shifts` pixels, (n, H); all pixels of a row have the same offset between their taps."""
     width = images.shape[3]
     whole = shifts.floor()
     taps = (torch.arange(-1, width + 2, device=images.device) + whole.long()[..., None]).clamp(0, width - 1)
@@ -132,7 +132,7 @@ def _shift_rows(images: Tensor, shifts: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Counterclockwise around the centre."""
+    """Rotate images counterclockwise around the centre."""
     height, width = images.shape[2:]
     angle = degrees[:, None, None] * (math.pi / 180)
     down, across = _centres(height, images)[:, None] - height / 2, _centres(width, images) - width / 2
@@ -152,19 +152,19 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _padded(size: int, like: Tensor) -> Tensor:
-    """Where to take rows or columns from to have the first and the last three times."""
+    """Return indices that repeat the first and the last row or column three times."""
     return torch.arange(-2, size + 2, device=like.device).clamp(0, size - 1)
 
 
 def _cubic_weights(beyond: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of four taps for a place `beyond` the second: Pillow's convolution (a = -1, where that of torch has -0.75)."""
+    """Return the weights of four taps at a position `beyond` the second: Pillow's cubic (a = -1; torch has -0.75)."""
     squared = beyond * beyond
     cubed = squared * beyond
     return 2 * squared - cubed - beyond, 1 - 2 * squared + cubed, beyond + squared - cubed, cubed - squared
 
 
 def _nothing_yet(images: Tensor) -> Tensor:
-    """Room for a weighted sum, so much above 0 that a whole number, rounded down, is not cut off to the one below."""
+    """Return the start of a weighted sum, slightly above 0 so that truncation does not lower a rounded whole number."""
     return torch.full(images.shape, 2.0**-12, device=images.device)
 
 
@@ -177,20 +177,20 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def _filled(moved: Tensor, inside: Tensor) -> Tensor:
-    """Bytes, and the fill colour where `inside`, (n, H, W), is False."""
+    """Convert to bytes, with the fill colour where `inside`, (n, H, W), is False."""
     fill = _fill(moved.device)
     return (_to_bytes(moved) - fill) * inside[:, None] + fill  # bytes wrap around, and back
 
 
-@cache  # copied to the device once, not at every step
+@cache  # copied to the device once, not in every step
 def _fill(device: torch.device) -> Tensor:
     return torch.tensor(FILL, dtype=torch.uint8, device=device)[:, None, None]
 
 
 def _each(numbers: Tensor) -> Tensor:
-    """One number for each image: (n,) -> (n, 1, 1, 1)."""
+    """Reshape one number per image: (n,) -> (n, 1, 1, 1)."""
     return numbers[:, None, None, None]
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:
-    return pixels.clamp_(0, 255).to(torch.uint8)  # cut off, as Pillow does, not rounded
+    return pixels.clamp_(0, 255).to(torch.uint8)  # truncated, as Pillow does, not rounded

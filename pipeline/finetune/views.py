@@ -1,4 +1,4 @@
-"""The multi-view test: the softmax of several clips and crops of a video, averaged."""
+"""Multi-view testing: the average softmax of several clips and crops of a video."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -30,21 +30,21 @@ def accuracy_by_views(
     clips: Sequence[int],
     crops: int,
 ) -> dict[str, float]:
-    """Return `top1_NxC` and `top5_NxC` of N clips and C crops of each video, for all N of `clips` in one pass.
+    """Return `top1_NxC` and `top5_NxC` for N clips and C crops of each video, for all N of `clips` in one pass.
 
-    Every video is read and decoded once, and counted once whatever the number of ranks, which call this together.
+    Every video is read, decoded and counted once for any number of ranks, which call this together.
 
     Args:
         model: the classifier.
-        manifest: of the videos; of images the views are crops.
-        labels: of all of them, int64 (n,).
-        recipe, world, phases: of the run.
-        clips: how many of each video are looked at.
-        crops: of each clip, 1 or 3.
+        manifest: manifest of the videos; for images the views are crops.
+        labels: labels of all videos, int64 (n,).
+        recipe, world, phases: those of the run.
+        clips: numbers of clips per video.
+        crops: crops per clip, 1 or 3.
 
     Raises:
         DataError: no video can be used.
-        ValueError: another number of crops.
+        ValueError: the number of crops is another one.
     """
     chosen = [view for number in clips for view in views(number, crops)]
     samples = min(recipe.data.validation_samples or len(manifest), len(manifest))
@@ -71,7 +71,7 @@ def accuracy_by_views(
                     logits = torch.cat([model.predict(part).float() for part in parts])
                     shares = averaged(logits.softmax(1).view(micro_batch, len(chosen), -1), clips, crops)
                     counted = batch.weights.view(micro_batch, -1)[:, 0] > 0
-                    shares = torch.where(counted[:, None, None], shares, torch.nan)  # such a one is no hit
+                    shares = torch.where(counted[:, None, None], shares, torch.nan)  # which is not a hit
                     own = to_device(known[torch.from_numpy(batch.request.ids)], world.device)
                     sums += hits(shares, own)
                     good += counted.sum()
@@ -85,10 +85,10 @@ def accuracy_by_views(
 
 
 def averaged(shares: Tensor, clips: Sequence[int], crops: int) -> Tensor:
-    """Average the shares of classes over the views of each number of clips.
+    """Average the class probabilities over the views of each number of clips.
 
     Args:
-        shares: (n, views, classes): those of `clips[0]` clips first.
+        shares: (n, views, classes), those of `clips[0]` clips first.
         clips, crops: see `accuracy_by_views`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Pictures of what a trained model makes of images that a person chooses."""
+"""Draw the predictions of a trained model for given images."""

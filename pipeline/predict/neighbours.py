@@ -1,4 +1,4 @@
-"""The images whose features are nearest to those of a few images."""
+"""Find the images whose features are nearest to those of given images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _AT_ONCE = 64  # images that are encoded together
 
 
 class Bank(Protocol):
-    """Images among which neighbours are found.
+    """Images in which neighbours are searched.
 
     Attributes:
         features: float32 (n, width), on the CPU.
@@ -34,7 +34,7 @@ class Bank(Protocol):
         ...
 
     def images(self, places: Sequence[int]) -> Tensor:
-        """Return them, uint8 (k, 3, H, W)."""
+        """Return the images at some places, uint8 (k, 3, H, W)."""
         ...
 
 
@@ -43,8 +43,8 @@ class GivenImages:
 
     Args:
         images: uint8 (n, 3, H, W).
-        names: of the images.
-        features: of the images.
+        names: names of the images.
+        features: features of the images.
     """
 
     def __init__(self, images: Tensor, names: Sequence[str], features: Tensor) -> None:
@@ -60,16 +60,16 @@ class GivenImages:
 
 
 class ShardImages:
-    """A `Bank` of images of a data set, of which those that cannot be read are left out.
+    """A `Bank` of images of a data set, without those that cannot be read.
 
     Args:
         shards: folder or URL of the data set.
         trained: the encoder.
-        samples: how many images are used at most, spread evenly over the data set.
+        samples: the most images to use, spread evenly over the data set.
 
     Raises:
-        ShardError: there is no such data set.
-        DataError: it holds videos, or too many images cannot be used.
+        ShardError: the data set does not exist.
+        DataError: it has videos, or too many images cannot be used.
     """
 
     def __init__(self, shards: str, trained: Trained, samples: int) -> None:
@@ -90,10 +90,10 @@ class ShardImages:
             features.append(trained.features(batch.inputs).cpu()[good])
         self._ids, self.features = torch.cat(kept).numpy(), torch.cat(features)
         if not len(self._ids):
-            raise DataError(f"{shards}: no image of it can be used: run `maskfeat-shards verify`")
+            raise DataError(f"{shards}: none of its images can be used: run `maskfeat-shards verify`")
 
     def names(self, places: Sequence[int]) -> list[str]:
-        """Return the classes of images, or their keys where they have none; see `Bank`."""
+        """Return the classes of images, or their keys without classes; see `Bank`."""
         manifest, ids = self._manifest, self._ids[list(places)].tolist()
         labels = manifest.label[ids].tolist()
         return [
@@ -107,7 +107,7 @@ class ShardImages:
         return batch.inputs.cpu()
 
     def close(self) -> None:
-        """End the threads that decode."""
+        """Stop the decoding threads."""
         self._loader.close()
 
 
@@ -118,7 +118,7 @@ class Neighbours:
     Attributes:
         cosines: float32 (k,), descending.
         images: uint8 (k, 3, H, W).
-        names: of the images.
+        names: names of the images.
     """
 
     cosines: Tensor
@@ -131,9 +131,9 @@ def nearest(features: Tensor, bank: Bank, count: int, itself: bool = False) -> l
 
     Args:
         features: float32 (B, width).
-        bank: where neighbours are found.
-        count: of neighbours of each; fewer where the bank has fewer.
-        itself: the bank is the B images themselves, of which none is its own neighbour.
+        bank: the images to search.
+        count: number of neighbours per image; fewer where the bank has fewer.
+        itself: whether the bank is the B images themselves; none is its own neighbour.
     """
     cosines = F.normalize(features, dim=1) @ F.normalize(bank.features, dim=1).T
     if itself:

@@ -1,4 +1,4 @@
-"""A sheet that shows what trained weights make of images: reconstruction, attention, nearest neighbours."""
+"""Draw a sheet of trained weights' results for images: reconstruction, attention, nearest neighbours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mos
 from pipeline.probe.attention import attention_weights, looked_at
 from pipeline.trained import Trained
 
-NEIGHBOURS = 9  # of each image, at most
+NEIGHBOURS = 9  # most neighbours per image
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What weights make of B images.
+    """The results of weights for B images.
 
     Attributes:
         images: uint8 (B, 3, H, W).
-        names: of the images.
-        reconstruction: None where the weights do not hold a head of pre-training.
-        attention: of the last block to the patches, the mean over queries and heads, float32 (B, rows, columns).
-        neighbours: of each image; empty where there is nothing to compare with.
+        names: names of the images.
+        reconstruction: None where the weights do not have a pre-training head.
+        attention: the last block's attention to patches, averaged over queries and heads, float32 (B, rows, columns).
+        neighbours: those of each image; empty without other images.
         classes: the likeliest class of each image and its probability; empty where there is no classifier.
     """
 
@@ -36,7 +36,7 @@ class Prediction:
     classes: list[tuple[str, float]]
 
     def draw(self) -> Picture:
-        """Return a sheet with a row for each image: uint8 (height, width, 3)."""
+        """Return a sheet with one row per image: uint8 (height, width, 3)."""
         side, nothing = panel_side(self.images.shape[-1]), [""] * len(self.images)
         captions = self.names
         if self.classes:
@@ -64,17 +64,17 @@ class Prediction:
 def predict(
     trained: Trained, images: Tensor, names: Sequence[str], bank: Bank | None = None, seed: int = 0
 ) -> Prediction:
-    """Reconstruct images, and find out where the encoder looks and what it finds alike.
+    """Reconstruct images, and compute attention and nearest neighbours.
 
     Args:
         trained: weights of images.
         images: uint8 (B, 3, H, W) of the recipe's size.
-        names: of the images.
-        bank: where neighbours are found; None: among the images themselves.
-        seed: of the masks.
+        names: names of the images.
+        bank: the images to search for neighbours; None: the images themselves.
+        seed: seed of the masks.
 
     Raises:
-        ConfigError: a file that the target needs cannot be used.
+        ConfigError: a file for the target cannot be used.
     """
     encoder, statistics = trained.encoder, trained.recipe.model.statistics
     looked = []

@@ -1,4 +1,4 @@
-"""What a pre-training model predicts at the masked patches of a few images."""
+"""Predict the masked patches of a few images with a pre-training model."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,11 @@ class Reconstruction:
 
     Attributes:
         label: the target in a title, such as "HOG".
-        hidden: bool (B, rows, columns), True where the model does not see the image.
-        target: of all patches, float64 (B, 3, height, width) in [0, 1].
+        hidden: bool (B, rows, columns), True where the image is hidden from the model.
+        target: targets of all patches, float64 (B, 3, height, width) in [0, 1].
         predicted: the prediction at hidden patches, beside the dimmed target elsewhere, of the same shape and range.
-        losses: of the model, float32 (B,).
-        losses_of_zero: of predicting zero everywhere, float32 (B,).
+        losses: losses of the model, float32 (B,).
+        losses_of_zero: losses of predicting zero everywhere, float32 (B,).
     """
 
     label: str
@@ -37,19 +37,19 @@ class Reconstruction:
 
 
 def reconstruct(trained: Trained, images: Tensor, seed: int = 0) -> Reconstruction:
-    """Mask images and predict what is under the masks.
+    """Mask images and predict the masked patches.
 
     Args:
-        trained: weights with the whole model, of images.
+        trained: weights of a whole model for images.
         images: uint8 (B, 3, H, W) of the recipe's size.
-        seed: of the masks.
+        seed: seed of the masks.
 
     Raises:
-        ConfigError: a file that the target needs cannot be used.
+        ConfigError: a file for the target cannot be used.
     """
     model, recipe = trained.model, trained.recipe
     assert model is not None and isinstance(recipe, Recipe)
-    plain = recipe.model_copy(update={"engine": PLAIN})  # to compile takes longer than a few images do
+    plain = recipe.model_copy(update={"engine": PLAIN})  # compiling takes longer than a few images do
     examples = build_examples(plain, model, torch.float32, trained.device)
     target, images, batch = examples.target, images.to(trained.device), len(images)
     with torch.no_grad():

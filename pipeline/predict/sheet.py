@@ -1,4 +1,4 @@
-"""A sheet of pictures in rows and columns, with titles and captions."""
+"""Draw a sheet of pictures in rows and columns, with titles and captions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Picture = NDArray[np.uint8]
 _GAP, _MARGIN = 14, 18
 _TITLE, _CAPTION = 20, 15  # sizes of the fonts in pixels
 _INK, _PALE, _LABEL = (20, 20, 20), (110, 110, 110), (255, 255, 255)
-_HIDDEN = 110  # brightness of what is hidden
+_HIDDEN = 110  # brightness of hidden patches
 _SMALLEST, _LARGEST = 288, 512  # sides of a panel in pixels
-# Where attention is weakest, and from there to where it is strongest: RGB of evenly spaced points of a colour map
+# A colour map from the weakest to the strongest attention: RGB at evenly spaced points
 _HEAT = ((0.05, 0.03, 0.15), (0.42, 0.10, 0.43), (0.80, 0.28, 0.30), (0.97, 0.60, 0.20), (0.99, 0.95, 0.65))
 
 
@@ -29,9 +29,9 @@ class Column:
     """Panels of all images under one title.
 
     Attributes:
-        title: of the column.
+        title: title of the column.
         panels: uint8 (side, side, 3), one for each image.
-        captions: below the panels, one for each; empty where there is nothing to say.
+        captions: captions below the panels, one for each; empty for none.
     """
 
     title: str
@@ -40,12 +40,12 @@ class Column:
 
 
 def panel_side(image_size: int) -> int:
-    """Return the side in pixels of the panels of such images: a multiple of theirs, or one of the limits."""
+    """Return the side in pixels of the panels of such images: a multiple of the image size, or one of the limits."""
     return min(image_size * ceil(_SMALLEST / image_size), _LARGEST)
 
 
 def enlarged(images: Tensor, side: int) -> list[Picture]:
-    """Return uint8 images, or floats in [0, 1], (B, 3, H, W), as panels; they are resized without blocks."""
+    """Return uint8 images, or floats in [0, 1], (B, 3, H, W), as panels, smoothly enlarged."""
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
     return [picture.permute(1, 2, 0).mul(255).round().byte().numpy() for picture in resized]
@@ -61,12 +61,12 @@ def covered(images: Tensor, hidden: Tensor, side: int) -> list[Picture]:
 
 
 def heat(images: Tensor, looked: Tensor, side: int) -> list[Picture]:
-    """Return panels of grey images under the colours of a heat map.
+    """Return panels of grey images with a heat map.
 
     Args:
         images: uint8 (B, 3, H, W).
         looked: float (B, rows, columns), stretched to the range of colours in each image.
-        side: of the panels in pixels.
+        side: side of the panels in pixels.
     """
     low, high = looked.amin((1, 2), keepdim=True), looked.amax((1, 2), keepdim=True)
     stretched = (looked - low) / (high - low).clamp(min=1e-12)
@@ -97,7 +97,7 @@ def mosaic(near: Neighbours, side: int) -> Picture:
 
 
 def sheet(columns: Sequence[Column]) -> Picture:
-    """Return all columns beside each other: uint8 (height, width, 3)."""
+    """Return all columns side by side: uint8 (height, width, 3)."""
     side, rows = len(columns[0].panels[0]), len(columns[0].panels)
     title, caption = ImageFont.load_default(_TITLE), ImageFont.load_default(_CAPTION)
     down, across = side + _CAPTION + _GAP + 8, side + _GAP
@@ -115,7 +115,7 @@ def sheet(columns: Sequence[Column]) -> Picture:
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return a text, cut in its middle where it is wider than `width` pixels."""
+    """Shorten a text in its middle where it is wider than `width` pixels."""
     kept = len(text)
     shown = text
     while font.getlength(shown) > width and kept > 2:

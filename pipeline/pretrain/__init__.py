@@ -1,1 +1,1 @@
-"""Pre-training: learning to predict what is under masked patches."""
+"""Pre-training: learn to predict the targets of masked patches."""

@@ -1,4 +1,4 @@
-"""baselines.json: the validation losses of a run beside which those of its model have to be read."""
+"""Read baselines.json: validation losses to compare the model's loss with."""
 
 from math import isfinite
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from shards.files import parse_json
 
 NAME = "baselines.json"
-IMAGES = "images"  # the name of the validation set of images beside one of videos
-# Of predicting zero, the mean target and, of clips, the nearest visible frame; of the untrained model, if it is known
+IMAGES = "images"  # the name of a validation set of images besides one of videos
+# Of predicting zero, the mean target and, for clips, the nearest visible frame; of the untrained model, if known
 LOSSES = ("zero", "mean", "copy", "untrained")
 
 
@@ -18,7 +18,7 @@ def file_of(name: str) -> str:
 
 
 def read_baselines(run: Path, file: str = NAME) -> dict[str, Any]:
-    """The `LOSSES` of a run, and `of` which images they are; nothing where the file is missing, torn, or odd."""
+    """Return the `LOSSES` of a run, and in `of` their images; empty where the file is missing, torn, or invalid."""
     path = run / file
     try:
         found = parse_json(path.read_bytes()) if path.is_file() else None

@@ -1,7 +1,7 @@
-"""A predictor of clips that learns nothing: each hidden cell is what the nearest visible frame shows at its place.
+"""A predictor of clips without learning: it copies the nearest visible frame to each hidden cell.
 
-Frames that follow each other are much alike. A model whose loss is higher than that of this copy has not learned to
-use time, even where it is far ahead of the mean target.
+Consecutive frames are much alike. A model whose loss is higher than that of this copy has not learned to use time,
+even where it is far better than the mean target.
 """
 
 import torch
@@ -14,19 +14,19 @@ def copied(targets: Tensor, mask: Mask, layout: Layout, otherwise: Tensor) -> Te
     """Predict the hidden cells of clips from their visible ones.
 
     Args:
-        targets: of all cells, (B, frames, rows, columns, width).
-        mask: of the clips.
+        targets: targets of all cells, (B, frames, rows, columns, width).
+        mask: mask of the clips.
         layout: grid of the targets.
-        otherwise: (width,), predicted where all frames of a place are hidden.
+        otherwise: (width,), the prediction where all frames of a place are hidden.
 
     Returns:
-        (masked, width), in the order of `mask.indices`. Of two frames that are equally near it is the earlier one.
+        (masked, width), in the order of `mask.indices`. Of two equally near frames, the earlier one is copied.
     """
     frames, places = layout.frames, layout.rows * layout.columns
     hidden = spread(mask.cells, layout).view(-1, frames, places)
     time = torch.arange(frames, device=hidden.device)
     later = time[None, :] - time[:, None]  # (from frame, to frame)
-    distance = 2 * later.abs() + (later > 0)  # no two are equal
+    distance = 2 * later.abs() + (later > 0)  # all distances differ
     unseen = hidden[:, None] * (2 * frames)
     nearest = (distance[None, :, :, None] + unseen).argmin(2).flatten()[mask.indices]  # frame, int64 (masked,)
 

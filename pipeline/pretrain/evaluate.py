@@ -1,4 +1,4 @@
-"""Validation of pre-training: the model's loss, the losses of predictors that learn nothing, and the pictures."""
+"""Validate pre-training: the model's loss, the losses of constant predictors, and the pictures."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,26 +24,26 @@ from shards.manifest import Manifest
 
 PICTURED = 4  # validation images in the picture ...
 PICTURED_CLIPS = 2  # ... or clips
-MEAN_BATCHES = 64  # micro-batches of each rank that the mean predictor is measured on
+MEAN_BATCHES = 64  # micro-batches per rank from which the mean target is estimated
 
 
 class Validation:
-    """The validation images of a run, always the same crops under the same masks. All ranks call everything together.
+    """The validation images of a run, with fixed crops and masks. All ranks call every method together.
 
     Args:
-        shards: their folder or URL, as `maskfeat-shards build` wrote it.
+        shards: their folder or URL, from `maskfeat-shards build`.
         data, run: settings of the run.
         micro_batch: inputs that a rank computes at once.
         world, examples, phases: those of the run.
-        name: of a second data set: part of the names of its metrics, its pictures and its baselines; empty: of the
-            first, whose names are without it.
+        name: for a second data set, a part of the names of its metrics, pictures and baselines; empty for the
+            first.
 
     Attributes:
-        manifest: of the images.
-        identity: of the manifest.
-        medium: of the images.
-        name: see above.
-        prefix: of the names of its metrics.
+        manifest: manifest of the images.
+        identity: identity of the manifest.
+        medium: the medium of the samples.
+        name: as above.
+        prefix: prefix of the names of its metrics.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Validation:
         self._examples = examples.single_frames if examples.single_frames and self.medium == "image" else examples
 
     def measure(self, engine: Evaluator) -> tuple[Metrics, Pictures | None]:
-        """Return the model's mean loss and scores with the number of bad images, and on rank 0 pictures of the first.
+        """Return the model's mean loss, scores and number of bad images, and on rank 0 pictures of the first images.
 
         Raises:
             DataError: no image can be used.
@@ -89,13 +89,13 @@ class Validation:
         return {f"{self.prefix}{name}": value for name, value in (means | {"bad_samples": bad}).items()}, pictures
 
     def _draw(self, batch: Batch, example: Example, predictions: Tensor) -> Pictures:
-        """Show what the model made of the first images, or clips, of a batch."""
+        """Draw the model's results for the first images, or clips, of a batch."""
         shown = min(PICTURED if batch.inputs.ndim == 4 else PICTURED_CLIPS, len(batch.inputs))
         return draw(
             self._examples.target,
             batch.inputs[:shown],
             example.mask.cells[:shown],
-            self._examples.targets(batch.inputs)[:shown],  # of all images: compiled for so many
+            self._examples.targets(batch.inputs)[:shown],  # of all images, the compiled batch size
             predictions[: shown * self._examples.masker.masked],
             self._examples.predictions,
         )
@@ -103,16 +103,16 @@ class Validation:
     def baselines(
         self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
     ) -> dict[str, float]:
-        """Return losses of predictors that learn nothing and, where it can be had, of the untrained model.
+        """Return the losses of constant predictors and, if available, of the untrained model.
 
         The predictors are those of `constants`. The best constant is the mean target, or for classes their frequencies;
         its scores are `mean_NAME`.
 
-        They are measured once in a run: baselines.json in `run.dir` keeps them, and of which images they are; those of
+        They are measured once per run: baselines.json in `run.dir` stores them, and which images they are of; those of
         a second data set are in baselines-NAME.json.
 
         Args:
-            training: gives so many batches of training images, to take the mean target of.
+            training: returns this many batches of training images, for the mean target.
             untrained: measures the untrained model, None once it has been trained.
         """
         file = file_of(self.name)
@@ -129,9 +129,9 @@ class Validation:
         return {name: value for name, value in known.items() if name != "of"}
 
     def constants(self, best: Tensor) -> dict[str, float]:
-        """Return the loss of predicting zero, and loss and scores of predicting `best` (width,), everywhere.
+        """Return the loss of predicting zero, and loss and scores of predicting `best`, (width,), everywhere.
 
-        Of clips whose targets are numbers it is also the loss of copying the nearest visible frame, see `copied`.
+        For clips with numeric targets, also return the loss of copying the nearest visible frame, see `copied`.
 
         Raises:
             DataError: no image can be used.

@@ -1,7 +1,7 @@
-"""What the model has learned, as a person can see it: input, masked input, target, prediction.
+"""Draw the model's results for people: input, masked input, target, prediction.
 
-Of images it is a sheet with one row an image. Of clips it is a sheet with four rows of frames a clip, and an animation
-whose frames are sheets of images.
+For images, it is a sheet with one row per image. For clips, it is a sheet with four rows of frames per clip, and an
+animation whose frames are sheets of images.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ Picture = NDArray[np.uint8]
 _GAP = 6
 _TITLE = 26
 _HIDDEN = 110 / 255
-_TINT = (1.0, 0.8, 0.35)  # of what was predicted, where the target has no colours of its own
-_VISIBLE = 0.3  # brightness of what was not predicted
-_ROW = 1800  # pixels that a row of frames may be wide before its pixels are no longer enlarged
+_TINT = (1.0, 0.8, 0.35)  # of predictions, where the target has no colours of its own
+_VISIBLE = 0.3  # brightness of the other patches
+_ROW = 1800  # width of a row of frames, in pixels, above which pixels are not enlarged
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pictures:
 
     Attributes:
         sheet: everything at a glance.
-        animation: of clips, a frame for each frame that is described; of images, nothing.
+        animation: for clips, one frame per described frame; for images, empty.
     """
 
     sheet: Picture
@@ -47,12 +47,12 @@ def draw(
     """Draw a few inputs.
 
     Args:
-        target: what is predicted.
+        target: the target.
         inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
         mask: cells of their masks, see `Mask`.
-        targets: (B, rows, columns, ...), of clips (B, frames, rows, columns, ...), of all patches.
-        outputs: of the model, float (masked, width), in the order of `MaskFeat.forward`.
-        predictions: of the model.
+        targets: targets of all patches, (B, rows, columns, ...), for clips (B, frames, rows, columns, ...).
+        outputs: outputs of the model, float (masked, width), in the order of `MaskFeat.forward`.
+        predictions: those of the model.
     """
     layout = predictions.layout
     if layout.frames == 1:
@@ -93,10 +93,10 @@ def panels_of(
 
     Args:
         target, inputs, mask, targets, outputs, predictions: see `draw`.
-        scale: pixels that a pixel is drawn with.
+        scale: enlargement of the pixels.
 
     Returns:
-        float64 (B, 3, H * scale, W * scale) in [0, 1] each, on the CPU; of clips B counts the frames of all of them.
+        float64 (B, 3, H * scale, W * scale) in [0, 1] each, on the CPU; for clips, B counts all their frames.
     """
     layout = predictions.layout
     frames = described_frames(inputs, predictions).cpu()
@@ -111,17 +111,17 @@ def _panels(target: Target, images: Tensor, hidden: Tensor, targets: Tensor, gue
     """Draw the four panels of each image: float64 (B, 3, H * scale, W * scale) in [0, 1] each.
 
     Args:
-        target: what is predicted.
+        target: the target.
         images: uint8 (B, 3, H, W).
         hidden: bool (B, rows, columns).
         targets: (B, rows, columns, ...).
-        guess: float32 (B, rows, columns, width), of the hidden patches.
-        scale: pixels that a pixel is drawn with.
+        guess: predictions of the hidden patches, float32 (B, rows, columns, width).
+        scale: enlargement of the pixels.
     """
     size = [side * scale for side in images.shape[2:]]
     truth, shown = target.paint(images, targets), target.paint(images, targets, guess)
     pixels, truth, shown, covered = (
-        # The strokes of HOG become finer by averaging
+        # Averaging makes the strokes of HOG finer
         F.interpolate(panel.double(), size, mode="area" if panel.shape[-1] > size[-1] else "nearest")
         for panel in (images / 255, truth, shown, hidden[:, None])
     )
@@ -135,7 +135,7 @@ def _panels(target: Target, images: Tensor, hidden: Tensor, targets: Tensor, gue
 
 
 def _across(titles: tuple[str, ...], panels: list[Tensor]) -> Picture:
-    """Put panels (B, 3, height, width) side by side, a row for each image, under a title for each panel or for all."""
+    """Put panels (B, 3, height, width) side by side, one row per image, under a title for each panel or for all."""
     across = torch.cat([F.pad(panel, (0, _GAP, 0, _GAP), value=1.0) for panel in panels], dim=3)
     sheet = (across.transpose(0, 1).flatten(1, 2)[:, :-_GAP, :-_GAP] * 255).permute(1, 2, 0)
     width = panels[0].shape[3] if len(titles) > 1 else sheet.shape[1]

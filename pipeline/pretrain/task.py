@@ -1,4 +1,4 @@
-"""MaskFeat: from pixels to the loss of predicting what is under masked patches."""
+"""The MaskFeat task: from pixels to the loss of predicting masked patches."""
 
 import shlex
 from functools import partial
@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from pipeline.augmentation import Augment, augmented
 from pipeline.build import build_examples, build_model, start_from_init
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
@@ -25,19 +26,21 @@ from shards.secrets import masked
 
 
 class MaskedPrediction:
-    """The loss of predicting what is under masked patches, a `TaskLoss`.
+    """The loss of predicting masked patches, a `TaskLoss`.
 
     Args:
-        examples: makes them of images.
-        masks: of each image in a step.
+        examples: makes examples from images.
+        masks: masks per image in a step.
+        augment: how images are varied; None: not at all.
     """
 
-    def __init__(self, examples: ExampleMaker, masks: int = 1) -> None:
-        self._examples, self._masks = examples, masks
+    def __init__(self, examples: ExampleMaker, masks: int = 1, augment: Augment | None = None) -> None:
+        self._examples, self._masks, self._augment = examples, masks, augment or Augment()
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its views."""
-        example = self._examples.of(batch.inputs).example(batch.inputs, batch.keys, self._masks)
+        inputs = augmented(batch.inputs, batch.keys, self._augment)
+        example = self._examples.of(inputs).example(inputs, batch.keys, self._masks)
         return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
@@ -51,8 +54,8 @@ class Pretraining(MaskedPrediction):
     """The `Task` of a pre-training run.
 
     Args:
-        recipe, world, phases: of the run.
-        data: its training images.
+        recipe, world, phases: those of the run.
+        data: its training data.
 
     Raises:
         ConfigError, ShardError, DataError: the model, its target or the validation images cannot be used.
@@ -67,18 +70,18 @@ class Pretraining(MaskedPrediction):
         of_both_media = len(data.media) > 1
         dtype = DTYPES[recipe.engine.precision]
         examples = build_examples(recipe, self.model, dtype, world.device, single_frames=of_both_media)
-        super().__init__(examples, recipe.mask.repeats)
+        super().__init__(examples, recipe.mask.repeats, recipe.augment)
         self.identity = self._examples.target.identity
         self.flops = input_flops(recipe, self.model, examples.masker.masked)
         self.next_commands = _next_commands(recipe)
         self.inputs: dict[str, Any] = {}
-        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once they are measured
+        self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
         self._validations = self._open_validations(phases)
         self._probe, self._unprobed = self._make_probe(phases)
         self.probe_every = recipe.run.probe_every if self._probe else None
 
     def _open_validations(self, phases: Phases) -> list[Validation]:
-        """Return the validation sets of the run, of which there are two where it takes images and videos."""
+        """Return the validation sets of the run; a run on images and videos has two."""
         recipe, world, found = self._recipe, self._world, list[Validation]()
         images = recipe.data.validation_images
         if images and len(self._data.media) == 1:
@@ -100,7 +103,7 @@ class Pretraining(MaskedPrediction):
         return found
 
     def _make_probe(self, phases: Phases) -> tuple[RunProbe | None, str | None]:
-        """Return the probe of the run, if it is to have one, or why it cannot: recipes ask for it before there is data.
+        """Return the probe of the run, if requested, or why there is none: recipes may request it before there is data.
 
         Raises:
             DataError: the samples cannot be decoded here.
@@ -111,7 +114,7 @@ class Pretraining(MaskedPrediction):
         if recipe.data.validation is None:
             return None, "data.validation is not set"
         if len(self._data.media) > 1:
-            return None, "labels of images and videos do not mean the same"
+            return None, "labels of images and videos have different meanings"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
         training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
@@ -131,9 +134,9 @@ class Pretraining(MaskedPrediction):
         return decay_groups(self.model, self._recipe.optim.weight_decay, vectors)
 
     def before_first_step(self, engine: Engine, done: int, report: Report) -> None:
-        """Measure what predictors that learn nothing lose, beside which the validation loss has to be read.
+        """Measure the losses of constant predictors, to compare the validation loss with.
 
-        Of a new run, probe the encoder, too, for the same reason.
+        For a new run, also probe the untrained encoder, for the same reason.
         """
         if self._unprobed:
             report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
@@ -158,11 +161,11 @@ class Pretraining(MaskedPrediction):
             self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
 
     def _loss(self, validation: Validation, engine: Engine, report: Report) -> float:
-        """Return the loss of the untrained model, and show what it predicts."""
+        """Return the loss of the untrained model, and draw its predictions."""
         return self._evaluate_on(validation, engine, 0, report)[f"{validation.prefix}loss"]
 
     def evaluate(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Measure the loss on the validation images, if there are any, and show the pictures."""
+        """Measure the loss on the validation images, if there are any, and draw the pictures."""
         metrics: Metrics = {}
         for validation in self._validations:
             metrics |= self._evaluate_on(validation, engine, done, report)
@@ -180,7 +183,7 @@ class Pretraining(MaskedPrediction):
         return metrics
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
-        """Judge the frozen encoder by labels, and warn where its attention has collapsed."""
+        """Evaluate the frozen encoder by labels, and warn where its attention has collapsed."""
         if self._probe is None:
             return {}
         metrics = self._probe.measure(engine)

@@ -1,1 +1,1 @@
-"""What frozen features are worth: whose they are (source), what they are (features), how they are judged (judge)."""
+"""Evaluate frozen features: their encoder (source), their computation (features), their accuracy (judge)."""

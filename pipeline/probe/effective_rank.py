@@ -1,4 +1,4 @@
-"""The number of directions that features fill."""
+"""Measure the number of directions that features span."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def effective_rank(features: Tensor) -> float:
     """Return the effective rank of features: exp of the entropy of their singular values, divided by their sum.
 
-    It is 1 where all features are multiples of one, and their width where they fill all directions alike (Roy and
+    It is 1 where all features are multiples of one, and their width where all directions are equal (Roy and
     Vetterli 2007, "The effective rank"). As in RankMe (Garrido et al., ICML 2023), features are not centred.
 
     Args:

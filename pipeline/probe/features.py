@@ -1,10 +1,10 @@
-"""Pooled features of a data set's images or clips, computed once and kept on disk.
+"""Pooled features of a data set's images or clips, computed once and cached on disk.
 
     KEY/part-00000.safetensors   ids, int64 (n,) ascending, and features, float32 (n, width), of one rank's samples
-    KEY/identity.json            what decides the features, and size and SHA-256 of the parts; written last
+    KEY/identity.json            identity of the features, and size and SHA-256 of the parts; written last
 
-A rank takes a contiguous range of ids, so that each sample is there once whatever the ranks, and another number of
-ranks reads the same rows. Bad samples have no row. Of a video it is the clip in its middle.
+A rank takes a contiguous range of ids, so that each sample occurs once for any number of ranks, and another number of
+ranks reads the same rows. Bad samples do not have a row. The clip of a video is that in its middle.
 """
 
 import hashlib
@@ -42,16 +42,16 @@ BATCH = 128  # images, or frames of clips
 
 @dataclass(frozen=True)
 class View:
-    """What decides features, beside the data set and the layer.
+    """The parameters of features besides the data set and the layer.
 
     Attributes:
         weights: `Source.identity`.
         image_size: side in pixels.
-        crop: of the short side that is seen, the centre square of it.
-        precision: that the encoder computes in; features are kept in float32.
+        crop: share of the short side in the centre crop.
+        precision: the encoder's precision; features are stored in float32.
         pool: the mean of the patch tokens, or the class token.
-        statistics: of the pixels that the encoder takes.
-        clip: how clips are taken of videos; None: the samples are images.
+        statistics: normalisation of the encoder's inputs.
+        clip: how clips are taken from videos; None: the samples are images.
     """
 
     weights: str
@@ -63,7 +63,7 @@ class View:
     clip: Clip | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Return all of it that decides the features, as JSON; of images without a word of clips."""
+        """Return everything that decides the features, as JSON values; for images without the entries of clips."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -76,7 +76,7 @@ class Features:
 
 
 def at_once(clip: Clip | None) -> int:
-    """Return how many inputs are encoded at once, of images (None) or such clips."""
+    """Return how many inputs are encoded at once: images (None) or such clips."""
     return BATCH if clip is None else max(1, BATCH // clip.frames)
 
 
@@ -88,15 +88,15 @@ def encode(
     dtype: torch.dtype,
     statistics: Statistics = IMAGENET,
 ) -> list[Tensor]:
-    """Pooled output of some blocks, each after the encoder's final norm, as in DINO's probes: float32 (B, width) each.
+    """Return pooled outputs of blocks, after the encoder's final norm as in DINO's probes: float32 (B, width) each.
 
     Args:
-        encoder: on the device of the inputs.
+        encoder: an encoder on the device of the inputs.
         inputs: uint8 (B, 3, H, W), or clips (B, 3, frames, H, W).
         layers: blocks counted from 0, ascending.
-        pool: what of a block's output is taken.
-        dtype: computed in under autocast; float32: without.
-        statistics: of the pixels that the encoder takes.
+        pool: the pooling of a block's output.
+        dtype: precision of autocast; float32: without autocast.
+        statistics: normalisation of the encoder's inputs.
     """
     with torch.no_grad(), torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
         return encoder.pooled_blocks(normalise(inputs, torch.float32, statistics), layers, pool)
@@ -105,11 +105,11 @@ def encode(
 def compute(
     folder: Path, encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> dict[int, Path]:
-    """Where the features of each layer lie, having computed those that did not lie there. All ranks together.
+    """Compute the missing features, and return the folder of each layer's. All ranks call this together.
 
     Args:
-        folder: that all ranks see.
-        encoder: whose network is on the ranks' device.
+        folder: a folder that all ranks share.
+        encoder: an encoder whose network is on the ranks' device.
         layers: blocks counted from 0.
 
     Raises:
@@ -146,7 +146,7 @@ def compute(
 
 
 def load(place: Path, part: int, parts: int, device: torch.device) -> Features:
-    """The `part`-th of so many equal, contiguous parts of what `compute` left."""
+    """Load the `part`-th of `parts` equal, contiguous parts of the result of `compute`."""
     files: list[Any] = [safe_open(path, framework="pt") for path in sorted(place.glob("part-*"))]
     counts = [file.get_slice("ids").get_shape()[0] for file in files]
     begin, end = (bound * sum(counts) // parts for bound in (part, part + 1))
@@ -162,7 +162,7 @@ def load(place: Path, part: int, parts: int, device: torch.device) -> Features:
 def _computed(
     encoder: Encoder, layers: Sequence[int], view: View, manifest: Manifest, recipe: Recipe, world: World
 ) -> tuple[Tensor, list[Tensor]]:
-    """This rank's ids, int64 (n,), and of each layer its features, float32 (n, width), on the CPU."""
+    """Return this rank's ids, int64 (n,), and the features of each layer, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
     clip = recipe.data.clip
     count = at_once(clip)
@@ -186,7 +186,7 @@ def _refuse_too_many_bad(manifest: Manifest, recipe: Recipe, good: list[int]) ->
     bad = len(manifest) - sum(good)
     if too_many(bad, len(manifest), recipe.data.bad_in_a_row, recipe.data.bad_share):
         raise DataError(
-            f"{manifest.root}: {bad:,} of {len(manifest):,} samples are bad: run `maskfeat-shards verify` and mend it, "
+            f"{manifest.root}: {bad:,} of {len(manifest):,} samples are bad: run `maskfeat-shards verify` and fix it, "
             "or raise data.bad_share"
         )
 
@@ -203,7 +203,7 @@ def _seal(folder: Path, identity: dict[str, Any]) -> None:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether the features are there, and every byte as it was written."""
+    """Return whether the features exist, with every byte as written."""
     try:
         sealed = json.loads((folder / "identity.json").read_text())["parts"]
         return bool(sealed == {path.name: _digest(path) for path in folder.glob("part-*")})

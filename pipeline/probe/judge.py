@@ -1,4 +1,4 @@
-"""Features of two data sets -> accuracies of both probes."""
+"""Evaluate the features of two data sets: accuracies of both probes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +19,15 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What one layer's features are worth. Accuracies lie in [0, 1].
+    """The evaluation of one layer's features. Accuracies are in [0, 1].
 
     Attributes:
         neighbours: by k, top-1 and top-5 on validation.
-        linear: by learning rate, top-1 held out, top-1 and top-5 on validation.
-        chosen: the learning rate that is best held out, the smallest of several.
-        trained, held_out, validated, bad: how many images that were.
-        validation_ids: of those judged, (v,).
-        nearest, cosines: of each the nearest training images, ids and float32 on the CPU, (v, k).
+        linear: by learning rate, top-1 on held-out samples, top-1 and top-5 on validation.
+        chosen: the best learning rate on held-out samples, the smallest of several.
+        trained, held_out, validated, bad: numbers of images.
+        validation_ids: ids of the evaluated images, (v,).
+        nearest, cosines: the nearest training images of each, ids and float32 on the CPU, (v, k).
     """
 
     neighbours: dict[int, tuple[float, float]]
@@ -42,7 +42,7 @@ class Judgement:
     cosines: Tensor
 
     def report(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the numbers as JSON values."""
         _, top1, top5 = self.linear[self.chosen]
         rates = [
             {"rate": rate, "held_out_top1": own, "top1": top1, "top5": top5}
@@ -62,15 +62,15 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to judge.
+    """The parameters of the probes.
 
     Attributes:
-        k: how many neighbours vote, one or several numbers.
-        temperature: of their votes.
+        k: numbers of neighbours that vote.
+        temperature: temperature of their votes.
         rates: learning rates for `batch_size` images.
-        epochs, batch_size: of the linear classifiers' training.
-        held_out: share of the training images by which the rate is chosen.
-        seed: of the order of the training images.
+        epochs, batch_size: those of the linear classifiers' training.
+        held_out: share of the training images on which the rate is chosen.
+        seed: seed of the order of the training images.
     """
 
     k: list[int] = field(default_factory=lambda: [20])
@@ -91,13 +91,13 @@ def judge(
     settings: Settings,
     world: World,
 ) -> Judgement:
-    """Both probes of one layer. All ranks together.
+    """Run both probes on one layer. All ranks call this together.
 
     Args:
         bank: this rank's share of the training features.
-        queries: all of the validation features, the same on all ranks.
-        samples: how many of both data sets there would be if none were bad.
-        labels: of all samples of both data sets, by their ids.
+        queries: all validation features, the same on all ranks.
+        samples: number of samples in both data sets, including bad ones.
+        labels: labels of all samples of both data sets, by id.
 
     Raises:
         ConfigError: there are too few training images.
@@ -114,7 +114,7 @@ def judge(
             f"--held-out {settings.held_out:g}"
         )
 
-    # The neighbours of all validation images are known to all ranks
+    # All ranks have the neighbours of all validation images
     cosines, near = nearest(queries.values, bank.values, bank.ids, max(settings.k), world)
     near_labels = torch.from_numpy(labels[0])[near.cpu()].to(world.device)
     neighbours = {}

@@ -1,4 +1,4 @@
-"""Centre crops of some samples of a data set, which are read and decoded once and then kept in memory."""
+"""Read and decode centre crops of some samples of a data set once, and keep them in memory."""
 
 from collections.abc import Iterator
 
@@ -14,19 +14,19 @@ from pipeline.device import to_device
 from pipeline.probe.features import at_once
 from shards.manifest import Manifest
 
-MOST_KEPT = 4 * 2**30  # bytes of a rank; what is beyond them is read again each time
+MOST_KEPT = 4 * 2**30  # bytes per rank; further samples are read again each time
 
 
 class KeptCrops:
-    """This rank's part of some samples as uint8 crops, and of videos as the clips in their middle.
+    """This rank's part of some samples as uint8 crops; for videos, as the clips in their middle.
 
     Args:
         manifest: the data set.
-        ids: of the samples of all ranks, ascending, (n,). Each rank takes a contiguous part.
+        ids: the samples of all ranks, ascending, (n,). Each rank takes a contiguous part.
         data: crop size, clips and threads.
-        crop: share of the short side whose centre is seen.
+        crop: share of the short side in the centre crop.
         world: the ranks.
-        most_kept: bytes that are kept in memory.
+        most_kept: most bytes to keep in memory.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KeptCrops:
         """Yield ids, int64 (n,) on the CPU, and inputs, uint8 (n, ...) on the device, in order, without bad samples.
 
         Raises:
-            DataError: too many samples in a row are bad, or the storage is out of reach.
+            DataError: too many samples in a row are bad, or the storage is unreachable.
         """
         for ids, inputs in self._kept:
             yield ids, to_device(inputs, self._world.device)
@@ -63,7 +63,7 @@ class KeptCrops:
                 loader.close()
 
     def _keep(self, ids: Tensor, inputs: Tensor) -> bool:
-        """Keep a batch in memory, if there is room for it. Return whether there was."""
+        """Keep a batch in memory if there is space. Return whether there was."""
         if self._bytes + inputs.nbytes > self._most_kept:
             return False
         self._bytes += inputs.nbytes

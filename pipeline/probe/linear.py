@@ -1,8 +1,8 @@
-"""A linear classifier of frozen features, under many learning rates at once.
+"""Train a linear classifier of frozen features, with many learning rates at once.
 
 All learning rates see the same batches, so they are trained side by side: one matrix product serves them all. The
-problem is convex, weights start at zero, and batches come in an order that only the seed and the samples' ids decide:
-nothing depends on luck, on the number of ranks, or on what else is in the sweep.
+problem is convex, weights start at zero, and the order of batches depends only on the seed and the samples' ids: the
+result does not depend on luck, on the number of ranks, or on the rest of the sweep.
 
 Features are standardised by the mean and deviation of the training set: the BatchNorm without affine of He et al.,
 "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022, appendix A.1), with the whole set as its batch. SGD with
@@ -28,10 +28,10 @@ _CHUNK = 1024  # rows scored at once
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """Classifiers, one a learning rate.
+    """Classifiers, one per learning rate.
 
     Attributes:
-        mean, deviation: of the training features, (width,).
+        mean, deviation: those of the training features, (width,).
         weight: (width + 1, rates, classes); the last row is the bias.
     """
 
@@ -40,12 +40,12 @@ class Sweep:
     weight: Tensor
 
     def inputs(self, features: Tensor) -> Tensor:
-        """Standardised features and a one: (n, width) -> (n, width + 1)."""
+        """Standardise features and append a one: (n, width) -> (n, width + 1)."""
         standard = (features - self.mean) / self.deviation
         return torch.cat([standard, standard.new_ones(len(standard), 1)], dim=1)
 
     def hits(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Float64 (len(TOP), rates), sums over the samples of this rank; (n, width) and int64 (n,)."""
+        """Count hits, float64 (len(TOP), rates), over the samples of this rank; (n, width) and int64 (n,)."""
         found = torch.zeros(len(TOP), self.weight.shape[1], dtype=torch.float64, device=features.device)
         for start in range(0, len(labels), _CHUNK):
             here = slice(start, start + _CHUNK)
@@ -65,14 +65,14 @@ def fit(
     seed: int,
     world: World,
 ) -> Sweep:
-    """Train on the samples of all ranks. All ranks call this together and get the same, but for rounding.
+    """Train on the samples of all ranks, which call this together and get the same up to rounding.
 
     Args:
-        features: float32 (n, width) of this rank.
-        labels: int64 (n,).
-        ids: int64 (n,); over all ranks each once.
+        features: this rank's features, float32 (n, width).
+        labels: their labels, int64 (n,).
+        ids: their ids, int64 (n,); over all ranks each occurs once.
         rates: learning rates for `batch_size` samples, at the start of the cosine.
-        batch_size: samples of all ranks; the last batch of an epoch is smaller.
+        batch_size: samples over all ranks; the last batch of an epoch is smaller.
     """
     sweep = _untrained(features, len(rates), classes, world)
     counts = world.gather(len(features))
@@ -107,5 +107,5 @@ def _untrained(features: Tensor, rates: int, classes: int, world: World) -> Swee
 
 
 def _logits(inputs: Tensor, weight: Tensor) -> Tensor:
-    """(n, width + 1) x (width + 1, rates, classes) -> (n, rates, classes)."""
+    """Multiply (n, width + 1) x (width + 1, rates, classes) -> (n, rates, classes)."""
     return (inputs @ weight.flatten(1)).view(len(inputs), *weight.shape[1:])

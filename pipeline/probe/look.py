@@ -1,4 +1,4 @@
-"""Look at a few validation samples as an encoder does."""
+"""Draw an encoder's attention and neighbours for a few validation samples."""
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ def look(
     judgement: Judgement,
     world: World,
 ) -> tuple[dict[str, Picture], list[float]]:
-    """Draw a few validation samples, by the pictures' names, and tell how many tokens a query of each block attends to.
+    """Draw a few validation samples, by the pictures' names, and return how many tokens each block's queries attend to.
 
-    Among its neighbours, a clip is the frame in its middle.
+    Neighbours that are clips are drawn as the frame in their middle.
 
     Args:
-        source, training, validation, judgement: what was probed on what, and how that went.
-        crop, pool: as in `View`.
+        source, training, validation, judgement: the encoder, the data sets, and the result of the probe.
+        crop, pool: see `View`.
     """
     chosen = pictured_of(len(judgement.validation_ids))
     ids = judgement.validation_ids[chosen]
@@ -62,12 +62,12 @@ def look(
 
 
 def pictured_of(samples: int) -> Int64s:
-    """Return which of so many samples are looked at, spread evenly: positions, (PICTURED,)."""
+    """Return which of `samples` samples are drawn, spread evenly: positions, (PICTURED,)."""
     return np.linspace(0, samples - 1, PICTURED).astype(np.int64)
 
 
 def _attention(encoder: Encoder, inputs: Tensor, pool: Pool, statistics: Statistics) -> tuple[Tensor, list[float]]:
-    """Return `looked_at` and, of each block, `attended_tokens`: of one input at a time, for clips have many tokens."""
+    """Return `looked_at` and each block's `attended_tokens`: one input at a time, since clips have many tokens."""
     looked, tokens = [], []
     for one in inputs:
         weights = attention_weights(encoder, one[None], statistics)

@@ -1,4 +1,4 @@
-"""Classification by the nearest training images, exactly.
+"""Classify by the nearest training images, exactly.
 
 After Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR 2018), with the
 temperature and the votes of DINO's code (eval_knn.py): each of the k nearest by cosine votes exp(cosine / temperature).
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from pipeline.cluster.world import World
 
-_ENTRIES = 2**27  # cosines held at once
+_ENTRIES = 2**27  # cosines in memory at once
 
 
 def nearest(queries: Tensor, bank: Tensor, ids: Tensor, k: int, world: World) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of all ranks' banks. All ranks ask the same together.
+    """Find the k nearest rows of all ranks' banks. All ranks call this together with the same queries.
 
     Args:
         queries: float32 (q, width), the same on all ranks.
-        bank: float32 (n, width) of this rank.
-        ids: int64 (n,) of the bank's rows.
+        bank: this rank's features, float32 (n, width).
+        ids: ids of the bank's rows, int64 (n,).
 
     Returns:
-        Cosines, float32 (q, k) descending, and ids, int64 (q, k); equal cosines come in no certain order.
+        Cosines, float32 (q, k) descending, and ids, int64 (q, k); the order of equal cosines is not defined.
     """
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     own = min(k, len(bank))
@@ -39,11 +39,11 @@ def nearest(queries: Tensor, bank: Tensor, ids: Tensor, k: int, world: World) ->
 
 
 def votes(cosines: Tensor, labels: Tensor, classes: int, temperature: float) -> Tensor:
-    """What each class gets, as a share of the nearest one's vote: (q, k) and int64 (q, k) -> float32 (q, classes)."""
-    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # which a low temperature does not make infinite
+    """Sum the votes for each class, relative to the nearest one's: (q, k) and int64 (q, k) -> float32 (q, classes)."""
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # finite also for a low temperature
     return weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
 
 
 def _side_by_side(values: Tensor, world: World) -> Tensor:
-    """(q, k) of every rank -> (q, ranks * k)."""
+    """Gather (q, k) of every rank -> (q, ranks * k)."""
     return world.rows(values.flatten()).view(world.size, *values.shape).transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""What features see, for a person: nearest training images, and where the last block looks."""
+"""Draw features for people: nearest training images, and the last block's attention."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,20 @@ Picture = NDArray[np.uint8]
 _GAP = 4
 _CAPTION = 14
 _RIGHT, _WRONG, _PLAIN = (0, 120, 0), (190, 0, 0), (0, 0, 0)
-_DARK = 0.2  # brightness where the last block does not look at all
+_DARK = 0.2  # brightness without attention
 
 
 def draw_attention(inputs: Tensor, looked: Tensor, colours: Tensor) -> Picture:
-    """Draw each input beside itself in the light of `looked`, and beside `colours`: uint8 (height, width, 3).
+    """Draw each input beside a copy dimmed by attention and a map of its features: uint8 (height, width, 3).
 
-    A clip is three rows of frames, those that the rows of `looked` begin with. The light of an input goes from its
-    least to its most attention, and both are drawn without the edges of patches.
+    A clip is three rows of frames, the first frame of each row of `looked`. Attention is stretched from its least to
+    its most in each input, and both maps are interpolated between patches.
 
     Args:
         inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
-        looked: float (B, rows, columns), or of clips (B, frames, rows, columns), where there are as many frames or
-            fewer.
-        colours: of the patch features, see `principal_colours`.
+        looked: attention, float (B, rows, columns), or for clips (B, frames, rows, columns), with at most as many
+            frames.
+        colours: colours of the patch features, see `principal_colours`.
     """
     frames = _frames(inputs, looked.shape[1] if looked.ndim == 4 else 1)  # (B, frames, 3, H, W)
     looked = looked.view(len(looked), 1, -1, *looked.shape[-2:])
@@ -66,7 +66,8 @@ def principal_colours(features: Tensor) -> Tensor:
     components = flat @ vectors[:, -3:].flip(1)
     low, high = components.quantile(torch.tensor([0.02, 0.98], dtype=flat.dtype, device=flat.device), 0)
     stretched = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    return stretched.float().view(*features.shape[:-1], 3)
+    colours: Tensor = stretched.float().unflatten(0, features.shape[:-1])
+    return colours
 
 
 def _enlarged(values: Tensor, frames: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def _enlarged(values: Tensor, frames: Tensor) -> Tensor:
 
 
 def still(inputs: Tensor) -> Tensor:
-    """Return the images that stand for inputs: (B, 3, H, W) as they are, of clips the frame in the middle."""
+    """Return images that represent inputs: (B, 3, H, W) unchanged, for clips the frame in the middle."""
     return inputs if inputs.ndim == 4 else inputs[:, :, inputs.shape[2] // 2]
 
 
@@ -88,10 +89,10 @@ def draw_neighbours(
     neighbour_labels: Sequence[Sequence[str]],
     cosines: Tensor,
 ) -> Picture:
-    """Each image before its nearest training images, captions green where the class is the same.
+    """Draw each image before its nearest training images, with green captions where the class is the same.
 
     Args:
-        images: uint8 (q, 3, H, W) of the validation set, and `labels` their classes.
+        images: validation images, uint8 (q, 3, H, W), with their classes in `labels`.
         neighbours: uint8 (q, k, 3, H, W), with their classes and cosines, (q, k).
     """
     rows = []
@@ -108,13 +109,13 @@ def draw_neighbours(
 
 
 def _frames(inputs: Tensor, count: int) -> Tensor:
-    """Return so many evenly spaced frames of each input, from the first on: (B, count, 3, H, W); an image is one."""
+    """Return `count` evenly spaced frames of each input, from the first: (B, count, 3, H, W); an image is one frame."""
     clips = inputs[:, :, None] if inputs.ndim == 4 else inputs
     return clips[:, :, :: max(1, clips.shape[2] // count)].transpose(1, 2)
 
 
 def _sheet(rows: Sequence[tuple[Sequence[Tensor], Sequence[tuple[str, tuple[int, int, int]]]]]) -> Picture:
-    """Rows of equal images, uint8 (3, H, W), each under its caption."""
+    """Draw rows of equal images, uint8 (3, H, W), each under its caption."""
     height, width = rows[0][0][0].shape[1:]
     down, across = height + _CAPTION + _GAP, width + _GAP
     sheet = Image.new("RGB", (across * len(rows[0][0]) - _GAP, down * len(rows)), "white")

@@ -1,4 +1,4 @@
-"""One probe from its source to its results: JSON, pictures and curves. `scripts/probe.py` asks for it."""
+"""Run one probe from its source to its results: JSON, pictures and curves. `maskfeat probe` calls it."""
 
 import json
 import time
@@ -32,16 +32,16 @@ from shards.terminal import say, shown
 
 @dataclass(frozen=True)
 class Asked:
-    """What is probed, and where results go.
+    """The arguments of a probe.
 
     Attributes:
         source: a run.dir, weights, or a timm model.
-        overrides: of its recipe.
-        step: of a run's older checkpoint; None: the newest.
-        untrained: the same architecture and seed without any training.
-        layers: blocks counted from 0, or from -1, the last.
-        pool: patch tokens' mean, or class token.
-        crop: share of the short side whose centre is seen.
+        overrides: overrides of its recipe.
+        step: step of a run's older checkpoint; None: the newest.
+        untrained: whether to probe the same architecture and seed without any training.
+        layers: blocks, counted from 0, or from -1 for the last.
+        pool: mean of the patch tokens, or class token.
+        crop: share of the short side in the centre crop.
         out: folder of results and features; None: see `default_folder`.
     """
 
@@ -56,15 +56,15 @@ class Asked:
 
 
 def probe(asked: Asked, settings: Settings, world: World) -> None:
-    """Compute features, judge them, and write and say what was found. All ranks together.
+    """Compute features, evaluate them, and write and print the results. All ranks call this together.
 
     Args:
-        asked: what is probed, and where results go.
-        settings: of the probes; its seed is replaced by the recipe's.
+        asked: the arguments.
+        settings: parameters of the probes; the seed is replaced by the recipe's.
         world: the ranks.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError, ShardError, DataError: what is probed, or the data, cannot be used.
+        ConfigError, WeightsError, CheckpointError, ShardError, DataError: the source, or the data, cannot be used.
     """
     started = time.perf_counter()
     source, name, step = find(asked)
@@ -81,7 +81,7 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
         for line in source.notes:
             say(f"note: {line}")
 
-    # Features, of which those already there are not computed again
+    # Features; those that exist are not recomputed
     out = asked.out or default_folder(asked.source)
     weights = source.identity()
     encoder.network.to(world.device)
@@ -131,7 +131,7 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
 
 
 def find(asked: Asked) -> tuple[Source, str, int]:
-    """What is probed, its name among the results, and the step at which curves show it."""
+    """Return the source, its name among the results, and the step at which curves show it."""
     run = Path(asked.source)
     if not (run / "config.yaml").exists():
         source = of_weights(asked.source, asked.untrained, asked.overrides)
@@ -143,18 +143,18 @@ def find(asked: Asked) -> tuple[Source, str, int]:
 
 
 def default_folder(source: str) -> Path:
-    """Where results go unless --out tells."""
+    """Return the folder of the results without --out."""
     run = Path(source)
     return run / "probe" if (run / "config.yaml").exists() else Path("runs") / f"probe-{run.name}"
 
 
 def described(manifest: Manifest) -> dict[str, Any]:
-    """A data set, for the report."""
+    """Describe a data set, for the report."""
     return {"shards": masked(manifest.root), "identity": manifest.identity, "samples": len(manifest)}
 
 
 def show(title: str, judgements: dict[int, Judgement], samples: str) -> None:
-    """Print the tables. The rate is chosen on held-out training samples: the best on validation would flatter."""
+    """Print the tables. The rate is chosen on held-out training samples, since the best on validation is biased."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     for layer, judgement in judgements.items():
         heading = shown(f"{title}, block {layer}")
@@ -168,7 +168,7 @@ def show(title: str, judgements: dict[int, Judgement], samples: str) -> None:
     counts = next(iter(judgements.values()))
     say(
         f"{counts.trained:,} training {samples}, {counts.held_out:,} held out to choose the rate (bold), "
-        f"{counts.validated:,} validation {samples}; {counts.bad:,} bad ones left out"
+        f"{counts.validated:,} validation {samples}; {counts.bad:,} bad ones skipped"
     )
 
 
@@ -180,7 +180,7 @@ def keep(
     attended: list[float],
     pictures: dict[str, Picture],
 ) -> None:
-    """Curves over the steps of a run, and pictures, in TensorBoard; the pictures as files, too."""
+    """Write curves over the steps of a run, and pictures, to TensorBoard; the pictures also as files."""
     board = TensorBoard(out / "tensorboard", Writing())
     scalars = {f"probe/block {block}/attended tokens": tokens for block, tokens in enumerate(attended)}
     for layer, judgement in judgements.items():

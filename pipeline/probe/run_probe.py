@@ -1,4 +1,4 @@
-"""The probes of a run while it trains: both accuracies, and what tells a collapse of attention or of the features."""
+"""Probe a run while it trains: both accuracies, and signs that attention or the features have collapsed."""
 
 import copy
 import math
@@ -32,19 +32,19 @@ COLLAPSED = 2.0  # tokens that a query attends to; below that, attention has col
 
 
 class RunProbe:
-    """Judges the frozen encoder of a run on labelled samples of its training and its validation set.
+    """Evaluates the frozen encoder of a run on labelled samples of its training and its validation set.
 
-    What is judged is a copy of the encoder that is given the fp32 weights each time, so that the model, its engine and
-    what they do next stay as they are, at every ZeRO stage. Results are those of `scripts/probe.py` with its usual
-    settings, where both data sets have no more than `run.probe_samples`.
+    It uses a copy of the encoder, which gets the fp32 weights each time, so that the model and its engine are not
+    affected, at every ZeRO stage. Results are those of `maskfeat probe` with its default settings, where both data
+    sets have at most `run.probe_samples` samples.
 
-    All ranks call everything together.
+    All ranks call every method together.
 
     Args:
-        recipe: of the run.
-        network: its encoder's, before an engine takes it.
-        training, validation: data sets, of which `run.probe_samples` each are used, spread evenly.
-        world, phases: of the run.
+        recipe: recipe of the run.
+        network: its encoder's network, before an engine wraps it.
+        training, validation: data sets, of which `run.probe_samples` samples each are used, spread evenly.
+        world, phases: those of the run.
 
     Raises:
         ConfigError: samples have no labels, or are too few.
@@ -68,16 +68,16 @@ class RunProbe:
         self._dtype, self._statistics = DTYPES[recipe.engine.precision], recipe.model.statistics
 
     def _check(self, ids: Int64s) -> None:
-        """Raise ConfigError where so few training samples cannot be judged by."""
+        """Raise ConfigError where there are too few training samples."""
         most, out = max(self._settings.k), int(held_out(ids, self._settings.held_out).sum())
         if len(ids) < most or not 0 < out < len(ids):
-            raise ConfigError(f"{len(ids)} training samples are too few, of which {most} have to be neighbours")
+            raise ConfigError(f"{len(ids)} training samples are too few for {most} neighbours")
 
     def measure(self, engine: Engine) -> Metrics:
-        """Return the accuracies of both probes in [0, 1], `attended_tokens`, `effective_rank`, and the seconds it took.
+        """Return both accuracies in [0, 1], `attended_tokens`, `effective_rank`, and the seconds that this took.
 
         Raises:
-            DataError: too many samples in a row are bad, or the storage is out of reach.
+            DataError: too many samples in a row are bad, or the storage is unreachable.
         """
         started = time.perf_counter()
         with self._phases("validation"):
@@ -100,7 +100,7 @@ class RunProbe:
         }
 
     def _take_weights(self, engine: Engine) -> None:
-        """Give the copy the weights of the encoder, as a checkpoint would hold them."""
+        """Load the encoder's weights into the copy, as a checkpoint would have them."""
         network = self._encoder.network.to(self._world.device)
         own = {f"encoder.{name}": parameter for name, parameter in network.named_parameters()}
         for name, weight in full_weights(engine):
@@ -111,13 +111,13 @@ class RunProbe:
         """Return this rank's features of the last block, and how many tokens queries attend to there.
 
         Args:
-            crops: this rank's.
-            looked_at: ids of the samples whose attention counts, over all ranks; None: it is nan.
+            crops: this rank's crops.
+            looked_at: ids of the samples whose attention is measured, over all ranks; None: the result is nan.
         """
         last, chosen = self._encoder.depth - 1, set([] if looked_at is None else looked_at.tolist())
         ids: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
         values: list[Tensor] = [torch.empty(0, self._encoder.block_widths[last], device=self._world.device)]
-        entropy = torch.zeros(2, dtype=torch.float64, device=self._world.device)  # its sum, and of how many samples
+        entropy = torch.zeros(2, dtype=torch.float64, device=self._world.device)  # its sum, and the number of samples
         for of_batch, inputs in crops.batches():
             with self._phases("validation"):
                 values += encode(self._encoder, inputs, [last], "mean", self._dtype, self._statistics)
@@ -130,14 +130,14 @@ class RunProbe:
         return features, math.exp(total / count) if count else math.nan
 
     def _of_all(self, own: Features) -> Features:
-        """Return the features of all ranks, in the order of their ids."""
+        """Gather the features of all ranks, in the order of their ids."""
         parts = self._world.gather((own.ids.cpu(), own.values.cpu()))
         ids, values = (torch.cat(of_ranks).to(self._world.device) for of_ranks in zip(*parts, strict=True))
         return Features(ids, values)
 
 
 def described(metrics: Metrics) -> str:
-    """Return what was measured, for the operator."""
+    """Describe the results for the operator."""
     return (
         f"linear {metrics['probe_linear']:.1%}, k-NN {metrics['probe_knn']:.1%}, "
         f"{metrics['attended_tokens']:.3g} tokens attended to, effective rank {metrics['effective_rank']:.3g} "
@@ -152,12 +152,12 @@ def collapse(metrics: Metrics) -> str | None:
         return None
     return (
         f"warning: attention has collapsed: a query of the last block attends to {tokens:.2g} tokens on average. Such "
-        "an encoder learns badly from here on, and when it is fine-tuned, though its loss may fall: stop this run, and "
+        "an encoder learns badly from here on, also in fine-tuning, although its loss may fall: stop this run, and "
         "start another with a lower optim.lr, such as half or a quarter (see docs/explanation/results.md)"
     )
 
 
 def _spread(samples: int, most: int) -> Int64s:
-    """Return the ids of at most so many samples, spread evenly over all, ascending."""
+    """Return the ids of at most `most` samples, spread evenly over all, ascending."""
     count = min(samples, most)
     return np.arange(count, dtype=np.int64) * samples // count

@@ -1,4 +1,4 @@
-"""The encoder that is probed: of a run, of a weights file or of timm, with its recipe."""
+"""Open the encoder to probe: that of a run, of a weights file or of timm, with its recipe."""
 
 import hashlib
 import json
@@ -21,18 +21,18 @@ from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from shards.files import parse_json
 
-_PLAIN = "vit_base_300e"  # the recipe of what is no run: its sections data and model hold defaults only
-_GIVEN = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "use_fc_norm")  # by `build_encoder`
+_PLAIN = "vit_base_300e"  # the recipe for weights without a run: its sections data and model have only defaults
+_GIVEN = ("img_size", "in_chans", "num_classes", "global_pool", "fc_norm", "use_fc_norm")  # set by `build_encoder`
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is probed.
+    """An encoder to probe.
 
     Attributes:
-        recipe: `data`, `model`, `run.seed` and `engine.precision` count.
-        encoder: of images or clips; its network is on the CPU, for evaluation.
-        notes: what of the weights was not carried over as it is.
+        recipe: a recipe, of which `data`, `model`, `run.seed` and `engine.precision` matter.
+        encoder: an encoder of images or clips; its network is on the CPU, for evaluation.
+        notes: notes on weights that were changed or not copied.
     """
 
     recipe: Recipe
@@ -40,7 +40,7 @@ class Source:
     notes: list[str]
 
     def identity(self) -> str:
-        """SHA-256 of all that makes features of pixels: architecture, options and weights."""
+        """Return the SHA-256 of everything that maps pixels to features: architecture, options and weights."""
         model = self.recipe.model
         digest = hashlib.sha256(json.dumps([model.name, model.options], sort_keys=True).encode())
         for name, tensor in self.encoder.network.state_dict().items():
@@ -50,16 +50,16 @@ class Source:
 
 
 def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Source:
-    """The encoder of a run.
+    """Open the encoder of a run.
 
     Args:
         run: `run.dir`.
-        found: the checkpoint; None: as the run started, but for `model.init`.
-        overrides: of its recipe; another `data.image_size` has the positions resampled.
+        found: the checkpoint; None: the state at the start of the run, without `model.init`.
+        overrides: overrides of its recipe; for another `data.image_size`, positions are resampled.
 
     Raises:
         ConfigError: an override is wrong.
-        WeightsError: the checkpoint is of another model than the recipe.
+        WeightsError: the checkpoint does not match the recipe.
     """
     config = run / "config.yaml"
     if kind_of(read_settings(config)) == "finetune":
@@ -68,8 +68,8 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     weights = found.weights() if found else None
     if found and not any(name.endswith("mask_token") for name in found.shapes):
         raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
-    torch.manual_seed(recipe.run.seed)  # as the run did
-    model = build_model(recipe, predicted_width(weights) if weights else None)  # a teacher is not needed
+    torch.manual_seed(recipe.run.seed)  # as in the run
+    model = build_model(recipe, predicted_width(weights) if weights else None)  # without loading a teacher
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -78,16 +78,16 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
 
 
 def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Source:
-    """The encoder of a weights file or folder that `model.init` takes, or of timm's pretrained models.
+    """Open the encoder of a weights file or folder for `model.init`, or of timm's pretrained models.
 
-    Where the architecture can be told from the weights it need not be given; for a file in timm's names it is
+    The architecture is inferred from the weights where possible; for a file with timm's names it is
     `model.name` and `model.options`.
 
     Args:
-        untrained: leave the weights as `run.seed` draws them.
+        untrained: keep the random weights of `run.seed`.
 
     Raises:
-        ConfigError, WeightsError: there is nothing of that name, or it does not fit the recipe.
+        ConfigError, WeightsError: the weights do not exist, or do not match the recipe.
     """
     if Path(weights).exists():
         loaded = read(Path(weights))
@@ -105,7 +105,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
 
 
 def _settings(weights: Weights) -> list[str]:
-    """Overrides that describe the architecture, as far as the weights or the config.json beside them tell it."""
+    """Return overrides that describe the architecture, as far as the weights or the config.json beside them do."""
     if weights.layout is not TIMM:
         return _overrides(geometry(weights))
     config = weights.file.parent / "config.json"
@@ -121,9 +121,9 @@ def _settings(weights: Weights) -> list[str]:
 
 
 def _statistics(weights: Weights) -> list[str]:
-    """Overrides that tell the pixels that weights of clips take; those of images are rewritten for the recipe's.
+    """Return overrides for the normalisation of weights for clips; weights for images are rewritten instead.
 
-    A MViT pads its inputs, which is why its weights cannot be rewritten.
+    The weights of a MViT cannot be rewritten, since it pads its inputs.
     """
     if not weights.of_clips or weights.normalisation is None:
         return []
@@ -136,10 +136,10 @@ def _overrides(found: Architecture) -> list[str]:
 
 
 def _pretrained(name: str) -> Weights:
-    """timm's weights of a model, from its cache or the hub."""
+    """Load timm's weights of a model, from its cache or the hub."""
     try:
         model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever a download brings about
+    except Exception as error:  # a download may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"timm has no weights for {name} here ({reason}): give a file instead") from error
     cfg = model.pretrained_cfg

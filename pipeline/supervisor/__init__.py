@@ -1,1 +1,1 @@
-"""Keep a run going: start its launcher again when it fails, and end what a failed start left behind."""
+"""Keep a run going: restart its launcher when it fails, and end processes that a failed start left behind."""

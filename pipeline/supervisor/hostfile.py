@@ -1,34 +1,34 @@
-"""DeepSpeed's host file: the nodes that a run may use, and how many GPUs each has."""
+"""Read DeepSpeed's host file: the nodes that a run may use, and the number of GPUs of each."""
 
 import re
 from pathlib import Path
 
 from shards.text import one_line
 
-_MOST = 1 << 20  # characters of a file; ten thousand nodes take half of it
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # what ssh, pdsh and shells take for nothing but a name
+_MOST = 1 << 20  # characters in a file; ten thousand nodes take half of it
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # safe as a name for ssh, pdsh and shells
 _NODE = re.compile(rf"(?:{_NAME}@)?({_NAME})")
 _SLOTS = re.compile(r"slots=0*([1-9][0-9]{0,3})")
-_IGNORED = re.compile(r"max[-_]slots=[0-9]+")  # of MPI, whose host files DeepSpeed also reads
+_IGNORED = re.compile(r"max[-_]slots=[0-9]+")  # used by MPI, whose host files DeepSpeed also reads
 _WANTED = "'NAME slots=N'"
 
 
 class HostFileError(Exception):
-    """What is wrong with a host file, where, and what to do about it, in one line."""
+    """A host file is wrong. The message says what, where, and what to do, in one line."""
 
 
 def read_hostfile(file: Path) -> dict[str, int]:
-    """Slots by node, in the order of the file: a line "NAME slots=N" each, `#` before comments.
+    """Read slots by node, in the order of the file: a line "NAME slots=N" each, `#` before comments.
 
-    Whatever this takes, `deepspeed` understands in the same way. It refuses more: what `deepspeed` would pass over or
-    hand on to ssh and pdsh, where a name can be an option, a pattern or a command.
+    Whatever this accepts, `deepspeed` reads in the same way. It rejects more: lines that `deepspeed` would skip or pass
+    to ssh and pdsh, where a name can be an option, a pattern or a command.
 
     Raises:
-        HostFileError: the file cannot be read, or a line of it is wrong, or there is none.
+        HostFileError: the file cannot be read, has a wrong line, or has no lines.
     """
     shown = f"--hostfile {one_line(str(file))}"
     slots: dict[str, int] = {}
-    lines: dict[str, int] = {}  # by the name of the node alone, in lower case
+    lines: dict[str, int] = {}  # by the node's name without user, in lower case
     for number, line in enumerate(_text(file, shown).split("\n"), start=1):
         at = f"{shown}, line {number}"
         fields = line.partition("#")[0].split()
@@ -68,7 +68,7 @@ def read_hostfile(file: Path) -> dict[str, int]:
 
 def _text(file: Path, shown: str) -> str:
     try:
-        if file.exists() and not file.is_file():  # a pipe would be waited for, and deepspeed takes none either
+        if file.exists() and not file.is_file():  # opening a pipe would wait, and deepspeed does not accept one either
             raise HostFileError(f"{shown}: is not a file: give the path of one with lines of {_WANTED}")
         with file.open(encoding="utf-8-sig", errors="surrogateescape") as opened:  # comments may be in any encoding
             text = opened.read(_MOST + 1)
@@ -82,5 +82,5 @@ def _text(file: Path, shown: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The beginning of `text` for a message."""
+    """Return the beginning of `text`, quoted for a message."""
     return f"'{one_line(text if len(text) <= 60 else f'{text[:60]}...')}'"

@@ -1,4 +1,4 @@
-"""The nodes that a supervised run may use, and what is asked of each: whether it answers, and that its ranks end."""
+"""The nodes that a supervised run may use: check whether they answer, and end their ranks."""
 
 import os
 import re
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ANSWER = 20  # seconds for a node to answer in
-SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--"]  # what follows is no option, whatever it is
+ANSWER = 20  # seconds for a node to answer
+SSH = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "--"]  # arguments after it are not options
 PROBE = f"{shlex.join(SSH)} {{host}} true"
-NOTICE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"  # else ssh waits for a node that was cut off for hours
+NOTICE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"  # otherwise ssh waits for hours for a disconnected node
 STOP = Path(__file__).with_name("stop.py").resolve()
 
 
@@ -21,9 +21,9 @@ class Hosts:
     """The nodes of a host file, reached by ssh; without one, this machine alone.
 
     Args:
-        slots: of each node, by its name; empty for this machine alone.
-        probe: a command that succeeds where a node may be used; `{host}` in it stands for the name.
-        run: `run.dir`, the same path on all of them.
+        slots: slots of each node by name; empty for this machine alone.
+        probe: a command that succeeds where a node may be used; `{host}` in it is replaced by the name.
+        run: `run.dir`, the same path on all nodes.
     """
 
     def __init__(self, slots: Mapping[str, int], probe: Sequence[str], run: Path) -> None:
@@ -33,16 +33,16 @@ class Hosts:
         return len(self._slots)
 
     def answering(self) -> list[str]:
-        """Those that may be used now, in the order of the host file."""
+        """Return the nodes that may be used now, in the order of the host file."""
         probes = {host: [argument.replace("{host}", host) for argument in self._probe] for host in self._slots}
         answers = _together(probes, ANSWER)
         return [host for host in self._slots if host in answers]
 
     def command(self, launcher: list[str], answering: list[str]) -> list[str]:
-        """The launcher's command, `deepspeed ...`, to run on some of the nodes.
+        """Return the launcher's command, `deepspeed ...`, for some of the nodes.
 
-        A host file for it is written to the run's folder. Even where one node is left, it is reached by ssh: it need
-        not be this one.
+        A host file for it is written to the run's folder. Even a single node is reached by ssh, since it may not be
+        this one.
 
         Raises:
             OSError: the file cannot be written.
@@ -53,16 +53,16 @@ class Hosts:
         return [launcher[0], "--hostfile", str(file), "--force_multi", *launcher[1:]]
 
     def environment(self) -> dict[str, str]:
-        """For the launcher: this process's, with an ssh that notices when a node is cut off."""
+        """Return this process's environment for the launcher, with an ssh that notices a disconnected node."""
         given = os.environ.get("PDSH_SSH_ARGS_APPEND", "")
         return os.environ | {"PDSH_SSH_ARGS_APPEND": f"{given} {NOTICE}".strip()}
 
     def signal_ranks(self, number: int) -> int:
-        """Send a signal to the run's ranks on every node that answers; how many there were."""
+        """Send a signal to the run's ranks on every node that answers; return their number."""
         return self._ranks("--signal", signal.Signals(number).name.removeprefix("SIG"), seconds=0)
 
     def end_ranks(self, seconds: float) -> int:
-        """SIGTERM them, and SIGKILL those that take longer than so long; how many there were."""
+        """Send SIGTERM to the ranks, and SIGKILL after `seconds` seconds; return their number."""
         return self._ranks("--end", str(seconds), seconds=seconds)
 
     def _ranks(self, *options: str, seconds: float) -> int:
@@ -74,7 +74,7 @@ class Hosts:
 
 
 def _together(commands: dict[str, list[str]], seconds: float) -> dict[str, str]:
-    """Run a command for each name, all at once; what those printed that succeeded within so many seconds."""
+    """Run a command for each name, all at once; return the output of those that succeeded within the time."""
     with ThreadPoolExecutor(max(1, len(commands))) as pool:
         answers = zip(commands, pool.map(lambda command: _answer(command, seconds), commands.values()), strict=True)
         return {name: answer for name, answer in answers if answer is not None}

@@ -1,14 +1,14 @@
-"""Signal the ranks of a run on this machine, or see to it that they end. Launchers are left alone: they follow.
+"""Signal the ranks of a run on this machine, or ensure that they end. Launchers are left alone: they follow.
 
-    python scripts/launch/stop.py RUN [--signal TERM | --end SECONDS]
+    maskfeat stop RUN [--signal TERM | --end SECONDS]
 
-RUN is the run's folder, as in run.dir=RUN. Prints how many ranks there were. A rank is a Python of this user that runs
-a script with this run.dir, but for the scripts here that do not train.
+RUN is the run's folder, as in run.dir=RUN. Prints the number of ranks. A rank is a Python process of this user that
+runs a script with this run.dir, except the scripts here that do not train.
 
 Examples:
 
-    python scripts/launch/stop.py /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
-    python scripts/launch/stop.py /runs/base --end 30          the same by SIGTERM; SIGKILL to what lives after 30 s
+    maskfeat stop /runs/base --signal USR1     all ranks, on all nodes, save and exit with status 75
+    maskfeat stop /runs/base --end 30          the same by SIGTERM; SIGKILL to those left after 30 s
 """
 
 import argparse
@@ -21,16 +21,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-# These take run.dir=RUN too
+# These also take run.dir=RUN
 DO_NOT_TRAIN = ("supervise.py", "doctor.py", "estimate.py", "probe.py", "validate.py", "words.py", "bench.py")
-RANK = "rank.py"  # runs the command that follows it, for `maskfeat`
+RANK = "rank.py"  # runs the command in its arguments, for `maskfeat`
 
 
 def ranks(run: Path) -> list[int]:
-    """Process ids of those that train the run in folder `run`."""
+    """Return the process ids of the ranks of the run in folder `run`."""
     run, found = Path(os.path.realpath(run)), {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, ValueError):  # ended meanwhile
+        with suppress(OSError, ValueError):  # the process has ended
             if process.stat().st_uid != os.getuid() or not (process / "exe").readlink().name.startswith("python"):
                 continue
             arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
@@ -40,7 +40,7 @@ def ranks(run: Path) -> list[int]:
 
 
 def signal_ranks(run: Path, number: int) -> list[int]:
-    """Send a signal to all of them; who they were."""
+    """Send a signal to all ranks; return their process ids."""
     found = ranks(run)
     for process in found:
         with suppress(ProcessLookupError):
@@ -49,11 +49,11 @@ def signal_ranks(run: Path, number: int) -> list[int]:
 
 
 def end_ranks(run: Path, seconds: float) -> list[int]:
-    """Ask all to stop, wait for their end, and kill those that still live after so long; who they were."""
+    """Ask all ranks to stop, and kill those that remain after `seconds`; return the process ids of all."""
     asked = signal_ranks(run, signal.SIGTERM) if seconds else []
     _await_end(run, seconds)
     killed = signal_ranks(run, signal.SIGKILL)
-    _await_end(run, 10)  # what a killed process held on a GPU takes a moment to come free
+    _await_end(run, 10)  # a killed process's GPU memory takes a moment to be freed
     return sorted({*asked, *killed})
 
 
@@ -64,9 +64,9 @@ def _await_end(run: Path, seconds: float) -> None:
 
 
 def run_dir(arguments: Iterable[str], folder: Path) -> Path | None:
-    """What a command that was given in `folder` names as its run.dir; None if nothing.
+    """Return the run.dir of a command that was started in `folder`; None if it has none.
 
-    The last one counts, and `~` is a home, as for a recipe.
+    The last one counts, and `~` is expanded, as in a recipe.
     """
     given = [argument.partition("=")[2] for argument in arguments if re.match(r"\s*run\.dir\s*=", argument)]
     if not given:
@@ -80,7 +80,7 @@ def run_dir(arguments: Iterable[str], folder: Path) -> Path | None:
 
 
 def _trains(arguments: list[str]) -> bool:
-    """Whether a Python with these arguments is a rank."""
+    """Return whether a Python process with these arguments is a rank."""
     script, following = _script(arguments)
     name = Path(script).name
     if name == RANK and following:
@@ -89,16 +89,16 @@ def _trains(arguments: list[str]) -> bool:
 
 
 def _script(arguments: list[str]) -> tuple[str, list[str]]:
-    """The script that a Python with these arguments runs, or a file of the module's name, and what follows it.
+    """Return the script of a Python process with these arguments, or its module's file name, and further arguments.
 
-    Empty for a launcher's.
+    Both are empty for a launcher.
     """
     rest = iter(arguments[1:])
     for argument in rest:
-        if option := re.fullmatch(r"-[^cmWX-]*([cmWX])(.*)", argument, re.DOTALL):  # those that take a value
+        if option := re.fullmatch(r"-[^cmWX-]*([cmWX])(.*)", argument, re.DOTALL):  # options that take a value
             letter, value = option.groups()
             value = value or next(rest, "")
-            if letter == "m":  # launchers are modules too
+            if letter == "m":  # launchers are also modules
                 trains = value.endswith((".pretrain", ".finetune"))
                 return (f"{value.rpartition('.')[2]}.py" if trains else ""), [*rest]
             if letter == "c":
@@ -113,10 +113,10 @@ def _script(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def seconds(text: str) -> float:
-    """A length of time, of an option.
+    """Parse a length of time in seconds.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is not a length of time.
     """
     value = float(text)
     if not 0 <= value <= 1e8:
@@ -125,14 +125,14 @@ def seconds(text: str) -> float:
 
 
 def main() -> int:
-    """Exit status 0, whether there were ranks or not."""
+    """Return 0, with or without ranks."""
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="the run.dir of the run")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--signal", choices=["TERM", "USR1", "INT"], help="send it, and do not wait")
-    what.add_argument("--end", type=seconds, metavar="SECONDS", help="SIGTERM, and SIGKILL after so long")
+    what.add_argument("--signal", choices=["TERM", "USR1", "INT"], help="signal to send without waiting")
+    what.add_argument("--end", type=seconds, metavar="SECONDS", help="send SIGTERM, and SIGKILL after this time")
     arguments = parser.parse_args()
     if arguments.signal:
         found = signal_ranks(arguments.run, signal.Signals[f"SIG{arguments.signal}"])

@@ -1,26 +1,25 @@
-"""Keep a run going: start its launcher, and start it again when it fails.
+"""Keep a run going: start its launcher, and restart it when it fails.
 
-    python scripts/launch/supervise.py [options] -- COMMAND ... run.dir=RUN ...
+    maskfeat supervise [options] -- COMMAND ... run.dir=RUN ...
 
-COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, what is left of it is ended on every node, and it
-is started again after a pause that doubles from failure to failure. After --tries failures in a row, none of which got
-further than the one before, the supervisor gives up. SIGTERM, SIGUSR1, SIGINT or SIGHUP to it stops the run: all ranks
-save and exit.
+COMMAND is any launcher's: deepspeed, torchrun, srun. When it fails, its remaining processes are ended on every node,
+and it is started again after a pause that doubles with each failure. After --tries consecutive failures without
+progress, the supervisor gives up. SIGTERM, SIGUSR1, SIGINT or SIGHUP to it stops the run: all ranks save and exit.
 
-With --hostfile, which is handed on to COMMAND (`deepspeed`), nodes that do not answer are left out as long as at least
---min-nodes do. They are asked before every start, so one that came back is taken again.
+With --hostfile, which is passed to COMMAND (`deepspeed`), nodes that do not answer are skipped as long as at least
+--min-nodes answer. They are tested before every start, so one that came back is used again.
 
-Every life of the run is a line here and in RUN/lives-NODE.jsonl: when, how it ended, the step reached, on which nodes.
+Every attempt is a line here and in RUN/lives-NODE.jsonl: its time, end, last step and nodes.
 
-Exit status: 0 the run is complete; 1 given up; 2 not understood, by this program or by COMMAND; 75 it was asked to
-stop, and the same command resumes.
+Exit status: 0 the run is complete; 1 given up; 2 wrong usage, of this program or of COMMAND; 75 it was asked to stop,
+and the same command resumes.
 
 Examples, each on one line:
 
-    python scripts/launch/supervise.py -- deepspeed scripts/pretrain.py vit_base_300e data.shards=/data/train
+    maskfeat supervise -- maskfeat pretrain vit_base_300e data.shards=/data/train
         run.dir=/runs/base
 
-    python scripts/launch/supervise.py --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
+    maskfeat supervise --hostfile hosts --min-nodes 6 -- deepspeed scripts/pretrain.py vit_large_1600e
         data.shards=/data/train run.dir=/runs/large
 
     ... --probe 'ssh -o BatchMode=yes {host} nvidia-smi'    a node must also answer for its GPUs
@@ -53,8 +52,8 @@ NOT_UNDERSTOOD = 2
 
 
 @dataclass
-class Life:
-    """One start of the launcher: its line in RUN/lives-NODE.jsonl. `status` is None where it came to none."""
+class Attempt:
+    """One start of the launcher: its line in RUN/lives-NODE.jsonl. `status` is None if it has none."""
 
     began: str
     hosts: list[str]
@@ -65,7 +64,7 @@ class Life:
 
 
 class Supervisor:
-    """Starts `command` until the run is complete, is asked to stop, or fails again and again."""
+    """Starts `command` until the run is complete, is asked to stop, or fails repeatedly."""
 
     def __init__(self, options: argparse.Namespace, run: Path, hosts: Hosts, log: FileIO) -> None:
         self._options, self._run, self._hosts, self._log = options, run, hosts, log
@@ -73,36 +72,34 @@ class Supervisor:
         self._asked = False
 
     def run(self) -> int:
-        """The exit status, as in this program's description."""
+        """Run, and return the exit status of this program's description."""
         options = self._options
         if left := self._hosts.end_ranks(options.grace):
-            say(f"ended {left} ranks that an earlier life of {self._run} had left")
+            say(f"ended {left} ranks that an earlier attempt of {self._run} had left")
         furthest, failures = reached(self._run), 0
         while True:
-            life = self._live()
-            life.step, life.ended = reached(self._run), now()
-            self._write(life)
-            say(f"life {life.began} to {life.ended}: {life.why}, step {life.step}")
-            if life.status in (0, NOT_UNDERSTOOD):
-                return life.status
-            if self._asked or (life.status == RESUME and not options.requeue):
+            attempt = self._attempt()
+            attempt.step, attempt.ended = reached(self._run), now()
+            self._write(attempt)
+            say(f"attempt {attempt.began} to {attempt.ended}: {attempt.why}, step {attempt.step}")
+            if attempt.status in (0, NOT_UNDERSTOOD):
+                return attempt.status
+            if self._asked or (attempt.status == RESUME and not options.requeue):
                 return RESUME
-            if life.status == RESUME:
+            if attempt.status == RESUME:
                 continue
 
-            failures = 1 if life.step > furthest else failures + 1
-            furthest = max(furthest, life.step)
+            failures = 1 if attempt.step > furthest else failures + 1
+            furthest = max(furthest, attempt.step)
             if failures >= options.tries:
-                say(
-                    f"gave up: {failures} failures in a row got no further than step {furthest}; their errors are above"
-                )
+                say(f"gave up after {failures} failures in a row at step {furthest}; their errors are above")
                 return 1
             pause = min(options.longest_pause, options.pause * 2 ** min(failures - 1, 60)) * random.uniform(0.5, 1)
-            say(f"failure {failures} of {options.tries} at step {furthest}: starting again in {pause:.0f} s")
+            say(f"failure {failures} of {options.tries} at step {furthest}: restarting in {pause:.0f} s")
             if self._signals.asked_within(pause):
                 return RESUME
 
-    def _live(self) -> Life:
+    def _attempt(self) -> Attempt:
         """Start the launcher and wait for the end of everything that it started."""
         options, environment = self._options, self._hosts.environment()
         command: list[str] = options.command
@@ -111,37 +108,37 @@ class Supervisor:
             answering = self._hosts.answering()
             if len(answering) < options.min_nodes:
                 why = f"only {len(answering)} of {len(self._hosts)} nodes answer, {options.min_nodes} are needed"
-                return Life(now(), answering, why=why)
+                return Attempt(now(), answering, why=why)
             try:
                 command = self._hosts.command(command, answering)
             except OSError as error:
                 why = f"{self._run}/hosts cannot be written: {error.strerror}"
-                return Life(now(), answering, why=why)
-        life = Life(now(), answering)
+                return Attempt(now(), answering, why=why)
+        attempt = Attempt(now(), answering)
         complete = self._run / "complete"
         try:
             complete.unlink(missing_ok=True)
         except OSError as error:
-            life.why = f"{complete} of an earlier life cannot be removed: {error.strerror}"
-            return life
+            attempt.why = f"{complete} of an earlier attempt cannot be removed: {error.strerror}"
+            return attempt
         try:
             launcher = subprocess.Popen(command, env=environment, start_new_session=True)
         except OSError as error:
-            life.status, life.why = NOT_UNDERSTOOD, f"{command[0]}: {error.strerror}"
-            return life
-        life.status = self._await(launcher)
+            attempt.status, attempt.why = NOT_UNDERSTOOD, f"{command[0]}: {error.strerror}"
+            return attempt
+        attempt.status = self._await(launcher)
         left = self._hosts.end_ranks(self._options.grace)  # a launcher can die before its ranks, even with status 0
         _signal_all(launcher, signal.SIGKILL)
         if left and not self._asked:
-            life.status, life.why = 1, f"the launcher ended before {left} of its ranks"
-        elif life.status == 0 and not complete.exists():
-            life.status, life.why = 1, "the launcher ended with status 0, but the run did not say that it is complete"
+            attempt.status, attempt.why = 1, f"the launcher ended before {left} of its ranks"
+        elif attempt.status == 0 and not complete.exists():
+            attempt.status, attempt.why = 1, "the launcher ended with status 0, but the run is not marked as complete"
         else:
-            life.why = self._explain(life.status)
-        return life
+            attempt.why = self._explain(attempt.status)
+        return attempt
 
     def _await(self, launcher: "subprocess.Popen[bytes]") -> int:
-        """The launcher's exit status; passes requests to stop on to the ranks, whom it waits for."""
+        """Return the launcher's exit status; passes requests to stop on to the ranks, and waits for their end."""
         deadline = None
         while launcher.poll() is None:
             number = self._signals.next(None if deadline is None else max(0, deadline - time.monotonic()))
@@ -156,10 +153,10 @@ class Supervisor:
                 launcher.wait()
         return launcher.returncode
 
-    def _write(self, life: Life) -> None:
+    def _write(self, attempt: Attempt) -> None:
         try:
-            self._log.write((json.dumps(asdict(life)) + "\n").encode())
-        except OSError as error:  # a full disk must not end what starts the run again
+            self._log.write((json.dumps(asdict(attempt)) + "\n").encode())
+        except OSError as error:  # a full disk must not end the supervisor
             say(f"{self._log.name}: {error.strerror}")
 
     def _explain(self, status: int) -> str:
@@ -174,9 +171,9 @@ class Supervisor:
 
 
 def _named(status: int) -> str:
-    """A launcher's status, with the signal that ended it, or that ended one of its ranks.
+    """Describe a launcher's status, with the signal that ended it, or that ended one of its ranks.
 
-    Of the latter shells and srun make 128 + its number, and DeepSpeed's launcher makes 256 - its number.
+    For the latter, shells and srun use 128 + its number, and DeepSpeed's launcher uses 256 - its number.
     """
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
@@ -187,13 +184,13 @@ def _named(status: int) -> str:
 
 
 def _signal_all(launcher: "subprocess.Popen[bytes]", number: int) -> None:
-    """Signal the launcher and what it started here, but for those that left its process group."""
+    """Signal the launcher and the processes that it started here and that are still in its process group."""
     with suppress(ProcessLookupError):
         os.killpg(launcher.pid, number)
 
 
 def reached(run: Path) -> int:
-    """The last step that a run logged or saved, 0 if none."""
+    """Return the last step that a run logged or saved, 0 if none."""
     names = [folder.name for folder in (run / "checkpoints").glob("step-*")]
     steps = [int(name[5:]) for name in names if re.fullmatch("step-[0-9]{1,18}", name)]
     with suppress(OSError):
@@ -205,17 +202,17 @@ def reached(run: Path) -> int:
 
 
 def now() -> str:
-    """Local time with its offset, ISO 8601, to the second."""
+    """Return the local time with its offset, ISO 8601, to the second."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def say(text: str) -> None:
-    """A line for the operator."""
+    """Print a line for the operator."""
     note(f"supervise: {text}")
 
 
 def main() -> int:
-    """Exit status as in this program's description."""
+    """Return the exit status of this program's description."""
     prepare()
     options, run, hosts = parse(__doc__)
     try:

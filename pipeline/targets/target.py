@@ -45,7 +45,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Computing:
-    """How and where a target is computed.
+    """The precision and place of a target's computation.
 
     Attributes:
         dtype: precision of the model and of a teacher.
@@ -63,7 +63,7 @@ class Computing:
 
 
 class Target(Protocol):
-    """What is predicted at masked patches, and the loss of a prediction.
+    """A target at masked patches, with the loss of its predictions.
 
     Targets are tensors whose first dimension is that of patches. Only `losses` needs to know their meaning.
 

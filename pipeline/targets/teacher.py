@@ -80,7 +80,7 @@ def load_teacher(teacher: str, weights: Path | None, *, classifier: bool = False
 
     Args:
         teacher: a timm name, such as `vit_base_patch16_224.dino`, or a folder in timm's Hugging Face layout, such as
-            one of `scripts/export.py`.
+            one of `maskfeat export`.
         weights: a file with weights for that name; None: the folder's weights, or those that timm downloads.
         classifier: keep the classifier, with as many classes as the weights have.
 
@@ -119,7 +119,7 @@ def build_teacher(teacher: str, **options: Any) -> Any:
     except OSError as error:
         raise TeacherError(f"{named} cannot be read: {error.strerror}") from error
     if folder and not (Path(teacher) / "config.json").is_file():
-        raise TeacherError(f"{named} has no config.json: give a folder that scripts/export.py or timm wrote")
+        raise TeacherError(f"{named} has no config.json: give a folder that `maskfeat export` or timm wrote")
     if not folder and not timm.is_model(teacher.partition(".")[0]):
         raise TeacherError(f"{named} is neither a folder nor a model of timm's")
     try:

@@ -79,7 +79,7 @@ def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
         nargs="*",
         default=[],
         metavar="section.key=value",
-        help="settings that replace the recipe's; section.key.option=value replaces one option of a mapping",
+        help="settings that override the recipe's; section.key.option=value overrides one option of a mapping",
     )
     parser.add_argument("--list", action=ListRecipes, nargs=0, folder=folder, help="list the recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
@@ -89,7 +89,7 @@ def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
 
 
 class ListRecipes(argparse.Action):
-    """An option that prints the recipes of a folder, each with a line about it, and ends the program."""
+    """An option that prints the recipes of a folder, each with a description, and ends the program."""
 
     def __init__(self, *arguments: Any, folder: Path, **options: Any) -> None:
         super().__init__(*arguments, **options)

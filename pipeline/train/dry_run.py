@@ -1,4 +1,4 @@
-"""Say what a run would do, from its recipe and the records of its data sets, without decoding or writing anything."""
+"""Describe what a run would do, from its recipe and the records of its data sets, without decoding or writing."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ from shards.text import counted
 
 
 def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
-    """Yield what a run on so many ranks would do, as names and values of lines.
+    """Yield what a run on `ranks` ranks would do, as names and values.
 
     Raises:
-        ConfigError: the batch cannot be shared out evenly, or the model cannot be built.
+        ConfigError: the batch cannot be divided evenly, or the model cannot be built.
         ShardError, DataError: a data set cannot be used.
     """
     micro_batch = recipe.micro_batch(ranks)

@@ -1,4 +1,4 @@
-"""RandAugment on the device beside timm's on the host and DALI's."""
+"""Compare RandAugment on the device with timm's on the host and DALI's."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,13 +18,13 @@ from pipeline.data.augment import sample_keys
 from pipeline.finetune.randaugment import rand_augment
 from pipeline.finetune.transforms import FILL
 
-BATCHES = 8  # a round, each with other choices
+BATCHES = 8  # per round, each with other choices
 
 Pictures = list[Image.Image]
 
 
 def augment(size: int, device: torch.device, images: int, threads: int) -> list[Figure]:
-    """Two layers with probability 0.5 each: one transform an image on average."""
+    """Apply two layers with probability 0.5 each: one transform per image on average."""
     pictures = _pictures(size, images)
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def augment(size: int, device: torch.device, images: int, threads: int) -> list[
 
 
 def _pictures(size: int, images: int) -> Pictures:
-    """Smooth noise, stretched over all levels."""
+    """Make smooth noise, stretched over all levels."""
     rng = np.random.default_rng(0)
     noise = (Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(images))
     return [picture.filter(ImageFilter.GaussianBlur(4)).point(lambda level: 8 * level - 900) for picture in noise]
@@ -62,7 +62,7 @@ def _ours(images: torch.Tensor) -> Callable[[], int]:
 
 
 def _with_timm(pictures: Sequence[Image.Image]) -> int:
-    """From Pillow images, which cost nothing, to arrays. Always at level 9: at 10, Pillow 13 refuses to posterize."""
+    """Convert augmented Pillow images to arrays. The level is always 9: at 10, Pillow 13 fails to posterize."""
     options = {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC}
     transform = rand_augment_transform("rand-m9-inc1", options)
     for picture in pictures:
@@ -78,12 +78,12 @@ def _keep(pictures: Pictures) -> None:
 
 
 def _with_timm_kept(_: int) -> int:
-    """In a pool; results stay there, so that bringing them back costs nothing."""
+    """Run in a pool; results stay in the process, so that returning them costs nothing."""
     return _with_timm(_kept * BATCHES)
 
 
 def _with_dali(pixels: Any, threads: int) -> Callable[[], int]:
-    """One transform an image, which is bilinear where it is geometric, of a strength that all images share."""
+    """Apply one transform per image, bilinear where geometric, with a strength that all images share."""
     from nvidia.dali import fn
     from nvidia.dali.auto_aug import rand_augment
     from nvidia.dali.pipeline import pipeline_def

@@ -1,4 +1,4 @@
-"""From files to shards. Ours ends with its bytes on the disk, not only in the page cache."""
+"""Build shards from files. Ours ends with its bytes on the disk, not only in the page cache."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ SAMPLES_PER_SHARD = 500  # small enough for two workers to share the test sets e
 
 
 def build(source: Path) -> list[Figure]:
-    """From the page cache to the disk: ours, webdataset's writer in a loop, and copying the files."""
+    """Build from the page cache to the disk: ours, webdataset's writer in a loop, and copying the files."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
 
     def maskfeat_shards(out: Path, check: Check, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts, none of which outlives its time."""
+"""Start processes of a benchmark, and end them when their time is over."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-_LAST = 10  # seconds for a process that was killed to be gone, which one that waits for a device may never be
+_LAST = 10  # seconds for a killed process to end; one that waits for a device may never do so
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str:
-    """Run a command, and kill it when its time is over, and all that it started with it.
+    """Run a command, and kill it with all its descendants when its time is over.
 
     Returns:
-        What went wrong, with the last of its output; empty if nothing did.
+        The error, with the last of the output; empty on success.
     """
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)

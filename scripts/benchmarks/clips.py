@@ -1,4 +1,4 @@
-"""Clips of videos on a CPU: our loader beside the ways in which others read them, from the same files."""
+"""Compare our loader of clips on a CPU with others, on the same files."""
 
 import resource
 import time
@@ -28,19 +28,19 @@ from pipeline.data.request import training_requests
 from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
-BATCH, LOADED = 4, 6  # clips in a batch, and batches a round
+BATCH, LOADED = 4, 6  # clips per batch, and batches per round
 FRAMES, STRIDE = 16, 4
 
 Pixels = NDArray[np.uint8]  # (frames, height, width, 3)
-Make = Callable[[Path, np.random.Generator, int], Tensor]  # makes a clip (3, FRAMES, size, size) of a file
+Make = Callable[[Path, np.random.Generator, int], Tensor]  # makes a clip (3, FRAMES, size, size) from a file
 
 
 def clips(shards: Path, threads: int, size: int, jpegs: Path | None = None) -> list[Figure]:
-    """Clips of 16 frames, every 4th: a second of them, and the CPU's milliseconds for one, in as many workers.
+    """Measure clips of 16 frames, every 4th: clips per second, and CPU milliseconds per clip, with as many workers.
 
     Args:
         shards: a data set of videos.
-        threads: that decode, or workers of others.
+        threads: decoding threads, or workers of others.
         size: side of the crops, in pixels.
         jpegs: a data set of the same videos as JPEGs of their frames.
     """
@@ -48,7 +48,7 @@ def clips(shards: Path, threads: int, size: int, jpegs: Path | None = None) -> l
     with TemporaryDirectory() as scratch:
         files = _written(manifest, Path(scratch))
         ways: dict[str, Make] = {"PyAV, in a DataLoader": pyav, "SlowFast's PyAV": slowfast}
-        with suppress(ImportError, RuntimeError):  # torchcodec finds no libraries of FFmpeg
+        with suppress(ImportError, RuntimeError):  # torchcodec does not find FFmpeg's libraries
             torchcodec(files[0], np.random.default_rng(0), size)
             ways["torchcodec, in a DataLoader"] = torchcodec
         with suppress(ImportError):
@@ -67,7 +67,7 @@ def clips(shards: Path, threads: int, size: int, jpegs: Path | None = None) -> l
 
 
 def _race(contestants: dict[str, Callable[[], Iterator[Any]]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Clips a second and milliseconds of CPUs a clip of each, the median over rounds in which they take turns."""
+    """Return each one's clips per second and CPU milliseconds per clip, the median over rounds in turns."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     costs: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(ROUNDS):
@@ -80,13 +80,13 @@ def _race(contestants: dict[str, Callable[[], Iterator[Any]]]) -> tuple[dict[str
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of all children that have ended, as the workers of a DataLoader have by then."""
+    """Return the CPU time of this process and its ended children, such as a DataLoader's workers by then."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(of.ru_utime + of.ru_stime for of in used)
 
 
 def _written(manifest: Manifest, folder: Path) -> list[Path]:
-    """Write the videos of a data set to files of their own, which others read."""
+    """Write the videos of a data set to separate files, for others to read."""
     files = []
     for number, data in enumerate(Reader(manifest).submit(np.arange(len(manifest))).result()):
         assert not isinstance(data, str), data
@@ -122,7 +122,7 @@ def _ours(manifest: Manifest, threads: int, size: int) -> Callable[[], Iterator[
 
 
 class _Peer(Dataset[Tensor]):
-    """Random clips of files, each made in one of the ways of others, in the workers of a DataLoader."""
+    """Random clips of files, made in one of the other ways, in the workers of a DataLoader."""
 
     def __init__(self, files: list[Path], make: Make, workers: int, size: int) -> None:
         self._files, self._make, self._workers, self._size = files, make, workers, size
@@ -163,7 +163,7 @@ def pyav(file: Path, random: np.random.Generator, size: int) -> Tensor:
 
 
 def torchcodec(file: Path, random: np.random.Generator, size: int) -> Tensor:
-    """Take the frames by their numbers, which torchcodec makes sure of by a scan of the file."""
+    """Take the frames by number; torchcodec scans the file to find them exactly."""
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(str(file), num_ffmpeg_threads=1, dimension_order="NHWC")
@@ -172,7 +172,7 @@ def torchcodec(file: Path, random: np.random.Generator, size: int) -> Tensor:
 
 
 def videomae(file: Path, random: np.random.Generator, size: int) -> Tensor:
-    """As `kinetics.py` of VideoMAE: decord with one thread, then Pillow's bilinear resize of each frame."""
+    """Decode as VideoMAE's `kinetics.py`: decord with one thread, then Pillow's bilinear resize of each frame."""
     from decord import VideoReader, cpu
 
     reader = VideoReader(str(file), num_threads=1, ctx=cpu(0))
@@ -182,7 +182,7 @@ def videomae(file: Path, random: np.random.Generator, size: int) -> Tensor:
 
 
 def slowfast(file: Path, random: np.random.Generator, size: int) -> Tensor:
-    """As `decoder.py` and `transform.py` of SlowFast: all frames of the span, then floats without antialiasing."""
+    """Decode as SlowFast's `decoder.py` and `transform.py`: all frames of the span, floats without antialiasing."""
     import av
 
     with av.open(str(file)) as container:
@@ -206,7 +206,7 @@ def slowfast(file: Path, random: np.random.Generator, size: int) -> Tensor:
 
 
 def _numbers(length: int, random: np.random.Generator) -> list[int]:
-    """Draw a clip: numbers of frames, of which the last is repeated where the video is too short."""
+    """Draw a clip: frame numbers; the last is repeated where the video is too short."""
     first = int(random.integers(max(length - STRIDE * (FRAMES - 1), 1)))
     return [min(first + STRIDE * frame, length - 1) for frame in range(FRAMES)]
 

@@ -1,4 +1,4 @@
-"""Reading, decoding, and both: side by side with webdataset, Pillow, torchvision and DALI alone."""
+"""Measure reading, decoding, and both, beside webdataset, Pillow, torchvision and bare DALI."""
 
 import statistics
 import tempfile
@@ -24,11 +24,11 @@ from pipeline.data.request import training_requests
 from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
-LOADED = 40  # batches a round
+LOADED = 40  # batches per round
 
 
 def read(shards: Path, threads: int) -> list[Figure]:
-    """From the page cache: ours, comparing checksums, and webdataset's way through the tars."""
+    """Read from the page cache: ours, with checksums, and webdataset, through the tars in order."""
     import webdataset as wds
 
     manifest = Manifest.load(shards)
@@ -48,7 +48,7 @@ def read(shards: Path, threads: int) -> list[Figure]:
 
 
 def decode(shards: Path, threads: int, size: int, device: torch.device, batch: int) -> list[Figure]:
-    """From encoded images in memory. On a CPU beside DALI alone; on a GPU without and with its JPEG hardware."""
+    """Decode images in memory. On a CPU beside bare DALI; on a GPU without and with its JPEG hardware."""
     batches = encoded_batches(shards, batch)
     on_cpu = _decoding(decoder_for(torch.device("cpu"), batch, size, threads, 0), batches, torch.device("cpu"))
     if device.type == "cuda":
@@ -64,7 +64,7 @@ def decode(shards: Path, threads: int, size: int, device: torch.device, batch: i
 
 
 def encoded_batches(shards: Path, batch: int) -> list[Crops]:
-    """Up to eight batches of encoded images with random crops and flips; at least one, images repeated if need be."""
+    """Return up to eight batches of encoded images with random crops and flips; images are repeated if necessary."""
     manifest = Manifest.load(shards)
     ids = np.arange(max(1, min(len(manifest) // batch, 8)) * batch, dtype=np.int64) % len(manifest)
     images: Any = Reader(manifest).submit(ids).result()
@@ -79,7 +79,7 @@ def _decoding(decoder: Decoder, batches: list[Crops], device: torch.device) -> C
     def run() -> int:
         decoder.feed(batches[0])
         images = 0
-        for following in [*batches[1:], None]:  # two under way, as in training
+        for following in [*batches[1:], None]:  # two in progress, as in training
             if following:
                 decoder.feed(following)
             images += len(decoder.take().images)
@@ -116,7 +116,7 @@ def _dali_alone(batches: list[Crops], threads: int, size: int, resize: bool) -> 
 
 
 def loader(shards: Path, threads: int, size: int) -> list[Figure]:
-    """Our loader, and others with Pillow and torchvision in a DataLoader of as many workers, from the page cache."""
+    """Compare our loader with Pillow and torchvision in DataLoaders of as many workers, from the page cache."""
     manifest = Manifest.load(shards)
     data = Data(shards=str(shards), image_size=size, crop_scale=CROP_SCALE, decode_threads=threads, lanes=1)
     plan = Plan(manifest.counts, lanes=1, block=len(manifest))

@@ -1,4 +1,4 @@
-"""The training step fed from shards by the real loader, beside the same step on resident data."""
+"""Measure the training step fed by the real loader, beside the same step on resident data."""
 
 import statistics
 import time
@@ -14,14 +14,14 @@ from pipeline.train.setup import open_data
 
 
 def end_to_end(loop: Loop, times: int, rounds: int = ROUNDS, how: str = "") -> list[Figure]:
-    """Both ways in turns, so many steps a round, and the share of its time that the loop waits for the loader.
+    """Measure both in turns, with `times` steps per round, and the share of time that the loop waits for the loader.
 
-    `how` goes into the names.
+    `how` is appended to the names.
     """
     recipe, world = loop.recipe, loop.world
     data = open_data(recipe, world)
     still = resident(recipe, world)
-    ready = AHEAD + DEPTH  # batches that the loader has in hand before a round: they are taken before the clock runs
+    ready = AHEAD + DEPTH  # batches that are ready before a round; they are taken before the clock starts
     drained = -(-ready // loop.micro_batches)
     fed = data.batches(0, (rounds + 1) * (drained + times) * loop.micro_batches)
     rates: dict[str, list[float]] = {"from shards": [], "resident": []}
@@ -51,7 +51,7 @@ def end_to_end(loop: Loop, times: int, rounds: int = ROUNDS, how: str = "") -> l
 
 
 def pixels(batches: Iterator[Batch], clock: Clock) -> Iterator[Pixels]:
-    """Turn the batches of a loader into those of a `Loop`."""
+    """Convert the batches of a loader to those of a `Loop`."""
     while True:
         with clock.waiting():
             batch = next(batches, None)

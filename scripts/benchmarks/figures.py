@@ -1,4 +1,4 @@
-"""What a benchmark says: a number, beside those of peers in the same run and what the hardware allows."""
+"""Figures of benchmarks: a number, beside those of peers in the same run and the limits of the hardware."""
 
 import json
 import os
@@ -41,10 +41,10 @@ class Figure:
     Attributes:
         name: what was measured.
         unit: of `achieved`, `peers` and `limits`.
-        achieved: by this project.
-        peers: by others, or by this project in another way, in the same run.
-        limits: what the hardware would allow.
-        settings: of the recipe, by key, where the number depends on them.
+        achieved: the number of this project.
+        peers: numbers of others, or of this project in another way, in the same run.
+        limits: the limits of the hardware.
+        settings: settings of the recipe that the number depends on, by key.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Figure:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As in the files of --json: each peer and limit with the ratio of what was achieved to it."""
+        """Return the figure as in the files of --json: each peer and limit with our ratio to it."""
         others = {
             kind: {name: {"value": value, "ratio": self.achieved / value} for name, value in values.items()}
             for kind, values in (("peers", self.peers), ("limits", self.limits))
@@ -64,13 +64,13 @@ class Figure:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse."""
+        """Parse the result of `to_json`."""
         peers, limits = ({name: it["value"] for name, it in content[kind].items()} for kind in ("peers", "limits"))
         return cls(content["name"], content["unit"], content["achieved"], peers, limits, content["settings"])
 
 
 def publish(figures: list[Figure], file: Path | None) -> None:
-    """Print figures with the machine they belong to, and write both to a file if there is one."""
+    """Print figures with their machine, and write both to a file if one is given."""
     print_figures(figures)
     facts = machine()
     print(", ".join([facts["device"], f"{facts['threads']} torch threads", f"torch {facts['versions']['torch']}"]))
@@ -79,7 +79,7 @@ def publish(figures: list[Figure], file: Path | None) -> None:
 
 
 def print_figures(figures: list[Figure]) -> None:
-    """As a table: every number, and below it those it is compared with."""
+    """Print a table: every number, and below it those that it is compared with."""
     table = Table("", "achieved, others", "unit", "ratio to it", box=None)
     for figure in figures:
         table.add_row(f"[bold]{figure.name}", f"[bold]{figure.achieved:,.4g}", figure.unit, "")
@@ -90,14 +90,14 @@ def print_figures(figures: list[Figure]) -> None:
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
-    """Write JSON, at once or not at all, with the command that is running."""
+    """Write JSON atomically, with the command that is running."""
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"command": shlex.join(map(masked, sys.argv))} | content, indent=1) + "\n")
     partial.rename(file)
 
 
 def machine() -> dict[str, Any]:
-    """Device, driver, processor and versions."""
+    """Return device, driver, processor and versions."""
     gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if gpu else f"no GPU, {_processor()}",
@@ -129,7 +129,7 @@ def _processor() -> str:
 
 
 def _driver() -> str:
-    """Version, clock and power limit, as the driver's own tool has them."""
+    """Return version, clock and power limit from the driver's own tool."""
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()[0]

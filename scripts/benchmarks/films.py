@@ -1,4 +1,4 @@
-"""Videos for benchmarks, where there are none: crops that move over the images of a data set, encoded by PyAV."""
+"""Make videos for benchmarks: crops that move over the images of a data set, encoded by PyAV."""
 
 import io
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from pipeline.data.reader import Reader
 from shards.build import build
 from shards.manifest import Manifest
 
-RATE = 30  # frames a second
-STEP = 2  # pixels that a crop moves to the right from a frame to the next
+RATE = 30  # frames per second
+STEP = 2  # pixels per frame that a crop moves to the right
 
 Film = NDArray[np.uint8]  # (frames, height, width, 3)
 
@@ -28,8 +28,9 @@ class Encoding:
 
     Attributes:
         codec, container, pixels: FFmpeg's names.
-        options: of the encoder.
-        stamps: when frames are shown: at a constant rate, at a variable one, or the first ten never, by an edit list.
+        options: options of the encoder.
+        stamps: the time stamps of frames: at a constant rate, at a variable one, or the first ten never, by an edit
+            list.
     """
 
     codec: str = "libx264"
@@ -86,14 +87,14 @@ def _stamps(kind: str, frames: int) -> Sequence[int]:
 
 
 def pictures(shards: Path, count: int) -> list[Image.Image]:
-    """Return the first images of a data set, again and again if need be."""
+    """Return the first images of a data set, repeated if necessary."""
     manifest = Manifest.load(shards)
     read = Reader(manifest).submit(np.arange(count, dtype=np.int64) % len(manifest)).result()
     return [Image.open(io.BytesIO(data.tobytes())) for data in read if not isinstance(data, str)]
 
 
 def make_set(shards: Path, out: Path, how: Encoding, count: int, frames: int, height: int, width: int) -> None:
-    """Make a data set of so many films in the folder `out`."""
+    """Make a data set of `count` films in the folder `out`."""
     source = out.with_name(f"{out.name}-files")
     source.mkdir(parents=True)
 

@@ -1,4 +1,4 @@
-"""How a step's time grows: with the model, the image, the batch and the ranks, beside what `estimate.py` says."""
+"""Measure how a step's time grows with the model, the image, the batch and the ranks, beside `estimate.py`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pipeline.cluster.world import World
 from pipeline.estimate import PERSISTENT, Cluster, Size, estimate
 
 IMAGES = 16
-# What is changed of the demo's model (width 192, depth 4, 96 px, fp32)
+# Changes of the demo's model (width 192, depth 4, 96 px, fp32)
 CHANGES: dict[str, tuple[int, list[str]]] = {
     "as it is": (IMAGES, []),
     "twice as wide": (IMAGES, ["model.options={embed_dim: 384, depth: 4, num_heads: 6}"]),
@@ -32,11 +32,11 @@ CHANGES: dict[str, tuple[int, list[str]]] = {
 }
 STAGES = (0, 1, 2, 3)
 RANKS = (1, 2, 4)
-SECONDS = 300  # that one launch may take
+SECONDS = 300  # seconds that one launch may take
 
 
 def growth(world: World, times: int) -> list[Figure]:
-    """Milliseconds a step of each change in turns, beside those of the first by the FLOP of both."""
+    """Measure milliseconds per step of each change in turns, beside a prediction from the first one's FLOP."""
     loops = {
         name: Loop(step_recipe(["demo", "engine.zero_stage=1", *settings], images, world), world)
         for name, (images, settings) in CHANGES.items()
@@ -59,10 +59,10 @@ def _steps(loop: Loop, times: int) -> int:
 
 
 def growth_of_ranks(world: World, times: int) -> list[Figure]:
-    """Milliseconds a step and bytes sent of more and more ranks of one thread, at every ZeRO stage.
+    """Measure milliseconds per step and bytes sent for growing numbers of single-threaded ranks and all ZeRO stages.
 
-    Beside them what `estimate.py` makes of the speed of one rank, and of the latency and bandwidth between the ranks as
-    they were measured in the same run; ranks beyond the cores share these.
+    Compare with `estimate.py`, given the speed of one rank, and the latency and bandwidth between ranks from the same
+    run; ranks beyond the cores share these.
     """
     cores = len(os.sched_getaffinity(0))
     figures = []
@@ -108,7 +108,7 @@ def _plain(found: dict[str, Figure], batch: int) -> float:
 
 
 def _launched(settings: list[str], ranks: int, times: int) -> dict[str, Figure]:
-    """What `bench.py step` finds on so many ranks: the first figure of each unit."""
+    """Run `bench.py step` on this many ranks; return the first figure of each unit."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "step.json"
         binaries = Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""What a matrix product and a copy reach on this hardware."""
+"""The speed of a matrix product and a copy on this hardware."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all it was asked for."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype, times: int) -> Callable[[], int]:
-    """Multiply square matrices so many times; returns the FLOP of that. 8,192 a side on a GPU, 1,024 on a CPU."""
+    """Multiply square matrices `times` times; return the FLOP. The side is 8,192 on a GPU, 1,024 on a CPU."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     product = torch.empty_like(a)

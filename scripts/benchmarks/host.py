@@ -1,4 +1,4 @@
-"""What the training thread does in a step, part by part: on a GPU, the time that it takes to launch the work."""
+"""Measure the training thread's work in a step, part by part: on a GPU, the time to launch the work."""
 
 import statistics
 import tempfile
@@ -16,21 +16,21 @@ from pipeline.config import load_recipe
 from pipeline.pretrain.task import Pretraining
 from pipeline.train.setup import set_up
 
-SETTLING = 5  # steps left out: queues fill, caches warm up
-# As many operations as ViT-B has, each of which computes next to nothing
+SETTLING = 5  # skipped steps, in which queues fill and caches warm up
+# As many operations as in ViT-B, each with hardly any computation
 TINY = ("data.image_size=32", "model.options={embed_dim: 32, depth: 12, num_heads: 1}", "optim.batch_size=16")
 
 
 def host(shards: Path, settings: list[str], world: World, steps: int) -> list[Figure]:
-    """Train on a CPU; milliseconds of processor time of this thread, by part of a step: the median over steps.
+    """Measure this thread's processor time in milliseconds on a CPU, by part of a step: the median over steps.
 
     Other work on the machine does not count, and neither do other threads of this process.
 
     Args:
-        shards: a data set that maskfeat-shards built.
-        settings: that replace those of the tiny recipe.
-        world: of one process.
-        steps: over which the median is taken.
+        shards: a data set of maskfeat-shards.
+        settings: overrides of the tiny recipe.
+        world: a world of one process.
+        steps: number of steps.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = [f"data.shards={shards}", f"run.dir={folder}/run", "run.log_every=1", f"run.max_steps={SETTLING + steps}"]
@@ -43,7 +43,7 @@ def host(shards: Path, settings: list[str], world: World, steps: int) -> list[Fi
 
 
 class _TimedPhases(Phases):
-    """Phases that add up this thread's processor time in each, by step and name."""
+    """Phases that sum this thread's processor time, by step and name."""
 
     def __init__(self, folder: Path, rank: int, deadline: float) -> None:
         super().__init__(folder, rank, deadline)

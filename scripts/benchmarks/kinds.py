@@ -1,4 +1,4 @@
-"""The five kinds of target side by side: what it costs to describe the masked patches of an image."""
+"""Compare the five kinds of target: the cost of computing those of an image's masked patches."""
 
 import tempfile
 import time
@@ -27,13 +27,13 @@ WORDS = 256
 
 
 def kinds(size: int, device: torch.device, images: int, teacher: str, classifier: str) -> list[Figure]:
-    """Describe the masked patches of random images in fp32, by networks with random weights, which cost the same.
+    """Compute the targets of random images in fp32, by networks with random weights, which cost the same.
 
     Args:
-        size: of the images, a multiple of 16.
-        images: of a batch.
-        teacher: of the features, a transformer of timm.
-        classifier: of the labels, any classifier of timm.
+        size: side of the images, a multiple of 16.
+        images: images per batch.
+        teacher: teacher of the features, a timm transformer.
+        classifier: classifier of the labels, any in timm.
     """
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, device=device)
@@ -58,7 +58,7 @@ def kinds(size: int, device: torch.device, images: int, teacher: str, classifier
 
 
 def _cpu_ms(run: Callable[[], int]) -> float:
-    """The least processor time of this process over three runs, in milliseconds."""
+    """Return the least processor time of this process over three runs, in milliseconds."""
     times = []
     for _ in range(3):
         begin = time.process_time()

@@ -1,4 +1,4 @@
-"""The sample order at internet scale."""
+"""Measure the sample order at internet scale."""
 
 import random
 import time
@@ -13,7 +13,7 @@ from pipeline.data.plan import Plan
 
 
 def plan() -> list[Figure]:
-    """10^10 samples in 10^6 shards, 4,096 lanes: ids a second in batches of 4,096, memory, and opening a step."""
+    """Measure 10^10 samples in 10^6 shards, 4,096 lanes: ids per second in batches of 4,096, memory, opening a step."""
     shards, batch = 10**6, 4096
     across = 10**10 // batch  # the batch that straddles the first epoch's end
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What a user would load images with otherwise, each fed with the images of one of our data sets."""
+"""Other ways to load images, each with the images of one of our data sets."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -21,9 +21,9 @@ Start = Callable[[], Iterator[Any]]  # a fresh iterator over batches that does n
 
 
 def peers(manifest: Manifest, workers: int, size: int, scratch: Path) -> dict[str, Start]:
-    """Ways to load crops of `size` pixels, by name. Those that are not installed are left out, with a word.
+    """Return ways to load crops of `size` pixels, by name. Those that are not installed are skipped, with a message.
 
-    `scratch` takes the copies of the images in the peers' own formats.
+    Copies of the images in the peers' own formats are written to `scratch`.
     """
     on_images, on_tensors = _transforms(size)
     found = {
@@ -44,7 +44,7 @@ def webdataset_on_tensors(manifest: Manifest, workers: int, size: int, batch: in
 
 
 def _transforms(size: int) -> tuple[v2.Compose, v2.Compose]:
-    """Random crops and flips of Pillow images by Pillow, and by torch on tensors."""
+    """Return random crops and flips of Pillow images by Pillow, and by torch on tensors."""
     resized = v2.RandomResizedCrop(size, CROP_SCALE, antialias=True, interpolation=v2.InterpolationMode.BICUBIC)
     flip, to_tensor = v2.RandomHorizontalFlip(), v2.PILToTensor()
     return v2.Compose([resized, flip, to_tensor]), v2.Compose([to_tensor, resized, flip])

@@ -1,4 +1,4 @@
-"""A training step as plain PyTorch would take it: the peer of `pipeline.train.engine.Engine`, call for call."""
+"""A training step in plain PyTorch: the peer of `pipeline.train.engine.Engine`, call for call."""
 
 import math
 from copy import deepcopy
@@ -16,18 +16,18 @@ from pipeline.train.engine import DTYPES, decay_groups, schedule
 
 
 class PlainEngine:
-    """AdamW over fp32 weights, of which a model in bf16 has a copy; gradients are averaged over the ranks by DDP.
+    """AdamW over fp32 weights, with a copy for a model in bf16; DDP averages gradients over the ranks.
 
     Args:
-        model: on the device, in fp32.
-        settings: decide the precision.
-        optim: decides optimizer and schedule.
+        model: the model, on the device, in fp32.
+        settings: provide the precision.
+        optim: optimizer and schedule.
         micro_batch: inputs that a rank computes at once.
         world: the processes.
-        steps_per_epoch: not necessarily whole.
+        steps_per_epoch: may be fractional.
 
     Raises:
-        ConfigError: the settings ask for fp16 or gradients are to be accumulated, which this does not.
+        ConfigError: fp16 or gradient accumulation is requested, which is not supported.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class PlainEngine:
         self._model = DistributedDataParallel(model, gradient_as_bucket_view=True) if world.size > 1 else model
 
     def predict(self, *inputs: Any) -> Tensor:
-        """The model's `forward`."""
+        """Return the model's `forward`."""
         return cast(Tensor, self._model(*inputs))
 
     def backward(self, loss: Tensor) -> None:
-        """The gradients of this step's one micro-batch, averaged over the ranks."""
+        """Compute the gradients of this step's only micro-batch, averaged over the ranks."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update(self) -> None:

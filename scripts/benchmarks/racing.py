@@ -1,4 +1,4 @@
-"""Contestants that take turns, so that a machine whose speed drifts slows all of them."""
+"""Time contestants in turns, so that a drift of the machine's speed affects all of them."""
 
 import statistics
 import time
@@ -9,11 +9,11 @@ from benchmarks.figures import Figure
 
 ROUNDS = 5
 
-Rates = dict[str, float]  # items a second, by contestant
+Rates = dict[str, float]  # items per second, by contestant
 
 
 def race(contestants: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> Rates:
-    """Items a second of each, the median over rounds in which they take turns; each call returns its items."""
+    """Return each one's items per second, the median over rounds in turns; each call returns its number of items."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for run in contestants.values():
         run()  # warm up: compile, fill queues
@@ -28,7 +28,7 @@ def race(contestants: Mapping[str, Callable[[], int]], rounds: int = ROUNDS) -> 
 def compare(
     name: str, unit: str, rates: Rates, limits: Collection[str] = (), settings: Mapping[str, Any] | None = None
 ) -> Figure:
-    """The first contestant beside the others, of which `limits` are no peers but what the hardware allows."""
+    """Compare the first contestant with the others, of which `limits` are limits of the hardware, not peers."""
     (_, achieved), *others = rates.items()
     return Figure(
         name,

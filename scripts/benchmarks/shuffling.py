@@ -20,14 +20,14 @@ SAMPLES = SHARDS * PER_SHARD
 
 
 def own(lanes: int, block: int, epoch: int) -> Ids:
-    """This project's plan."""
+    """Return this project's order."""
     plan = Plan([PER_SHARD] * SHARDS, seed=1, lanes=lanes, block=block)
     steps = range(-(-epoch * SAMPLES // BATCH), (epoch + 1) * SAMPLES // BATCH)
     return np.stack([plan.batch(step, BATCH) for step in steps]).reshape(len(steps), NODES, -1)
 
 
 def webdataset(buffer: int, epoch: int) -> Ids:
-    """Shards shuffled and dealt out to the ranks, and the buffer of each rank, until one rank has no more samples."""
+    """Return shuffled shards, divided among the ranks, with a buffer per rank, until one rank has no more samples."""
     dealt = np.random.default_rng(epoch).permutation(SHARDS)
     ranks = []
     for rank in range(RANKS):
@@ -40,7 +40,7 @@ def webdataset(buffer: int, epoch: int) -> Ids:
 
 
 def py1e(nodes: int, block: int, epoch: int) -> Ids:
-    """MosaicML Streaming's default order, of so many canonical nodes and this block size."""
+    """Return MosaicML Streaming's default order, with this many canonical nodes and this block size."""
     from streaming.base.shuffle.py1e import get_shuffle_py1e
 
     line = get_shuffle_py1e(np.full(SHARDS, PER_SHARD), nodes, seed=1, epoch=epoch, block_size=block)
@@ -48,12 +48,12 @@ def py1e(nodes: int, block: int, epoch: int) -> Ids:
 
 
 def permutation(epoch: int) -> Ids:
-    """A true one."""
+    """Return a true permutation."""
     return in_batches([np.random.default_rng(epoch).permutation(SAMPLES)])
 
 
 def in_batches(streams: list[Ids]) -> Ids:
-    """Every stream gives as many of its next samples to a batch, and consecutive streams belong to one node."""
+    """Combine streams, equally many samples of each per batch; consecutive streams belong to one node."""
     share = BATCH // len(streams)
     steps = min(map(len, streams)) // share
     batches = [stream[: steps * share].reshape(steps, share) for stream in streams]
@@ -77,10 +77,10 @@ CONTESTANTS: dict[str, Callable[[int], Ids]] = {
 
 
 def measures(first: Ids, second: Ids) -> list[str]:
-    """What one contestant's two consecutive epochs are like: one text a column of `shuffle`'s table."""
+    """Measure a contestant's two consecutive epochs: one text per column of `shuffle`'s table."""
     batches = first.reshape(len(first), -1)
-    by_class = np.arange(SAMPLES) * CLASSES // SAMPLES  # of a data set that was built sorted by class
-    shuffled = np.random.default_rng(0).permutation(by_class)  # of one that was shuffled when it was built
+    by_class = np.arange(SAMPLES) * CLASSES // SAMPLES  # classes in a data set sorted by class
+    shuffled = np.random.default_rng(0).permutation(by_class)  # classes in a data set shuffled at its build
 
     places = [place_of(epoch) for epoch in (first, second)]
     both = (places[0] >= 0) & (places[1] >= 0)
@@ -111,7 +111,7 @@ def measures(first: Ids, second: Ids) -> list[str]:
 
 
 def classes(labels: Ids) -> list[str]:
-    """Distinct classes of a batch, the mean, and the variance of the count of a class over a random draw's.
+    """Return the mean number of classes in a batch, and the variance of a class's count relative to a random draw's.
 
     `labels` are (steps, BATCH).
     """
@@ -122,14 +122,14 @@ def classes(labels: Ids) -> list[str]:
 
 
 def place_of(epoch: Ids) -> Ids:
-    """Where in an epoch each sample comes, (SAMPLES,); -1 where it does not."""
+    """Return the position of each sample in an epoch, (SAMPLES,); -1 where it does not occur."""
     place = np.full(SAMPLES, -1)
     place[epoch.ravel()] = np.arange(epoch.size)
     return place
 
 
 def shards_of_node(ids: Ids) -> tuple[int, int]:
-    """Shards that a node reads, and the most that it has begun and not yet finished; `ids` are (steps, n)."""
+    """Return the shards that a node reads, and the most that it has started but not finished; `ids` are (steps, n)."""
     steps = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
     begun, ended = np.full(SHARDS, len(ids)), np.full(SHARDS, -1)
     np.minimum.at(begun, ids // PER_SHARD, steps)
@@ -140,13 +140,13 @@ def shards_of_node(ids: Ids) -> tuple[int, int]:
 
 
 def again_of_node(first: Ids, second: Ids) -> float:
-    """The share of a node's shards of one epoch that it had in the epoch before."""
+    """Return the share of a node's shards in one epoch that it also had in the previous one."""
     before, now = np.unique(first // PER_SHARD), np.unique(second // PER_SHARD)
     return len(np.intersect1d(before, now)) / len(now)
 
 
 def shuffle() -> None:
-    """Prints the table of docs/explanation/shuffling.md."""
+    """Print the table of docs/explanation/shuffling.md."""
     columns = [
         "classes a batch, sorted",
         "variance",

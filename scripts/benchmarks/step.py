@@ -1,4 +1,4 @@
-"""The training step on data that is already on the device: this project's beside plain PyTorch's."""
+"""Measure the training step on data that are already on the device, beside plain PyTorch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -31,8 +31,8 @@ from pipeline.train.setup import micro_batches
 from pipeline.train.state import set_weights
 from pipeline.train.step import Stepper
 
-STEPS_PER_EPOCH = 1000  # of the schedule, which decides the learning rate and nothing else here
-SETTINGS = (  # what a rate depends on
+STEPS_PER_EPOCH = 1000  # of the schedule, which only decides the learning rate here
+SETTINGS = (  # settings that a rate depends on
     "model.name",
     "model.options",
     "model.decoder",
@@ -53,11 +53,11 @@ Pixels = tuple[Tensor, Tensor]
 
 
 def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe:
-    """A recipe of one micro-batch a step.
+    """Return a recipe with one micro-batch per step.
 
     Args:
         settings: the recipe's name, if not the default (a large model on a GPU, a small one on a CPU), and overrides.
-        images: of a rank; None: 256 on a GPU, 16 on a CPU.
+        images: images per rank; None: 256 on a GPU, 16 on a CPU.
         world: the processes.
 
     Raises:
@@ -72,25 +72,25 @@ def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe
 
 
 def settings_of(recipe: Recipe, world: World) -> dict[str, Any]:
-    """What a rate of training depends on."""
+    """Return the settings that a rate of training depends on."""
     values = recipe.model_dump(mode="json")
     chosen = {key: values[key.split(".")[0]][key.split(".")[1]] for key in SETTINGS}
     return chosen | {"ranks": world.size, "images a rank": recipe.micro_batch(world.size)}
 
 
 class Loop:
-    """Training steps of one rank, by the `Stepper` that a run has, without what a run reports.
+    """Takes training steps of one rank with a run's `Stepper`, without its reports.
 
     Args:
         recipe: `engine.compile` decides what is compiled.
         world: the processes.
-        engine: that trains.
-        mode: of `torch.compile`; None: its default.
+        engine: the engine.
+        mode: mode of `torch.compile`; None: its default.
 
     Attributes:
-        images: of a step, over all ranks.
-        flops: of training on one image.
-        loss: of this rank's last micro-batch, float32 on the device.
+        images: images per step, over all ranks.
+        flops: FLOP of training on one image.
+        loss: loss of this rank's last micro-batch, float32 on the device.
     """
 
     def __init__(
@@ -113,8 +113,8 @@ class Loop:
         self.engine = engine(model, recipe.engine, recipe.optim, micro_batch, world, STEPS_PER_EPOCH)
         if isinstance(self.engine, Engine):
             set_weights(self.engine, exact)
-        phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names them for profiles, watches nothing
-        task = MaskedPrediction(self.examples)
+        phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names phases for profiles only
+        task = MaskedPrediction(self.examples, augment=recipe.augment)
         self._stepper = Stepper(task, self.engine, world, phases, recipe.run.seed, self.micro_batches)
         self._steps = 0
 
@@ -124,7 +124,7 @@ class Loop:
         self._steps += 1
 
     def steps(self, times: int, batches: Iterator[Pixels]) -> int:
-        """So many steps, to their end on the device; how many images that were, over all ranks."""
+        """Take `times` steps, to their end on the device; return the number of images over all ranks."""
         for _ in range(times):
             self.step(batches)
         synchronise(self.world.device)
@@ -132,7 +132,7 @@ class Loop:
 
 
 def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
-    """Yield the batches that a loader would make of these images, all of them good."""
+    """Yield the batches that a loader would make from these images, all good."""
     for images, keys in pixels:
         ids = np.arange(len(images), dtype=np.int64)
         boxes = np.zeros((len(ids), 4), np.int32)
@@ -141,7 +141,7 @@ def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
 
 
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
-    """One micro-batch of random pixels again and again, in memory as the decoder leaves them."""
+    """Yield one micro-batch of random pixels repeatedly, in the decoder's memory format."""
     size, micro, frames = recipe.data.image_size, recipe.micro_batch(world.size), recipe.data.frames
     shape, generator = (micro, 3, frames or 1, size, size), torch.Generator().manual_seed(world.rank)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
@@ -152,9 +152,9 @@ def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
 
 
 def both_loops(recipe: Recipe, world: World) -> dict[str, Loop]:
-    """This project's loop and, unless gradients accumulate, plain PyTorch's, by name.
+    """Return this project's loop and, without gradient accumulation, plain PyTorch's, by name.
 
-    Compiled first, where the recipe says so, and eager.
+    Compiled ones come first, if the recipe compiles, then eager ones.
     """
     engines: dict[str, type[Engine | PlainEngine]] = {f"DeepSpeed ZeRO {recipe.engine.zero_stage}": Engine}
     if recipe.optim.batch_size == recipe.micro_batch(world.size) * world.size:
@@ -167,13 +167,13 @@ def both_loops(recipe: Recipe, world: World) -> dict[str, Loop]:
 
 
 def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rounds: int = ROUNDS) -> list[Figure]:
-    """How fast the first of the loops is beside the others, and what a step is made of. All ranks measure together.
+    """Measure the first loop beside the others, and the parts of a step. All ranks call this together.
 
     Args:
-        loops: of one model and batch.
-        times: steps a round.
-        tflops: peak of a device; None: that of a GPU that is known.
-        rounds: in which the loops take turns.
+        loops: loops of one model and batch.
+        times: steps per round.
+        tflops: peak of a device; None: that of a known GPU.
+        rounds: number of rounds in which the loops take turns.
     """
     first = next(iter(loops.values()))
     recipe, world = first.recipe, first.world
@@ -218,7 +218,7 @@ def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rou
 
 
 def title(recipe: Recipe, world: World) -> str:
-    """What was trained, in words."""
+    """Describe what is trained, in words."""
     model, options = recipe.model.name, recipe.model.options
     size = "".join(f", {name} {value}" for name, value in options.items())
     frames = "" if recipe.data.frames is None else f"{recipe.data.frames} frames of "
@@ -229,7 +229,7 @@ def title(recipe: Recipe, world: World) -> str:
 
 
 def inputs_of(recipe: Recipe) -> str:
-    """The word for what a model sees: images or clips."""
+    """Return the word for the model's inputs: images or clips."""
     return "images" if recipe.data.frames is None else "clips"
 
 
@@ -241,7 +241,7 @@ def _examples(loop: Loop, times: int, batches: Iterator[Pixels]) -> int:
 
 
 def _wire(loop: Loop, batches: Iterator[Pixels]) -> list[Figure]:
-    """What a step sends, beside what `estimate.py` reckons with, and how fast it goes."""
+    """Measure the bytes that a step sends, beside `estimate.py`, and their speed."""
     recipe, world = loop.recipe, loop.world
     with Wire(world.size) as wire:
         loop.step(batches)

@@ -1,4 +1,4 @@
-"""HOG targets and masks."""
+"""Measure HOG targets and masks."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Device = torch.device
 
 
 def hog(size: int, device: Device, images: int) -> list[Figure]:
-    """Targets alone on a CPU; on a GPU with the normalised images."""
+    """Measure targets alone on a CPU, or with the normalised images on a GPU."""
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, size, size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     return _hog_on_gpu(pixels) if device.type == "cuda" else _hog_on_cpu(pixels.contiguous())
@@ -86,7 +86,7 @@ def _hog_on_gpu(images: Tensor) -> list[Figure]:
 
 
 def repeated(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
-    """Run a function so many times; what counts is the elements of the batches."""
+    """Return a function that runs `function` `times` times and returns the number of elements in the batches."""
 
     def run() -> int:
         for _ in range(times):
@@ -98,7 +98,7 @@ def repeated(times: int, function: Callable[[Tensor], object], batch: Tensor) ->
 
 
 def replayed(times: int, function: Callable[[Tensor], object], batch: Tensor) -> Callable[[], int]:
-    """The same on a GPU without the time that launching takes, which a training step hides: by a CUDA graph."""
+    """Return the same for a GPU by a CUDA graph, without the time of launching, which a training step hides."""
     function(batch)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -108,9 +108,9 @@ def replayed(times: int, function: Callable[[Tensor], object], batch: Tensor) ->
 
 
 def official_hog(images: Tensor) -> Tensor:
-    """HOG of uint8 (B, 3, H, W) as the published code defines it, of normalised floats: float32 (B, patches, 108).
+    """Compute HOG of uint8 (B, 3, H, W) as the published code does, on normalised floats: float32 (B, patches, 108).
 
-    A peer to compare with, written down step by step as one would without thought of speed.
+    A peer for comparison, written step by step without optimisation.
     """
     batch, _, height, width = images.shape
     pixels = F.pad(normalise(images, torch.float32), (1, 1, 1, 1), mode="reflect")
@@ -127,7 +127,7 @@ def official_hog(images: Tensor) -> Tensor:
 
 
 def masks(device: Device) -> list[Figure]:
-    """Masks of 14x14, in batches of 256 and 32."""
+    """Measure masks of 14x14, in batches of 256 and 32."""
     keys = torch.randint(0, 2**62, (256,), device=device)
     gpu = device.type == "cuda"
     make = partial(block_masks, compile=gpu)

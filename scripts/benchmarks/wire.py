@@ -1,4 +1,4 @@
-"""What ranks send each other: counted at every collective of torch.distributed, and how fast that goes."""
+"""Count and time the communication between ranks: every collective of torch.distributed."""
 
 import math
 import statistics
@@ -25,11 +25,11 @@ COSTS = {
 
 
 class Wire(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside of it, collectives are counted.
+    """Counts collectives within its context.
 
     Attributes:
-        sent: bytes that each rank sends, where ring or recursive halving and doubling make the collectives.
-        rounds: of messages, one after the other, as multiples of log2(ranks).
+        sent: bytes that each rank sends, for collectives by ring or recursive halving and doubling.
+        rounds: consecutive messages, as multiples of log2(ranks).
     """
 
     def __init__(self, ranks: int) -> None:
@@ -49,7 +49,7 @@ class Wire(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def latency_and_bandwidth(
     world: World, dtype: torch.dtype, elements: int = 2**23, times: int = 10
 ) -> tuple[float, float]:
-    """Seconds of a round of messages, and bytes a second that a rank sends, by all-reduces of one and many numbers."""
+    """Measure the seconds of a round of messages, and bytes per second, by all-reduces of one and many numbers."""
 
     def all_reduce(buffer: Tensor) -> float:
         seconds = []

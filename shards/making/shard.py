@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from shards.making.assembly import Record
+from shards.making.holdout import HeldOut, refuse_held_out
 from shards.making.rows import Rows
 from shards.manifest import Options
 from shards.media.media import Checked, Rejected, out_of_memory, refuse_huge
 from shards.media.registry import media_of
 from shards.remote.urls import is_url
 from shards.sources.listing import Item
+from shards.sources.parquet import read_row
 from shards.storage import StorageError, join, read, replacing
 from shards.tars.samples import Sample, dali_index, idx_name
 from shards.tars.writer import TarWriter
@@ -23,12 +25,15 @@ _URLS_AT_ONCE = 16
 _DEADLINE = 20.0  # seconds per image URL: lists from the web have many dead links
 
 
-def write_shard(out: str, name: str, items: Iterable[Item], options: Options, staging: Path) -> Record:
+def write_shard(
+    out: str, name: str, items: Iterable[Item], options: Options, staging: Path, held_out: HeldOut | None = None
+) -> Record:
     """Check `items`, in order, and write those that pass to the tar `name` in `out`, with its `.idx` beside it.
 
     A sample's members are `{key}.cls` (its label, if there are classes), `{key}.jpg` or the like, and
     `{key}.json`. The same items give the same bytes. Files are written to `staging` and then published atomically.
-    Raises OSError when they cannot be written; an unreadable image is a reject.
+    An unreadable image is a reject, and so is a sample that is in the validation set `held_out`. Raises OSError when
+    the files cannot be written.
     """
     rows = Rows()
     with replacing(join(out, name), staging) as scratch:
@@ -39,6 +44,8 @@ def write_shard(out: str, name: str, items: Iterable[Item], options: Options, st
                     data = read_item()
                     media = media_of(item.path, data)
                     checked = media.check(data, options.for_check())
+                    if held_out is not None:
+                        refuse_held_out(held_out, checked.data)
                 except Rejected as error:
                     rows.reject(path, error, item.size)
                     continue
@@ -67,6 +74,8 @@ def _read_ahead(items: Iterable[Item]) -> Iterator[tuple[Item, Callable[[], byte
 def _read(item: Item) -> bytes:
     """Return the bytes of a candidate. Raises Rejected where they cannot be read."""
     refuse_huge(item.size or 0)
+    if item.row is not None:
+        return read_row(item.file, item.row)
     try:
         return read(item.file, item.offset, item.size, deadline=_DEADLINE)
     except OSError as error:

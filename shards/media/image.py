@@ -2,41 +2,28 @@
 
 Every image is decoded in full once, strictly, so that no damaged one reaches a reader. Bytes are kept where
 every reader agrees on their pixels (8-bit JPEG and PNG); anything else is stored as lossless PNG or, with
-`resize`, as JPEG. With the check `header`, images whose bytes are kept are not decoded, so damaged
+`resize`, as JPEG (`rendering`). With the check `header`, images whose bytes are kept are not decoded, so damaged
 ones remain, and so do PNGs whose EXIF follows their pixels.
 """
 
 import io
 import warnings
 from contextlib import suppress
-from typing import Literal
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
-from PIL.Image import Resampling, Transpose
+from PIL import Image, UnidentifiedImageError
 
-from shards.media import jpeg, png
+from shards.media import formats, jpeg, png
 from shards.media.exif import TURNED, orientation
+from shards.media.formats import FORMATS, KEPT
 from shards.media.kinds import kind_of
 from shards.media.media import DEFAULT_MAX_PIXELS, Checked, CheckOptions, Rejected, out_of_memory, refuse_huge
+from shards.media.rendering import LONGEST_JPEG, bits_per_channel, render, upright
 
-# A closed list: Pillow would also open formats that run other programs (EPS) or lose bits silently.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_CONVERTED = FORMATS[2:]
-_LONGEST_JPEG, _LONGEST_PNG = 65_500, 1_000_000  # pixels per side that the libraries read and write
+_MOST_BITS = {"reject": 8, "scale": 16}  # per channel, by `CheckOptions.depth`
+_LONGEST_PNG = 1_000_000  # pixels per side that the libraries read and write
 
 # Replaced by our own limit, which gives a reason.
 Image.MAX_IMAGE_PIXELS = None
-
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-_TIFF_BITS_PER_SAMPLE = 258
 
 
 class ImageMedia:
@@ -44,7 +31,7 @@ class ImageMedia:
 
     name = "image"
     kept = frozenset({"jpg", "jpeg", "jpe", "jfif", "png"})
-    suffixes = kept | {"webp", "bmp", "tif", "tiff", "gif"}
+    suffixes = kept | {"webp", "bmp", "tif", "tiff", "gif"} | formats.SUFFIXES
     changed = "is not an intact 8-bit grey or RGB JPEG, or such a PNG without transparency and EXIF"
 
     def check(self, data: bytes, options: CheckOptions) -> Checked:
@@ -66,7 +53,9 @@ class ImageMedia:
             raise
         except UnidentifiedImageError:
             kind = kind_of(data)
-            if kind in FORMATS:
+            if kind is not None and (remedy := formats.remedy(kind)):
+                raise Rejected(kind, f"not read without a decoder: {remedy}") from None
+            if kind in FORMATS or kind in formats.KINDS:
                 raise Rejected("corrupt", f"begins as {kind}, but the rest is damaged or missing") from None
             if kind == "video":
                 raise Rejected(kind, "has the name of an image; rename it") from None
@@ -107,7 +96,7 @@ class ImageMedia:
             image.thumbnail((side, side))
             pixels = image.convert("RGB")
         file = io.BytesIO()
-        _upright(pixels, turn).save(file, "JPEG", quality=80)
+        upright(pixels, turn).save(file, "JPEG", quality=80)
         return file.getvalue()
 
     def moving(self, data: bytes, side: int) -> None:
@@ -119,13 +108,13 @@ IMAGE = ImageMedia()
 
 def _check_jpeg(data: bytes, options: CheckOptions) -> Checked:
     header = jpeg.read_header(data)
-    _check_size(header.width, header.height, options.max_pixels, _LONGEST_JPEG)
+    _check_size(header.width, header.height, options.max_pixels, LONGEST_JPEG)
     shrink = options.resize is not None and min(header.width, header.height) > options.resize
     if header.plain and not shrink and _pillow_opens(data):
         if options.check == "decode":
             jpeg.decode(data, header)
         return Checked(data, "jpg", *_shown_sides(header))
-    return _converted(Image.fromarray(jpeg.decode(data, header)), header.orientation, options.resize)
+    return render(Image.fromarray(jpeg.decode(data, header)), header.orientation, options)
 
 
 def _shown_sides(header: jpeg.Header) -> tuple[int, int]:
@@ -139,7 +128,7 @@ def _check_png(data: bytes, options: CheckOptions) -> Checked:
     _check_size(chunks.width, chunks.height, options.max_pixels)
     if chunks.frames > 1:
         raise Rejected("animated", "more than one frame")
-    if chunks.bits > 8:
+    if chunks.bits > 8 and options.depth == "reject":
         raise Rejected(f"{chunks.bits}-bit", f"a PNG of {chunks.bits} bits a channel")
     keep = chunks.plain and options.resize is None and _pillow_opens(chunks.metadata)
     if keep and (options.check == "header" or chunks.is_whole()):
@@ -147,25 +136,27 @@ def _check_png(data: bytes, options: CheckOptions) -> Checked:
     if options.check == "header":
         chunks = png.read(data)
     with Image.open(io.BytesIO(chunks.stripped), formats=["PNG"]) as image:
-        return _converted(image, chunks.orientation, options.resize)
+        return render(image, chunks.orientation, options)
 
 
 def _check_other(data: bytes, options: CheckOptions) -> Checked:
     # Pillow's warnings (odd metadata, palettes) do not concern the pixels.
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_CONVERTED) as image:
+    readable = [*FORMATS[len(KEPT) :], *formats.installed()]
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=readable) as image:
         _check_size(image.width, image.height, options.max_pixels)
         if getattr(image, "n_frames", 1) > 1:
             raise Rejected("animated", "more than one frame")
-        if _deeper_than_8_bits(image):
-            raise Rejected("16-bit", f"more than 8 bits a channel (mode {image.mode})")
+        bits = bits_per_channel(image, data)
+        if bits > _MOST_BITS[options.depth]:
+            raise Rejected("16-bit", f"more than {_MOST_BITS[options.depth]} bits a channel (mode {image.mode})")
         image.load()
-        return _converted(image, orientation(image.info.get("exif", b"")), options.resize)
+        return render(image, orientation(image.info.get("exif") or b""), options)
 
 
 def _pillow_opens(data: bytes) -> bool:
     """Return whether Pillow opens a file. Many readers depend on it, and some metadata makes it fail."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS[:2]) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=KEPT) as image:
             if image.format == "PNG":
                 image.load()  # which also reads the metadata behind the pixels
     except Exception:  # nearly every type
@@ -182,55 +173,3 @@ def _check_size(width: int, height: int, max_pixels: int, longest: int = _LONGES
 
 def _too_many_pixels(width: int, height: int, why: str) -> Rejected:
     return Rejected("too many pixels", f"{width} x {height} pixels, {why}")
-
-
-def _converted(image: Image.Image, turn: int, resize: int | None) -> Checked:
-    """Convert an image whose bytes are not kept: to PNG or, with `resize`, to JPEG no larger than that."""
-    pixels = _upright(_flatten(image), turn)
-    if resize is None:
-        return Checked(_encode(pixels, "PNG"), "png", pixels.height, pixels.width)
-    pixels = pixels.convert("RGB")
-    if min(pixels.size) > resize:
-        scale = resize / min(pixels.size)
-        size = (round(pixels.width * scale), round(pixels.height * scale))
-        pixels = pixels.resize(size, Resampling.BICUBIC)
-    if max(pixels.size) > _LONGEST_JPEG:
-        raise Rejected("too many pixels", f"{pixels.width} x {pixels.height} as JPEG, where a side has {_LONGEST_JPEG}")
-    return Checked(_encode(pixels, "JPEG"), "jpg", pixels.height, pixels.width)
-
-
-def _upright(pixels: Image.Image, turn: int) -> Image.Image:
-    return pixels.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else pixels
-
-
-def _deeper_than_8_bits(image: Image.Image) -> bool:
-    """Return whether an image has more than 8 bits. Its mode is not enough: Pillow opens 48-bit colour as 8-bit RGB."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return any(bits > 8 for bits in image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ()))
-    return image.mode.startswith(("I", "F"))
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Convert an image to grey ("L") or "RGB"; lossless except for CMYK, whose RGB is only a convention."""
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if any(rgba.getchannel("A").histogram()[:255]):
-            raise Rejected("transparent", "not fully opaque, so its colours depend on a background")
-        return rgba.convert("RGB")
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode in ("P", "CMYK", "YCbCr"):
-        return image.convert("RGB")
-    raise Rejected("colour space", f"mode {image.mode} has no plain RGB")
-
-
-def _encode(pixels: Image.Image, file_format: Literal["JPEG", "PNG"]) -> bytes:
-    pixels.info = {}  # Pillow would copy colour profiles and comments that describe the original
-    file = io.BytesIO()
-    if file_format == "PNG":
-        pixels.save(file, "PNG", compress_level=6)
-    else:
-        pixels.save(file, "JPEG", quality=95, subsampling=0)
-    return file.getvalue()

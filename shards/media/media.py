@@ -10,6 +10,8 @@ MAX_BYTES = 2**29
 
 Check = Literal["decode", "header"]
 Frames = Literal["jpeg"]
+Alpha = Literal["reject", "white", "black", "drop"]
+Depth = Literal["reject", "scale"]
 
 
 class Rejected(Exception):
@@ -23,7 +25,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """How files are checked and stored.
+    """The options for checking and storing files.
 
     Args:
         max_pixels: a larger picture is rejected without decoding.
@@ -31,6 +33,9 @@ class CheckOptions:
         check: `decode` all of a file, or only its `header` where its bytes can be kept.
         frames: `jpeg` stores videos as JPEGs of their frames; None: in a video codec.
         frame_stride: with `frames`, store only every `frame_stride`-th frame, from the first on.
+        alpha: what becomes of images with transparent pixels: `reject` them, put them on a `white` or `black`
+            background, or `drop` the transparency and show the colours that it hides.
+        depth: what becomes of images of 9 to 16 bits a channel: `reject` them, or `scale` them to the top 8 bits.
     """
 
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -38,6 +43,8 @@ class CheckOptions:
     check: Check = "decode"
     frames: Frames | None = None
     frame_stride: int = 1
+    alpha: Alpha = "reject"
+    depth: Depth = "reject"
 
 
 @dataclass(frozen=True)

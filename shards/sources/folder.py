@@ -1,6 +1,7 @@
 """List the images of a folder: of class folders, or of images alone."""
 
 import os
+import posixpath
 import re
 import shlex
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.files import ShardError
 from shards.sources.listing import Listing, is_candidate, labelled, no_images
+from shards.sources.table import list_parquet
 from shards.text import excerpt, printable
 
 # Folders that file systems, network disks and programs create by themselves, in lower case. Hidden ones count as such.
@@ -27,13 +29,14 @@ _PART = re.compile(
 # Pictures and videos in formats that are not supported.
 _PICTURES = frozenset(
     {
-        *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".jpm"),
+        *(".jxl", ".jxr", ".jpm"),
         *(".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".dng", ".orf", ".rw2", ".raf", ".pef"),
         *(".srw", ".x3f", ".raw", ".psd", ".psb", ".xcf", ".svg", ".svgz", ".pdf", ".eps", ".dcm", ".exr", ".hdr"),
         *(".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".pnm", ".apng", ".jls", ".ico"),
     }
 )
 _VIDEOS = frozenset({".mpg", ".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ts", ".mts", ".m2ts", ".ogv", ".vob", ".rmvb"})
+_NUMBERS = re.compile(r"[-_.]?\d+([-_]of[-_]\d+)?$")  # behind the name of a table, one of several
 _SHOWN = 5  # kinds or names in a note
 
 
@@ -50,10 +53,11 @@ class _Found:
     broken: set[str] = field(default_factory=set)
 
 
-def list_folder(root: Path) -> Listing:
+def list_folder(root: Path, group_by: str | None = None) -> Listing:
     """List `root`/<class>/**/<image>, or `root`/<image> alone, following links.
 
-    Hidden folders, and those of the system, are not entered. Raises ShardError when the folder is
+    A folder without images but with Parquet files is listed by these, with `group_by` as in `list_source`. Hidden
+    folders, and those of the system, are not entered. Raises ShardError when the folder is
     unreadable, without images, or mixes the two layouts.
     """
     try:
@@ -69,6 +73,9 @@ def list_folder(root: Path) -> Listing:
     )
     met = _met(found, ignored)
     if not images:
+        if tables := [path for path, _ in files if kind_of_name(path) == ".parquet"]:
+            refuse_splits(root, tables)
+            return list_parquet(root, tables, group_by)
         raise no_images(root, len(files), "; ".join(met))
     paths = [path for path, _ in images]
     loose = [path for path in paths if "/" not in path]
@@ -108,6 +115,32 @@ def refuse_parts(listing: Listing) -> None:
             f"{listing.root}: holds the splits of a data set ({', '.join(classes)}), which would become its classes; "
             f"{remedy}"
         )
+
+
+def refuse_splits(root: Path, tables: Sequence[str]) -> None:
+    """Raise ShardError where the tables in a folder are those of several parts of a data set, as train and test."""
+    splits = {_split_of(table): table for table in reversed(tables)}
+    if len(splits) > 1 and any(map(_PART.fullmatch, splits)):
+        split = next((name for name in splits if name.startswith("train")), min(splits))
+        raise ShardError(
+            f"{root}: holds the parts of a data set ({', '.join(sorted(splits))}); build each by itself: "
+            f"maskfeat-shards build {shlex.quote(str(root / _pattern(splits[split], split)))} ..."
+        )
+
+
+def _split_of(table: str) -> str:
+    """Return what a path calls the part of a data set that its table has, as in `train-00000-of-00005.parquet`."""
+    *folders, name = table.split("/")
+    stem = _NUMBERS.sub("", name.rpartition(".")[0])
+    return next((part for part in (stem, *reversed(folders)) if _PART.fullmatch(part)), stem)
+
+
+def _pattern(table: str, split: str) -> str:
+    """Return the file or folder, or the pattern of files, that holds the tables of a split, of which `table` is one."""
+    folder, _, name = table.rpartition("/")
+    if not name.startswith(split):
+        return table[: table.index(split) + len(split)]
+    return posixpath.join(folder, name if name == f"{split}.parquet" else f"{name[: len(split) + 1]}*.parquet")
 
 
 def _walk(root: Path) -> _Found:

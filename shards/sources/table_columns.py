@@ -38,20 +38,26 @@ class Columns(NamedTuple):
     """All rows of a table, unchanged.
 
     `labels` is None without a column of labels; `label` is the name of that column, and `others` are other candidates.
+    `groups` is None without a column of groups.
     """
 
     paths: list[Any]
     labels: list[Any] | None
     label: str
     others: list[str]
+    groups: list[Any] | None = None
 
 
-def read_path_and_label(source: Path) -> Columns:
-    """Read a table. Raises ShardError for a file that is not a table, and where the choice of a column is ambiguous."""
+def read_path_and_label(source: Path, group_by: str | None = None) -> Columns:
+    """Read a table; `group_by` is its column of groups, by default one called `group`.
+
+    Raises ShardError for a file that is not a table, for a column that is missing, and where the choice of a column is
+    ambiguous.
+    """
     kind = source.suffix.lower()
     why: Exception
     try:
-        return _read_parquet(source) if kind == ".parquet" else _read_csv(source)
+        return (_read_parquet if kind == ".parquet" else _read_csv)(source, group_by)
     except UnicodeDecodeError as error:
         raise _not_utf_8(source, f"{error.reason} at byte {error.start:,}") from None
     except OSError as error:
@@ -63,7 +69,7 @@ def read_path_and_label(source: Path) -> Columns:
     raise ShardError(f"{source}: not a readable UTF-8 {kind} table ({excerpt(str(why).strip())}); write it again")
 
 
-def _read_csv(source: Path) -> Columns:
+def _read_csv(source: Path, group_by: str | None) -> Columns:
     with source.open("rb") as raw:
         utf_16 = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     with source.open(encoding="utf-16" if utf_16 else "utf-8-sig", newline="") as file:
@@ -72,6 +78,7 @@ def _read_csv(source: Path) -> Columns:
             file.seek(0)
             return Columns(*plain_list(source, file.read().splitlines()), "label", [])
         path, label = _path_column(source, header), _label_column(source, header)
+        group = group_column(source, header, group_by)
         named = [_plain(name) for name in header]
         kinetics = path is None and set(named) >= KINETICS
         if any("\0" in name for name in header):
@@ -83,7 +90,7 @@ def _read_csv(source: Path) -> Columns:
                     "names of the columns above it, such as path,label"
                 )
             raise _no_path(source, header)
-        paths, labels = [], []
+        paths, labels, groups = [], [], []
         file.seek(0)
         for number, row in enumerate(_rows(file, delimiter, padded, strict=True)):
             if len(row) != len(header):
@@ -95,7 +102,8 @@ def _read_csv(source: Path) -> Columns:
                 else:
                     paths.append(row[path])
                 labels.append("" if label is None else row[label])
-    return _columns(header, label, paths, labels)
+                groups.append("" if group is None else row[group])
+    return _columns(header, label, paths, labels)._replace(groups=None if group is None else groups)
 
 
 def _header(file: IO[str]) -> tuple[str, bool, list[str]]:
@@ -118,7 +126,7 @@ def _rows(file: IO[str], delimiter: str, padded: bool, strict: bool = False) -> 
     return filter(None, csv.reader(file, strict=strict, delimiter=delimiter, skipinitialspace=padded))
 
 
-def _read_parquet(source: Path) -> Columns:
+def _read_parquet(source: Path, group_by: str | None) -> Columns:
     with arrow_file(source) as file:
         table = pq.ParquetFile(file)
         schema = table.schema_arrow
@@ -127,9 +135,12 @@ def _read_parquet(source: Path) -> Columns:
         label = _label_column(source, schema.names)
         if path is None:
             raise _embeds(source, embedded[0]) if embedded else _no_path(source, schema.names)
-        names = [schema.names[column] for column in (path, label) if column is not None]
-        columns = [table.read(columns=[name])[name].to_pylist() for name in names]
-    return _columns(schema.names, label, *columns)
+        group = group_column(source, schema.names, group_by)
+        paths, labels, groups = (
+            [] if column is None else table.read(columns=[name := schema.names[column]])[name].to_pylist()
+            for column in (path, label, group)
+        )
+    return _columns(schema.names, label, paths, labels)._replace(groups=None if group is None else groups)
 
 
 def _columns(names: Sequence[str], label: int | None, paths: list[Any], labels: Sequence[Any] = ()) -> Columns:
@@ -169,6 +180,30 @@ def _label_column(source: Path, names: Sequence[str]) -> int | None:
     return None if name is None else _position(source, names, name)
 
 
+def group_column(source: Path, names: Sequence[str], group_by: str | None) -> int | None:
+    """Return the position of the column by which rows are grouped: `group_by`, or else `group`, None without that.
+
+    Raises ShardError where there is no column `group_by`, or two.
+    """
+    wanted = _plain(group_by or "group")
+    if wanted in map(_plain, names):
+        return _position(source, names, wanted)
+    if group_by is None:
+        return None
+    raise no_group(source, group_by)
+
+
+def as_group(value: object) -> str | None:
+    """Return the name of the group that a value stands for; None for null, NaN and empty text: no group."""
+    name = "" if value is None or value != value else str(value).strip()
+    return name or None
+
+
+def no_group(source: Path, group_by: str) -> ShardError:
+    """Return the error for a source without the column by which it is to be grouped."""
+    return ShardError(f"{source}: has no column {excerpt(group_by)} for --group-by; name one of a table")
+
+
 def _position(source: Path, names: Sequence[str], name: str) -> int:
     known = [_plain(each) for each in names]
     if known.count(_plain(name)) > 1:
@@ -184,8 +219,8 @@ def _not_utf_8(source: Path, why: str) -> ShardError:
 
 def _embeds(source: Path, column: str) -> ShardError:
     return ShardError(
-        f"{source}: embeds images in its column {excerpt(column)} (bytes, as data sets of Hugging Face do), where a "
-        "table has to list files: write the images to files, and their paths or URLs as text to a column `path`"
+        f"{source}: embeds images in its column {excerpt(column)}, and not one file a row, as bytes or "
+        "{bytes, path}; write them so, or to files, and the paths or URLs of these as text to a column `path`"
     )
 
 

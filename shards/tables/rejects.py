@@ -14,6 +14,7 @@ from shards.text import one_line
 
 REJECTS = "rejects.parquet"
 UNREADABLE_TAR = "unreadable tar"  # the reason of a reject that stands for a whole tar
+HELD_OUT = "held out"  # the reason of a sample whose bytes the validation set has
 
 REJECTS_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("size", pa.int64())]
@@ -42,6 +43,6 @@ def count_rejects(root: str | Path) -> Counter[str]:
 
 def example(root: str | Path) -> str:
     """Describe one of the rejects, of which there is at least one, in a line: a tar or else an image."""
-    rejects = load_rejects(root)
+    rejects = [reject for reject in load_rejects(root) if reject[1] != HELD_OUT]
     path, reason, detail = next((reject for reject in rejects if reject[1] == UNREADABLE_TAR), rejects[0])
     return one_line(f"{path}: {reason}, {detail}")

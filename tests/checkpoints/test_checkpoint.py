@@ -1,4 +1,4 @@
-"""Checkpoints: damage of any file is found, the one before is taken, and nothing ever starts over in silence."""
+"""Checkpoints: damage of any file is found, the previous one is used, and nothing ever starts over silently."""
 
 import json
 import pickle
@@ -90,7 +90,7 @@ def test_a_damaged_folder_is_reported_and_the_checkpoint_before_is_taken(
 
 @pytest.mark.parametrize("name", ["part-00000.safetensors", "state.json", "files.json"])
 def test_a_pickle_under_any_name_runs_no_code(run: Path, tmp_path: Path, name: str) -> None:
-    """Even where its checksum is right."""
+    """This holds even where its checksum is right."""
     victim = tmp_path / "victim"
     pickled = pickle.dumps(Hostile(victim))
     pickle.loads(pickled)

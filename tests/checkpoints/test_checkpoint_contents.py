@@ -1,4 +1,4 @@
-"""Checkpoints whose checksums are right and whose contents are not: passed over for the one before, in one line."""
+"""Checkpoints with right checksums and wrong contents: they are skipped for the previous one, with one line."""
 
 import json
 import os
@@ -210,7 +210,7 @@ def test_links_to_files_elsewhere_are_followed(run: Path, tmp_path: Path) -> Non
 
 
 def test_two_ranks_agree_that_a_checkpoint_does_not_fit(shards: Path, run: Path) -> None:
-    """Whichever of them looked at the part that has a fault."""
+    """This holds whichever rank checked the damaged part."""
     folder = run / "checkpoints" / "step-00000004"
     tensors = load_file(folder / PART)
     save_file({name: tensors.pop(name) for name in (MEAN, SQUARES)}, folder / "part-00001.safetensors")
@@ -269,4 +269,4 @@ def test_export_of_a_checkpoint_that_does_not_fit_its_recipe_is_one_line(
     reseal(folder)
     assert run_script(monkeypatch, "export.py", run, tmp_path / "out") == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {folder}: its recipe and its weights make no model")
+    assert line.startswith(f"error: {folder}: its recipe and its weights do not match")

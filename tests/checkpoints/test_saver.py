@@ -1,4 +1,4 @@
-"""Saving: beside the training, of the step it names, all or nothing, whatever the disk or another rank does."""
+"""Saving: in the background, of the right step, atomically, whatever the disk or another rank does."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def value_of(folder: Path, step: int) -> list[float]:
 
 
 class Held:
-    """A fact that is not written before it is released."""
+    """A fact whose writing blocks until it is released."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -128,7 +128,7 @@ def test_a_snapshot_is_one_allocation_whatever_the_saves_and_tensors(tmp_path: P
 def test_a_checkpoint_is_what_the_engine_holds_at_every_stage(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """Byte for byte as if the tensors themselves had been written, without a snapshot."""
+    """Compare with the tensors written directly, without a snapshot, byte for byte."""
     held: dict[str, Tensor] = {}
 
     def recorded(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
@@ -231,7 +231,7 @@ def test_training_goes_on_without_room_for_checkpoints(
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes saw that saved together, see saving_process.py."""
+    """Return the observations of two processes that saved together, see saving_process.py."""
     out = tmp_path_factory.mktemp("two-ranks")
     ranks = Ranks(2, [str(out)], out / "said", free_port(), "tests/saving_process.py")
     statuses = ranks.wait(120)

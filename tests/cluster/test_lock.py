@@ -28,7 +28,7 @@ def world() -> World:
 
 
 def holder(folder: Path, seconds: float) -> multiprocessing.process.BaseProcess:
-    """A process that holds the folder for so long, once this returns."""
+    """Start a process that holds the folder for some seconds, once this returns."""
     fork = multiprocessing.get_context("fork")
     held = fork.Event()
     process = fork.Process(target=_hold, args=(folder, seconds, held), daemon=True)

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves at once, says so, and goes on as if nothing had been."""
+"""A run that is asked to stop saves at once, says so, and resumes as if undisturbed."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def ranks_of(run: Path) -> list[int]:
-    """The processes that train, without their launchers."""
+    """Return the processes that train, without their launchers."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -31,7 +31,7 @@ def ranks_of(run: Path) -> list[int]:
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
-    """Under the real launcher, which starts the same run as the ranks of `launch` are."""
+    """Use the real launcher, which starts the same run as `launch`."""
     options = ["run.max_steps=40", "run.trace_samples=true"]
     run = tmp_path / "run"
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Ranks that differ: what is said of them, and real processes on two nodes, which are namespaces, that find it out."""
+"""Ranks that differ: the messages about them, and real processes on two nodes, which are namespaces, that find them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Deaths of a rank that it cannot tell of itself: each is one line, and stacks where there is time for them."""
+"""Deaths that a rank cannot report itself: each is one line, with stacks where there is time for them."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 
 def die(run: Path, how: str) -> tuple[int, str]:
-    """Exit status of a rank 3 that runs `how`, and what it and its witness say."""
+    """Return the exit status of a rank 3 that runs `how`, and the output of it and its witness."""
     done = subprocess.run([sys.executable, "-c", RANK, run, how], capture_output=True, text=True, timeout=120)
     return done.returncode, done.stderr
 
@@ -74,7 +74,7 @@ def test_a_fault_in_native_code_is_one_line_with_stacks(tmp_path: Path, how: str
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_a_rank_that_is_killed_is_one_line(tmp_path: Path, number: int) -> None:
-    """Also before it listens to SIGTERM."""
+    """This also holds before it handles SIGTERM."""
     restore = "" if number == signal.SIGKILL else f"signal.signal({int(number)}, signal.SIG_DFL); "  # as nohup has not
     status, said = die(tmp_path / "run", f"import signal; {restore}os.kill(os.getpid(), {int(number)})")
     assert status == -number

@@ -35,7 +35,7 @@ for group in (distributed.group.WORLD, groups._get_data_parallel_group(), distri
 
 
 def test_collectives_wait_as_long_as_a_run_asks_for() -> None:
-    """Those of DeepSpeed's own groups, too."""
+    """This includes those of DeepSpeed's own groups."""
     done = subprocess.run([sys.executable, "-c", TIMEOUTS], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["1234.0"] * 3, done.stderr
 
@@ -62,7 +62,7 @@ _dump_fr_trace_file(0)
 
 
 def test_the_last_collectives_go_into_the_runs_folder(tmp_path: Path) -> None:
-    """Those of gloo here, which has a recorder too; a link there from others is not followed."""
+    """Here they are those of gloo, which also has a recorder; an existing link is not followed."""
     (tmp_path / "other").write_text("mine")
     (tmp_path / "collectives-rank0").symlink_to(tmp_path / "other")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH_", "RANK"))}

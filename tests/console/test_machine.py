@@ -1,4 +1,4 @@
-"""How many processes a machine gets for a batch."""
+"""The number of processes of a machine for a batch."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Batches of clips: what is promised for images holds for videos, and for several inputs made of each sample."""
+"""Batches of clips: the guarantees for images hold for videos, and for several inputs per sample."""
 
 import shutil
 from dataclasses import replace
@@ -42,7 +42,7 @@ def batches_of(data: Data, batch: int, micro: int, steps: int, rank: int = 0, ra
 
 
 def by_input(batches: list[Batch]) -> dict[tuple[int, int, int], torch.Tensor]:
-    """(step, id, mask key) -> pixels."""
+    """Return the pixels by (step, id, mask key)."""
     return {
         (batch.request.step, sample, key): pixels
         for batch in batches
@@ -56,7 +56,7 @@ def manifest(video_shards: Path) -> Manifest:
 
 
 def test_a_batch_has_the_frames_that_its_keys_draw(videos: Path, video_shards: Path, manifest: Manifest) -> None:
-    """Of the middle of uncropped squares, without the decoder's help."""
+    """Compare with the middle of uncropped squares, decoded independently."""
     data = settings(video_shards, flip=False, crop_scale=(1, 1))
     assert manifest.video is not None and data.clip is not None
     for batch in batches_of(data, 4, 4, 3):

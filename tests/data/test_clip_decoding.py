@@ -48,7 +48,7 @@ def clips(repeats: int = 1, seed: int = 0) -> Clips:
 
 
 def expected(batch: Clips) -> torch.Tensor:
-    """The same by decoding everything, uint8 (n, 3, T, size, size)."""
+    """Return the expected clips by decoding everything, uint8 (n, 3, T, size, size)."""
     made = []
     for place, ((top, left, height, width), flip, frames) in enumerate(
         zip(batch.boxes, batch.flips, batch.frames, strict=True)
@@ -156,6 +156,24 @@ def test_several_batches_under_way_come_in_order() -> None:
         alone.close()
 
 
+@pytest.mark.parametrize(
+    ("capability", "decodes"),
+    [
+        ((7, 5), False),
+        ((8, 0), False),
+        ((8, 6), True),
+        ((8, 9), True),
+        ((9, 0), False),
+        ((10, 0), True),
+        ((12, 0), True),
+    ],
+    ids=["Turing", "A100", "Ampere", "Ada", "H100", "Blackwell", "GeForce Blackwell"],
+)
+def test_gpus_that_decode_av1_are_those_of_nvidias_table(capability: tuple[int, int], decodes: bool) -> None:
+    assert ("av1" in video.gpu_codecs(capability)) == decodes
+    assert video.gpu_codecs(capability) >= {"h264", "hevc", "vp9"}
+
+
 def test_what_a_machine_cannot_decode_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (FRAMES, SIZE, 1, 1)
     with pytest.raises(DataError, match=r"PyAV does not decode toy of gray pixels.*--resize"):
@@ -165,6 +183,13 @@ def test_what_a_machine_cannot_decode_is_refused_at_the_start(tmp_path: Path, mo
     with pytest.raises(DataError, match=r"libnvcuvid\.so\.1 of its driver is missing.*NVIDIA_DRIVER_CAPABILITIES"):
         clip_decoder_for(gpu, 2, *arguments, {("h264", "yuv420p")})
     monkeypatch.setattr(video, "_LIBRARY", "libc.so.6")
-    with pytest.raises(DataError, match=r"a GPU does not decode h264 of yuv420p10le pixels, h264 of yuv444p pixels, w"):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    with pytest.raises(
+        DataError,
+        match=r"the GPU \(NVIDIA H100\) does not decode h264 of yuv420p10le pixels, h264 of yuv444p pixels",
+    ):
         clip_decoder_for(gpu, 2, *arguments, {("h264", "yuv420p10le"), ("h264", "yuv444p"), ("vp9", "yuv420p")})
+    with pytest.raises(DataError, match=r"the GPU \(NVIDIA H100\) does not decode av1 of yuv420p pixels, which"):
+        clip_decoder_for(gpu, 2, *arguments, {("av1", "yuv420p")})
     assert {codec for codec, _ in (("h264", ""), ("hevc", ""), ("av1", ""))} <= av.codecs_available

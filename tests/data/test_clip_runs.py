@@ -16,7 +16,7 @@ CLIPS = ("data.image_size=64", "data.frames=4", "data.sampling=stride", "data.st
 
 @pytest.fixture(scope="module")
 def undisturbed(video_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run of two ranks from a disk."""
+    """Train on two ranks from a disk."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     launch(video_shards, run, *CLIPS, "run.max_steps=8", "run.trace_samples=true")
     yield run
@@ -25,7 +25,7 @@ def undisturbed(video_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_killed_run_of_clips_resumes_like_an_undisturbed_one(
     video_shards: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """Over a server that fails now and then, with a cache; 8 videos a step, of which two clips each are seen."""
+    """The server fails sometimes, and there is a cache; a step has 8 videos with two clips each."""
     options = [*CLIPS, "run.max_steps=8", "run.trace_samples=true", "run.save_every=3"]
     with http_server(video_shards) as server:
         server.fail(503, times=3, match=".tar")

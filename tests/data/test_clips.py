@@ -1,4 +1,4 @@
-"""Which frames make a clip: SlowFast's own numbers, exact strides and rates, segments, and too short videos."""
+"""The frames of a clip: SlowFast's own numbers, exact strides and rates, segments, and too short videos."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_random_clips_are_those_of_slowfast(case: tuple[float, int, float], monk
 
 
 def test_a_clip_is_a_function_of_its_own_key(keys: NDArray[np.int64]) -> None:
-    """In a batch, alone, and among others of other lengths and rates."""
+    """Compare clips in a batch, alone, and among others of other lengths and rates."""
     frames, rates = np.arange(1, 2001, dtype=np.int32), np.linspace(5, 60, 2000)
     for settings in (clip(8), clip(8, "stride", 3), clip(8, "fps", fps=4), clip(8, "segments")):
         together = random_clips(keys, frames, rates, settings)

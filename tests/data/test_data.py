@@ -53,7 +53,7 @@ def encoded(manifest: Manifest, ids: Iterable[int]) -> list[Encoded]:
 
 
 def by_sample(batches: list[Batch]) -> dict[tuple[int, int], tuple[torch.Tensor, int]]:
-    """(step, id) -> pixels and mask key."""
+    """Return pixels and mask key by (step, id)."""
     return {
         (batch.request.step, int(sample)): (image, int(key))
         for batch in batches
@@ -114,7 +114,7 @@ def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest, monkey
 
 
 def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path) -> None:
-    """Against Pillow's crop and bicubic resize: the same picture within JPEG decoders' and filters' rounding."""
+    """Compare with Pillow's crop and bicubic resize, within the rounding of JPEG decoders and filters."""
     ids = np.arange(8)
     boxes = centre_crops(manifest.height[ids], manifest.width[ids])
     flips = (ids % 2).astype(np.int32)

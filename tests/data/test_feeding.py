@@ -38,7 +38,7 @@ def crops(seed: int, images: int = 2) -> Crops:
 
 @contextmanager
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Let no graph be fed until the event is set."""
+    """Block the feeding of graphs until the event is set."""
     go, feed = threading.Event(), Graph.feed
 
     def wait(graph: Graph, crops: Crops) -> None:

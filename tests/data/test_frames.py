@@ -23,7 +23,7 @@ def bytes_of(data: bytes) -> NDArray[np.uint8]:
 
 
 def stamps_in_manifest(data: bytes) -> list[int]:
-    """What the manifest will say of a file, for those that are kept."""
+    """Return the manifest's time stamps of the files that are kept."""
     checked = VIDEO.check(data, CheckOptions())
     video = checked.video
     assert video is not None and checked.data == data
@@ -34,7 +34,7 @@ def stamps_in_manifest(data: bytes) -> list[int]:
 
 
 def chosen(frames: int) -> Iterator[list[int]]:
-    """Each of at most 50 frames alone, and 20 sets of up to 16."""
+    """Return each of at most 50 frames alone, and 20 sets of up to 16."""
     rng = np.random.default_rng(frames)
     yield from ([int(frame)] for frame in np.unique(np.linspace(0, frames - 1, 50).astype(int)))
     for _ in range(20):
@@ -87,7 +87,7 @@ def test_decoding_begins_at_the_key_frame_before(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_cannot_be_had_is_an_error(damage: Callable[[bytes], bytes], why: str) -> None:
     good = FILES["B frames.mp4"]
-    stamps = [stamp + 1 for stamp in range(20_000, 20_050, 10)] if "not there" in why else all_frames(good)[0][20:25]
+    stamps = [stamp + 1 for stamp in range(20_000, 20_050, 10)] if "are missing" in why else all_frames(good)[0][20:25]
     with pytest.raises(FramesError, match=why):
         dict(frames_at(bytes_of(damage(good)), stamps))
 

@@ -1,4 +1,4 @@
-"""How a GPU decodes: both ways give the same pixels, tests of it are real processes, and what they show is kept.
+"""Decoding on a GPU: both ways give the same pixels, tests are real processes, and their results are cached.
 
 No GPU is needed: the graphs decode on the CPU, and processes crash and hang as they would on a GPU.
 """
@@ -33,7 +33,7 @@ CRASHED, FAILED = Outcome(Ending.KILLED, "was killed by SIGSEGV"), Outcome(Endin
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this user's caches are, for the time of a test."""
+    """Set the folder of this user's caches during a test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "maskfeat-pipeline"
 
@@ -110,7 +110,7 @@ def test_a_process_that_hangs_is_killed(first: str, ending: Ending | None, tmp_p
 
 
 def test_a_missing_libnvjpeg_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of its name that is none stands in its way."""
+    """A file of its name that is not a library hides it."""
     (tmp_path / "libnvjpeg.so.13").touch()
     (tmp_path / "libnvjpeg.so.12").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
@@ -177,7 +177,7 @@ def test_a_gpu_that_only_crashes_is_refused() -> None:
 
 
 def kept(answers: list[Choice], circumstances: dict[str, str] = CIRCUMSTANCES) -> Choice:
-    """`remembered`, asking for the last of the answers, which is taken away."""
+    """Call `remembered` with a choice that pops the last of the answers."""
     return remembered(circumstances, answers.pop)
 
 

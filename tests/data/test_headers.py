@@ -35,7 +35,7 @@ BAD = {
 
 
 def crops(bad: str | None) -> Crops:
-    """Crops of the left half of 48 images; one is bad, or is asked for more than it has."""
+    """Return crops of the left half of 48 images; one is bad, or its crop exceeds it."""
     images: list[NDArray[np.uint8] | None] = [image(seed, KINDS[seed % len(KINDS)]) for seed in range(COUNT)]
     boxes = np.tile(np.array([0, 0, SIDE, SIDE], np.int32), (COUNT, 1))
     if bad is not None:

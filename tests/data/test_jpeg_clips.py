@@ -224,7 +224,7 @@ def test_no_more_is_read_than_the_frames_of_a_clip(jpeg_shards: Path, manifest: 
 
 
 def test_no_videos_have_to_be_decoded(jpeg_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does PyAV have to be there."""
+    """PyAV is not needed, either."""
     monkeypatch.setattr(batching, "clip_decoder_for", None)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     assert len(batches_of(settings(jpeg_shards), 4, 4, 1)) == 1

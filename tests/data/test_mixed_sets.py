@@ -44,7 +44,7 @@ def batches_of(data: Data, batch: int, micro: int, steps: int, rank: int = 0, ra
 
 
 def by_input(batches: list[Batch]) -> dict[tuple[int, int, int], torch.Tensor]:
-    """(step, id, key) -> pixels."""
+    """Return the pixels by (step, id, key)."""
     return {
         (batch.request.step, sample, key): pixels
         for batch in batches

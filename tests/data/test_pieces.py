@@ -1,4 +1,4 @@
-"""Samples that are read in pieces: which bytes are asked for, and what is wrong with which piece."""
+"""Samples that are read in pieces: the requested bytes, and the errors of single pieces."""
 
 from collections.abc import Callable
 

@@ -138,7 +138,7 @@ def test_what_was_masked_is_asked_for(tmp_path: Path) -> None:
     recipe.write_text(
         "data: {mode: stream, stream_samples: 8, shards: 'pipe:curl -u *** host'}\noptim: {epochs: 40, batch_size: 8}"
     )
-    with pytest.raises(ConfigError, match=r"\*\*\* in data\.shards stands for something secret: give data\.shards="):
+    with pytest.raises(ConfigError, match=r"\*\*\* in data\.shards replaces a secret: give data\.shards="):
         load_recipe(str(recipe))
     assert (
         load_recipe(str(recipe), ["data.shards=pipe:curl -u bob:pw host"]).plain()["data"]["shards"]

@@ -63,7 +63,7 @@ def test_8_or_2_or_12_ranks_see_the_same_global_batches(plan: Plan, first_step: 
     )
 
     def run(world_size: int, micro_batch: int) -> list[np.ndarray]:
-        """Everything that decides the pixels of `steps` global batches, sorted as the ranks' parts are."""
+        """Return everything that decides the pixels of `steps` global batches, in the order of the ranks' parts."""
         found = []
         for rank in range(world_size):
             requests = training_requests(

@@ -1,4 +1,4 @@
-"""Bad samples in real runs: they cost their own slot and nothing else, are logged exactly, and too many end the run."""
+"""Bad samples in real runs: they affect only themselves, are logged exactly, and too many end the run."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ BAD = {5, 17, 40, 41, 77}
 
 @pytest.fixture(scope="module")
 def damaged(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set with five images overwritten in their tars, and no word of it in the manifest."""
+    """Copy the data set, and overwrite five images in their tars, but not in the manifest."""
     copy = tmp_path_factory.mktemp("damaged") / "train"
     shutil.copytree(shards, copy)
     manifest = Manifest.load(copy)
@@ -44,7 +44,7 @@ def quarantined(run: Path) -> list[dict[str, Any]]:
 
 
 def expected(shards: Path, steps: int, batch_size: int = 16) -> list[tuple[int, int]]:
-    """(step, id) of the bad samples that the plan meets."""
+    """Return (step, id) of the bad samples in the plan."""
     plan = Plan(Manifest.load(shards).counts, 0, lanes=4, block=8192)
     return sorted((step, int(i)) for step in range(steps) for i in plan.batch(step, batch_size) if int(i) in BAD)
 

@@ -115,7 +115,7 @@ def test_an_outage_is_one_error_within_the_deadline(shards: Path) -> None:
     with http_server(shards) as server:
         remote = data(server.url, "data.deadline=2")
         server.fail(503, times=10**6)
-        with pytest.raises(DataError, match=r"503.*out of reach.*last checkpoint"):
+        with pytest.raises(DataError, match=r"503.*unreachable.*last checkpoint"):
             list(remote.batches(0, 2))
 
 

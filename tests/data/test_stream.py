@@ -1,4 +1,4 @@
-"""Training straight from tars without a manifest: shared out, shuffled, endless, and clear about what is wrong."""
+"""Training from tars without a manifest: divided among ranks, shuffled, endless, with clear errors."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""What is judged of measurements, on values made up for it: six ranks on three nodes."""
+"""The interpretation of synthetic measurements: six ranks on three nodes."""
 
 import math
 from dataclasses import replace

@@ -19,7 +19,7 @@ from shards.manifest import Manifest
 
 
 def doctor(said: Path, recipe: str, *arguments: object) -> tuple[int | None, str]:
-    """Run it alone: its exit status, and what it said."""
+    """Run it alone; return its exit status and output."""
     settings = [recipe, "--samples=64", *SMALL, *FINETUNE, *map(str, arguments)]
     alone = Ranks(1, settings, said, free_port(), "scripts/doctor.py")
     return alone.wait(120)[0], alone.said()
@@ -75,7 +75,7 @@ def test_examines_a_run_on_clips(video_shards: Path, tmp_path: Path) -> None:
 def test_samples_of_another_kind_are_a_problem(
     video_shards: Path, shards: Path, tmp_path: Path, frames: str, why: str
 ) -> None:
-    """Of the training set, and of the validation set."""
+    """This covers the training set and the validation set."""
     told, data = tmp_path / "findings.json", [f"data.shards={video_shards}", f"data.validation={shards}"]
     settings = ["demo", *SMALL, *data, f"data.frames={frames}", "data.image_size=64", f"run.dir={tmp_path / 'run'}"]
     alone = Ranks(1, [*settings, "--json", str(told)], tmp_path / "said", free_port(), "scripts/doctor.py")

@@ -50,7 +50,7 @@ def run(shards: Path, out: Path, cases: list[Case]) -> None:
 
 
 def work(shards: Path, out: Path, cases: list[Case]) -> None:
-    """One rank's part of cases of the same number of ranks."""
+    """Run one rank's part of cases with the same number of ranks."""
     world = join()
     for case in cases:
         folder = folder_of(out, case)
@@ -75,7 +75,7 @@ def work(shards: Path, out: Path, cases: list[Case]) -> None:
 
 
 def difference(out: Path, case: Case, reference: Case) -> float:
-    """The largest difference of a loss between a run and one that was undisturbed."""
+    """Return the largest difference of a loss between a run and an undisturbed one."""
     seen, expected = losses(folder_of(out, case)), losses(folder_of(out, reference))
     first = SAVED if len(case) == 2 else 0
     assert sorted(seen) == list(range(first + 1, END + 1)), case
@@ -83,7 +83,7 @@ def difference(out: Path, case: Case, reference: Case) -> float:
 
 
 def samples_are_the_plans(shards: Path, out: Path, case: Case) -> bool:
-    """Whether the ranks together saw, step by step, what the plan says."""
+    """Return whether the ranks together took the plan's samples, step by step."""
     parts = [trace(folder_of(out, case), rank) for rank in range(last(case)[0])]
     seen = {step: list(chain.from_iterable(part[step] for part in parts)) for step in parts[0]}
     plan = Plan(Manifest.load(shards).counts, 0, lanes=4)

@@ -1,4 +1,4 @@
-"""A run of two ranks that is hit again and again at random moments, against one that is left alone.
+"""Compare a run of two ranks that is disturbed repeatedly at random moments with an undisturbed one.
 
     PYTHONPATH=tests:. python tests/faults/random_kills.py [--hits 100] [--seed 0] [--within 4] [--clips]
 
@@ -36,7 +36,7 @@ CLIPS = ["data.image_size=64", "data.frames=4", "data.sampling=stride", "data.st
 
 
 def main() -> int:
-    """Exit status 0 if the runs are equal."""
+    """Return 0 if the runs are equal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hits", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Faults at every moment of a run of two ranks: all end by themselves, and the next life makes up for it exactly.
+"""Faults at every moment of a run of two ranks: all ranks end by themselves, and the next attempt resumes exactly.
 
 Each row is a kind of data, a fault and a moment. What is compared with the undisturbed run: which samples each step
 took, and of clips which frames, over all lives of the run, and the final weights, bit for bit.
@@ -155,12 +155,12 @@ def test_a_killed_run_of_clips_resumes_on_other_ranks(clips_bench: Bench, tmp_pa
 
 
 def traces(run: Path) -> list[list[dict[str, Any]]]:
-    """The lines of the trace of each rank."""
+    """Return the lines of each rank's trace."""
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in sorted(run.glob("samples-rank*"))]
 
 
 def taken(run: Path) -> dict[int, tuple[list[int], list[list[int]]]]:
-    """Samples, and frames of their clips, of each step, whichever ranks took them."""
+    """Return the samples of each step, and the frames of their clips, over all ranks."""
     steps: dict[int, tuple[list[int], list[list[int]]]] = {}
     for line in chain.from_iterable(traces(run)):
         ids, frames = steps.setdefault(line["step"], ([], []))

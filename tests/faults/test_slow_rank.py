@@ -1,4 +1,4 @@
-"""A rank that is really slow is named, and that is all that comes of it."""
+"""A rank that is really slow is named, and has no other effect."""
 
 import signal
 import threading

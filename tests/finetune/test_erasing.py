@@ -19,7 +19,7 @@ def keys(count: int) -> np.ndarray:
 
 
 def box_of(image: torch.Tensor) -> tuple[int, int, int, int]:
-    """Top, left, height and width of what is not NaN."""
+    """Return top, left, height and width of the box that is not NaN."""
     rows, columns = (image.isfinite().any(0).any(dim).nonzero().flatten() for dim in (1, 0))
     return int(rows[0]), int(columns[0]), len(rows), len(columns)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, accuracy counts every image once, a stop costs nothing, and what leaves is plain timm's."""
+"""Fine-tuning: it learns, accuracy counts every image once, a stop costs nothing, and exports are plain timm."""
 
 import csv
 import json
@@ -272,12 +272,12 @@ def test_mistakes_are_told(labelled: dict[str, Path], shards: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="odd number"):
         finetune(train, validation, tmp_path / "b", "optim.batch_size=15")
     pretrain(train, tmp_path / "c", "run.max_steps=1")
-    with pytest.raises(ConfigError, match=r"is a run: .*scripts/export.py"):
+    with pytest.raises(ConfigError, match=r"is a run: .*maskfeat export"):
         finetune(train, validation, tmp_path / "d", f"model.init={tmp_path / 'c'}")
     with pytest.raises(CheckpointError, match="belongs to another run"):
         finetune(train, validation, tmp_path / "c")
     save_file({"patch_embed.proj.weight": torch.zeros(2, 3, 16, 16)}, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=r"model.init: .*missing"):
         finetune(train, validation, tmp_path / "e", f"model.init={tmp_path / 'other.safetensors'}")
-    with pytest.raises(ConfigError, match=r"optim.average is validated with whole weights"):
+    with pytest.raises(ConfigError, match=r"optim.average needs unpartitioned weights"):
         small(labelled, tmp_path, "engine.zero_stage=3", "optim.average=0.9")

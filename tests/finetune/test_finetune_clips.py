@@ -242,6 +242,6 @@ def test_a_fine_tuned_mvit_is_exported_and_a_setting_of_another_model_is_one_lin
     assert all(torch.equal(exported[name], network[name]) for name in network)
     assert re.search(r"\| steps \| \d of \d+ clips \|", (tmp_path / "out" / "README.md").read_text())
 
-    with pytest.raises(CheckpointError, match=r"its recipe and its weights make no model \(size mismatch") as error:
+    with pytest.raises(CheckpointError, match=r"its recipe and its weights do not match \(size mismatch") as error:
         measure_classifier(tmp_path / "run", found, ("data.frames=2",), None, 1, join())
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""What a fine-tuning recipe says, against the published ones, and the model that it starts with."""
+"""The settings of a fine-tuning recipe against the published ones, and its initial model."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ class Worker:
         self._pipe.recv()  # it is ready
 
     def attempt(self, seed: str) -> str:
-        """Returns "refused", "accepted" or what went wrong, and ends the process after anything else."""
+        """Return "refused", "accepted" or what went wrong, and end the process after anything else."""
         self._pipe.send(seed)
         if not self._pipe.poll(_SECONDS):
             return f"took more than {_SECONDS:g} s"
@@ -51,7 +51,7 @@ class Worker:
             return f"the process died ({self._process.exitcode})"
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.kill()
         self._process.join()
 
@@ -76,7 +76,7 @@ def _work(name: str, pipe: Any) -> None:
 
 
 def main() -> int:
-    """Exit status 0 when every input was refused in one line or rightly accepted."""
+    """Return 0 when every input was refused in one line or rightly accepted."""
     from subjects import SUBJECTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

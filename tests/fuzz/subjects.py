@@ -10,6 +10,7 @@ import random
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +33,11 @@ from pipeline.train.errors import TrainingError
 from shards.files import ShardError, sha256_of
 from shards.index import index_tars
 from shards.manifest import DATASET, MANIFEST, Manifest
+from shards.media import formats
 from shards.media.image import IMAGE
 from shards.media.media import CheckOptions, Rejected
 from shards.preview import write_preview
+from shards.sources.parquet import read_row
 from shards.sources.source import list_source
 from shards.storage import read
 from shards.verify import verify
@@ -52,7 +55,7 @@ class Subject(Protocol):
 
 
 def refused(read_it: Callable[[], Any]) -> bool:
-    """Whether the product refuses, with a line that a terminal can show; what it returns otherwise is not looked at."""
+    """Return whether the product refuses with a line that a terminal can show; other results are ignored."""
     try:
         read_it()
     except REFUSALS as error:
@@ -99,7 +102,7 @@ class DataSets:
 
 
 class Listings:
-    """A csv or parquet table of images whose bytes, columns or values were spoilt."""
+    """A csv or parquet table of images, or one that holds them, whose bytes, columns or values were spoilt."""
 
     def __init__(self, shared: Path) -> None:
         self._folder = shared / "images"
@@ -108,14 +111,16 @@ class Listings:
             Image.new("RGB", (8, 8), (index, 0, 0)).save(self._folder / f"{index}.png")
 
     def attempt(self, rng: random.Random, folder: Path) -> str:
-        source = folder / rng.choice(("list.csv", "list.parquet"))
+        source = folder / rng.choice(("list.csv", "list.parquet", "files.parquet"))
         labels = rng.choice((["a", "b", "a", "b"], ["0", "1", "1", "0"]))
         paths = [str(self._folder / f"{index}.png") for index in range(4)]
         if source.suffix == ".csv":
             lines = ["path,label", *(f"{path},{label}" for path, label in zip(paths, labels, strict=True))]
             source.write_bytes(mutations.data(rng, "\n".join(lines).encode()))
         else:
-            pq.write_table(mutations.table(rng, mutations.pa.table({"path": paths, "label": labels})), source)
+            records = [{"bytes": Path(path).read_bytes(), "path": path} for path in paths]
+            files = {"image": records} if source.stem == "files" else {"path": paths}
+            pq.write_table(mutations.table(rng, mutations.pa.table({**files, "label": labels})), source)
             if rng.random() < 0.3:
                 source.write_bytes(mutations.data(rng, source.read_bytes()))
         if refused(lambda: list_source(source)):
@@ -123,6 +128,11 @@ class Listings:
         listing = list_source(source)
         assert len(listing.labels) in (0, len(listing.paths))
         assert all(0 <= label < len(listing.classes) for label in listing.labels)
+        for index in range(len(listing.rows)):
+            item = listing.item(index)
+            assert item.row is not None
+            with suppress(Rejected):
+                assert isinstance(read_row(item.file, item.row), bytes)
         return "accepted"
 
 
@@ -160,7 +170,7 @@ class Tars:
 
 
 class Images:
-    """JPEG and PNG files whose bytes were spoilt: what is kept is decoded to the size that the manifest will say."""
+    """Image files whose bytes were spoilt: what is kept is decoded to the size that the manifest will say."""
 
     def __init__(self, shared: Path) -> None:
         from pipeline.data.decode.decoder import CpuDecoder
@@ -172,6 +182,7 @@ class Images:
             ("JPEG", {"quality": 70, "progressive": True}),
             ("JPEG", {"quality": 90, "restart_marker_blocks": 2}),
             ("PNG", {}),
+            *((name, {}) for name in formats.installed()),
         ):
             file = io.BytesIO()
             coarse = Image.fromarray(noise.integers(0, 256, (6, 8, 3), dtype=np.uint8))

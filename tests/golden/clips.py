@@ -13,13 +13,13 @@ CLASSES = 10
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """As `formula.weights`; relative positions are in [-1/2, 1/2), so that attention depends on them."""
+    """Return weights as `formula.weights` does; relative positions are in [-1/2, 1/2), which affects attention."""
     made = formula.weights(shapes)
     return {key: value * 8 if "rel_pos" in key else value for key, value in made.items()}
 
 
 def clips(frames: int = FRAMES, size: int = SIZE) -> Tensor:
-    """uint8 (CLIPS, 3, frames, size, size): noise that moves, flat squares in it; slopes that move, in noise."""
+    """Return uint8 (CLIPS, 3, frames, size, size): noise that moves, flat squares in it; slopes that move, in noise."""
     t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(size), torch.arange(size), indexing="ij")
     field = hashes(3 * (size + 4 * frames) * size, 3000).reshape(3, -1, size) % 256
     made = torch.empty(CLIPS, 3, frames, size, size, dtype=torch.int64)
@@ -32,6 +32,6 @@ def clips(frames: int = FRAMES, size: int = SIZE) -> Tensor:
 
 
 def masks() -> Tensor:
-    """bool (STEPS, CLIPS, *MASKS), MASKED cells in each."""
+    """Return masks, bool (STEPS, CLIPS, *MASKS), with MASKED cells in each."""
     order = hashes(STEPS * CLIPS * 36, 4000).reshape(STEPS, CLIPS, -1).argsort(-1).argsort(-1)
     return (order < MASKED).reshape(STEPS, CLIPS, *MASKS)

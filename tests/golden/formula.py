@@ -14,7 +14,7 @@ CLASSES = 10
 
 
 def hashes(size: int, stream: int) -> Tensor:
-    """int64 (size,) of 24 random bits each."""
+    """Return int64 (size,) with 24 random bits each."""
     x = torch.arange(1, size + 1) + (stream << 32)
     x = x * (0x9E3779B97F4A7C15 - (1 << 64))
     x = (x ^ ((x >> 32) & 0xFFFFFFFF)) * (0xD6E8FEB86659FD93 - (1 << 64))
@@ -22,7 +22,7 @@ def hashes(size: int, stream: int) -> Tensor:
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """A float32 tensor for every key, in [-1/16, 1/16); of the norms' scales, around 1."""
+    """Return a float32 tensor for every key, in [-1/16, 1/16); of the norms' scales, around 1."""
     made = {}
     for stream, (key, shape) in enumerate(shapes.items()):
         is_scale = key.endswith("weight") and len(shape) == 1
@@ -31,7 +31,7 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 
 def pictures() -> Tensor:
-    """uint8 (IMAGES, 3, SIZE, SIZE): noise; stripes; slopes; flat patches and noisy ones.
+    """Return uint8 (IMAGES, 3, SIZE, SIZE): noise; stripes; slopes; flat patches and noisy ones.
 
     The stripes are upright in the first channel and level in the second, so that there every gradient is along an
     axis and all of a HOG but its last step, the scaling to unit length, is arithmetic of integers.
@@ -45,16 +45,16 @@ def pictures() -> Tensor:
 
 
 def exact_input(images: Tensor) -> Tensor:
-    """(images - 128) / 64 in float32: Sobel gradients of these are exact, as those of the integers are."""
+    """Return (images - 128) / 64 in float32: Sobel gradients of these are exact, as those of the integers are."""
     return (images.float() - 128) / 64
 
 
 def masks() -> Tensor:
-    """bool (STEPS, IMAGES, GRID, GRID), MASKED patches in each."""
+    """Return masks, bool (STEPS, IMAGES, GRID, GRID), with MASKED patches in each."""
     order = hashes(STEPS * IMAGES * GRID * GRID, 2000).reshape(STEPS, IMAGES, -1).argsort(-1).argsort(-1)
     return (order < MASKED).reshape(STEPS, IMAGES, GRID, GRID)
 
 
 def batch(step: int) -> Tensor:
-    """int64 (BATCH,), the images of a step: the even ones, then the odd ones."""
+    """Return int64 (BATCH,), the images of a step: the even ones, then the odd ones."""
     return torch.arange(step % 2, IMAGES, 2)

@@ -31,7 +31,7 @@ def project() -> dict[str, Any]:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore leaves a file out: the last pattern decides that fits it or a folder above it."""
+    """Return whether .dockerignore excludes a file: the last pattern decides that fits it or a folder above it."""
     parts = path.split("/")
     above = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
     out = False

@@ -79,7 +79,7 @@ REFUSED = [
 
 
 def deepspeeds(content: bytes) -> dict[str, int]:
-    """What DeepSpeed's own parser reads."""
+    """Return the result of DeepSpeed's own parser."""
     runner = pytest.importorskip("deepspeed.launcher.runner")
     lines = content.decode(errors="surrogateescape").replace("\r\n", "\n").splitlines(keepends=True)
     return dict(runner._parse_hostfile(lines))

@@ -23,7 +23,7 @@ def manifest() -> dict[str, Any]:
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
-    """What the models refuse, and every path that is lost on the way through them: fields that they do not know."""
+    """Return the errors of the models, and every unknown field, which is lost in a round trip."""
     try:
         known = models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Which processes are taken for ranks of a run, judged by real processes, and which are left alone."""
+"""Which real processes count as ranks of a run, and which are left alone."""
 
 import os
 import shlex

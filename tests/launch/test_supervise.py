@@ -1,4 +1,4 @@
-"""The supervisor: what it starts again, when it gives up, and that nothing it started outlives it."""
+"""The supervisor: what it restarts, when it gives up, and that nothing that it started outlives it."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def wait_until(happened: Callable[[], object], process: "subprocess.Popen[Any]")
 
 
 def test_it_gives_up_where_the_run_gets_no_further(tmp_path: Path) -> None:
-    """A checkpoint in the first life, a step logged in the second, and then nothing new: three failures at step 7."""
+    """A checkpoint in the first attempt, a logged step in the second, and no progress: three failures at step 7."""
     script = """
         echo >> $run/starts
         case $(wc -l < $run/starts) in
@@ -52,7 +52,7 @@ def test_it_gives_up_where_the_run_gets_no_further(tmp_path: Path) -> None:
     done = supervise(tmp_path, script, "--tries", "3")
     assert done.returncode == 1
     assert [(life["status"], life["step"]) for life in lives(tmp_path)] == [(3, 5), (3, 7), (3, 7), (3, 7)]
-    assert "gave up: 3 failures in a row got no further than step 7" in done.stderr
+    assert "gave up after 3 failures in a row at step 7" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_it_gives_up_where_the_run_gets_no_further(tmp_path: Path) -> None:
     ],
 )
 def test_statuses(tmp_path: Path, statuses: list[int], options: list[str], expected: int) -> None:
-    """The launcher's statuses, one life after the other, and the supervisor's own."""
+    """Check the launcher's statuses, attempt by attempt, and the supervisor's own."""
     array = " ".join(map(str, statuses))
     script = f"statuses=({array}); echo >> $run/starts; status=${{statuses[$(wc -l < $run/starts) - 1]}}"
     script += "; [ $status != 0 ] || touch $run/complete; exit $status"
@@ -89,7 +89,7 @@ def test_the_signal_that_ended_a_rank_is_named(tmp_path: Path, end: str, why: st
 
 
 def test_a_launcher_that_ends_before_its_ranks_has_failed(tmp_path: Path) -> None:
-    """Even with status 0. The rank, which does not heed SIGTERM, is gone before the next life begins."""
+    """This holds even with status 0. The rank, which ignores SIGTERM, is gone before the next attempt begins."""
     rank = tmp_path / "train.py"
     rank.write_text(
         "import pathlib, signal, sys, time\n"
@@ -112,17 +112,17 @@ def test_a_launcher_that_ends_before_its_ranks_has_failed(tmp_path: Path) -> Non
 
 
 def test_status_0_of_a_run_that_is_not_complete_is_a_failure(tmp_path: Path) -> None:
-    """As of `deepspeed` when what it started was killed. What an earlier run left does not count."""
+    """`deepspeed` returns it when its processes were killed. Files of an earlier run do not count."""
     (tmp_path / "complete").touch()
     done = supervise(tmp_path, "exit 0", "--tries", "1")
     assert done.returncode == 1
     assert [life["why"] for life in lives(tmp_path)] == [
-        "the launcher ended with status 0, but the run did not say that it is complete"
+        "the launcher ended with status 0, but the run is not marked as complete"
     ]
 
 
 def test_nodes_that_do_not_answer_are_left_out(tmp_path: Path) -> None:
-    """Three nodes answer the probe, then two, then one, which is too few. (No name under .invalid exists for ssh.)"""
+    """Three nodes answer the probe, then two, then one, which is too few. No name under .invalid exists for ssh."""
     names = ["a.invalid", "b.invalid", "c.invalid"]
     (tmp_path / "hosts").write_text("# name slots\n" + "".join(f"{name} slots=8\n" for name in names))
     for name in names:
@@ -240,7 +240,7 @@ def test_odd_logs_and_folders_are_no_progress(lines: bytes, expected: int, tmp_p
 
 
 def test_a_killed_rank_and_a_signal_cost_nothing(shards: Path, tmp_path: Path) -> None:
-    """Under the supervisor: a rank is killed, and the run goes on; then the supervisor is asked to stop."""
+    """Under the supervisor, a rank is killed, and the run continues; then the supervisor is asked to stop."""
     run = tmp_path / "run"
     launcher = command(shards, run, "run.save_every=4", "optim.epochs=2000")
     launcher["args"] = [*SUPERVISE, "--", *launcher["args"]]
@@ -265,7 +265,7 @@ def test_a_killed_rank_and_a_signal_cost_nothing(shards: Path, tmp_path: Path) -
 
 
 def test_ranks_end_with_their_launcher(shards: Path, tmp_path: Path) -> None:
-    """SIGTERM to a plain `deepspeed`, which passes it on to nobody: the ranks save and exit, and their parent too."""
+    """After SIGTERM to a plain `deepspeed`, which does not pass it on, the ranks and their parent save and exit."""
     run = tmp_path / "run"
     launcher = subprocess.Popen(**command(shards, run, "optim.epochs=2000"), stdout=subprocess.DEVNULL)
     try:

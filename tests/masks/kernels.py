@@ -1,4 +1,4 @@
-"""Compiles the kernels of masks ahead of time, for GPUs that are not there."""
+"""Compile the mask kernels ahead of time, for GPUs that are not present."""
 
 import json
 import os

@@ -43,7 +43,7 @@ PARAMETERS = [
 
 
 def shapes(code: str, width: int, depth: int, size: int, patch: int) -> dict[str, list[int]]:
-    """By key, of a pre-training checkpoint in another geometry."""
+    """Return shapes by key, for a pre-training checkpoint in another geometry."""
     second = re.compile(r"\.1\.(?=norm|ln|attn|mlp|ffn)")  # of the two blocks in the golden files
     tokens = (size // patch) ** 2 + 1
     sizes = {128: width, 384: 3 * width, 512: 4 * width, 17: tokens, 16: patch, 108: 27 * (patch // 8) ** 2}

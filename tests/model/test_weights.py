@@ -1,4 +1,4 @@
-"""Reading weights files: every format, and that a wrong or hostile one is one error that runs nothing."""
+"""Reading weights files: every format; a wrong or hostile file is one error, and runs nothing."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ from model.weights import Normalisation, WeightsError, read
 
 
 def test_files_of_every_format_are_read_alike(tmp_path: Path) -> None:
-    """torch.save's archives and the plain pickles before them, half precision, and the command line of a run."""
+    """Archives of torch.save and the plain pickles before them, half precision, and the command line of a run."""
     tensors = checkpoints.tensors("mmpretrain", "pretraining")
     want = load_mmpretrain(checkpoints.write(tmp_path / "new", "mmpretrain", tensors)).state_dict()
     old = checkpoints.write(tmp_path / "old", "mmpretrain", tensors, _use_new_zipfile_serialization=False)
@@ -41,7 +41,7 @@ def test_files_of_every_format_are_read_alike(tmp_path: Path) -> None:
 
 
 class HistoryBuffer:
-    """As mmengine's, which is not installed here: arrays, and methods of its own."""
+    """A copy of mmengine's class, which is not installed here: arrays, and methods of its own."""
 
     def __init__(self) -> None:
         self._log_history = np.array([0.5, 0.25])
@@ -55,7 +55,7 @@ class HistoryBuffer:
 def test_logs_in_mmengines_checkpoints_are_passed_over(
     zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mmselfsup's published files have them: its publishing tool removed no more than the optimizer."""
+    """The published files of mmselfsup have them: its publishing tool only removed the optimizer."""
     module = types.ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
     for name in ("mmengine", "mmengine.logging"):
@@ -215,7 +215,7 @@ def compressed_archive() -> bytes:
 
 
 def tarred(size: bytes | None = None) -> bytes:
-    """A tar; with the field of a size, one that tarfile would never finish reading."""
+    """Return a tar; with a size field, one that tarfile would never finish reading."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         archive.addfile(tarfile.TarInfo("a.pth"), io.BytesIO(b""))
@@ -334,7 +334,7 @@ NO_WEIGHTS: dict[str, Callable[[], torch.Tensor]] = {
 @pytest.mark.filterwarnings("ignore")  # torch's, of kinds that it will drop one day
 @pytest.mark.parametrize("kind", NO_WEIGHTS)
 def test_tensors_of_other_kinds_are_no_weights(kind: str, tmp_path: Path) -> None:
-    """torch loads them without running code, and could then not copy them."""
+    """They load without running code, but cannot be copied."""
     torch.save({"model": {"pos_embed": NO_WEIGHTS[kind]()}}, tmp_path / "file")
     with pytest.raises(WeightsError) as error:
         read(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Pictures of a person's own images: what the model sees and predicts, where it looks, what it finds alike."""
+"""Pictures of a person's own images: visible part, prediction, attention, and neighbours."""
 
 from pathlib import Path
 
@@ -233,7 +233,7 @@ def test_weights_without_a_head_draw_the_rest(
     capsys.readouterr()
     assert run_script(monkeypatch, "predict.py", photo, "--weights", tmp_path / "weights", "--out", out) == 0
     said = capsys.readouterr().out
-    assert "does not hold a head of pre-training" in said and f"{photo}: drawn\n" in said
+    assert "does not have a pre-training head" in said and f"{photo}: drawn\n" in said
     assert Image.open(out).width == 2 * 288 + 14 + 2 * 18
 
 

@@ -53,7 +53,7 @@ def world() -> World:
 
 
 def probe(ranks: int, source: Path, out: Path, *arguments: str, expect: int = 0) -> str:
-    """What scripts/probe.py says in so many processes."""
+    """Return the output of scripts/probe.py in this many processes."""
     command = [str(source), *arguments, "--out", str(out)]
     started = Ranks(ranks, command, out.parent / "said", free_port(), "scripts/probe.py")
     statuses = started.wait(240)

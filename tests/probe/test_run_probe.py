@@ -55,7 +55,7 @@ def world() -> World:
 
 
 def probes(run: Path) -> dict[int, dict[str, float]]:
-    """The numbers of all probes of a run by step, without the time that they took."""
+    """Return the numbers of all probes of a run by step, without their duration."""
     return {line["step"]: {name: line[name] for name in NUMBERS} for line in metrics(run) if "probe_linear" in line}
 
 
@@ -70,7 +70,7 @@ def test_a_probed_run_is_the_same_run(stage: int, labelled: dict[str, Path], tmp
 
 
 def by_script(run: Path, validation: Path, out: Path) -> dict[str, float]:
-    """What `scripts/probe.py` says of the last checkpoint of a run."""
+    """Return the result of `scripts/probe.py` for the last checkpoint of a run."""
     probe(
         Asked(str(run), [f"data.validation={validation}"], None, False, [-1], "mean", CENTRE, out), Settings(), join()
     )

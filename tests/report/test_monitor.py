@@ -1,4 +1,4 @@
-"""What the operator of a run sees on a terminal: names as they are, on one line, and never markup."""
+"""The output of a run on a terminal: names unchanged, on one line, and never markup."""
 
 import io
 import re
@@ -17,7 +17,7 @@ NAME = "d[/x] [red]b[/red] :smile: {task}.tar"
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What goes to a terminal."""
+    """Return the output to a terminal."""
     file = io.StringIO()
     console = Console(force_terminal=True, file=file, width=60)
     monkeypatch.setattr("pipeline.report.monitor.Console", lambda **_: console)

@@ -256,5 +256,5 @@ def test_export_and_report_of_a_run_with_odd_logs(
         (run / "metrics.jsonl").write_bytes(content)
         assert run_script(monkeypatch, "report.py", run) == 1
         assert run_script(monkeypatch, "export.py", run, tmp_path / "again") == 0
-    said = f"error: {run} holds no run that has logged a step; correct the path, or wait for its first log line"
+    said = f"error: {run} is not a run that has logged a step; correct the path, or wait for its first log line"
     assert set(capfd.readouterr().err.splitlines()) == {said}

@@ -1,4 +1,4 @@
-"""What a rank does by itself, and which rank holds the others up."""
+"""A rank's own work, and which rank delays the others."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Benchmarks: what they compare does the same, and what they count is right."""
+"""Benchmarks: contestants do the same, and counts are right."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def figures(file: Path) -> dict[str, dict[str, Any]]:
-    """By unit, the first of each."""
+    """Return the first figure of each unit."""
     return {figure["unit"]: figure for figure in reversed(json.loads(file.read_text())["figures"])}
 
 

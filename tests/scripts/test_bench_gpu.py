@@ -1,4 +1,4 @@
-"""`scripts/bench.py gpu`: it runs small without a GPU, and nothing costs what was known before."""
+"""`scripts/bench.py gpu`: it runs small without a GPU, and no failure costs earlier results."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The checks of `scripts/bench.py gpu` can fail: what they are there to find is planted."""
+"""The checks of `scripts/bench.py gpu` can fail: the faults that they have to find are planted."""
 
 import sys
 import tempfile

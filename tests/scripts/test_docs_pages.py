@@ -1,4 +1,4 @@
-"""The pages of the documentation that follow from the code are those that the code gives."""
+"""The generated pages of the documentation are up to date."""
 
 import runpy
 import sys

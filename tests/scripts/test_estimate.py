@@ -82,8 +82,10 @@ def test_multiply_adds_of_a_clip_are_the_published_ones(name: str, size: int, fr
 
 @pytest.mark.parametrize("again", [False, True])
 def test_activations_are_those_that_a_transformer_keeps(again: bool) -> None:
-    """Of a block in widths of a token: what three of its layers take (x, the norm of x, both twice), queries, keys and
-    values, what attention gives, and 4 before and 4 behind the GELU; recomputed, its input alone."""
+    """Count the activations of a block in token widths.
+
+    These are the inputs of three of its layers (x, the norm of x, both twice), queries, keys and values, the output of
+    attention, and 4 before and 4 after the GELU; when recomputed, its input alone."""
     video = recipe("vit_base_video", f"engine.activation_checkpointing={again}")
     with torch.device("meta"):
         model = build_model(video).to(torch.bfloat16)
@@ -179,7 +181,7 @@ def test_micro_batches_are_those_of_a_run() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2048 cannot be shared out evenly to 7 GPUs"):
+    with pytest.raises(ConfigError, match="2048 cannot be divided evenly among 7 GPUs"):
         estimate(recipe(), Size(10**6, 100), 1000, Cluster(7, per_node=8, link=1e9, network=1e9, latency=1e-5))
 
 
@@ -256,7 +258,8 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"with this target, decoder and mask\.ratio: measure it"):
         measured_rate(file, recipe("vit_base_300e", "model.decoder=light", "model.decoder_width=64", "mask.ratio=0.75"))
     with pytest.raises(
-        ConfigError, match=r"has no rate of vit_large_patch16_224 at 224 px in bf16 with this target: measure it with"
+        ConfigError,
+        match=r"have a rate of vit_large_patch16_224 at 224 px in bf16 with this target: measure it with",
     ):
         measured_rate(file, recipe("vit_large_1600e"))
     for nonsense in (b"[]", b"[" * 10**5, b"\xff" * 10**5):
@@ -278,6 +281,19 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert lines["read"][1:3] == ["30.7", "TB"]
     assert lines["3"][1:] == ["checkpoints", "of", "1.03", "GB"]
     assert lines["written"][1:] == ["30", "checkpoints,", "31", "GB"]
+
+
+def test_json_has_the_numbers_of_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("vit_base_300e", "--gpus", "8", "--images-per-second", "2000")
+    assert run_script(monkeypatch, "estimate.py", *asked, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert run_script(monkeypatch, "estimate.py", *asked) == 0
+    (run,) = figures["runs"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["8"])
+    assert row.split()[1] == f"{run['inputs_per_gpu']:,}" == "256"
+    assert run["compute_seconds"] == pytest.approx(256 / 2000)
+    assert row.split()[8] == f"{run['seconds'] / 3600:,.2f}" and run["gpu_seconds"] == 8 * run["seconds"]
+    assert figures["steps"] == round(300 * 1_281_167 / 2048)
 
 
 def test_clips_and_the_videos_that_they_are_made_of(

@@ -1,4 +1,4 @@
-"""Weights out: what scripts/export.py writes of a run, read back by others' code, and what it refuses."""
+"""Exports of scripts/export.py, read by other projects' code, and refusals."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""scripts/report.py: what a run has reached."""
+"""The output of scripts/report.py."""
 
 import json
 from pathlib import Path
@@ -33,3 +33,17 @@ def test_probes_made_while_training_are_told(
     assert run_script(monkeypatch, "report.py", tmp_path) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[1] == "probes         step 20: 17.2 tokens attended to, linear probe 50.0%, k-NN probe 25.0%"
+
+
+def test_a_report_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"step": 20, "loss": 1.5, "val_loss": 1.25}, {"step": 40, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert run_script(monkeypatch, "report.py", tmp_path, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "run": str(tmp_path),
+        "last": lines[1],
+        "validation": lines[0],
+        "probes": None,
+        "baselines": None,
+    }

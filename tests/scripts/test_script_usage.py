@@ -61,9 +61,11 @@ def test_numbers_of_clips_that_cannot_be_are_one_line(
 
 @pytest.mark.parametrize("name", [*NAMES, "predict", "compare", "demo_data", "motion_classes", "bench"])
 def test_help_has_an_example(name: str) -> None:
-    folder = CHECKOUT / ("pipeline/commands" if name in (*NAMES, "predict") else "scripts")
+    command = name in (*NAMES, "predict")
+    folder = CHECKOUT / ("pipeline/commands" if command else "scripts")
     text = (folder / f"{name}.py").read_text().split('"""')[1]
-    assert f"scripts/{name}.py" in text and (("\nExample" in text) or name == "bench")
+    program = f"maskfeat {name}" if command else f"scripts/{name}.py"
+    assert program in text and (("\nExample" in text) or name == "bench")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("pretrain", Recipe), ("finetune", FinetuneRecipe)])
@@ -86,5 +88,5 @@ def test_the_demos_images_replace_nobodys(
     (out / "train").mkdir(parents=True)
     (out / "train" / "mine.jpg").write_bytes(b"mine")
     assert run_script(monkeypatch, "demo_data.py", out) == 2
-    assert f"{out} holds what this program did not write: name a new folder\n" in capsys.readouterr().err
+    assert f"{out} has files that this program did not write: name a new folder\n" in capsys.readouterr().err
     assert (out / "train" / "mine.jpg").read_bytes() == b"mine"

@@ -1,4 +1,4 @@
-"""Tars of a few images, and what `index` makes of them."""
+"""Tars of a few images, and their index."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Image files as they are found in the wild and worse, each with what has to become of it."""
+"""Image files as they are found in the wild and worse, each with its expected result."""
 
 import base64
 import struct
@@ -265,10 +265,7 @@ def _others() -> Found:
     yield "tiff of two pages", encoded(RGB, "TIFF", save_all=True, append_images=[picture(1)]), "animated"
     yield "tiff of floats", encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF"), "16-bit"
     for name, beginning in {
-        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
-        "AVIF": b"\0\0\0\x1cftypmif1\0\0\0\0avifmif1miaf",
         "video": b"\0\0\0\x18ftypisom\0\0\2\0isommp41",
-        "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ",
         "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ",
         "Photoshop": b"8BPS\0\1",
         "PDF": b"%PDF-1.7\n",
@@ -276,8 +273,16 @@ def _others() -> Found:
     }.items():
         yield f"{name}.jpg", beginning + bytes(200), name
     yield "jpeg xl without a box.jpg", b"\xff\x0a" + bytes(200), "JPEG XL"
-    yield "jpeg 2000 without a box.jpg", encoded(RGB, "JPEG2000", no_jp2=True), "JPEG 2000"
-    yield "avif of Pillow.jpg", encoded(RGB, "AVIF"), "AVIF"
+    for name, beginning in {
+        "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "AVIF": b"\0\0\0\x1cftypmif1\0\0\0\0avifmif1miaf",
+        "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ",
+    }.items():
+        yield f"{name} of a beginning alone.jpg", beginning + bytes(200), "corrupt"
+    yield "jpeg 2000 without a box.jpg", encoded(RGB, "JPEG2000", no_jp2=True), "rewritten"
+    yield "jpeg 2000 cut off", encoded(RGB, "JPEG2000")[:1000], "corrupt"
+    yield "avif", encoded(RGB, "AVIF"), "rewritten"
+    yield "avif cut off", encoded(RGB, "AVIF")[:500], "corrupt"
     yield "an error page alone.jpg", PAGE, "not an image"
     yield "no bytes.jpg", b"", "empty"
     yield "zeros.jpg", bytes(1000), "not an image"

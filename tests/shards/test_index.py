@@ -30,7 +30,7 @@ def jpeg(seed: int) -> bytes:
 
 
 def like_timm(path: Path, seeds: range, **more: bytes) -> Path:
-    """A tar as timm's ImageNet ones: `.jpg` and `.cls`; `more` members at its end."""
+    """Make a tar like timm's ImageNet tars: `.jpg` and `.cls`, with `more` members at its end."""
     members: dict[str, bytes] = {}
     for seed in seeds:
         members |= {f"n0144_{seed}.jpg": jpeg(seed), f"n0144_{seed}.cls": b"%d" % (seed % 5)}
@@ -252,7 +252,7 @@ def test_a_closed_folder_is_named_as_such(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("how", ["flip", "cut", "cut within"])
 @pytest.mark.parametrize("number", [3, 10])  # the sample after the first three, and the end mark
 def test_nothing_is_lost_behind_a_damaged_header(how: str, number: int, tmp_path: Path) -> None:
-    """tarfile takes a header that it cannot read for the end of the tar."""
+    """A header that tarfile cannot read is the end of the tar to it."""
     tar = make_tar(tmp_path / "a.tar", {f"{seed}.jpg": jpeg(seed) for seed in range(10)})
     assert index_tars([str(tar)], tmp_path / "whole", workers=1)[0].samples == 10
     damage_header(tar, number, how)

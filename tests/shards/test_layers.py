@@ -19,6 +19,7 @@ LAYERS = [
     {"making"},
     {"build", "index", "verify", "preview", "page"},
     {"output"},
+    {"build_command"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}

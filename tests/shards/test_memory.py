@@ -42,7 +42,7 @@ def test_the_end_of_a_worker_is_one_line_that_says_what_is_known(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("shards.build.write_shard", fail)
+    monkeypatch.setattr("shards.making.jobs.write_shard", fail)
     with pytest.raises(ShardError, match=cause):
         build(make_tree(tmp_path / "source", 2), tmp_path / "out", workers=1)
 

@@ -181,7 +181,7 @@ def test_a_build_that_goes_on_cleans_up_after_a_kill(tmp_path: Path, monkeypatch
     assert len(list((tmp_path / "out" / ".build").glob(".writing-*"))) == 1
     seen = []
     monkeypatch.setattr(
-        "shards.build.write_shard",
+        "shards.making.jobs.write_shard",
         lambda *arguments: seen.append(list((tmp_path / "out" / ".build").glob(".writing-*"))) or 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):

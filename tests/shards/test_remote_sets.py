@@ -1,6 +1,7 @@
 """Data sets behind URLs: built on S3, killed and resumed there, and used from S3 and HTTP."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from shards.build import build
 from shards.cli import main
 from shards.files import ShardError
 from shards.index import index_tars
+from shards.making.holdout import Validation
 from shards.manifest import Dataset, Manifest
 from shards.storage import StorageError
 from shards.verify import verify
@@ -64,6 +66,17 @@ def test_a_build_to_s3_has_the_bytes_of_a_local_one(workers: int, source: Path, 
     assert build(source, out, samples_per_shard=5, workers=1) == (dataset, True)
     with pytest.raises(ShardError, match="holds a data set of other files or options"):
         build(source, out, samples_per_shard=6, workers=1)
+
+
+def test_a_hold_out_in_a_store_has_the_bytes_of_a_local_one(source: Path, s3: S3, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "source")
+    for path in list((tmp_path / "source").rglob("*.*")):
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    for root in (str(tmp_path), f"{s3.bucket}/held-out"):
+        build(tmp_path / "source", f"{root}/set", validation=Validation("50%", f"{root}/set-validation"), workers=2)
+    for name in ("set", "set-validation"):
+        assert stored(f"{s3.bucket}/held-out/{name}") == contents(tmp_path / name)
+    assert Dataset.load(tmp_path / "set").rejects > 0
 
 
 @pytest.mark.parametrize("store", ["s3", "http"])

@@ -115,7 +115,7 @@ for line in sys.stdin.buffer.read().split(b"\\n"):
 
 
 def run(environment: dict[str, str], code: str, *arguments: str | Path, commands: list[list[str]] | None = None) -> str:
-    """What a process of its own prints, which runs `code`; `commands` come by its stdin."""
+    """Return the output of a separate process that runs `code`; `commands` are passed on its stdin."""
     done = subprocess.run(
         [sys.executable, "-c", f"import os\n{code}", *arguments],
         input=b"\n".join(b"\t".join(map(os.fsencode, command)) for command in commands or []),

@@ -1,4 +1,4 @@
-"""What is secret in URLs and commands never shows, and what is not stays as it is."""
+"""Secrets in URLs and commands are never shown, and other text is not changed."""
 
 import json
 

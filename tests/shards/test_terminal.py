@@ -1,4 +1,4 @@
-"""What names of others look like on a terminal, and that no name ends a command."""
+"""Untrusted names on a terminal: their form; no name ends a command."""
 
 import io
 import logging
@@ -73,7 +73,7 @@ def test_what_libraries_say_is_shown_so_too(capsys: pytest.CaptureFixture[str]) 
 
 
 def in_a_terminal(code: str, *arguments: str) -> str:
-    """What a Python program prints on a terminal, which is its stdout and stderr."""
+    """Return the output of a Python program on a terminal, which is its stdout and stderr."""
     main, end = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=end, stderr=end, stdin=end)
     os.close(end)

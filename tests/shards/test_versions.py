@@ -1,4 +1,4 @@
-"""What version 1 of the format wrote is read, recognised and finished; tests/old_runs/set is one of its data sets."""
+"""Data of version 1 of the format are read, recognised and finished; tests/old_runs/set is one of its data sets."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the tests of targets that are classes share: a grid, random images, words of HOG."""
+"""Shared parts of the tests of class targets: a grid, random images, words of HOG."""
 
 from pathlib import Path
 

@@ -9,7 +9,7 @@ from pipeline.targets.hog.arithmetic import cell_of, hog_target, target_width, w
 
 
 def exact_hog(image: np.ndarray, patch: int = 16) -> np.ndarray:
-    """The definition, in float64 and plain loops over cells; image is (3, H, W) integers."""
+    """Compute the definition in float64, with plain loops over cells; image is (3, H, W) integers."""
     _, height, width = image.shape
     cell = {14: 7, 28: 7, 20: 10}.get(patch, 8)
     cells = np.zeros((3, 9, height // cell, width // cell))
@@ -64,7 +64,7 @@ def test_every_sobel_gradient_falls_in_its_exact_bin() -> None:
 
 
 def test_agrees_with_skimage_on_a_cell_that_sees_one_orientation() -> None:
-    """skimage takes central differences, of one channel, and bins from the other axis: a ramp has the same answer.
+    """A ramp has the same HOG in skimage, which uses central differences of one channel, and bins from the other axis.
 
     On a linear ramp both see one constant gradient; skimage's bin b of 20 degrees counts from the x axis, ours from y.
     """

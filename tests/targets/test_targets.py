@@ -40,7 +40,7 @@ def random_images(*shape: int) -> torch.Tensor:
 
 
 def by_numpy(patch: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Of (3, side, side)."""
+    """Compute the target of (3, side, side) with NumPy."""
     pixels = (patch / 255 - np.reshape(IMAGENET.mean, (3, 1, 1))) / np.reshape(IMAGENET.std, (3, 1, 1))
     normalised: NDArray[np.float64] = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
     return normalised.ravel()
@@ -58,7 +58,7 @@ def test_pixel_target_equals_numpy(memory_format: torch.memory_format) -> None:
 
 
 def test_pixel_target_of_one_colour_is_that_colour_and_no_rounding_noise() -> None:
-    """Whichever: black, white, ImageNet's mean, and the colours whose normalised channels agree best."""
+    """Test black, white, ImageNet's mean, and the colours whose normalised channels agree best."""
     values = np.arange(256)
     red, green, blue = ((values / 255 - mean) / std for mean, std in zip(*IMAGENET, strict=True))
     nearest = [np.abs(channel[None] - red[:, None]) for channel in (green, blue)]
@@ -86,7 +86,7 @@ def test_painted_pixels_are_the_image() -> None:
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224", "vit_small_patch16_dinov3"])
 def test_features_are_timms_own(name: str, tmp_path: Path) -> None:
-    """From images normalised as the teacher wants them, which is 0.5 for the first two."""
+    """Images are normalised as the teacher requires, with 0.5 for the first two."""
     plain = write_teacher(tmp_path / "teacher", name)
     images = random_images(2, 3, 64, 64)
     mean, std = (torch.tensor(plain.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -157,7 +157,7 @@ def test_losses_of_features(teacher: Path) -> None:
 
 
 def test_weights_from_a_file_are_those_of_the_folder(tmp_path: Path) -> None:
-    """And their identity, which is that of the weights; the normalisation is that of the name."""
+    """The identity is that of the weights, and the normalisation that of the name."""
     model = timm.create_model("vit_tiny_patch16_224")
     save_for_hf(model, str(tmp_path / "folder"), safe_serialization=True)
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")

@@ -1,4 +1,4 @@
-"""What validation says and shows of clips: the loss of copying, pictures, and an animation."""
+"""Validation on clips: the loss of copying, pictures, and an animation."""
 
 import io
 from pathlib import Path
@@ -119,7 +119,7 @@ def test_what_does_not_fit_the_run_is_one_line(tmp_path: Path, monkeypatch: pyte
     clips = ("data.image_size=64", "data.frames=4", "run.max_steps=1")
     pretrain(shards, run, *clips, f"data.validation={shards}")
     with pytest.raises(
-        ConfigError, match=r"^target.kind=pixels has 768 numbers a patch, and the model .* predicts 108"
+        ConfigError, match=r"^target.kind=pixels has 768 numbers per patch, and the model .* predicts 108"
     ):
         measure(run, chosen(run, None), ["target.kind=pixels"], join())
     for option in ("--clips", "--crops"):

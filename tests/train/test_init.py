@@ -1,4 +1,4 @@
-"""`model.init`: what a run takes from others' weights, and what it refuses."""
+"""`model.init`: the weights that a run accepts, and those that it refuses."""
 
 import json
 from argparse import Namespace
@@ -42,7 +42,7 @@ def recipe(init: Path, *overrides: str) -> Recipe:
 
 
 def started(init: Path, *overrides: str) -> tuple[MaskFeat, MaskFeat, str | None]:
-    """The model as it starts, as it would without `model.init`, and what the operator is told."""
+    """Return the initial model, the one without `model.init`, and the notes for the operator."""
     settings = recipe(init, *overrides)
     torch.manual_seed(0)
     untrained = build_model(settings)
@@ -77,7 +77,7 @@ def timm_encoder(name: str = "vit_base_patch16_224", **options: Any) -> timm.mod
 
 
 def write_timm(model: nn.Module, path: Path) -> Path:
-    """In the format that the name asks for."""
+    """Write weights in the format of the name."""
     state = model.state_dict()
     if path.suffix == ".safetensors":
         safetensors.torch.save_file(state, path)
@@ -94,7 +94,7 @@ def write_timm(model: nn.Module, path: Path) -> Path:
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.mae", "folder"])
 @pytest.mark.parametrize("classes", [0, 10])
 def test_a_run_starts_from_an_encoder_of_timms(name: str, classes: int, tmp_path: Path) -> None:
-    """As timm has the weights of MAE, and classifiers with a norm before the pooling."""
+    """Test timm's weights of MAE, and classifiers with a norm before the pooling."""
     encoder = timm_encoder("vit_base_patch16_224.mae", num_classes=classes)
     model, untrained, told = started(write_timm(encoder, tmp_path / name), "model.name=vit_base_patch16_224.mae")
     for key, value in model.encoder.state_dict().items():
@@ -110,7 +110,7 @@ def test_a_run_starts_from_an_encoder_of_timms(name: str, classes: int, tmp_path
 
 
 def beit_pretraining(encoder: nn.Module, path: Path) -> Path:
-    """As BEiT's own code saves a pre-training: with its heads, and what it computes of positions."""
+    """Return a checkpoint as BEiT's pre-training saves it: with its heads, and computed position indices."""
     head = {
         "lm_head.weight": torch.ones(5, 128),
         "mask_token": torch.ones(1, 1, 128),
@@ -133,7 +133,7 @@ def beit_pretraining(encoder: nn.Module, path: Path) -> Path:
     ],
 )
 def test_features_are_timms_own(name: str, options: dict[str, bool], tmp_path: Path) -> None:
-    """From the same pixels, each normalised as its model wants them: 0.5 for BEiT v1 and timm's own ViT."""
+    """Compare on the same pixels, normalised as each model requires: 0.5 for BEiT v1 and timm's own ViT."""
     encoder = timm_encoder(name, **options).eval()
     for key, parameter in encoder.named_parameters():  # none of them 0, as some start
         if key.endswith(("bias", "gamma_1", "gamma_2", RELATIVE)):
@@ -166,7 +166,7 @@ def test_an_embedding_without_bias_cannot_take_another_normalisation(tmp_path: P
 
 
 def test_weights_of_beit_do_not_fit_a_plain_transformer(tmp_path: Path) -> None:
-    """Which has no place for their relative positions: they are not dropped."""
+    """A plain transformer has no relative positions; they are not dropped silently."""
     settings = recipe(write_timm(timm_encoder("beit_base_patch16_224"), tmp_path / "weights.pth"))
     with pytest.raises(ConfigError, match=r"missing pos_embed, .*unknown blocks\.0\.gamma_1"):
         start_from_init(build_model(settings), settings)

@@ -24,7 +24,7 @@ Spoil = Callable[[Container[int]], None]
 
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
-    """Puts an infinite pixel into the images of some steps, as broken memory would."""
+    """Put an infinite pixel into the images of some steps, as broken memory would."""
 
     def put(steps: Container[int]) -> None:
         begun: list[Phases] = []

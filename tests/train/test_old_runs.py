@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote stays readable: tests/old_runs has a data set, and runs stopped after 3 of their 8 steps."""
+"""Files of version 0.1.0 stay readable: tests/old_runs has a data set, and runs stopped after 3 of their 8 steps."""
 
 import json
 import shutil
@@ -74,7 +74,7 @@ def test_every_setting_that_a_run_is_bound_to_has_a_default_or_is_required() -> 
 
 FREE_SECTIONS = {"run", "engine", "target"}
 FREE_DATA = {"shards", "validation", "validation_samples", "cache", "cache_size", "deadline", "bad_in_a_row"}
-FREE_DATA |= {"bad_share", "read_threads", "requests", "decode_threads", "mixture"}
+FREE_DATA |= {"bad_share", "read_threads", "requests", "decode_threads", "mixture", "validation_images"}
 
 
 @pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe])

@@ -132,7 +132,7 @@ def test_nothing_waits_for_the_device_between_logs(shards: Path, tmp_path: Path,
 def test_no_step_synchronises_the_device(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
 ) -> None:
-    """At every stage and precision, with two micro-batches a step. DeepSpeed's own timer would, from the third on."""
+    """Test every stage and precision, two micro-batches per step. DeepSpeed's own timer would, from the third on."""
     options = [f"engine.zero_stage={stage}", f"engine.precision={precision}", "engine.micro_batch=8"]
     counts = count_synchronisations(monkeypatch)
     pretrain(shards, tmp_path, *options, "run.max_steps=5", "run.log_every=100")
@@ -144,7 +144,7 @@ def test_no_step_synchronises_the_device(
 def test_the_timer_of_deepspeed_would_synchronise(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the test above is there for: with the timer on, as by default, it fails."""
+    """Show that the test above can fail: with the timer on, as by default, it does."""
     initialize = deepspeed.initialize
 
     def with_timer(*, config: dict[str, Any], **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_nothing_waits_for_the_device_between_logs_of_finetuning(labelled: dict[str, Path], tmp_path: Path) -> None:
-    """With everything that varies images, and an average of the weights."""
+    """Enable all augmentation, and an average of the weights."""
     options = ["engine.precision=bf16", "engine.micro_batch=8", "optim.average=0.9", "run.eval_every=100"]
     waits = []
     for steps in (3, 12):

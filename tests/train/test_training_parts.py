@@ -1,4 +1,4 @@
-"""The parts of training by themselves: a step, numbers by name, evaluation, and what is shown where."""
+"""The parts of training by themselves: a step, numbers by name, evaluation, and reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def test_a_model_trains_on_after_an_evaluation_that_failed(tmp_path: Path) -> No
 
 
 def test_each_validation_image_is_predicted_once(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the loss and for the picture."""
+    """This includes the loss and the picture."""
     predicted = []
     predict = Engine.predict
 
@@ -144,7 +144,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "shown"), [(None, [1, 5, 3]), (3, [1, 3])])
 def test_tensorboard_hides_what_a_later_life_does_again(tmp_path: Path, first: int | None, shown: list[int]) -> None:
-    """A run that resumes does; a probe of an older checkpoint does not."""
+    """A run that resumes repeats steps; a probe of an older checkpoint does not."""
     for step in (1, 5):
         TensorBoard(tmp_path, Writing()).scalars(step, {"loss": 0.5})
     board = TensorBoard(tmp_path, Writing(), first=first)

@@ -144,7 +144,7 @@ def test_views_of_a_crop_have_masks_of_their_own_and_the_targets_of_the_crop(sha
 
 
 def test_a_bad_image_costs_all_of_its_views_and_no_other(shards: Path, tmp_path: Path) -> None:
-    """In this process, where its bytes are spoilt on their way."""
+    """The image's bytes are damaged in this process when they are read."""
     from pipeline.data.batch import Batch
     from pipeline.pretrain.task import MaskedPrediction
 

@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.data.decode.graphs import Crops
 from shards.media import jpeg
 from shards.media.exif import TURNED, orientation
-from shards.media.image import FORMATS, IMAGE
+from shards.media.formats import FORMATS
+from shards.media.image import IMAGE
 from shards.media.media import Rejected
 
 

@@ -24,8 +24,11 @@ from pipeline.data.errors import DataError
 Codecs = Collection[tuple[str, str]]  # pairs of codec and pixel format, by FFmpeg's names
 
 # Decoded by NVDEC through DALI: 8 bits and 4:2:0
-_NVDEC = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
+_NVDEC = frozenset({"h264", "hevc", "mjpeg", "mpeg4", "vp8", "vp9"})
 _NVDEC_PIXELS = frozenset({"nv12", "yuv420p", "yuvj420p"})
+# The compute capability from which on GPUs decode AV1, and that of Hopper, which does not: NVIDIA's NVDEC Application
+# Note 13.0, section 2. GA100 (A100) has 8.0, other Ampere GPUs 8.6, Ada 8.9, Blackwell 10.0 or more.
+_AV1_SINCE, _HOPPER = (8, 6), (9, 0)
 _LIBRARY = "libnvcuvid.so.1"
 
 
@@ -108,13 +111,18 @@ def clip_decoder_for(
 ) -> Decoder:
     """Return the clip decoder for a device. Raises DataError where it cannot decode one of the codecs."""
     if device.type == "cuda":
-        _refuse_on_gpu(codecs)
+        _refuse_on_gpu(codecs, device)
         return GpuClipDecoder(batch_size, frames, size, device, threads, repeats)
     _refuse_on_cpu(codecs)
     return CpuClipDecoder(size, threads)
 
 
-def _refuse_on_gpu(codecs: Codecs) -> None:
+def gpu_codecs(capability: tuple[int, int]) -> frozenset[str]:
+    """Return the codecs, by FFmpeg's names, that GPUs of a compute capability decode."""
+    return _NVDEC | {"av1"} if capability >= _AV1_SINCE and capability != _HOPPER else _NVDEC
+
+
+def _refuse_on_gpu(codecs: Codecs, device: torch.device) -> None:
     try:
         ctypes.CDLL(_LIBRARY)
     except OSError:
@@ -122,7 +130,9 @@ def _refuse_on_gpu(codecs: Codecs) -> None:
             f"videos cannot be decoded on this GPU: {_LIBRARY} of its driver is missing; start the container with "
             "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
         ) from None
-    _refuse([pair for pair in codecs if pair[0] not in _NVDEC or pair[1] not in _NVDEC_PIXELS], "a GPU")
+    known = gpu_codecs(torch.cuda.get_device_capability(device))
+    wrong = [pair for pair in codecs if pair[0] not in known or pair[1] not in _NVDEC_PIXELS]
+    _refuse(wrong, f"the GPU ({torch.cuda.get_device_name(device)})")
 
 
 def _refuse_on_cpu(codecs: Codecs) -> None:

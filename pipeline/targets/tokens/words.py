@@ -1,4 +1,4 @@
-"""Visual words: the nearest of a few typical patches, found by `scripts/words.py` in the data set itself.
+"""Visual words: the nearest of a few typical patches, found by `maskfeat words` in the data set itself.
 
 After HuBERT (Hsu et al., 2021), whose targets are clusters of hand-made features first and of its own later, and
 ClusterMIM (Du et al., "On the Role of Discrete Tokenization in Visual Representation Learning", ICLR 2024), where a few
@@ -74,7 +74,7 @@ class Words:
         if source.identity != words.source_identity:
             raise TargetError(
                 f"target.tokenizer: the words in {words.folder} were found with another teacher than "
-                f"{words.source.teacher} is now: find them again with scripts/words.py"
+                f"{words.source.teacher} is now: find them again with `maskfeat words`"
             )
         self.size = words.size
         self.identity: dict[str, Any] = {"target.tokenizer": sha256_of(words.folder / WEIGHTS)} | {
@@ -145,7 +145,7 @@ def read_words(folder: Path) -> WordsFile:
     try:
         description = parse_json((folder / DESCRIPTION).read_bytes())
         if description["version"] != _VERSION:
-            raise WeightsError(f"{folder} was written by another version: find the words again with scripts/words.py")
+            raise WeightsError(f"{folder} was written by another version: find the words again with `maskfeat words`")
         source = TargetSettings.model_validate(description["of"])
         if source.kind not in _SOURCES:
             raise ValueError(f"words of {source.kind}")
@@ -161,4 +161,4 @@ def read_words(folder: Path) -> WordsFile:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{folder} was not written by scripts/words.py, or is damaged ({reason})") from None
+        raise WeightsError(f"{folder} was not written by `maskfeat words`, or is damaged ({reason})") from None

@@ -1,1 +1,1 @@
-"""All that `scripts/bench.py gpu` checks and measures on one GPU, item by item."""
+"""The checks and measurements of `scripts/bench.py gpu`, item by item."""

@@ -1,4 +1,4 @@
-"""Item 11: the fused kernel of clips and the kernel of cube masks equal their references, and their times."""
+"""Item 11: check the fused kernel for clips and the kernel for cube masks against their references, and time them."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,10 +18,10 @@ from pipeline.pixels import Statistics, normalise
 from pipeline.targets.hog import hog_target
 
 KINETICS = Statistics((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
-DESCRIBED = 2  # frames from one that is described to the next
+DESCRIBED = 2  # distance of described frames
 _CELLS = (8, 7, 7)
 _MASKS = 4096  # compared
-_TIED = 4  # of them may differ: cells that fill a mask up may be equally good, of which each takes any
+_TIED = 4  # that may differ: among equal cells to fill a mask, each takes any
 
 
 def clip_kernel(bench: Bench) -> Iterator[Result]:
@@ -42,7 +42,7 @@ def clip_kernel(bench: Bench) -> Iterator[Result]:
                 there, mask.to(scale.device), mask.numel(), 16, *KINETICS, dtype, target_dtype=dtype, step=DESCRIBED
             )
         )
-        once = 0 if dtype == torch.float32 else ROUNDING * (1 + scale.dry)  # Triton's interpreter cuts off
+        once = 0 if dtype == torch.float32 else ROUNDING * (1 + scale.dry)  # Triton's interpreter truncates
         off, off_clip = float((target - exact).abs().max()), float((normalised - clips).abs().max())
         right = off <= 1e-5 + once and off_clip <= 1e-5 + 3 * once
         numbers = {"target off by": off, "clip off by": off_clip}
@@ -83,8 +83,8 @@ def clip_kernel_time(bench: Bench) -> Iterator[Result]:
 
 
 def cubes(bench: Bench) -> Iterator[Result]:
-    """Compare the masks of the kernel with those of a CPU, and time both."""
-    from pipeline.masks import cubes_triton  # torch has Triton only where there are GPUs
+    """Compare the kernel's masks with those of a CPU, and time both."""
+    from pipeline.masks import cubes_triton  # torch includes Triton only where there are GPUs
 
     scale = bench.scale
     keys = torch.arange(8 if scale.dry else _MASKS)

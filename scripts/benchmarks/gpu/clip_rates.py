@@ -1,4 +1,4 @@
-"""Item 12: clips a second from memory and from shards, by NVDEC and by PyAV on the CPU."""
+"""Item 12: measure clips per second from memory and from shards, by NVDEC and by PyAV on the CPU."""
 
 import os
 import time
@@ -56,7 +56,7 @@ def clip_rates(bench: Bench) -> Iterator[Result]:
 
 
 def _rate(decoder: Decoder, batches: list[Clips], bench: Bench) -> float:
-    """Return clips a second, two batches under way, as in training. Raises RuntimeError where clips were bad."""
+    """Return clips per second with two batches in progress, as in training. Raises RuntimeError for bad clips."""
     begin, clips, under_way = time.perf_counter(), 0, 0
     waiting = iter([*batches] * (1 if bench.scale.dry else 2))
     while True:

@@ -1,4 +1,4 @@
-"""Training loops side by side: each is measured as soon as it runs, then all in turns."""
+"""Compare training loops: each is measured as soon as it runs, then all in turns."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -18,11 +18,11 @@ from pipeline.train.engine import DTYPES
 
 @dataclass(frozen=True)
 class Contestant:
-    """A loop that is not made yet.
+    """A training loop that is built later.
 
     Attributes:
-        name: for people.
-        seconds: that it is estimated to take: to be built, compiled, and timed.
+        name: a name for people.
+        seconds: estimated time to build, compile and measure it.
         make: builds it.
     """
 
@@ -34,13 +34,13 @@ class Contestant:
 def contest(bench: Bench, contestants: Sequence[Contestant], loops: dict[str, Loop]) -> Iterator[Result]:
     """Measure rate, share of the peak and memory of each, and the losses of all after equally many steps.
 
-    A figure comes again with every round, more exact: the last one counts. A contestant that cannot run costs only
+    A figure is repeated in every round, more exactly: the last one counts. A contestant that cannot run affects only
     itself, unless it is the first, with which all others are compared.
 
     Args:
         bench: sizes and time.
-        contestants: of one model and batch; the first is ours.
-        loops: takes those that run, by name.
+        contestants: loops of one model and batch; the first is ours.
+        loops: filled with the loops that run, by name.
     """
     scale, rates, memory, limits = bench.scale, dict[str, list[float]](), Rates(), Rates()
     for contestant in contestants:
@@ -83,7 +83,7 @@ def _enter(bench: Bench, contestant: Contestant) -> Generator[Result, None, tupl
         if not bench.scale.dry:
             most = torch.cuda.max_memory_allocated() - before
         return loop, most / 2**30, rate
-    except Exception as error:  # the compilers have classes of their own
+    except Exception as error:  # the compilers have their own error classes
         yield Failure(contestant.name, repr(error))
         return None
 
@@ -95,7 +95,7 @@ def _rate(loop: Loop, times: int) -> float:
 
 
 def _limits(loop: Loop, rounds: int) -> Rates:
-    """Return the inputs/s that the device would allow: by a product of matrices, timed, and by its data sheet."""
+    """Return the limits of the device in inputs/s: by a timed matrix product, and by its data sheet."""
     precision = loop.recipe.engine.precision
     product = matrix_product(loop.world.device, DTYPES[precision], times=3)
     name = f"a product of matrices, {precision}"

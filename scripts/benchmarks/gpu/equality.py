@@ -1,4 +1,4 @@
-"""Item 4: a compiled model learns as an eager one, and a resumed run goes on as an undisturbed one."""
+"""Item 4: check that a compiled model learns as an eager one, and a resumed run continues as an undisturbed one."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ from pipeline.cluster.world import join
 from pipeline.pretrain.task import Pretraining
 from pipeline.train.setup import set_up
 
-SAVED, END = 3, 6  # steps of the run that resumes
-CLOSE = 1e-3  # relative difference of losses: a GPU adds up gradients in another order every time
+SAVED, END = 3, 6  # steps of the resumed run
+CLOSE = 1e-3  # relative difference of losses: a GPU sums gradients in varying order
 
 
 def compiled_loss(bench: Bench) -> Iterator[Result]:
@@ -37,14 +37,14 @@ def compiled_loss(bench: Bench) -> Iterator[Result]:
 
 
 def resumed_run(bench: Bench) -> Iterator[Result]:
-    """Compare a run with itself after it lost its last steps: the same samples, and losses equal but for rounding."""
+    """Compare a run with itself after it lost its last steps: equal samples, and losses equal up to rounding."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         metrics, samples = _life(bench, run)
         shutil.rmtree(folder_of(run / "checkpoints", END))
         (run / "complete").unlink(missing_ok=True)
         resumed_metrics, resumed_samples = _life(bench, run)
-    kept = metrics[:SAVED] == resumed_metrics[:SAVED]  # rates and all: these steps were not taken again
+    kept = metrics[:SAVED] == resumed_metrics[:SAVED]  # including rates: these steps were not repeated
     same = samples == resumed_samples
     losses = [(a["loss"], b["loss"]) for a, b in zip(metrics, resumed_metrics, strict=True)]
     off = max(abs(a / b - 1) for a, b in losses)
@@ -53,7 +53,7 @@ def resumed_run(bench: Bench) -> Iterator[Result]:
 
 
 def _life(bench: Bench, run: Path) -> list[list[dict[str, Any]]]:
-    """Train to the end from wherever the run stands; return its metrics and its samples, an object a step."""
+    """Train to the end from the run's current step; return its metrics and its samples, one object per step."""
     recipe = bench.scale.small(
         f"data.shards={bench.shards}",
         f"engine.compile={bench.scale.compiled}",

@@ -30,7 +30,7 @@ from pipeline.settings import ConfigError
 
 @dataclass(frozen=True)
 class Process:
-    """Parts that share a process, and most often a model, and the seconds that they may take."""
+    """Parts that share a process, and usually a model, with the seconds that they may take."""
 
     seconds: float
     parts: list[Part]
@@ -94,7 +94,7 @@ PARTS = {part.name: part for process in PROCESSES for part in process.parts}
 
 
 def items_of(text: str) -> set[int]:
-    """Read "0-4,7" as 0 to 4 and 7. Raises ConfigError for numbers that are not on the list."""
+    """Parse "0-4,7" as 0 to 4 and 7. Raises ConfigError for numbers that are not in the list."""
     known = {part.item for part in PARTS.values()}
     items: set[int] = set()
     for piece in text.split(","):

@@ -1,4 +1,4 @@
-"""Item 2: the fused kernel equals its reference, and its time; augmentation on the device equals that on a CPU."""
+"""Item 2: check the fused kernel and the augmentation on the device against references, and time the kernel."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -16,7 +16,7 @@ from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
 from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog import hog_target
 
-ROUNDING = 2**-8  # of bf16
+ROUNDING = 2**-8  # rounding of bf16
 
 
 def fused_kernel(bench: Bench) -> Iterator[Result]:
@@ -35,7 +35,7 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
                     there, mask.to(scale.device), mask.numel(), 16, *IMAGENET, dtype, target_dtype=dtype
                 )
             )
-            # One rounding of values up to 1, and up to 3; Triton's interpreter cuts off instead
+            # One rounding of values up to 1, and up to 3; Triton's interpreter truncates instead
             once = 0 if dtype == torch.float32 else ROUNDING * (1 + scale.dry)
             off, off_image = float((target - exact).abs().max()), float((normalised - image).abs().max())
             flat = bool(torch.equal(target == 0, exact == 0))
@@ -45,7 +45,7 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
 
 
 def _pictures(size: tuple[int, int]) -> dict[str, Tensor]:
-    """uint8 (2, 3, H, W): noise, half of it flat, and a ramp with many exact ties of a gradient with a ray."""
+    """Return uint8 (2, 3, H, W): noise, half of it flat, and a ramp with many exact ties of a gradient with a ray."""
     height, width = size
     noise = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     flat = noise.clone()

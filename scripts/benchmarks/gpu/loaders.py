@@ -1,4 +1,4 @@
-"""Item 7: the loader alone, beside what else would feed a GPU; and the masks."""
+"""Item 7: measure the loader alone, beside alternatives, and the masks."""
 
 import os
 import time
@@ -21,9 +21,9 @@ from pipeline.data.request import training_requests
 from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
-Start = Callable[[], Iterator[torch.Tensor]]  # uint8 batches on the device, for ever
+Start = Callable[[], Iterator[torch.Tensor]]  # uint8 batches on the device, without end
 
-_WARM = 8  # batches before the clock runs: what a loader has in hand
+_WARM = 8  # batches before the clock starts, which a loader has ready
 _TIMED = 40
 
 
@@ -39,7 +39,7 @@ def loaders(bench: Bench) -> Iterator[Result]:
     }
     starts: dict[str, Start] = {}
     rates: dict[str, list[float]] = {}
-    for nth in range(1 + scale.rounds):  # the first round as each is ready
+    for nth in range(1 + scale.rounds):  # the first round as soon as each is ready
         for name, make in contestants.items():
             if nth and name not in starts:
                 continue
@@ -49,7 +49,7 @@ def loaders(bench: Bench) -> Iterator[Result]:
             try:
                 starts[name] = starts.get(name) or make()
                 rates.setdefault(name, []).append(_rate(starts[name], bench))
-            except Exception as error:  # a peer that is not installed, too
+            except Exception as error:  # also a peer that is not installed
                 yield Failure(f"loader: {name}", repr(error))
                 starts.pop(name, None)
             if "ours" in rates:
@@ -70,7 +70,7 @@ def masks_alone(bench: Bench) -> Iterator[Result]:
 
 
 def _rate(start: Start, bench: Bench) -> float:
-    """Return images a second, from a start of its own."""
+    """Return images per second, from a fresh start."""
     warm, timed = (1, 2) if bench.scale.dry else (_WARM, _TIMED)
     batches = start()
     for _ in islice(batches, warm):
@@ -112,7 +112,7 @@ def _dali(bench: Bench, manifest: Manifest, threads: int) -> Start:
     from torch.utils.dlpack import from_dlpack
 
     gpu = bench.scale.device.type == "cuda"
-    shards = min(len(manifest.counts), 16)  # it looks through all of them before the first batch
+    shards = min(len(manifest.counts), 16)  # it scans all of them before the first batch
     tars = [manifest.shard_location(shard) for shard in range(shards)]
     size = bench.scale.check_size[0]
 

@@ -1,4 +1,4 @@
-"""Item 0: the GPU, and the software that the script needs beyond the project's own."""
+"""Item 0: describe the GPU, and check the software that the script needs beyond the project's own."""
 
 import ctypes
 import ctypes.util
@@ -21,8 +21,8 @@ class Need:
     """Software that `scripts/bench.py gpu` uses.
 
     Attributes:
-        name, use, remedy: in words; the last says how to get it.
-        found: searches for it.
+        name, use, remedy: texts; the last says how to install it.
+        found: returns whether it is installed.
         of_driver: whether it comes with the driver of a GPU.
     """
 
@@ -33,7 +33,7 @@ class Need:
     of_driver: bool = False
 
     def line(self) -> str:
-        """Say whether it is here, and if not, how to get it."""
+        """Say whether it is installed, and if not, how to install it."""
         return f"found: {self.name}" if self.found() else f"missing: {self.name}, {self.use}: {self.remedy}"
 
 

@@ -1,4 +1,4 @@
-"""Item 1: a GPU decodes, and its pixels are those of a CPU, kind by kind of image file."""
+"""Item 1: check that a GPU decodes, and that its pixels equal a CPU's, for each kind of image file."""
 
 import importlib
 import io
@@ -17,7 +17,7 @@ from benchmarks.gpu.traces import traced
 from pipeline.data.decode.decoder import Crops, decoder_for
 from pipeline.data.reader import Encoded
 
-# The mean difference of a crop, of 255, from what a CPU makes of the same bytes
+# Bounds of a crop's mean difference from the CPU's, of 255
 SUBSAMPLED = 4.0  # two decoders may also interpolate the chroma differently
 JPEG = 1.0  # two decoders round differently
 LOSSLESS = 0.5  # only the resizes differ, by 0.17 on a CPU (docs/explanation/benchmarks.md)
@@ -26,7 +26,7 @@ _ORIENTATION = 0x0112  # tag of EXIF
 
 
 def kinds(picture: Image.Image) -> dict[str, tuple[Encoded, float]]:
-    """Encode a picture in every kind of file; return each with the bound on its pixels."""
+    """Encode a picture in every kind of file; return each with the bound for its pixels."""
 
     def saved(image: Image.Image, kind: str, **options: Any) -> Encoded:
         file = io.BytesIO()
@@ -94,7 +94,7 @@ def decodes_itself(bench: Bench, load: int) -> Iterator[Result]:
 
 
 def _use_of_the_hardware(decode: Callable[[], None]) -> int:
-    """Return the highest use of the JPEG hardware in two seconds of decoding, in percent, by the driver."""
+    """Return the highest utilisation of the JPEG hardware in two seconds of decoding, in percent, from the driver."""
     nvml: Any = importlib.import_module("pynvml")
     nvml.nvmlInit()
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
@@ -106,7 +106,7 @@ def _use_of_the_hardware(decode: Callable[[], None]) -> int:
 
 
 def bad_image(bench: Bench) -> Iterator[Result]:
-    """Check that bytes that are not an image cost only themselves: the rest of the batch is as without them."""
+    """Check that bytes that are not an image affect only their own sample, not the rest of the batch."""
     scale = bench.scale
     (crops, *_) = encoded_batches(bench.shards, scale.check_images)
     bad = scale.check_images // 2
@@ -126,7 +126,7 @@ def bad_image(bench: Bench) -> Iterator[Result]:
 
 
 def _photograph(bench: Bench) -> Image.Image:
-    """Return the first image of the data set, cut to be wider than high, so that a wrong turn shows."""
+    """Return the first image of the data set, cropped to be wider than high, so that a wrong rotation shows."""
     (crops, *_) = encoded_batches(bench.shards, 1)
     (encoded,) = crops.encoded
     assert encoded is not None
@@ -135,7 +135,7 @@ def _photograph(bench: Bench) -> Image.Image:
 
 
 def _three_crops(encoded: Encoded, height: int, width: int) -> Crops:
-    """Ask for all of an image, its middle, and a mirrored corner."""
+    """Request the whole image, its middle, and a mirrored corner."""
     boxes = [
         (0, 0, height, width),
         (height // 8, width // 8, height * 3 // 4, width * 3 // 4),

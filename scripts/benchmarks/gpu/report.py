@@ -1,4 +1,4 @@
-"""All results as one JSON file, and as a table for docs/explanation/benchmarks.md."""
+"""Write all results as one JSON file, and as a table for docs/explanation/benchmarks.md."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Report:
 
 
 def report(lines: Path, out: Path) -> Report:
-    """Write all results so far into `out`, and the table beside it."""
+    """Write all results so far to `out`, and the table beside it."""
     found = _last_of_each(read_lines(lines))
 
     def of(kind: str) -> list[Any]:
@@ -85,7 +85,7 @@ def _numbers(numbers: dict[str, Any]) -> str:
 
 
 def _last_of_each(lines: list[Line]) -> list[Line]:
-    """Keep of each figure the last, since it comes again with every round, more exact."""
+    """Keep only the last of each figure, since it is repeated more exactly in every round."""
     last: dict[Any, Line] = {}
     for nth, line in enumerate(lines):
         last[(line.part, line.content["name"]) if line.kind == "figure" else nth] = line

@@ -47,8 +47,8 @@ class Bench:
     Attributes:
         scale: sizes.
         shards: a data set of images.
-        videos: a data set of videos, or the place where one is to be made.
-        until: end of its process, by `time.monotonic`, whose clock all processes share.
+        videos: a data set of videos, or the folder in which to make one.
+        until: end of its process by `time.monotonic`, a clock that all processes share.
     """
 
     scale: Scale
@@ -57,7 +57,7 @@ class Bench:
     until: float
 
     def too_late(self, name: str, seconds: float) -> LeftOut | None:
-        """Return an omission if less time is left than a contestant is estimated to take. To be asked before each."""
+        """Return an omission if less time is left than a contestant is estimated to take. Call this before each one."""
         left = self.until - time.monotonic()
         needed = 0 if self.scale.dry else seconds
         return LeftOut(name, f"estimated at {seconds:g} s, {max(left, 0):.0f} s were left") if left < needed else None
@@ -65,7 +65,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Part:
-    """A function that checks or measures something, by the item of the list that it belongs to."""
+    """A function that checks or measures something, with its item in the list."""
 
     item: int
     name: str
@@ -77,9 +77,9 @@ class Line:
     """A line of the file that collects results.
 
     Attributes:
-        item, part: that found it.
+        item, part: the source of the line.
         kind: one of KINDS; "machine", its facts, at the start of a process; or "seconds" at the end of a part.
-        content: as JSON.
+        content: JSON values.
     """
 
     item: int
@@ -100,7 +100,7 @@ class Line:
 
 
 def read_lines(file: Path) -> list[Line]:
-    """Read all lines but one that a process did not live to complete. No file counts as an empty one."""
+    """Read all lines except a torn last one. A missing file counts as an empty one."""
     if not file.exists():
         return []
     lines = []

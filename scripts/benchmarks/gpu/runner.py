@@ -1,8 +1,8 @@
-"""Runs the list of `scripts/bench.py gpu` within its time, each process of it apart.
+"""Run the list of `scripts/bench.py gpu` within its time, in separate processes.
 
-Results are written line by line into a file beside the JSON one, so that neither an error nor a hang, nor a GPU that
-refuses all further work, nor the end of the time costs a result that was there before. A process that dies costs the
-part under way; those after it get another process.
+Results are appended to a file beside the JSON one, so that an error, a hang, a GPU that refuses further work, or the
+end of the time does not cost earlier results. When a process dies, the part in progress is lost; later parts get
+another process.
 """
 
 import gc
@@ -26,22 +26,22 @@ from benchmarks.gpu.scale import DRY, GPU
 from pipeline.data.errors import DataError
 from shards.terminal import say
 
-SECONDS = 460  # for all
-_START = 15  # seconds without which no process is started
-_MARGIN = 3  # seconds from when a process should have ended to when it is killed
+SECONDS = 460  # for all parts
+_START = 15  # least remaining seconds to start a process
+_MARGIN = 3  # seconds from the planned end of a process until it is killed
 _SCRIPT = Path(__file__).parents[2] / "bench.py"
 
 
 def gpu(
     shards: Path, out: Path, items: Collection[int], dry: bool, seconds: float = SECONDS, videos: Path | None = None
 ) -> bool:
-    """Run these items, and keep the results that `out` has of others. Without `videos` these are made of `shards`.
+    """Run these items, and keep results of others in `out`. Without `videos`, they are made from `shards`.
 
     Returns:
         Whether every part ran and no check failed.
 
     Raises:
-        DataError: there is no GPU, or results of a trial would mix with those of a GPU.
+        DataError: there is no GPU, or results of a trial would be mixed with those of a GPU.
     """
     if not dry and not torch.cuda.is_available():
         raise DataError("no GPU: --dry tries all that does not need one")
@@ -54,7 +54,7 @@ def gpu(
     _keep_others(lines, items, dry)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"} | os.environ
-        if dry:  # a trial is about the code: one process for all saves the start of a dozen
+        if dry:  # a trial only tests the code: one process saves the start of a dozen
             environment |= {"TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
             groups = [(seconds, [part for process in PROCESSES for part in process.parts])]
         else:
@@ -88,7 +88,7 @@ def _run(
     environment: dict[str, str],
     dry: bool,
 ) -> None:
-    """Run parts in a process, and those after a part that ended it in another."""
+    """Run parts in a process, and the rest in another one after a part that ended it."""
     stop = min(time.monotonic() + limit, end)
     while parts:
         left = stop - time.monotonic()
@@ -110,10 +110,10 @@ def _run(
 
 
 def run_parts(names: list[str], shards: Path, videos: Path, lines: Path, until: float, dry: bool) -> None:
-    """Run parts one after the other, write a line for each result and each part's end, and end the process."""
+    """Run parts in order, write a line for each result and each part's end, and end the process."""
     if not dry:
-        torch._dynamo.config.recompile_limit = 64  # beyond it, models of a class that has many would go uncompiled
-    gc.freeze()  # DeepSpeed collects garbage several times for every engine: let it not go through all modules
+        torch._dynamo.config.recompile_limit = 64  # otherwise, further models of a class would run uncompiled
+    gc.freeze()  # DeepSpeed collects garbage several times per engine; this excludes the modules
     bench = Bench(DRY if dry else GPU, shards, videos, until)
     first = PARTS[names[0]]
     _append(lines, Line(first.item, first.name, "machine", machine() | {"dry": dry}))
@@ -124,11 +124,11 @@ def run_parts(names: list[str], shards: Path, videos: Path, lines: Path, until: 
                 _add(lines, part, result)
         except Exception as error:
             _add(lines, part, Failure(part.name, f"{error!r} at {_place(error)}"))
-        gc.collect()  # models of the part, which hold themselves in circles
+        gc.collect()  # the part's models, which have reference cycles
         if not dry:
             torch.cuda.empty_cache()
         _append(lines, Line(part.item, part.name, "seconds", time.perf_counter() - begin))
-    os._exit(0)  # nothing that libraries do at the end is worth the time, and some hang there
+    os._exit(0)  # libraries need no cleanup, and some hang in it
 
 
 def _place(error: Exception) -> str:
@@ -142,4 +142,4 @@ def _add(lines: Path, part: Part, result: Result) -> None:
 
 def _append(lines: Path, line: Line) -> None:
     with lines.open("a") as file:
-        file.write("\n" + line.to_json())  # the line before may lack its end, where a process was killed
+        file.write("\n" + line.to_json())  # the previous line may be torn, if a process was killed

@@ -1,4 +1,4 @@
-"""The sizes of `scripts/bench.py gpu`: those of a GPU, or tiny ones that prove on a CPU that its code runs."""
+"""The sizes of `scripts/bench.py gpu`: those for a GPU, or tiny ones that test its code on a CPU."""
 
 from dataclasses import dataclass
 
@@ -21,16 +21,16 @@ _TINY_MVIT = (
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured.
+    """The sizes of what is measured.
 
     Attributes:
-        dry: on a CPU, as a trial of the code.
-        times: steps a round.
-        rounds: of a race.
-        check_images, check_size: of a batch that is checked.
-        images, clips: of a batch that is timed.
-        clip_frames: frames of a clip.
-        films, film: videos that are made where none are given; their frames, height and width.
+        dry: whether this is a trial of the code on a CPU.
+        times: steps per round.
+        rounds: rounds of a race.
+        check_images, check_size: sizes of a batch to check.
+        images, clips: sizes of a batch to time.
+        clip_frames: frames per clip.
+        films, film: number of videos to make if none are given; their frames, height and width.
     """
 
     dry: bool
@@ -46,37 +46,37 @@ class Scale:
 
     @property
     def device(self) -> torch.device:
-        """Of everything that is checked and measured."""
+        """The device of everything that is checked and measured."""
         return torch.device("cpu") if self.dry else torch.device("cuda", 0)
 
     @property
     def compiled(self) -> str:
-        """`engine.compile` for a model that is to be compiled; a trial would spend its time on that alone."""
+        """`engine.compile` for a compiled model; a trial does not compile, which would take all its time."""
         return "none" if self.dry else "all"
 
     @property
     def eager(self) -> str:
-        """The same for one that is not, but for its targets."""
+        """`engine.compile` for a model that is not compiled, except its targets."""
         return "none" if self.dry else "target"
 
     def base(self, *overrides: str) -> Recipe:
-        """ViT-B, 256 images."""
+        """Return ViT-B with 256 images."""
         return self._recipe("vit_base_300e", _TINY, self.images, *overrides)
 
     def large(self, *overrides: str) -> Recipe:
-        """ViT-L, 128 images."""
+        """Return ViT-L with 128 images."""
         return self._recipe("vit_large_1600e", _TINY, 128, *overrides)
 
     def small(self, *overrides: str) -> Recipe:
-        """Two blocks of ViT-B, 32 images."""
+        """Return two blocks of ViT-B with 32 images."""
         return self._recipe("vit_base_300e", _TINY, 32, "model.options={depth: 2}", *overrides)
 
     def mvit(self, *overrides: str) -> Recipe:
-        """MViTv2-S, 32 clips."""
+        """Return MViTv2-S with 32 clips."""
         return self._recipe("mvit_small_300e_k400", _TINY_MVIT, self.clips, *overrides)
 
     def tubelets(self, *overrides: str) -> Recipe:
-        """ViT-B on tubelets, 32 clips."""
+        """Return ViT-B on tubelets with 32 clips."""
         return self._recipe("vit_base_video", _TINY_CLIPS, self.clips, "data.repeats=1", *overrides)
 
     def _recipe(self, name: str, tiny: tuple[str, ...], inputs: int, *overrides: str) -> Recipe:

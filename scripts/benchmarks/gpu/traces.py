@@ -1,4 +1,4 @@
-"""Traces of a few steps, in which waits of the host and idle time of the GPU show."""
+"""Trace a few steps, to find waits of the host and idle time of the GPU."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ class Trace:
         self._events = [event for event in events if event.get("ph") == "X"]
 
     def within_steps(self) -> list[str]:
-        """Return the names of all events within the steps, of the thread that took them."""
+        """Return the names of all events within the steps, in the thread that took them."""
         steps = [event for event in self._events if event["name"] == _STEP and event["cat"] == "user_annotation"]
         return [
             event["name"]
@@ -35,7 +35,7 @@ class Trace:
         ]
 
     def waits(self) -> list[str]:
-        """Return those of them that are calls of the CUDA runtime that wait for the device."""
+        """Return those that are calls of the CUDA runtime that wait for the device."""
         return [name for name in self.within_steps() if name in WAITS]
 
     def idle(self) -> float | None:
@@ -51,7 +51,7 @@ class Trace:
         return 1 - busy / (reached - begin)
 
     def kernels(self) -> Counter[str]:
-        """Count the runs of each kernel, of all threads and streams."""
+        """Count the runs of each kernel, in all threads and streams."""
         return Counter(event["name"] for event in self._on_device() if event["cat"] == "kernel")
 
     def _on_device(self) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ class Trace:
 
 
 def traced(step: Callable[[], object], times: int, device: torch.device) -> Trace:
-    """Trace so many steps, to their end on the device."""
+    """Trace `times` steps, to their end on the device."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(times):

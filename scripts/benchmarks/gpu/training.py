@@ -1,4 +1,4 @@
-"""Items 5, 6, 8, 9, 13 and 14: rates of training, waits for data, and the cost of a save."""
+"""Items 5, 6, 8, 9, 13 and 14: measure rates of training, waits for data, and the cost of a save."""
 
 import tempfile
 import time
@@ -30,7 +30,7 @@ from pipeline.train.engine import Engine
 from pipeline.train.setup import open_data
 from pipeline.train.state import capture, captured_shapes, counters
 
-THREADS = 8  # of readers and of decoders
+THREADS = 8  # threads of readers and of decoders
 OURS, PLAIN = "ours, compiled", "plain PyTorch, compiled"
 
 
@@ -50,7 +50,7 @@ def tubelets(bench: Bench) -> Iterator[Result]:
 
 
 def _side_by_side(bench: Bench, recipe: Callable[[str], Recipe], first: float, further: float) -> Iterator[Result]:
-    """Measure a model in three ways: the first, which compiles, takes `first` seconds by estimate, others `further`."""
+    """Measure a model in three ways: the first, which compiles, takes about `first` seconds, others `further`."""
     scale, world, loops = bench.scale, join(), dict[str, Loop]()
     compiled, eager = (recipe(f"engine.compile={how}") for how in (scale.compiled, scale.eager))
     yield from contest(
@@ -74,13 +74,13 @@ def _idle(bench: Bench, loop: Loop) -> Iterator[Result]:
 
 
 def from_shards(bench: Bench, load: int) -> Iterator[Result]:
-    """Measure ViT-B fed by the loader, and check that its pixels stay right while the GPU is busy."""
+    """Measure ViT-B fed by the loader, and check that its pixels remain right while the GPU is busy."""
     recipe = partial(bench.scale.base, f"data.hw_decoder_load={load}")
     yield from _fed(bench, recipe, bench.shards, f"hw_decoder_load={load}")
 
 
 def mvit_from_shards(bench: Bench) -> Iterator[Result]:
-    """Measure MViTv2-S fed by the loader, and check that its pixels stay right while the GPU is busy."""
+    """Measure MViTv2-S fed by the loader, and check that its pixels remain right while the GPU is busy."""
     yield from _fed(bench, bench.scale.mvit, videos_of(bench), "clips of videos")
 
 
@@ -102,7 +102,7 @@ def _fed(bench: Bench, recipe: Callable[..., Recipe], shards: Path, how: str) ->
 
 
 def _pixels_under_load(bench: Bench, loop: Loop, how: str) -> Iterator[Result]:
-    """Compare batches decoded while the GPU trains on those before with the same decoded on a quiet GPU."""
+    """Compare batches decoded while the GPU trains with the same batches decoded on an idle GPU."""
     count, device = 2 if bench.scale.dry else 16, bench.scale.device
     quiet, busy = [], []
     with closing(open_data(loop.recipe, loop.world)) as data:
@@ -111,7 +111,7 @@ def _pixels_under_load(bench: Bench, loop: Loop, how: str) -> Iterator[Result]:
             synchronise(device)
         for images, keys in pixels(data.batches(0, count), Clock(device)):
             loop.step(iter([(images, keys)]))
-            busy.append(_hashes(images))  # after the step, during which the decoder might have written into them
+            busy.append(_hashes(images))  # after the step, in which the decoder might have overwritten them
     wrong = sum(int((a != b).sum()) for a, b in zip(quiet, busy, strict=True))
     numbers = {"images": sum(map(len, quiet)), "wrong": wrong}
     yield Check(f"pixels under load equal quiet ones, {how}", wrong == 0 and len(busy) == count, numbers)
@@ -140,7 +140,7 @@ def large(bench: Bench) -> Iterator[Result]:
 
 
 def _saves(bench: Bench, loop: Loop) -> Iterator[Result]:
-    """Measure how long training stops for a save, beside a bare copy of as many bytes into pinned memory."""
+    """Measure how long training stops for a save, beside a bare copy of as many bytes to pinned memory."""
     scale, world = bench.scale, loop.world
     assert isinstance(loop.engine, Engine)
     stops, writes, shapes = [], [], captured_shapes(loop.engine, world)
@@ -183,7 +183,7 @@ def stages(bench: Bench) -> Iterator[Result]:
 
 
 def recomputing(bench: Bench) -> Iterator[Result]:
-    """Measure ViT-L with its activations kept and computed again."""
+    """Measure ViT-L with its activations kept and recomputed."""
     scale, world, compiled = bench.scale, join(), f"engine.compile={bench.scale.compiled}"
     recipes = {
         f"activations {how}": scale.large(compiled, f"engine.activation_checkpointing={again}")
@@ -194,7 +194,7 @@ def recomputing(bench: Bench) -> Iterator[Result]:
 
 
 def modes(bench: Bench) -> Iterator[Result]:
-    """Measure ViT-B compiled by default and with the compiler trying more; the last also in CUDA graphs."""
+    """Measure ViT-B compiled by default and with more autotuning; the latter also in CUDA graphs."""
     recipe, world = bench.scale.base(f"engine.compile={bench.scale.compiled}"), join()
     contestants = [
         Contestant(f"mode {mode}", 100 if mode else 40, partial(Loop, recipe, world, mode=mode))

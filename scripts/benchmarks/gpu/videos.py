@@ -1,4 +1,4 @@
-"""Item 10: a GPU decodes the very frames of a video that a CPU does, and a bad video costs its slot alone."""
+"""Item 10: check that a GPU decodes the same frames as a CPU, and that a bad video affects only itself."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,13 +21,13 @@ from pipeline.data.settings import Clip
 from shards.build import build
 from shards.manifest import Manifest
 
-BOUND = 4.0  # of 255, mean of a frame: decoders turn YUV into RGB with other filters of chroma, on a CPU 0.85 apart
-_ON_CPU = {"VP8", "VP9", "MJPEG"}  # what DALI decodes without a GPU
-_SOME_GPUS = {"AV1"}  # what A100 and H100 do not decode
+BOUND = 4.0  # of 255, mean of a frame: decoders convert chroma with other filters, on a CPU 0.85 apart
+_ON_CPU = {"VP8", "VP9", "MJPEG"}  # codecs that DALI decodes without a GPU
+_SOME_GPUS = {"AV1"}  # codecs that A100 and H100 do not decode
 
 
 def videos_of(bench: Bench) -> Path:
-    """Return the data set of videos, which is made first where none was given."""
+    """Return the data set of videos, which is made first if none was given."""
     if not (bench.videos / "dataset.json").exists():
         how = ENCODINGS["VP9"] if bench.scale.dry else STORED
         make_set(bench.shards, bench.videos, how, bench.scale.films, *bench.scale.film)
@@ -35,7 +35,7 @@ def videos_of(bench: Bench) -> Path:
 
 
 def clips_of(videos: Path, count: int, clip: Clip, seed: int = 0) -> Clips:
-    """Draw clips of encoded videos in memory: one of each video, of all again where there are more clips."""
+    """Draw clips of encoded videos in memory: one per video, repeatedly if there are more clips."""
     manifest = Manifest.load(videos)
     assert manifest.video is not None
     ids = np.arange(count, dtype=np.int64) % len(manifest)
@@ -49,7 +49,7 @@ def clips_of(videos: Path, count: int, clip: Clip, seed: int = 0) -> Clips:
 
 
 def exact_frames(bench: Bench) -> Iterator[Result]:
-    """Compare a clip of each kind of file with all frames of its crop as a CPU decodes them: which are they?"""
+    """Identify the frames of a clip of each kind of file among all frames that a CPU decodes."""
     scale = bench.scale
     size, most = scale.check_size[0], scale.film[0] // 2
     (picture,) = pictures(bench.shards, 1)
@@ -90,7 +90,7 @@ def _all_frames(videos: Path, like: Clips, size: int) -> Tensor:
 
 
 def _nearest(clip: Tensor, frames: Tensor) -> tuple[list[int], list[float]]:
-    """Return for each frame of a clip the number of the frame that is most like it, and the mean difference to it."""
+    """Return for each frame of a clip the number of the most similar frame, and the mean difference."""
     ours, theirs = (pixels.cpu().float().transpose(0, 1).flatten(1) for pixels in (clip, frames))
     off = torch.cdist(ours, theirs, p=1) / ours.shape[1]
     least = off.min(1)
@@ -98,7 +98,7 @@ def _nearest(clip: Tensor, frames: Tensor) -> tuple[list[int], list[float]]:
 
 
 def bad_video(bench: Bench) -> Iterator[Result]:
-    """Check that a video that is cut off or none costs only itself: the rest of the batch is as without it."""
+    """Check that a truncated or invalid video affects only itself, not the rest of the batch."""
     scale = bench.scale
     clips = clips_of(videos_of(bench), scale.check_images, Clip(scale.clip_frames, "nominal", 4, None))
     decoder = GpuClipDecoder(scale.check_images, scale.clip_frames, scale.check_size[0], scale.device, 2)

@@ -1,4 +1,4 @@
-"""Item 3: no training step waits for the device."""
+"""Item 3: check that no training step waits for the device."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from pipeline.cluster.world import join
 
 STAGES = (0, 1, 2)
 _LAUNCHES = ("cudaLaunch", "cuLaunch")
-_MESSAGE = "synchronizing CUDA operation"  # of the error that CUDA's debug mode raises
+_MESSAGE = "synchronizing CUDA operation"  # message of the error in CUDA's debug mode
 
 
 @contextmanager
 def recorded_waits(device: torch.device) -> Iterator[list[str]]:
-    """Record the name of every call inside by which this thread waits for a device, a stream or an event.
+    """Record the name of every call in the block by which this thread waits for a device, a stream or an event.
 
-    On a GPU an operation that waits by itself, such as `item`, ends the block, and its error is recorded.
+    On a GPU, an operation that waits, such as `item`, ends the block, and its error is recorded.
     """
     waits: list[str] = []
     thread = threading.current_thread()
@@ -63,7 +63,7 @@ def never_waits(loop: Loop) -> tuple[bool, dict[str, Any]]:
     with recorded_waits(device) as waits:
         loop.step(batches)
         loop.step(batches)
-    if waits:  # an error among them has left a step undone
+    if waits:  # an error among them has left a step incomplete
         return False, {"recorded": waits}
     trace = traced(lambda: loop.step(batches), 3, device)
     launches = sum(name.startswith(_LAUNCHES) for name in trace.within_steps())

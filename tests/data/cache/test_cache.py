@@ -57,7 +57,7 @@ def test_a_second_epoch_and_a_second_run_fetch_nothing(remote_set: Path, node_fo
 def test_eviction_is_by_next_use_and_keeps_within_the_limit(
     remote_set: Path, node_folder: Path, epochs: int, spare: int
 ) -> None:
-    """Also of a cache that holds what the first two epochs use at any step, but not all that the third does."""
+    """This includes a cache that is large enough for the first two epochs, but not for the third."""
     with http_server(remote_set) as server:
         manifest = Manifest.load(server.url)
         order, size = schedule(manifest), manifest.shard_bytes.tolist()
@@ -79,7 +79,7 @@ def test_eviction_is_by_next_use_and_keeps_within_the_limit(
 
 
 def follow(manifest: Manifest, step: int, cached: set[int], size: list[int], limit: int) -> tuple[int, int]:
-    """What the cache does at a step, told shard by shard: changes `cached`; the bytes fetched, the shards evicted."""
+    """Simulate a step of the cache shard by shard; change `cached`, return the bytes fetched and the shards evicted."""
     fetched = evicted = ahead = 0
     next_use = {shard: use for use, shard in foreseen(manifest, step, epochs=8)}
     for use, shard in foreseen(manifest, step, epochs=2):

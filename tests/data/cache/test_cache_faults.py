@@ -27,7 +27,7 @@ TESTS = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def rank(url: str, node_folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process with a cache that is ready to read."""
+    """Start a process with a cache that is ready to read."""
     command = [sys.executable, str(TESTS / "cache_process.py"), url, str(node_folder), str(PLENTY)]
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The schedule of shards against what the plan's ids really touch."""
+"""The schedule of shards against the shards of the plan's ids."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def nodes(draw: st.DrawFn) -> tuple[Plan, int, int, int, int]:
 
 @st.composite
 def nodes_of_mixtures(draw: st.DrawFn) -> tuple[Mixture, int, int, int, int]:
-    """The same of a mixture of one to four data sets."""
+    """Draw the same for a mixture of one to four data sets."""
     plan, *node = draw(nodes())
     sets = [np.array(of_set) for of_set in draw(st.lists(ragged, min_size=1, max_size=4))]
     weights = draw(st.lists(st.integers(1, 20), min_size=len(sets), max_size=len(sets)))
@@ -39,7 +39,7 @@ def nodes_of_mixtures(draw: st.DrawFn) -> tuple[Mixture, int, int, int, int]:
 
 
 def touched(plan: Order, batch_size: int, first_rank: int, ranks: int, world: int, epoch: int) -> set[tuple[int, int]]:
-    """Every (shard, step) that the node's ranks read in an epoch, by asking the plan for every sample."""
+    """Return every (shard, step) that the node's ranks read in an epoch, from the plan's ids of all samples."""
     shard_of = np.repeat(np.arange(len(plan.counts)), plan.counts)
     part = batch_size // world
     pairs = set()

@@ -1,4 +1,4 @@
-"""What `maskfeat-shards plan` foretells, against slow and obvious computations."""
+"""The predictions of `maskfeat-shards plan` against slow and obvious computations."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def reads_step_by_step(schedule: Schedule, shard_bytes: list[int], cache: int, epochs: int) -> list[int]:
-    """A cache that looks at every step which shards it needs, and gives up the one needed last again."""
+    """Simulate a cache that computes its shards at every step, and evicts the one whose next use is last."""
     uses = [schedule.uses(epoch) for epoch in range(epochs + 1)]
     needed: dict[int, dict[int, int]] = {}  # step -> shard -> epoch
     for epoch, use in enumerate(uses):
@@ -128,7 +128,7 @@ def test_a_real_data_set_needs_only_its_description(tmp_path: Path) -> None:
 
 
 def test_a_mixture_is_planned_by_its_weights(tmp_path: Path) -> None:
-    """In JSON what `forecast` says of the order that a run takes; for people, what each data set gets."""
+    """The JSON is the result of `forecast` for the order of a run; the text has the share of each data set."""
     sets = {"art": [Shard(f"{shard}.tar", 40, 4000, "") for shard in range(10)]}
     sets["photos"] = [Shard(f"{shard}.tar", 100, 10_000, "") for shard in range(40)]
     for name, shards in sets.items():
@@ -215,7 +215,7 @@ def test_an_imagined_data_set_is_planned_and_printed() -> None:
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     assert lines["data set"].strip() == "1,000,000 samples in 1,000 shards, 100.0 GB"
     assert "26 ms by ranges (25.6 MB a node)" in lines["first batch"]  # 256 images of 100 kB at 1 GB/s
-    assert "takes 1,000 s an epoch" in lines["training"]
+    assert "takes 1,000 s per epoch" in lines["training"]
 
 
 def test_clips_are_several_to_a_sample() -> None:
@@ -224,9 +224,9 @@ def test_clips_are_several_to_a_sample() -> None:
     of_clips = run(*imagined, "--batch", "1024", "--repeats", "4", "--clips-per-second", "1000")
     assert of_clips.returncode == 0, of_clips.stderr
     lines = dict(line.split("  ", 1) for line in of_clips.stdout.splitlines())
-    assert "3,906.2 batches an epoch" in lines["run"]
+    assert "3,906.2 batches per epoch" in lines["run"]
     assert "(6.4 MB a node)" in lines["first batch"]  # 64 videos of 100 kB
-    assert "takes 4,000 s an epoch" in lines["training"]
+    assert "takes 4,000 s per epoch" in lines["training"]
 
     found, expected = (
         json.loads(run(*imagined, *batch, "--json").stdout)
@@ -263,7 +263,7 @@ IMAGINED = ("--nodes", "1", "--batch", "8", "--cache", "1GB", "--bytes", "4EB")
     [
         (("--nodes", "2", "--batch", "64", "--cache", "1GB"), "give either DIR or all of"),
         (("nowhere", "--nodes", "2", "--batch", "64", "--cache", "1GB"), "nowhere: no such folder"),
-        (("nowhere", "--nodes", "2", "--batch", "60", "--cache", "1GB"), "cannot be shared out evenly"),
+        (("nowhere", "--nodes", "2", "--batch", "60", "--cache", "1GB"), "cannot be divided evenly"),
         (
             ("nowhere", "--nodes", "2", "--batch", "64", "--repeats", "8", "--cache", "1GB"),
             "2 nodes of 8 ranks, 8 of each sample; change it, --nodes or --ranks-per-node or --repeats",

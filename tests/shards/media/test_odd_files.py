@@ -1,4 +1,4 @@
-"""What becomes of odd files: the build and DALI agree on every one, and each is refused for its own reason."""
+"""Odd files: the build and DALI agree on every one, and each is rejected for its own reason."""
 
 import io
 import random
@@ -47,7 +47,7 @@ def outcome(data: bytes, resize: int | None) -> tuple[str, Checked | None]:
 
 
 def problems_of_the_loader(taken: dict[str, Checked]) -> dict[str, str]:
-    """What DALI says when it is to crop the whole of each image, as training does."""
+    """Return DALI's errors when it crops the whole of each image, as in training."""
     from pipeline.data.decode.decoder import CpuDecoder, Crops
 
     encoded: list[np.ndarray | None] = [np.frombuffer(checked.data, np.uint8) for checked in taken.values()]

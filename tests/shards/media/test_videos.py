@@ -1,4 +1,4 @@
-"""What becomes of each video: of sound ones, odd ones and damaged ones."""
+"""The treatment of sound, odd and damaged videos."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Which URLs are opened at all, and what is shown of them. Their authors are those of tables and data sets."""
+"""The URLs that are opened, and how they are shown. They come from tables and data sets that are not trusted."""
 
 import json
 import sys

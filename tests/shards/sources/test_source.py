@@ -20,7 +20,7 @@ def touch(root: Path, *paths: str) -> None:
 
 
 def test_the_suffixes_of_samples_are_those_that_the_documentation_lists() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "sources.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "sources.md").read_text()
     listed = re.search(r"Names of images end in (.*?), in upper or lower case", text, re.DOTALL)
     assert listed and set(re.findall(r"`\.(\w+)`", listed[1])) == suffixes()
 
@@ -144,12 +144,12 @@ def test_closed_folders_of_systems_do_not_matter_but_closed_classes_do(
 
 
 def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) -> None:
-    touch(tmp_path, "cat/1.jpg", "cat/2.HEIC", "cat/3.heic", "dog/4.heic", "dog/5.avif", "dog/Thumbs.db", "dog/README")
+    touch(tmp_path, "cat/1.jpg", "cat/2.CR2", "cat/3.cr2", "dog/4.cr2", "dog/5.jxl", "dog/Thumbs.db", "dog/README")
     touch(tmp_path, "cat/._1.jpg", "cat/.DS_Store")
     (tmp_path / "cow").mkdir()
     (tmp_path / "eel").symlink_to("/nowhere")
     assert notes(tmp_path) == [
-        "ignored files: 3 .heic, 2 hidden, 1 .avif, 1 .db, 1 broken links, 1 others; .heic, .avif cannot be read "
+        "ignored files: 3 .cr2, 2 hidden, 1 .db, 1 .jxl, 1 broken links, 1 others; .cr2, .jxl cannot be read "
         "here: convert to JPEG first",
         "one class only, cat; if that folder holds the class folders, build it instead",
         "no class for folders without an image or video: cow (empty), dog (all its files are ignored: 4), "
@@ -159,15 +159,15 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
     (tmp_path / ".x").mkdir()
     with pytest.raises(
         ShardError,
-        match=r"among 9 files: passed over .*: 1 \.x; ignored files: 3 \.heic, .*; \.heic, \.avif cannot be read",
+        match=r"among 9 files: passed over .*: 1 \.x; ignored files: 3 \.cr2, .*; \.cr2, \.jxl cannot be read",
     ):
         list_source(tmp_path)
 
 
 def test_videos_that_cannot_be_read_are_pointed_out(tmp_path: Path) -> None:
-    touch(tmp_path, "cat/1.mp4", "cat/2.MPG", "dog/3.mp4", "dog/4.wmv", "dog/5.mpg", "dog/6.heic")
+    touch(tmp_path, "cat/1.mp4", "cat/2.MPG", "dog/3.mp4", "dog/4.wmv", "dog/5.mpg", "dog/6.psd")
     assert notes(tmp_path) == [
-        "ignored files: 2 .mpg, 1 .heic, 1 .wmv; .heic cannot be read here: convert to JPEG first; "
+        "ignored files: 2 .mpg, 1 .psd, 1 .wmv; .psd cannot be read here: convert to JPEG first; "
         ".mpg, .wmv cannot be read here: convert to MP4 first"
     ]
 

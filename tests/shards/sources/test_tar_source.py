@@ -125,15 +125,15 @@ def test_rejects_name_the_path_in_the_unpacked_folder(tree: Path, tmp_path: Path
 
 
 def test_classes_without_an_image_and_what_is_ignored_are_named(tree: Path, tmp_path: Path) -> None:
-    for name in ("empty", "heic"):
+    for name in ("empty", "raw"):
         (tree / name).mkdir()
-    (tree / "heic" / "1.HEIC").write_bytes(b"a")
+    (tree / "raw" / "1.NEF").write_bytes(b"a")
     tar = make_tar_of_tars(tmp_path / "images.tar", tree)
     listing = list_source(tar)
     assert listing.classes == ["n01", "n02", "n10"]
     assert listing.notes == (
-        f"{tar}: ignored files: 1 .heic, 1 .txt, 1 hidden; .heic cannot be read here: convert to JPEG first",
-        f"{tar}: no class for tars without an image or video: empty, heic",
+        f"{tar}: ignored files: 1 .nef, 1 .txt, 1 hidden; .nef cannot be read here: convert to JPEG first",
+        f"{tar}: no class for tars without an image or video: empty, raw",
     )
 
 

@@ -1,0 +1,73 @@
+"""What a run says that it would do, beside what it does."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import SMALL, losses, pretrain
+
+from pipeline.commands.pretrain import main
+from pipeline.config import load_recipe
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, ranks: int = 1) -> int:
+    """Run `maskfeat pretrain` as the launcher of so many ranks has it; the exit status."""
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setattr("sys.argv", ["maskfeat pretrain", *arguments])
+    return main()
+
+
+def test_it_agrees_with_the_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its steps are those that are taken, and afterwards it knows where the run resumes. It writes nothing."""
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "optim.epochs=1"]
+    settings += ["optim.warmup_epochs=0.5"]
+    assert run(monkeypatch, "demo", *settings, "--dry-run", ranks=2) == 0
+    said = dict(re.findall(r"^([\w.]+) +(.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert said["batch"] == "16 images: 2 ranks x 1 x 8" and said["data"] == "90 images in 6 shards"
+    assert said["run.dir"] == f"{tmp_path}/run: starts at step 0" and not (tmp_path / "run").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    pretrain(shards, tmp_path / "run", "optim.epochs=1", "optim.warmup_epochs=0.5")
+    steps = max(losses(tmp_path / "run"))
+    assert said["schedule"].startswith(f"{steps} steps, 5.6 an epoch")
+    capsys.readouterr()
+    assert run(monkeypatch, "demo", *settings, "--dry-run") == 0
+    assert f"run.dir     {tmp_path}/run: resumes after step {steps}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "status", "why"),
+    [
+        (["data.shards=nowhere"], 1, 1, "nowhere: no such folder"),
+        (["data.validation=nowhere"], 1, 1, "nowhere: no such folder"),
+        ([], 3, 2, "optim.batch_size=16 cannot be divided evenly among 3 ranks"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(
+    overrides: list[str],
+    ranks: int,
+    status: int,
+    why: str,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", *overrides]
+    assert run(monkeypatch, "demo", *settings, "--dry-run", ranks=ranks) == status
+    errors = capsys.readouterr().err
+    assert why in errors and errors.count("\n") == 1
+
+
+def test_the_printed_settings_are_a_recipe_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "small", "data.shards=set", "model.options.depth=2", "--print-config") == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert yaml.safe_load(printed)["model"]["options"] == {"embed_dim": 192, "depth": 2, "num_heads": 3}
+    assert load_recipe(str(tmp_path / "mine.yaml")) == load_recipe(
+        "small", ["data.shards=set", "model.options.depth=2"]
+    )
