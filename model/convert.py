@@ -27,7 +27,7 @@ from model.weights import (
 )
 
 _CLASSIFIERS = ("encoder.fc_norm.", "encoder.head.")  # parts of a classifier only, by the names of other encoders ...
-_MASKFEATS = ("encoder.norm.", "mask_token", "head.")  # ... and parts of a MaskFeat only
+_MASKFEATS = ("encoder.norm.", "mask_token", "head.", "decoder.")  # ... and parts of a MaskFeat only
 
 
 def load_slowfast(path: Path | str) -> MaskFeat:

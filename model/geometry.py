@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from model.encoders.mvit import SIZES, STRIDE, Options
 from model.encoders.tubelet import TUBELET
-from model.weights import TIMM, Weights, WeightsError
+from model.weights import OURS, TIMM, Weights, WeightsError
 
 HEAD_WIDTH = 64  # of an attention head in all published plain transformers of MaskFeat; shapes do not show it
 
@@ -32,8 +32,8 @@ def geometry(weights: Weights) -> Architecture:
     Raises:
         WeightsError: a required key is missing, or of an impossible shape.
     """
-    if weights.layout is TIMM:
-        raise WeightsError(f"{weights.file} has timm's names: it needs no conversion")
+    if weights.layout in (TIMM, OURS):
+        raise WeightsError(f"{weights.file} has names of {weights.layout.code}: it needs no conversion")
     if weights.has("encoder.blocks.0.attn.rel_pos_t"):
         return _mvit(weights)
     if weights.has("encoder.pos_embed_spatial"):

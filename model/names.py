@@ -86,6 +86,7 @@ MMPRETRAIN_VIDEO = Layout(
     ),
     ignored=("target_generator.", "data_preprocessor."),
 )
+OURS = Layout("this project", (), ())  # of a whole pre-training model
 TIMM = Layout(
     "timm",
     ((r"encoder\.", ""),),

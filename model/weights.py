@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model.names import MMPRETRAIN as MMPRETRAIN
 from model.names import MMPRETRAIN_VIDEO as MMPRETRAIN_VIDEO
+from model.names import OURS as OURS
 from model.names import SLOWFAST as SLOWFAST
 from model.names import TIMM as TIMM
 from model.names import Layout as Layout
@@ -86,11 +87,12 @@ class Weights:
 
 
 def read(path: Path | str) -> Weights:
-    """Read a checkpoint of SlowFast or mmpretrain, or the weights of a vision transformer under timm's own names.
+    """Read a checkpoint of SlowFast or mmpretrain, a whole model of ours, or a vision transformer under timm's names.
 
     Args:
         path: see `weights_file`; under timm's names, the weights may be in "model" (as MAE and BEiT publish them),
-            "module" or "state_dict". The normalisation is read from timm's config.json beside the file.
+            "module" or "state_dict". The normalisation is read from timm's config.json beside the file, or from the
+            maskfeat.json of a whole model.
 
     Raises:
         WeightsError: the file is missing, it or its config.json is damaged, or it holds more than plain tensors.
@@ -116,6 +118,8 @@ def read(path: Path | str) -> Weights:
     if any(key.startswith("backbone.") for key in tensors):
         return _published(Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors)))
     plain = {key: tensor for key, tensor in tensors.items() if not key.endswith(".relative_position_index")}
+    if any(key.startswith("encoder.") for key in plain):
+        return Weights(file, OURS, plain, _normalisation(file.with_suffix(".json")))
     return Weights(file, TIMM, plain, _normalisation(file.parent / "config.json"))
 
 

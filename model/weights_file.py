@@ -24,6 +24,7 @@ _NOTHING = (
 )
 _PICKLED_BY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's format before it wrote archives
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")
+WHOLE_MODEL = "maskfeat.safetensors"  # with its head, as scripts/export.py --format maskfeat writes it
 _LONGEST = 1000  # most characters in a message
 
 
@@ -46,13 +47,15 @@ class WeightsError(ValueError):
 
 
 def weights_file(path: Path) -> Path:
-    """Return the weights file: `path`, or its model.safetensors if it is a folder in timm's Hugging Face layout.
+    """Return the weights file: `path`, or that of a folder: model.safetensors in timm's layout, or else `WHOLE_MODEL`.
 
     Raises:
         WeightsError: the file is missing.
     """
     try:
         file = path / "model.safetensors" if path.is_dir() else path
+        if path.is_dir() and not file.exists() and (path / WHOLE_MODEL).exists():
+            file = path / WHOLE_MODEL
         if not file.exists():
             raise WeightsError(f"there is no weights file {file}")
         if not file.is_file():  # opening a pipe would wait

@@ -29,9 +29,9 @@ from pipeline.predict.predict import Prediction as Prediction
 from pipeline.predict.predict import predict as predict
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.targets.hog import hog_target as hog_target
+from pipeline.trained import PLAIN
 from pipeline.trained import Trained as Trained
 from pipeline.trained import open_trained as open_trained
-from pipeline.whole_model import PLAIN
 from shards.build import build as build_shards
 
 __all__ = [

@@ -14,15 +14,17 @@ from model.encoders.encoder import Encoder
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model, load_trained, predicted_width
 from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError, chosen
-from pipeline.config import Recipe, TrainingRecipe
+from pipeline.config import Engine, Recipe, TrainingRecipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import normalise
 from pipeline.probe.source import of_weights
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
-from pipeline.whole_model import CONFIG, PLAIN, read_model
+from pipeline.whole_model import CONFIG, read_model
 from shards.text import one_line
+
+PLAIN = Engine(precision="fp32", compile="none")  # for evaluation
 
 _HEADS = ("encoder.head.weight", "encoder.head.1.weight")  # of classifiers; the latter in an MViT
 
@@ -100,7 +102,7 @@ def open_trained(weights: str, step: int | None = None, overrides: Sequence[str]
         return Trained(recipe, model.view, None, [], class_names(path, model.view.classes))
     if (path / CONFIG).is_file():
         whole_recipe, whole = read_model(path, overrides)
-        return Trained(whole_recipe, whole.view, whole, [])
+        return Trained(whole_recipe.model_copy(update={"engine": PLAIN}), whole.view, whole, [])
     source = of_weights(weights, untrained=False, overrides=[f"data.shards={weights}", *overrides])  # none are read
     return Trained(source.recipe, source.encoder, None, source.notes)
 

@@ -1,7 +1,8 @@
 """Read and write a whole pre-training model in its own folder: encoder, mask token, and decoder or head, with settings.
 
     maskfeat.safetensors   the model's state dict, fp32
-    maskfeat.json          "format", "version", "step", "target_width", and "settings": section.key to value
+    maskfeat.json          "format", "version", "step", "target_width", "mean" and "std" of the pixels, and "settings":
+                           section.key to value
 
 The settings are only those of a recipe that decide what the model computes and predicts.
 """
@@ -15,19 +16,18 @@ from safetensors.torch import save_file
 
 from model.maskfeat import MaskFeat
 from model.weights import WeightsError, share, weights_file
-from model.weights_file import load
+from model.weights_file import WHOLE_MODEL, load
 from pipeline.build import build_model
-from pipeline.config import Engine, Recipe, load_recipe
+from pipeline.config import Recipe, load_recipe
 from shards.files import parse_json
 
-CONFIG, WEIGHTS = "maskfeat.json", "maskfeat.safetensors"
+CONFIG = "maskfeat.json"
 VERSION = 1
-PLAIN = Engine(precision="fp32", compile="none")  # for evaluation
 
 _BASE = "vit_base_300e"  # provides settings that a model does not depend on, such as the batch size
 _SETTINGS = {
     "data": ("image_size", "frames", "sampling", "stride", "fps"),
-    "model": ("name", "options", "position_init", "decoder", "decoder_width", "mean", "std"),
+    "model": ("name", "options", "position_init", "decoder", "decoder_width"),
     "mask": ("kind", "ratio"),
     "target": ("kind", "teacher", "teacher_weights", "loss", "tokenizer", "top"),
 }
@@ -57,10 +57,12 @@ def write_model(folder: Path, model: MaskFeat, recipe: Recipe, step: int) -> Non
         "version": VERSION,
         "step": step,
         "target_width": model.target_width,
+        "mean": recipe.model.mean,
+        "std": recipe.model.std,
         "settings": settings,
     }
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    share(folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WHOLE_MODEL)
+    share(folder / WHOLE_MODEL)
     (folder / CONFIG).write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
 
 
@@ -75,7 +77,7 @@ def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Mas
         ConfigError: an override is wrong.
         WeightsError: the files are missing or damaged, or do not match.
     """
-    config, weights = folder / CONFIG, folder / WEIGHTS
+    config, weights = folder / CONFIG, folder / WHOLE_MODEL
     try:
         stated = parse_json(config.read_bytes())
         if stated["format"] != "maskfeat" or stated["version"] != VERSION:
@@ -83,13 +85,13 @@ def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Mas
         settings, width = stated["settings"], int(stated["target_width"])
         if unknown := set(settings) - set(_KEYS):
             raise ValueError(f"unknown setting {min(unknown)}")
+        settings |= {f"model.{key}": list(map(float, stated[key])) for key in ("mean", "std")}
         own = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
     except OSError as error:
         raise WeightsError(f"{config} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{config} does not describe a MaskFeat of this version ({error})") from error
     recipe = load_recipe(_BASE, [f"run.dir={folder}", f"data.shards={folder}", *own, *overrides])
-    recipe = recipe.model_copy(update={"engine": PLAIN})
     model = build_model(recipe, width)
     try:
         model.load_state_dict(load(weights_file(weights)))

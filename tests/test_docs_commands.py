@@ -1,4 +1,4 @@
-"""The commands of README.md, the tutorials and the how-to guides: programs, options, recipes and settings exist."""
+"""The commands of README.md and the documentation: their programs, options, recipes and settings exist."""
 
 import re
 import runpy
@@ -15,12 +15,11 @@ from pipeline.config import Recipe, load
 from pipeline.console.main import COMMANDS
 from pipeline.finetune.config import FinetuneRecipe
 
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs" / "tutorials").glob("*.md"))]
-PAGES += sorted((CHECKOUT / "docs" / "how-to").glob("*.md"))
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 LAUNCHERS = {"deepspeed", "torchrun", "python"}
 OTHERS = {"source", "tensorboard", "pip", "python3", "tail", "docker", "kubectl", "sbatch", "hf"}  # not ours
 WITH_VALUE = {"--num_gpus", "--hostfile", "--master_port", "--master_addr", "--master-addr", "--master-port"}
-WITH_VALUE |= {"--node_rank", "--node-rank", "--nnodes", "--nproc-per-node"}
+WITH_VALUE |= {"--node_rank", "--node-rank", "--nnodes", "--nproc-per-node", "--processes", "--gpus"}
 HELP = runpy.run_path(str(CHECKOUT / "scripts" / "docs_pages.py"))["help_of"]
 help_of = cache(HELP)
 
@@ -58,12 +57,6 @@ def unknown_options(arguments: list[str], text: str) -> list[str]:
     return [word for word in arguments if word.startswith("--") and word != "--" and word not in known]
 
 
-def without_values(arguments: list[str]) -> list[str]:
-    """Return arguments without the options with which `maskfeat` starts processes."""
-    rest = iter(arguments)
-    return [word for word in rest if not (word in ("--gpus", "--processes", "--hostfile") and next(rest))]
-
-
 def check(command: str) -> None:
     """Raise AssertionError, or the error of a recipe, for a command that could not work."""
     split = words(command)
@@ -71,40 +64,44 @@ def check(command: str) -> None:
     if program == "maskfeat-shards":
         assert not unknown_options(arguments, help_of("pipeline.cli", arguments[0])), command
     elif program == "maskfeat":
-        name, *rest = arguments
-        if "--" in rest:  # the supervisor's own, then a command
-            check(shlex.join(rest[rest.index("--") + 1 :]))
-            rest = rest[: rest.index("--")]
-        assert name in COMMANDS and not unknown_options(rest, help_of("pipeline.console", name)), command
-        check_recipe(name, without_values(rest))
+        assert arguments[0] in COMMANDS, command
+        check_script(arguments[0], arguments[1:], help_of("pipeline.console", arguments[0]), command)
     elif program.startswith("scripts/"):
         assert (CHECKOUT / program).stat().st_mode & 0o100, command
         assert subprocess.run([CHECKOUT / program, "--help"], capture_output=True).returncode == 0, command
     elif program in LAUNCHERS and arguments[0] != "-c":
         script, arguments = ours(split)
         assert (CHECKOUT / script).is_file(), command
-        if "--" in arguments:  # the supervisor's own, then a command
-            check(shlex.join(arguments[arguments.index("--") + 1 :]))
-            arguments = arguments[: arguments.index("--")]
-        assert not unknown_options(arguments, help_of(script.removeprefix("scripts/").removesuffix(".py"))), command
-        check_recipe(script, arguments)
+        name = script.removeprefix("scripts/").removesuffix(".py")
+        if name != "bench":  # whose options are those of its commands
+            check_script(name, arguments, help_of(name), command)
     elif program == "python":
         compile(arguments[1], command, "exec")
     elif program == "sbatch":
         script = next(index for index, word in enumerate(arguments) if word.startswith("scripts/"))
         assert (CHECKOUT / arguments[script]).is_file(), command
-        check_recipe("scripts/pretrain.py", arguments[script + 1 :])
+        check_recipe("pretrain", arguments[script + 1 :])
     else:
         assert program in OTHERS, f"{program} of {command}"
 
 
-def check_recipe(script: str, arguments: list[str]) -> None:
+def check_script(name: str, arguments: list[str], text: str, command: str) -> None:
+    """Check the arguments of a command of ours whose help is `text`."""
+    if "--" in arguments:  # the supervisor's own, then a command
+        check(shlex.join(arguments[arguments.index("--") + 1 :]))
+        arguments = arguments[: arguments.index("--")]
+    assert not unknown_options(arguments, text), command
+    check_recipe(name, arguments)
+
+
+def check_recipe(name: str, arguments: list[str]) -> None:
     """Load the recipe of a command that has one, with its overrides."""
-    kind = {"pretrain": Recipe, "doctor": Recipe, "finetune": FinetuneRecipe}.get(Path(script).stem)
-    if Path(script).stem == "doctor" and "--finetune" in arguments:
+    kind = {"pretrain": Recipe, "doctor": Recipe, "finetune": FinetuneRecipe}.get(name)
+    if name == "doctor" and "--finetune" in arguments:
         kind = FinetuneRecipe
-    given = [word for word in arguments if not word.startswith("--")]
-    if kind and given[1:] != ["..."]:
+    values = {index + 1 for index, word in enumerate(arguments) if word in WITH_VALUE}
+    given = [word for index, word in enumerate(arguments) if index not in values and not word.startswith("--")]
+    if kind and given[:1] != ["RECIPE"]:
         overrides = [word for word in given[1:] if word != "..."]
         needed = [] if "..." not in given else ["data.shards=shards", "data.validation=validation"]
         load(kind, given[0], [*needed, *overrides])  # type: ignore[type-var]
@@ -129,6 +126,7 @@ def test_commands_could_work(page: Path) -> None:
         "maskfeat pretrian small data.shards=shards",
         "maskfeat pretrain smal data.shards=shards",
         "maskfeat report runs/photos --long",
+        "maskfeat pretrain small data.shards=a --gpu 3",
         "maskfeet small",
     ],
 )

@@ -49,14 +49,14 @@ def test_inputs_and_targets_are_normalised_as_the_recipe_says(kind: str) -> None
 
 
 @pytest.mark.parametrize(("kind", "of_images"), [(None, "block"), ("tube", "block"), ("random", "random")])
-@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize(("repeats", "target"), [(1, "hog"), (2, "hog"), (1, "pixels")])
 def test_examples_of_images_beside_clips_are_those_of_single_frames(
-    kind: str | None, of_images: str, repeats: int
+    kind: str | None, of_images: str, repeats: int, target: str
 ) -> None:
     recipes = {
         frames: load_recipe(
             "small_video",
-            ["data.shards=unused", "data.image_size=64", f"data.frames={frames}"]
+            ["data.shards=unused", "data.image_size=64", f"data.frames={frames}", f"target.kind={target}"]
             + [f"mask.kind={kind if frames > 1 else of_images}"] * (kind is not None),
         )
         for frames in (1, 4)

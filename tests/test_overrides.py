@@ -218,7 +218,7 @@ NESTED = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10
         ("~: {seed: 1}", "unknown section ~"),
         ("run.dir: x", "write run: {dir: VALUE}, without the dot"),
         ("otpim: {epochs: 3}", "unknown section otpim: did you mean optim?"),
-        ("a: {epochs: 3}", "unknown section a: there are run, data, model, optim, engine, mask, target"),
+        ("a: {epochs: 3}", "unknown section a: there are run, data, model, optim, engine, augment, mask, target"),
         ("".join(f"k{i}: {{}}\n" for i in range(5000)), "unknown section k0"),
         ("run: {" + ", ".join(f"k{i}: 3" for i in range(5000)) + "}", "and 4997 more"),
         ("data: " + "x" * 10**5, "data is not a section of settings but xxx"),

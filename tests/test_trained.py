@@ -15,16 +15,20 @@ from scripting import run_script
 from timm.models import save_for_hf
 
 from model.classifier import Classifier
+from model.convert import fill
+from model.encoders.timm_vit import build_encoder
 from model.layout import make_mask
 from model.maskfeat import MaskFeat
-from model.weights import WeightsError
+from model.weights import IMAGENET, Normalisation, WeightsError, read
+from model.weights_file import WHOLE_MODEL
 from pipeline.build import build_examples
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.pixels import normalise
 from pipeline.predict.reconstruction import reconstruct
+from pipeline.probe.source import of_weights
 from pipeline.settings import ConfigError
 from pipeline.trained import load_model, open_trained, recipe_of
-from pipeline.whole_model import CONFIG, WEIGHTS, read_model
+from pipeline.whole_model import CONFIG, read_model
 
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -55,7 +59,8 @@ def test_the_whole_model_predicts_as_the_run_did(
     found = last_checkpoint(tmp_path / "run")
     trained = load_model(found, recipe_of(found))
     assert isinstance(trained, MaskFeat)
-    recipe, model = read_model(exported(monkeypatch, tmp_path / "run", tmp_path / "out", "maskfeat"))
+    out = exported(monkeypatch, tmp_path / "run", tmp_path / "out", "maskfeat")
+    _, model = read_model(out)
     pixels = normalise(IMAGES, torch.float32)
     cells = torch.tensor([[[True, False], [False, True]]] * 3)
     mask = make_mask(cells, model.view.prediction_layout)
@@ -64,7 +69,7 @@ def test_the_whole_model_predicts_as_the_run_did(
         assert torch.equal(predictions, trained(pixels, mask)) and predictions.std() > 0
     first, second = (
         build_examples(one, of, torch.float32, torch.device("cpu")).example(IMAGES, torch.arange(3))
-        for one, of in ((recipe, model), (open_trained(str(tmp_path / "run")).recipe, trained))
+        for one, of in ((open_trained(str(out)).recipe, model), (open_trained(str(tmp_path / "run")).recipe, trained))
     )
     assert torch.equal(first.targets, second.targets) and torch.equal(first.mask.cells, second.mask.cells)
     assert model.target_width == first.targets.shape[1]
@@ -84,10 +89,10 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "there is no weights file"),
-    "damaged weights": (lambda folder: (folder / WEIGHTS).write_bytes(b"\x10" + bytes(7) + b"{"), "is damaged"),
+    "no weights": (lambda folder: (folder / WHOLE_MODEL).unlink(), "there is no weights file"),
+    "damaged weights": (lambda folder: (folder / WHOLE_MODEL).write_bytes(b"\x10" + bytes(7) + b"{"), "is damaged"),
     "other weights": (
-        lambda folder: save_file({"x": torch.zeros(1)}, folder / WEIGHTS),
+        lambda folder: save_file({"x": torch.zeros(1)}, folder / WHOLE_MODEL),
         "does not fit maskfeat.json beside it",
     ),
     "another format": (lambda folder: changed(folder, lambda s: s.update(format="x")), "does not describe a MaskFeat"),
@@ -107,6 +112,38 @@ def test_damage_is_one_line(damage: Callable[[Path], object], message: str, whol
     with pytest.raises(WeightsError) as error:
         open_trained(str(whole))
     assert message in str(error.value) and str(whole) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pre_training_continues_from_the_whole_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step's rate is 0, so what `model.init` gave is saved: mask token and decoder as well.
+
+    The statistics of the pixels are told by maskfeat.json.
+    """
+    decoder = ("model.decoder=light", "model.decoder_width=32", "model.mean=[0.4, 0.4, 0.4]")
+    pretrain(shards, tmp_path / "run", *decoder, "run.max_steps=2")
+    out = exported(monkeypatch, tmp_path / "run", tmp_path / "out", "maskfeat")
+    pretrain(shards, tmp_path / "again", *decoder, "run.max_steps=1", "optim.warmup_lr=0", f"model.init={out}")
+    want, found = (last_checkpoint(tmp_path / run).weights() for run in ("run", "again"))
+    assert found.keys() == want.keys() and all(torch.equal(found[name], want[name]) for name in want)
+    assert read(out).normalisation == Normalisation((0.4, 0.4, 0.4), IMAGENET.std)
+    with pytest.raises(ConfigError, match=r"model\.init: .*unknown decoder"):
+        pretrain(shards, tmp_path / "other", "run.max_steps=1", f"model.init={out}")
+
+
+def test_fine_tuning_takes_the_encoder_of_the_whole_model(whole: Path) -> None:
+    encoder = Classifier(build_encoder("vit_tiny_patch16_224", 32, 3, embed_dim=8, depth=1, num_heads=1))
+    fill(encoder, read(whole / WHOLE_MODEL))
+    want = open_trained(str(whole)).encoder.network.state_dict()
+    assert torch.equal(encoder.encoder.blocks[0].mlp.fc1.weight, want["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_probe_reads_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = exported(monkeypatch, OLD / "pretrain", tmp_path / "only", "maskfeat")
+    trained, untrained = (of_weights(str(only), without, ["data.shards=unused"]) for without in (False, True))
+    assert trained.identity() != untrained.identity()
+    assert trained.encoder.depth == untrained.encoder.depth == 1 and not untrained.encoder.network.training
 
 
 def test_paths_are_not_exported(whole: Path) -> None:

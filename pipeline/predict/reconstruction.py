@@ -11,8 +11,7 @@ from pipeline.config import Recipe
 from pipeline.pretrain.picture import panels_of
 from pipeline.random import derive
 from pipeline.targets.hog.glyphs import ENLARGED
-from pipeline.trained import Trained
-from pipeline.whole_model import PLAIN
+from pipeline.trained import PLAIN, Trained
 
 
 @dataclass(frozen=True, eq=False)

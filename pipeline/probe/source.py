@@ -19,6 +19,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
+from pipeline.whole_model import CONFIG, read_model
 from shards.files import parse_json
 
 _PLAIN = "vit_base_300e"  # the recipe for weights without a run: its sections data and model have only defaults
@@ -89,8 +90,15 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     Raises:
         ConfigError, WeightsError: the weights do not exist, or do not match the recipe.
     """
-    if Path(weights).exists():
-        loaded = read(Path(weights))
+    path = Path(weights)
+    if (path / CONFIG).is_file():
+        recipe, whole = read_model(path, overrides)
+        if untrained:
+            torch.manual_seed(recipe.run.seed)
+            whole = build_model(recipe, whole.target_width).eval()
+        return Source(recipe, whole.view, [])
+    if path.exists():
+        loaded = read(path)
         told = _settings(loaded) + _statistics(loaded)
     elif timm.is_model(weights):
         loaded = _pretrained(weights)

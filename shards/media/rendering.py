@@ -1,4 +1,4 @@
-"""What is stored of an image whose bytes are not kept: its pixels as 8-bit grey or RGB, upright, as PNG or JPEG."""
+"""Render images whose bytes are not kept: their pixels as 8-bit grey or RGB, upright, as PNG or JPEG."""
 
 import io
 from typing import Literal

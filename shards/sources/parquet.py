@@ -5,7 +5,7 @@ an order that depends on the seed, and each group is read once.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -63,7 +63,8 @@ def read_embedded(root: Path, table: str, group_by: str | None = None) -> Embedd
                 for position in range(count)
             ]
             names = _file_names(parquet, column)
-            label = label_name(schema.names)
+            features = _features(schema)
+            label = label_name(schema.names) or _class_column(features)
             labels = None if label is None else parquet.read(columns=[label])[label].to_pylist()
             groups: list[str | None] = [None] * len(rows)
             if (place := group_column(source, schema.names, group_by)) is not None:
@@ -75,7 +76,7 @@ def read_embedded(root: Path, table: str, group_by: str | None = None) -> Embedd
         raise _damaged(source, error) from None
     except (pa.ArrowException, ValueError) as error:
         raise _damaged(source, error) from None
-    classes = None if label is None else _class_names(schema, label)
+    classes = None if label is None else _class_names(features, label)
     if classes is not None and labels is not None:
         labels = [None if value == _NO_LABEL else value for value in labels]
         if all(value is None for value in labels):
@@ -180,13 +181,26 @@ def _file_names(parquet: pq.ParquetFile, column: str) -> list[str | None]:
     return [native(path.rpartition("/")[2]) if isinstance(path, str) else None for path in paths]
 
 
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Return the names of the classes by number, which `datasets` writes into the schema, None without them."""
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """Return the kinds of the columns by their names, which `datasets` writes into the schema; empty without them."""
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
-        return None
+        return {}
+    if not isinstance(features, dict):
+        return {}
+    return {name: kind for name, kind in features.items() if name in schema.names and isinstance(kind, dict)}
+
+
+def _class_column(features: Mapping[str, Any]) -> str | None:
+    """Return the only column of classes by its kind, whatever its name; None where there are several."""
+    found = [name for name, kind in features.items() if kind.get("_type") == "ClassLabel"]
+    return found[0] if len(found) == 1 else None
+
+
+def _class_names(features: Mapping[str, Any], label: str) -> list[str] | None:
+    """Return the names of the classes by number, None where the schema does not have them."""
+    names = features.get(label, {}).get("names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         return None
     return names if len(set(names)) == len(names) else None

@@ -65,7 +65,7 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     assert all(check["passed"] for check in checks.values())
     for kind in ("4:2:0", "4:4:4", "grey", "progressive", "CMYK", "EXIF 1", "EXIF 3", "EXIF 6", "EXIF 8"):
         assert f"pixels of JPEG {kind}, hw_decoder_load=1" in checks
-    assert sum(name.startswith("kernel") for name in checks) == 12 + 4  # of images and of clips
+    assert sum(name.startswith("kernel") for name in checks) == 24 + 4  # of images and of clips
     assert {f"frames of {name}" for name in ENCODINGS} < checks.keys()
     assert {"rescue of a bad video, cut off", "masks of the kernel of cubes"} < checks.keys()
     assert sum(name.startswith("no wait") for name in checks) == 3

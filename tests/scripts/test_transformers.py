@@ -54,7 +54,7 @@ def exported(folder: Path, name: str, classes: int) -> Path:
 
 
 @pytest.mark.parametrize("classes", [0, 3])
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224", "vit_small_patch16_dinov3"])
 def test_transformers_equals_timm_bit_for_bit(name: str, classes: int, tmp_path: Path, photo: Path) -> None:
     folder = exported(tmp_path / "out", name, classes)
     network, pixels = in_timm(folder, photo)

@@ -6,6 +6,7 @@ import torch
 from skimage.feature import hog as skimage_hog
 
 from pipeline.targets.hog.arithmetic import cell_of, hog_target, target_width, within_bins
+from pipeline.targets.hog.target import Hog
 
 
 def exact_hog(image: np.ndarray, patch: int = 16) -> np.ndarray:
@@ -102,6 +103,22 @@ def test_layout_is_channel_bin_row_column_and_patches_row_major() -> None:
 def test_memory_format_does_not_matter() -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(hog_target(images.to(memory_format=torch.channels_last)), hog_target(images))
+
+
+@pytest.mark.parametrize(("patch", "cell"), [(14, 7), (16, 8), (32, 8)])
+def test_strokes_lie_in_their_cells(patch: int, cell: int) -> None:
+    """A vertical edge, seen by one cell of a patch, is a line down the middle of that cell, three times as large."""
+    side = patch // cell
+    described = torch.zeros(1, 2, 3, 3, 9, side, side)
+    described[0, 1, 2, :, 4, 1, 0] = 1
+    target = Hog(patch, compile=False)
+    drawn = target.paint(torch.zeros(1, 3, 2 * patch, 3 * patch), described.flatten(3))[0, 0]
+    assert drawn.shape == (2 * patch * 3, 3 * patch * 3)
+    top, left, size = (patch + cell) * 3, 2 * patch * 3, cell * 3
+    stroke = drawn[top : top + size, left : left + size]
+    assert drawn.count_nonzero() == stroke.count_nonzero() > 0
+    assert stroke.sum(0).argmax() in (size // 2 - 1, size // 2)
+    assert (stroke.amax(1) > 0).all()
 
 
 def test_wrong_input_is_refused() -> None:

@@ -24,15 +24,17 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
     from pipeline.targets.hog.triton import normalised_and_hog
 
     scale = bench.scale
-    for kind, pixels in _pictures(scale.check_size).items():
-        exact, image = hog_target(pixels).flatten(0, 1), normalise(pixels, torch.float32)
-        mask = torch.ones(len(pixels), *(side // 16 for side in pixels.shape[2:]), dtype=torch.bool)
+    for patch, (kind, picture) in product((16, 14), _pictures(scale.check_size).items()):
+        rows, columns = (side // patch for side in scale.check_size)
+        pixels = picture[..., : rows * patch, : columns * patch].contiguous()
+        exact, image = hog_target(pixels, patch).flatten(0, 1), normalise(pixels, torch.float32)
+        mask = torch.ones(len(pixels), rows, columns, dtype=torch.bool)
         for layout, dtype in product((torch.contiguous_format, torch.channels_last), (torch.float32, torch.bfloat16)):
             there = pixels.to(scale.device).contiguous(memory_format=layout)
             normalised, target = (
                 out.cpu().float()
                 for out in normalised_and_hog(
-                    there, mask.to(scale.device), mask.numel(), 16, *IMAGENET, dtype, target_dtype=dtype
+                    there, mask.to(scale.device), mask.numel(), patch, *IMAGENET, dtype, target_dtype=dtype
                 )
             )
             # One rounding of values up to 1, and up to 3; Triton's interpreter truncates instead
@@ -41,7 +43,7 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
             flat = bool(torch.equal(target == 0, exact == 0))
             right = off <= 1e-5 + once and off_image <= 1e-5 + 3 * once and flat
             numbers = {"target off by": off, "image off by": off_image, "zero where the reference is": flat}
-            yield Check(f"kernel, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}", right, numbers)
+            yield Check(f"kernel, {patch}-pixel patches, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}", right, numbers)
 
 
 def _pictures(size: tuple[int, int]) -> dict[str, Tensor]:

@@ -192,6 +192,17 @@ def test_the_splits_of_a_data_set_are_not_mixed(
     assert len(list_source(tmp_path / remedy).paths) == expected
 
 
+@pytest.mark.parametrize(("columns", "classes"), [(("breed",), CLASSES), (("breed", "species"), [])])
+def test_a_single_column_of_classes_holds_the_labels_whatever_its_name(
+    columns: tuple[str, ...], classes: list[str], tmp_path: Path
+) -> None:
+    kinds = {name: {"names": CLASSES, "_type": "ClassLabel"} for name in columns}
+    metadata = {b"huggingface": json.dumps({"info": {"features": kinds}}).encode()}
+    table = pa.table({"image": images(0, 2), **{name: [1, 0] for name in columns}}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "list.parquet")
+    assert list_source(tmp_path / "list.parquet").classes == classes
+
+
 def test_missing_parts_are_told(tmp_path: Path) -> None:
     write(tmp_path / "train-00001-of-00003.parquet", images(0, 1), [0])
     assert list_source(tmp_path).notes == (f"{tmp_path}: train: 1 of its 3 files are there",)
