@@ -67,6 +67,8 @@ def curve_of(metric: str) -> Curve:
         return Curve(_PROBES[metric], VALIDATION)
     if metric.startswith(("samples/", "bad_samples/")):  # of a data set of a mixture
         return Curve(f"reading/{metric}", TRAINING)
+    if metric.startswith("loss/"):  # of a medium, in a mixture of images and videos
+        return Curve("loss", f"{TRAINING}-{metric.removeprefix('loss/')}")
     if metric.startswith("data/"):
         return Curve(f"reading/{metric.removeprefix('data/')}", TRAINING)
     return Curve(_CHARTS.get(metric, metric), TRAINING)

@@ -218,7 +218,8 @@ def test_the_status_of_the_processes_is_passed_on(
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 open(sys.argv[1], "w").close()
 try:
     time.sleep(60)
@@ -248,3 +249,14 @@ def test_a_signal_reaches_the_processes_and_not_their_launcher(
     assert launch._await(launcher, dict(os.environ), command, None) == status
     thread.join()
     assert time.monotonic() - begin < 50
+
+
+def test_an_interrupt_while_modules_are_imported_prints_no_traceback() -> None:
+    code = (
+        "import importlib, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "importlib.import_module = lambda name: signal.raise_signal(signal.SIGINT)\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, launch.rank.__file__], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")

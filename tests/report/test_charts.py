@@ -22,7 +22,7 @@ from pipeline.report.tensorboard import RESULTS, TensorBoard
         ("baseline/copy", "loss", "baseline-copy"),
         ("val_images_loss", "loss", "validation-images"),
         ("baseline/images_mean", "loss", "baseline-mean-images"),
-        ("loss/video", "loss/video", "training"),
+        ("loss/video", "loss", "training-video"),
         ("val_top1", "metrics/top1", "validation"),
         ("val_top5_average", "metrics/top5", "average"),
         ("baseline/mean_top1", "metrics/top1", "baseline-mean"),
