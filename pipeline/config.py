@@ -43,6 +43,7 @@ class Run(Section):
     keep_every: Count | None = None  # ... permanently those of every N-th step
     deadline: Seconds = 600  # seconds that any phase of a step may take before a rank gives up
     nonfinite_in_a_row: Count = 10  # consecutive steps without a finite gradient that make a run roll back, once
+    boards: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)  # that show curves and pictures
     profile: int = Field(0, ge=0, le=10_000)  # profile this many steps of this attempt
     trace_samples: bool = False  # write the ids of every batch, and the frames of its clips, to samples-rank{r}.jsonl
 

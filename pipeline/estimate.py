@@ -34,6 +34,7 @@ import torch
 
 from model.activations import activation_bytes
 from model.flops import training_flops
+from model.maskfeat import MaskFeat
 from pipeline.build import build_masker, build_model, predictions_of
 from pipeline.config import Recipe
 from pipeline.data.clips import placed_clips
@@ -225,10 +226,19 @@ def costs(recipe: Recipe) -> Costs:
     sizes = [parameter.numel() for parameter in model.parameters()]
     size = Size(sum(sizes), sum(1 for numbers in sizes if numbers <= PERSISTENT))
     masked = build_masker(recipe, model.view).masked
-    flops = training_flops(model, masked)
+    flops = input_flops(recipe, model, masked)
     activations = activation_bytes(model.to(DTYPES[recipe.engine.precision]), masked)
+    return Costs(size, flops, activations)
+
+
+def input_flops(recipe: Recipe, model: MaskFeat, masked: int) -> int:
+    """Count the FLOP to train on one input, `masked` of whose patches are described, with those of a teacher.
+
+    Raises:
+        ConfigError: the target cannot be.
+    """
     try:
         teacher = macs(recipe.target, predictions_of(model.view))
     except TargetError as error:
         raise ConfigError(str(error)) from error
-    return Costs(size, flops + 2 * teacher, activations)
+    return training_flops(model, masked) + 2 * teacher

@@ -28,9 +28,9 @@ step "shards"
 maskfeat-shards build "$demo/images/train" "$demo/shards/train" --samples-per-shard 500
 maskfeat-shards build "$demo/images/validation" "$demo/shards/validation"
 
-pretrain demo 64
+pretrain demo
 export_weights
 
 step "result"
-python scripts/report.py "$demo/run"
+maskfeat report "$demo/run"
 echo "weights        $demo/weights: timm.create_model(\"local-dir:$demo/weights\", pretrained=True)"

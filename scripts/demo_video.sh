@@ -38,11 +38,11 @@ for set in train validation later; do
   maskfeat-shards build "$demo/videos/$set" "$demo/shards/$set" --samples-per-shard 50
 done
 
-pretrain demo_video 16
+pretrain demo_video
 export_weights
 
 step "result"
-python scripts/report.py "$demo/run"
+maskfeat report "$demo/run"
 echo "on the last fifth of each video, of which nothing was trained on:"
-python scripts/validate.py "$demo/run" data.validation="$demo/shards/later"
+maskfeat validate "$demo/run" data.validation="$demo/shards/later"
 echo "weights        $demo/weights, whose README.md says how to load them"

@@ -20,7 +20,6 @@ data=$1 out=${2:-reproduction} seeds=${4:-2}
 data=$(realpath "$data") out=$(realpath -m "$out")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 step() { printf '\n== %s\n' "$*"; }
-run() { deepspeed --quiet --num_gpus "$processes" "$@"; }
 
 step "shards"
 for class in "$data"/train/*/; do # the other folders as one
@@ -55,21 +54,21 @@ study() {
     step "pre-training, $kind"
     read -ra variant <<<"${variants[$kind]} optim.epochs=$((epochs * in_the_time_of_ten[$kind] / 10))"
     [ -e "$out/pretrain/$kind/complete" ] ||
-      run scripts/pretrain.py "${variant[@]}" run.dir="$out/pretrain/$kind" "${sets[@]}" "${pretraining[@]}"
+      maskfeat pretrain "${variant[@]}" run.dir="$out/pretrain/$kind" "${sets[@]}" "${pretraining[@]}"
     [ -e "$out/weights/$kind/model.safetensors" ] ||
-      python scripts/export.py "$out/pretrain/$kind" "$out/weights/$kind"
+      maskfeat export "$out/pretrain/$kind" "$out/weights/$kind"
     step "probes, $kind"
-    run scripts/probe.py "$out/pretrain/$kind" "${sets[@]}" --layer "${layers[@]}" --out "$out/probe/$kind"
+    maskfeat probe "$out/pretrain/$kind" "${sets[@]}" --layer "${layers[@]}" --out "$out/probe/$kind"
   done
   step "probes, untrained"
-  run scripts/probe.py "$out/pretrain/hog" "${sets[@]}" --layer "${layers[@]}" --untrained --out "$out/probe/scratch"
+  maskfeat probe "$out/pretrain/hog" "${sets[@]}" --layer "${layers[@]}" --untrained --out "$out/probe/scratch"
   for ((seed = 0; seed < seeds; seed++)); do
     for kind in scratch "${names[@]}"; do
       step "fine-tuning, $kind, seed $seed"
       init=null
       [ "$kind" = scratch ] || init=$out/weights/$kind
       [ -e "$out/finetune/$kind-$seed/complete" ] ||
-        run scripts/finetune.py small run.dir="$out/finetune/$kind-$seed" run.seed="$seed" model.init="$init" \
+        maskfeat finetune small run.dir="$out/finetune/$kind-$seed" run.seed="$seed" model.init="$init" \
           "${sets[@]}" "${finetuning[@]}"
     done
   done
@@ -77,15 +76,12 @@ study() {
   python scripts/compare.py "$out"
 }
 
-processes=$(python -c 'import torch; print(torch.cuda.device_count())')
-if [ "$processes" = 0 ]; then
-  export DS_ACCELERATOR=cpu OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  processes=2
+if [ "$(python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; then
   command -v "${CXX:-g++}" >/dev/null || slow=engine.compile=none
   study "${3:-100}" 6 "${slow:-}" ""
 else
-  while ((256 % processes)); do ((processes--)); done # a batch of 256 is shared out evenly
   in_the_time_of_ten=([hog]=10 [pixels]=10 [light]=10 [local]=10)
+  for kind in light local; do variants[$kind]+=" model.decoder_width=256"; done
   vit="model.name=vit_small_patch16_224 model.options={} data.image_size=224 data.decode_threads=4 optim.batch_size=256 \
     engine.precision=bf16 engine.zero_stage=1 engine.compile=all"
   study "${3:-200}" 12 "$vit optim.warmup_epochs=20 optim.lr=5.0e-4" \

@@ -170,5 +170,6 @@ def test_the_documentation_lists_every_setting_with_its_default() -> None:
         as_documented, default = settings.model_validate(written | own), settings.model_validate(own)
         for name in settings.model_fields:
             a, b = getattr(as_documented, name), getattr(default, name)
-            assert a == (pytest.approx(b, rel=1e-3) if isinstance(b, float | tuple) else b), f"{section}.{name}"
+            rounded = isinstance(b, float | tuple) and b != ("tensorboard",)
+            assert a == (pytest.approx(b, rel=1e-3) if rounded else b), f"{section}.{name}"
     assert not documented

@@ -14,7 +14,8 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
     ["supervisor"],
-    ["device", "files", "metrics", "optimizers", "pixels", "plain_yaml", "random", "settings", "model_options"],
+    ["device", "files", "metrics", "optimizers", "peaks", "pixels", "plain_yaml"],
+    ["random", "settings", "model_options"],
     ["augmentation", "data", "masks", "targets"],
     ["examples", "record"],
     ["recipe_files"],
@@ -70,6 +71,12 @@ def test_the_pipeline_has_one_direction() -> None:
         others = {module.split(".")[1] for module in imported(file) if module.startswith("pipeline.")} - {name}
         wrong = {other for other in others if HEIGHT[other] >= HEIGHT[name] and (name, other) not in TYPES_ONLY}
         assert not wrong, f"{file} imports {wrong}"
+
+
+def test_the_program_maskfeat_needs_no_torch() -> None:
+    """So that it answers at once, and launched processes are not kept waiting by it."""
+    code = "import sys, pipeline.console.main; sys.exit('torch' in sys.modules or 'deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT).returncode == 0
 
 
 def test_shards_need_no_torch() -> None:

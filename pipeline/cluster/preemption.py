@@ -15,7 +15,7 @@ from torch import distributed
 
 from pipeline.cluster.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SIGNALS: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 

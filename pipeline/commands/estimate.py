@@ -34,6 +34,7 @@ from pipeline.estimate import (
     measured_rate,
     state_bytes,
 )
+from pipeline.peaks import PEAKS
 from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
@@ -57,7 +58,10 @@ def main() -> int:
         "--images-per-second", "--clips-per-second", type=float, metavar="R", help="measured rate of one GPU"
     )
     parser.add_argument("--mfu", type=float, default=0.5, help="assumed without a measured rate (%(default)s)")
-    parser.add_argument("--peak", type=float, default=989, help="TFLOP/s of a GPU (%(default)s: H100, bf16, dense)")
+    gpu = PEAKS["H100"]
+    parser.add_argument(
+        "--peak", type=float, default=gpu.tflops, help=f"TFLOP/s of a GPU (%(default)s: {gpu.name}, bf16, dense)"
+    )
     parser.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--link", type=float, default=450, help="GB/s that a GPU can send within a node (%(default)s)")
     parser.add_argument("--network", type=float, default=400, help="GB/s that a node can send (%(default)s)")

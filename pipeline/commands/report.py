@@ -17,8 +17,8 @@ from rich.table import Table
 
 from pipeline.card import number
 from pipeline.files import entries
-from pipeline.metrics import TOP
 from pipeline.pretrain.baselines import IMAGES, file_of, read_baselines
+from pipeline.report.result import ACCURACIES, BASELINES
 from shards.terminal import Parser, note, prepare, say
 
 
@@ -49,9 +49,12 @@ def main() -> int:
             _tell_losses("validation loss of images", validated[-1]["step"], of_images, baselines)
     elif validated:
         measured = validated[-1]
-        named = {"loss": ("val_loss", ".4f")} | {f"top-{top}": (f"val_top{top}", ".1%") for top in TOP}
-        told = [f"{name} {number(measured[key], form)}" for name, (key, form) in named.items() if key in measured]
-        say(f"validation     step {measured['step']}: {', '.join(told)}")
+        loss = number(measured["val_loss"], ".4f")
+        say(f"validation     step {measured['step']}: loss {loss}{_scores(measured, 'val_')}")
+    if probed := [line for line in logged if "probe_linear" in line]:
+        measured = probed[-1]
+        told = f"{number(measured.get('attended_tokens'), '.3g')} tokens attended to"
+        say(f"probes         step {measured['step']}: {told}{_scores(measured, 'probe_')}")
     pictures = sorted((run / "pictures").glob("*.png"))
     if pictures:
         say(f"picture        {pictures[-1]}")
@@ -59,6 +62,12 @@ def main() -> int:
         say(f"animation      {animations[-1]}")
     say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
     return 0
+
+
+def _scores(measured: dict[str, Any], prefix: str) -> str:
+    """Return the accuracies of a logged step whose names in metrics.jsonl begin with `prefix`, each after a comma."""
+    names = [metric for metric in ACCURACIES if metric.startswith(prefix) and metric in measured]
+    return "".join(f", {ACCURACIES[metric]} {number(measured[metric], '.1%')}" for metric in names)
 
 
 def _figures(run: Path, logged: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,9 +89,7 @@ def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str,
     """Print the loss of the model beside those of constant predictors."""
     table = Table(title, "", "against the mean target")
     for name, value in (
-        ("predicting zero", baselines["zero"]),
-        ("predicting the training set's mean target", baselines["mean"]),
-        *([("copying the nearest visible frame", baselines["copy"])] if "copy" in baselines else []),
+        *((described, baselines[name]) for name, described in BASELINES.items() if name in baselines),
         *([("model, before training", baselines["untrained"])] if "untrained" in baselines else []),
         (f"model, after {step} steps", loss),
     ):

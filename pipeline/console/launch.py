@@ -21,7 +21,7 @@ import psutil
 from pipeline.cluster.launchers import free_port, launched
 from pipeline.console import rank
 from pipeline.console.machine import batch_of, cores, cpu_processes, gpu_processes, gpus
-from pipeline.recipe_files import RECIPES, read_recipe
+from pipeline.recipe_files import RECIPES, read_recipe, recipe_path
 from pipeline.settings import ConfigError
 from pipeline.supervisor.hostfile import HostFileError, read_hostfile
 from pipeline.supervisor.hosts import Hosts
@@ -94,9 +94,10 @@ def _start_nodes(command: str, rest: list[str], options: Namespace, parser: Pars
     if command in TRAINING and not run:
         parser.error("--hostfile needs run.dir=RUN, which identifies the processes to stop on the nodes: add it")
     try:
-        hosts = Hosts(read_hostfile(options.hostfile), [], run) if run else None
+        slots = read_hostfile(options.hostfile)
     except HostFileError as error:
         parser.error(str(error))
+    hosts = Hosts(slots, [], run) if run and command in TRAINING else None
     launcher = [
         *(*PYTHON, "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
         *("--hostfile", str(options.hostfile), "--force_multi"),
@@ -128,20 +129,20 @@ def _batch(command: str, arguments: list[str]) -> tuple[int, int]:
 
     Where the recipe cannot be read, return a batch of one, so that a single process reports the error.
     """
-    given = [argument for argument in arguments if not argument.startswith("-")]
     if command not in (*TRAINING, "doctor"):
         return 0, 1
-    if not given:
-        return 1, 1
+    given = [argument for argument in arguments if not argument.startswith("-")]
     folder = RECIPES / "finetune" if command == "finetune" or "--finetune" in arguments else RECIPES
     try:
-        _, settings = read_recipe(folder, given[0])
-    except ConfigError:
+        recipe = next(word for word in given if recipe_path(folder, word).is_file())
+        _, settings = read_recipe(folder, recipe)
+    except (StopIteration, ConfigError):
         return 1, 1
-    for override in given[1:]:
-        key, _, value = override.partition("=")
-        section, _, name = key.strip().partition(".")
-        settings.setdefault(section, {})[name] = value.strip().strip("'\"")
+    for override in given:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if equals and dot:
+            settings.setdefault(section, {})[name] = value.strip().strip("'\"")
     return batch_of(settings)
 
 
@@ -159,10 +160,10 @@ def _await(launcher: list[str], environment: dict[str, str], command: str, hosts
         number = signals.next(None)
         if number in STOP:
             asked = number
-            if command in TRAINING and hosts:
+            if hosts:
                 reached = hosts.signal_ranks(signal.SIGTERM if number == signal.SIGHUP else number)
             else:
-                reached = _signal_children(process.pid, number) if hosts is None else 0
+                reached = _signal_children(process.pid, number)
             if not reached:
                 process.terminate()  # it has not started any yet
     status = process.returncode

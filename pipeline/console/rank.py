@@ -5,6 +5,7 @@ imports our packages from its own location, so that a user's `model.py` is not m
 """
 
 import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -25,16 +26,23 @@ def load_packages() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join((root, given))
 
 
-def main() -> None:
-    """Run the command and end the process with its status."""
+def main(interruptible: bool) -> None:
+    """Run the command and end the process with its status. `interruptible` restores Python's handler of SIGINT."""
     command, *arguments = sys.argv[1:]
     sys.argv = [f"maskfeat {command}", *arguments]
     from pipeline.train.command import leave
 
-    leave(import_module(f"pipeline.commands.{command}").main)
+    run = import_module(f"pipeline.commands.{command}").main
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    leave(run)
 
 
 if __name__ == "__main__":
+    # While modules are imported, Ctrl-C ends the process without a traceback
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.path = [folder for folder in sys.path if folder != str(HERE)]  # Python puts a script's own folder there
     load_packages()
-    main()
+    main(interruptible)

@@ -6,6 +6,7 @@ Recipe: Wei et al., "Masked Feature Prediction for Self-Supervised Visual Pre-Tr
 
 import hashlib
 import json
+import shlex
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,10 @@ class Finetuning:
         listed = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.identity: dict[str, Any] = {"classes": f"{len(self.names)}, sha256 {listed[:16]}"}
         self.inputs: dict[str, Any] = {"data.validation (manifest)": validation.identity}
+        head = sum(parameter.numel() for parameter in self.model.view.head.parameters())
+        self.flops = 6 * (self.model.view.macs() + head)
+        run = recipe.run.dir
+        self.next_commands = [shlex.join(["maskfeat", "export", str(run), f"weights/{run.name}"])]
         self._validation = Validation(
             validation,
             validation_labels,

@@ -1,5 +1,6 @@
 """The MaskFeat task: from pixels to the loss of predicting masked patches."""
 
+import shlex
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import ListedData, TrainingData
+from pipeline.estimate import input_flops
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.baselines import IMAGES
 from pipeline.pretrain.evaluate import Validation
@@ -20,6 +22,7 @@ from pipeline.report.report import Metrics, Report
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, Engine, decay_groups
 from pipeline.train.task import Predictor
+from shards.secrets import masked
 
 
 class MaskedPrediction:
@@ -69,6 +72,8 @@ class Pretraining(MaskedPrediction):
         examples = build_examples(recipe, self.model, dtype, world.device, single_frames=of_both_media)
         super().__init__(examples, recipe.mask.repeats, recipe.augment)
         self.identity = self._examples.target.identity
+        self.flops = input_flops(recipe, self.model, examples.masker.masked)
+        self.next_commands = _next_commands(recipe)
         self.inputs: dict[str, Any] = {}
         self._constants: dict[str, float] = {}  # validation losses of constant predictors, once measured
         self._validations = self._open_validations(phases)
@@ -186,3 +191,13 @@ class Pretraining(MaskedPrediction):
         if warning := collapse(metrics):
             report.say(warning)
         return metrics
+
+
+def _next_commands(recipe: Recipe) -> list[str]:
+    """Return the commands that export a complete run's encoder and, with data sets that may have labels, probe it."""
+    run, data = recipe.run.dir, recipe.data
+    commands = [["maskfeat", "export", str(run), f"weights/{run.name}"]]
+    if data.shards and data.validation:
+        sets = (f"data.shards={data.shards}", f"data.validation={data.validation}")
+        commands.append(["maskfeat", "probe", str(run), *map(masked, sets)])
+    return [shlex.join(command) for command in commands]

@@ -9,10 +9,10 @@ from pipeline.cluster.world import World
 from pipeline.data.labels import Int64s
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
-from pipeline.pixels import Statistics
+from pipeline.pixels import Statistics, normalise
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.judge import Judgement
-from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours, still
+from pipeline.probe.pictures import Picture, draw_attention, draw_neighbours, principal_colours, still
 from pipeline.probe.source import Source
 from shards.manifest import Manifest
 
@@ -50,11 +50,13 @@ def look(
     neighbours = neighbours.view(*near.shape, *neighbours.shape[1:])
     names = [validation.classes[label] for label in validation.label[ids]]
     near_names = [[training.classes[label] for label in training.label[row]] for row in near]
-    looked, attended = _attention(source.encoder, pictured, pool, source.recipe.model.statistics)
+    statistics = source.recipe.model.statistics
+    looked, attended = _attention(source.encoder, pictured, pool, statistics)
+    colours = principal_colours(_features(source.encoder, pictured, statistics))
     cosines = judgement.cosines[chosen, :SHOWN]
     pictures = {
         "neighbours": draw_neighbours(still(pictured), names, neighbours, near_names, cosines),
-        "attention": draw_attention(pictured, looked),
+        "attention": draw_attention(pictured, looked, colours),
     }
     return pictures, attended
 
@@ -72,3 +74,11 @@ def _attention(encoder: Encoder, inputs: Tensor, pool: Pool, statistics: Statist
         looked.append(looked_at(weights[-1], encoder, pool))
         tokens.append([attended_tokens(of_block) for of_block in weights])
     return torch.cat(looked), torch.tensor(tokens).log().mean(0).exp().tolist()
+
+
+def _features(encoder: Encoder, inputs: Tensor, statistics: Statistics) -> Tensor:
+    """Return the features of the patches, float32 (B, [frames,] rows, columns, width): of one input at a time, too."""
+    with torch.no_grad():
+        pixels = [normalise(one[None], torch.float32, statistics) for one in inputs]
+        encoded = torch.cat([encoder.encode(encoder.embed(one)) for one in pixels])
+    return encoded.view(len(inputs), *encoder.prediction_layout.shape, -1)

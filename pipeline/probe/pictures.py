@@ -17,29 +17,64 @@ _RIGHT, _WRONG, _PLAIN = (0, 120, 0), (190, 0, 0), (0, 0, 0)
 _DARK = 0.2  # brightness without attention
 
 
-def draw_attention(inputs: Tensor, looked: Tensor) -> Picture:
-    """Draw each input beside a copy dimmed by attention: uint8 (height, width, 3).
+def draw_attention(inputs: Tensor, looked: Tensor, colours: Tensor) -> Picture:
+    """Draw each input beside a copy dimmed by attention and a map of its features: uint8 (height, width, 3).
 
-    A clip is two rows of frames, the first frame of each row of `looked`.
+    A clip is three rows of frames, the first frame of each row of `looked`. Attention is stretched from its least to
+    its most in each input, and both maps are interpolated between patches.
 
     Args:
         inputs: uint8 images (B, 3, H, W), or clips (B, 3, frames, H, W).
         looked: attention, float (B, rows, columns), or for clips (B, frames, rows, columns), with at most as many
             frames.
+        colours: colours of the patch features, see `principal_colours`.
     """
     frames = _frames(inputs, looked.shape[1] if looked.ndim == 4 else 1)  # (B, frames, 3, H, W)
-    lit = F.interpolate(looked.view(len(looked), -1, *looked.shape[-2:]), frames.shape[3:], mode="nearest")
-    lit = lit / lit.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    dimmed = (frames * (_DARK + (1 - _DARK) * lit[:, :, None])).to(torch.uint8)
+    looked = looked.view(len(looked), 1, -1, *looked.shape[-2:])
+    low, high = looked.amin((2, 3, 4), keepdim=True), looked.amax((2, 3, 4), keepdim=True)
+    light = _enlarged((looked - low) / (high - low).clamp(min=1e-12), frames)
+    dimmed = (frames * (_DARK + (1 - _DARK) * light)).to(torch.uint8)
+    painted = (255 * _enlarged(colours.movedim(-1, 1), frames)).round().to(torch.uint8)
+    names = ("attention", "PCA")
     if frames.shape[1] == 1:
-        captions = [("image", _PLAIN), ("attention", _PLAIN)]
-        return _sheet([([image, light], captions) for (image,), (light,) in zip(frames, dimmed, strict=True)])
+        captions = [(name, _PLAIN) for name in ("image", *names)]
+        return _sheet([([*panels], captions) for panels in torch.cat([frames, dimmed, painted], 1)])
     step = inputs.shape[2] // frames.shape[1]
     numbers = [(f"frame {step * index}", _PLAIN) for index in range(frames.shape[1])]
     rows = []
-    for clip, light in zip(frames, dimmed, strict=True):
-        rows += [(list(clip), numbers), (list(light), [("attention", _PLAIN)] * len(light))]
+    for clip, *drawn in zip(frames, dimmed, painted, strict=True):
+        rows.append((list(clip), numbers))
+        rows += [(list(row), [(name, _PLAIN)] * len(row)) for row, name in zip(drawn, names, strict=True)]
     return _sheet(rows)
+
+
+def principal_colours(features: Tensor) -> Tensor:
+    """Return the first three principal components of patch features as red, green and blue, in [0, 1].
+
+    Patches that have similar features have similar colours, in all inputs. Each component is stretched from its 2nd to
+    its 98th percentile. After Oquab et al., "DINOv2", 2023, figure 1, without its threshold.
+
+    Args:
+        features: float (B, ..., width), of at least three patches.
+
+    Returns:
+        float (B, ..., 3).
+    """
+    flat = features.flatten(0, -2).double()
+    flat = flat - flat.mean(0)
+    _, vectors = torch.linalg.eigh(flat.T @ flat)  # ascending
+    components = flat @ vectors[:, -3:].flip(1)
+    low, high = components.quantile(torch.tensor([0.02, 0.98], dtype=flat.dtype, device=flat.device), 0)
+    stretched = ((components - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    colours: Tensor = stretched.float().unflatten(0, features.shape[:-1])
+    return colours
+
+
+def _enlarged(values: Tensor, frames: Tensor) -> Tensor:
+    """Return values of patches, (B, c, [frames,] rows, columns), at the pixels of frames: (B, frames, c, H, W)."""
+    grid = values.view(*values.shape[:2], -1, *values.shape[-2:])
+    size = (frames.shape[1], *frames.shape[3:])
+    return F.interpolate(grid, size, mode="trilinear", align_corners=False).transpose(1, 2)
 
 
 def still(inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class Board(Protocol):
     """Shows one attempt of a run. An error of its own does not end the training."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a point to the curve of each name."""
+        """Add a point to the curve of each metric, where `charts.curve_of` says."""
         ...
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:

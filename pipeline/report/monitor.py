@@ -11,12 +11,15 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as ProgressBar
 
 from pipeline.files import AppendedFile, Writing, json_lines, keep_lines, replace
 from pipeline.report.board import Board
+from pipeline.report.boards import open_boards
+from pipeline.report.progress import Progress, Schedule, duration
 from pipeline.report.report import Metrics
-from pipeline.report.tensorboard import TensorBoard
+from pipeline.report.result import next_commands, result
 from shards.secrets import masked_values
 from shards.terminal import say, shown
 
@@ -24,11 +27,13 @@ _CONSOLE = Path("/dev/stdout")
 _FRAME_MS = 250  # duration of a frame: 8 frames of 2 seconds play at about their true speed
 
 
-def open_monitor(folder: Path, name: str, recipe: dict[str, Any], step: int, total: int) -> "Monitor":
-    """Return the monitor of a run, with the boards that runs have; see `Monitor` for the arguments."""
+def open_monitor(
+    folder: Path, name: str, recipe: dict[str, Any], schedule: Schedule, boards: Sequence[str] = ("tensorboard",)
+) -> "Monitor":
+    """Return the monitor of a run, with the boards of these names; see `Monitor` for the other arguments."""
     writing = Writing()
-    boards = [TensorBoard(folder / "tensorboard", writing, first=step + 1)]
-    return Monitor(folder, name, recipe, step, total, boards, writing)
+    opened = open_boards(boards, folder, writing, first=schedule.first + 1)
+    return Monitor(folder, name, recipe, schedule, opened, writing)
 
 
 class Monitor:
@@ -38,8 +43,7 @@ class Monitor:
         folder: `run.dir`, existing.
         name: a name for the kind of run.
         recipe: the recipe as plain values, without secrets.
-        step: the step to resume from; what an earlier attempt wrote after it is dropped.
-        total: total number of steps.
+        schedule: the steps of the run; what an earlier attempt wrote after the first one is dropped.
         boards: boards that get the same numbers and pictures.
         writing: counts failed writes, including those of the boards.
     """
@@ -49,12 +53,15 @@ class Monitor:
         folder: Path,
         name: str,
         recipe: dict[str, Any],
-        step: int,
-        total: int,
+        schedule: Schedule,
         boards: Sequence[Board],
         writing: Writing,
     ) -> None:
-        self._folder, self._total, self._boards, self._writing = folder, total, boards, writing
+        self._folder, self._schedule, self._boards, self._writing = folder, schedule, boards, writing
+        self._progress = Progress(schedule)
+        self._latest: Metrics = {}  # value of each metric
+        self._baselines: Metrics = {}
+        step = schedule.first
         self._console = Console()
         metrics, quarantine = folder / "metrics.jsonl", folder / "quarantine.jsonl"
         # The latter counts steps of this attempt, not all completed ones
@@ -62,16 +69,15 @@ class Monitor:
             with self._writing(path):
                 keep_lines(path, last)
         self._metrics, self._quarantine = AppendedFile(metrics, self._writing), AppendedFile(quarantine, self._writing)
-        self._progress = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task(shown(name), total=total, completed=step)
-        self._progress.start()
+        self._task = self._bar.add_task(shown(name), total=schedule.end, completed=step)
+        self._bar.start()
         with self._writing(folder / "config.yaml"):
             replace(folder / "config.yaml", yaml.safe_dump(recipe, sort_keys=False).encode())
         if not step:
@@ -81,26 +87,28 @@ class Monitor:
     def say(self, text: str) -> None:
         """See `Report`."""
         with self._writing(_CONSOLE):
-            if self._progress.disable:
+            if self._bar.disable:
                 say(text)
             else:
                 self._console.out(shown(text), highlight=False)  # above the progress line, and without markup
 
     def advance(self, step: int) -> None:
         """Move the progress bar."""
-        self._progress.update(self._task, completed=step)
+        self._bar.update(self._task, completed=step)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Write the numbers of a step everywhere, with the number of failed writes."""
         metrics = metrics | {"failed_writes": self._writing.failures}
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON lacks NaN
         self._metrics.append(json_lines([{"step": step} | finite]))
+        seconds_left = self._progress.seconds_left(step)
         for board in self._boards:
-            board.scalars(step, metrics)
-        line = _line(metrics)
-        self._progress.update(self._task, description=line)
-        if self._progress.disable:
-            self.say(f"step {step}/{self._total}  {line}")
+            board.scalars(step, metrics | self._progress.numbers(step, seconds_left))
+        self._latest |= metrics
+        line = _line(metrics, step / self._schedule.steps_per_epoch, seconds_left)
+        self._bar.update(self._task, description=line)
+        if self._bar.disable:
+            self.say(f"step {step}/{self._schedule.end}  {line}")
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
         """See `Report`."""
@@ -134,8 +142,16 @@ class Monitor:
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
         """See `Report`."""
+        self._baselines |= losses
         for board in self._boards:
             board.scalars(step, {f"baseline/{name}": loss for name, loss in losses.items()})
+
+    def complete(self, commands: Sequence[str]) -> None:
+        """See `Report`."""
+        seconds, run = self._progress.seconds, self._folder
+        lines = result(self._schedule, seconds, self._latest, self._baselines, run)
+        for line in (*lines, *next_commands(run, commands)):
+            self.say(line)
 
     def flush(self) -> None:
         """Retry pending writes, since a checkpoint of this step is about to be written."""
@@ -146,7 +162,7 @@ class Monitor:
 
     def close(self) -> None:
         """Write everything that is pending, and end the progress line."""
-        self._progress.stop()
+        self._bar.stop()
         self._metrics.flush()
         self._quarantine.flush()
         for board in self._boards:
@@ -159,7 +175,7 @@ def _stem(step: int, name: str) -> str:
     return f"step-{step:08d}{dash}{of}"
 
 
-def _line(metrics: Metrics) -> str:
+def _line(metrics: Metrics, epoch: float, seconds_left: float | None) -> str:
     parts = [f"loss {metrics['loss']:.4f}"]
     if "val_loss" in metrics:
         parts.append(f"val {metrics['val_loss']:.4f}")
@@ -170,7 +186,10 @@ def _line(metrics: Metrics) -> str:
         f"grad {metrics['grad_norm']:.3f}",
         _speed(metrics),
         f"data {metrics['data_wait']:.0%}",
+        f"epoch {epoch:.2f}",
     ]
+    if seconds_left is not None:
+        parts.append(f"ETA {duration(seconds_left)}")
     return "  ".join(parts)
 
 

@@ -40,6 +40,10 @@ class Report(Protocol):
         """Show the losses of constant predictors, with which to compare the validation loss."""
         ...
 
+    def complete(self, commands: Sequence[str]) -> None:
+        """Print what a run that is complete has come to, and the commands to run next."""
+        ...
+
     def flush(self) -> None:
         """Retry writes that failed before."""
         ...
@@ -71,6 +75,9 @@ class Silence:
         """Do nothing."""
 
     def baselines(self, step: int, losses: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def complete(self, commands: Sequence[str]) -> None:
         """Do nothing."""
 
     def flush(self) -> None:

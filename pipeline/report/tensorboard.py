@@ -1,9 +1,10 @@
-"""Write TensorBoard's event file, without a thread: SummaryWriter's ends at its first error and loses data."""
+"""Write TensorBoard's event files, without a thread: SummaryWriter's ends at its first error and loses data."""
 
 import io
 import json
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,46 @@ import yaml
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.api_pb2 import MetricName
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from pipeline.files import AppendedFile, Writing
+from pipeline.report.charts import TRAINING, curve_of
+
+# By which runs can be ranked: TensorBoard's table of hyper-parameters shows their last values ...
+RESULTS = ("val_loss", "val_top1", "probe_linear", "probe_knn", "loss")
+# ... beside the settings of these sections
+COMPARED = ("model", "mask", "target", "augment", "optim")
 
 
 class TensorBoard:
-    """A `Board` that writes an event file.
+    """A `Board` that writes event files.
+
+    TensorBoard draws curves into one chart where they have the same tag in several folders, which it calls runs. So
+    the curves of training lie in `folder`, and all others in folders of their names below it.
 
     Args:
-        folder: folder of the run's event files, one per attempt.
+        folder: folder of the run's event files, one per attempt and curve.
         writing: counts failed writes.
         first: hides what earlier attempts wrote from this step on; None: hides nothing.
     """
 
     def __init__(self, folder: Path, writing: Writing, first: int | None = None) -> None:
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in order of names
-        self._file = AppendedFile(folder / name, writing)
-        events = [Event(file_version="brain.Event:2")]
-        if first is not None:
-            events.append(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
-        self._append(*events)
+        self._folder, self._writing, self._first = folder, writing, first
+        self._name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"  # read in order of names
+        self._files: dict[str, AppendedFile] = {}
+        self._open(TRAINING)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Board`."""
-        self._add(step, *(summary.scalar(name, value) for name, value in values.items()))  # type: ignore[no-untyped-call]
+        summaries = defaultdict(list)
+        for metric, value in values.items():
+            curve = curve_of(metric)
+            summaries[curve.name].append(summary.scalar(curve.chart, value))  # type: ignore[no-untyped-call]
+        for name, of_curve in summaries.items():
+            self._add(step, *of_curve, curve=name)
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""
@@ -51,30 +66,59 @@ class TensorBoard:
         self._add(step, Summary(value=[Summary.Value(tag=name, image=image)]))
 
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
-        """Show the recipe as text and as hyper-parameters."""
+        """Show the recipe as text and, beside the run's results, as hyper-parameters."""
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())
-        flat = {
+        compared = {
             f"{section}.{key}": value if isinstance(value, bool | int | float | str) else json.dumps(value)
-            for section, settings in recipe.items()
-            for key, value in settings.items()
+            for section in COMPARED
+            for key, value in recipe.get(section, {}).items()
+            if value is not None
         }
-        self._add(0, summary.text("recipe", text), *summary.hparams(flat, {}))  # type: ignore[no-untyped-call]
+        table, *session = summary.hparams(compared, {})  # type: ignore[no-untyped-call]
+        self._add(0, summary.text("recipe", text), _with_results(table), *session)  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         """See `Board`."""
-        self._file.flush()
+        for file in self._files.values():
+            file.flush()
 
     def close(self) -> None:
         """See `Board`."""
         self.flush()
 
-    def _add(self, step: int, *summaries: Summary) -> None:
-        self._append(*(Event(step=step, summary=summary) for summary in summaries))
+    def _open(self, curve: str) -> None:
+        """Begin the file of a curve."""
+        folder = self._folder if curve == TRAINING else self._folder / curve
+        self._files[curve] = AppendedFile(folder / self._name, self._writing)
+        events = [Event(file_version="brain.Event:2")]
+        if self._first is not None:
+            events.append(Event(step=self._first, session_log=SessionLog(status=SessionLog.START)))
+        self._append(curve, *events)
 
-    def _append(self, *events: Event) -> None:
+    def _add(self, step: int, *summaries: Summary, curve: str = TRAINING) -> None:
+        if curve not in self._files:
+            self._open(curve)
+        self._append(curve, *(Event(step=step, summary=summary) for summary in summaries))
+
+    def _append(self, curve: str, *events: Event) -> None:
         records = io.BytesIO()
         writer = RecordWriter(records)
         for event in events:
             event.wall_time = time.time()
             writer.write(event.SerializeToString())
-        self._file.append(records.getvalue())
+        self._files[curve].append(records.getvalue())
+
+
+def _with_results(table: Summary) -> Summary:
+    """Return the description of a table of hyper-parameters with a column for each of `RESULTS`.
+
+    torch's own knows only curves of the run's own folder.
+    """
+    plugin = table.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for metric in RESULTS:
+        curve = curve_of(metric)
+        group = "" if curve.name == TRAINING else curve.name
+        content.experiment.metric_infos.add(name=MetricName(group=group, tag=curve.chart))
+    plugin.content = content.SerializeToString()
+    return table

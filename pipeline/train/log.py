@@ -11,6 +11,7 @@ from pipeline.checkpoints.saver import Saver
 from pipeline.cluster.world import World
 from pipeline.data.batch import Batch
 from pipeline.data.training_data import TrainingData
+from pipeline.peaks import mfu
 from pipeline.report.bad_samples import BadSamples
 from pipeline.report.pace import Stragglers
 from pipeline.report.report import Metrics, Report
@@ -31,6 +32,7 @@ class TrainingLog:
         batch_size: inputs per step.
         views: inputs per sample that is read.
         frames: frames per clip; None: inputs are images.
+        flops: FLOP to train on one input.
         trace: trace of the run's samples; None: no trace.
 
     Attributes:
@@ -51,11 +53,12 @@ class TrainingLog:
         batch_size: int,
         views: int,
         frames: int | None,
+        flops: int,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
-        self._batch_size, self._views, self._frames = batch_size, views, frames
+        self._batch_size, self._views, self._frames, self._flops = batch_size, views, frames, flops
         self._of_mixture = Counter[str]()  # samples since the last log, by metric
         self._seen = Counter[str]()  # inputs since then, and their frames; of a step all ranks have equally many
         self._stragglers = Stragglers()
@@ -114,6 +117,9 @@ class TrainingLog:
             raise TrainingError(problem)
         for rank, times in self._stragglers.slow_ranks(seconds).items():
             self._report.say(f"note: rank {rank} takes {times:.1f} times as long as the median rank")
+        share = None
+        if len(self._data.media) == 1:  # of both, inputs differ in what they cost
+            share = mfu(rate, self._flops, self._world.size, self._engine.dtype)
         return {
             **self._losses(total),
             "grad_norm": self._engine.grad_norm(),
@@ -121,6 +127,7 @@ class TrainingLog:
             "images_per_second": rate,
             **({} if self._frames is None else {"frames_per_second": rate * self._mean_frames()}),
             **({} if self._views == 1 else {"samples_per_second": rate / self._views}),
+            **({} if share is None else {"mfu": share}),
             "data_wait": total["data_wait"] / self._world.size,
             "bad_samples": total["bad"],
             "nonfinite_steps": not_finite,

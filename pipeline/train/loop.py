@@ -80,6 +80,7 @@ class Training:
                 outcome = self._train(preemption)
             if outcome is Outcome.COMPLETE:
                 self._mark_complete()
+                self.report.complete(self.task.next_commands)
             return outcome
         except TooManyBad as error:
             self.bad.write_unlogged(error.bad)

@@ -18,8 +18,10 @@ from pipeline.data.exact import ExactData
 from pipeline.data.stream import StreamData
 from pipeline.data.training_data import Part, TrainingData
 from pipeline.report.bad_samples import BadSamples
+from pipeline.report.boards import check_boards
 from pipeline.report.monitor import open_monitor
 from pipeline.report.profile import Profile
+from pipeline.report.progress import Schedule
 from pipeline.report.report import Report, Silence
 from pipeline.report.sample_trace import open_trace
 from pipeline.settings import ConfigError
@@ -50,6 +52,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         ConfigError, ShardError, CheckpointError, DataError, TrainingError: one line that says what to do.
     """
     _check_compiler(recipe, world)
+    check_boards(recipe.run.boards)
     torch.manual_seed(recipe.run.seed)
     data = open_data(recipe, world)
     task = make_task(recipe, data, world, phases)
@@ -80,7 +83,8 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
     )
     report: Report = Silence()
     if world.rank == 0:
-        report = open_monitor(run.dir, task.name, recipe.plain(), first_step, end)
+        schedule = Schedule(first_step, end, batch_size / recipe.views, steps_per_epoch)
+        report = open_monitor(run.dir, task.name, recipe.plain(), schedule, run.boards)
     trace = open_trace(run.dir, world, first_step) if run.trace_samples else None
 
     notes += data.notes
@@ -105,6 +109,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         batch_size=batch_size,
         views=recipe.views,
         frames=recipe.data.frames,
+        flops=task.flops,
         trace=trace,
     )
     return Training(

@@ -54,6 +54,8 @@ class Task(TaskLoss, Protocol):
         inputs: likewise the facts that may change between attempts, but must be equal on all ranks.
         average: decay of a moving average of the weights; None: no average.
         probe_every: steps between probes; None: no probes.
+        next_commands: commands to run once the run is complete.
+        flops: FLOP to train on one input, forward and backward.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Task(TaskLoss, Protocol):
     inputs: dict[str, Any]
     average: float | None
     probe_every: int | None
+    next_commands: list[str]
+    flops: int
 
     @property
     def model(self) -> nn.Module:

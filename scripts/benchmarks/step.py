@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Figure
-from benchmarks.hardware import matrix_product, peak, synchronise
+from benchmarks.hardware import matrix_product, synchronise
 from benchmarks.plain import PlainEngine
 from benchmarks.racing import ROUNDS, compare, race
 from benchmarks.wire import Wire, latency_and_bandwidth
@@ -23,6 +23,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.request import Request
 from pipeline.device import DTYPES
 from pipeline.estimate import wire_bytes
+from pipeline.peaks import peak
 from pipeline.pretrain.task import MaskedPrediction
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.figures import Figure
-from benchmarks.hardware import peak, synchronise
+from benchmarks.hardware import synchronise
 from benchmarks.racing import compare, race
 from pipeline.masks.blocks import block_masks, masked_patches
+from pipeline.peaks import peak
 from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog.arithmetic import compiled, hog_target
 

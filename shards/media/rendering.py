@@ -1,4 +1,4 @@
-"""Render images whose bytes are not kept: their pixels as 8-bit grey or RGB, upright, as PNG or JPEG."""
+"""Render images whose bytes are not kept: to the PNG or JPEG of their pixels, upright, as 8-bit grey or RGB."""
 
 import io
 from typing import Literal

@@ -91,7 +91,7 @@ def test_samples_and_bad_samples_are_counted_by_data_set(sets: dict[str, Path], 
         assert line["bad_samples"] == ids.count(0) + ids.count(15)
         done = line["step"]
         for name in ("samples/art", "bad_samples/photos"):
-            assert [point.value for point in board.Scalars(name) if point.step == done] == [line[name]]
+            assert [point.value for point in board.Scalars(f"reading/{name}") if point.step == done] == [line[name]]
         met += ids
     quarantined = [json.loads(line) for line in (undisturbed / "quarantine.jsonl").read_text().splitlines()]
     assert len(quarantined) == met.count(0) + met.count(15) > 4

@@ -94,7 +94,7 @@ def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> No
 
 
 def test_every_setting_that_differs_is_documented() -> None:
-    text = (CHECKOUT / "docs" / "finetuning.md").read_text()
+    text = (CHECKOUT / "docs" / "how-to" / "finetuning.md").read_text()
     ours, base = FinetuneRecipe.model_fields, Recipe.model_fields
     for section, field in ours.items():
         known = base[section].annotation.model_fields if section in base else {}

@@ -24,7 +24,7 @@ from pipeline.pixels import normalise
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
 from pipeline.probe.features import View, compute, load
 from pipeline.probe.judge import Settings
-from pipeline.probe.pictures import draw_attention, still
+from pipeline.probe.pictures import draw_attention, principal_colours, still
 from pipeline.probe.probe import Asked, probe
 from pipeline.probe.source import of_run, of_weights
 from shards.build import build
@@ -140,27 +140,45 @@ def test_widths_and_keys_are_those_of_what_is_computed(family: tuple[str, dict[s
 
 
 def test_attention_of_clips_is_drawn_frame_by_frame() -> None:
-    """Two rows of every second frame: as they are, and lit where a key is looked at; the clip's most is full light."""
+    """Rows of every second frame: as they are, lit where a key is looked at, and the colours of their features."""
     inputs = torch.full((2, 3, 4, 32, 48), 200, dtype=torch.uint8)
     inputs[:, :, 1::2] = 0  # frames that no key begins with
-    looked = torch.zeros(2, 2, 2, 3)
-    looked[0, 1, 0, 2] = looked[1, 0, 1, 0] = 0.5
-    looked[1, 1, 1, 1] = 0.25
-    picture = draw_attention(inputs, looked)
+    looked = torch.full((2, 2, 2, 3), 0.25)
+    looked[0, 1, 0, 2] = looked[1, 0, 1, 0] = 0.75
+    looked[1, 1, 1, 1] = 0.5
+    colours = torch.rand(2, 2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    picture = draw_attention(inputs, looked, colours)
     height, width = 32 + 14 + 4, 48 + 4
-    assert picture.shape == (4 * height, 2 * width - 4, 3)
+    assert picture.shape == (6 * height, 2 * width - 4, 3)
 
-    def cell(clip: int, frame: int, row: int, column: int, of: int) -> int:
-        top, left = (2 * clip + of) * height + 14 + 16 * row, frame * width + 16 * column
-        values = np.unique(picture[top : top + 16, left : left + 16])
-        assert len(values) == 1
-        return int(values[0])
+    def middle(clip: int, frame: int, row: int, column: int, of: int) -> Any:
+        """The four pixels in the middle of a patch, where the light of its neighbours hardly counts."""
+        top, left = (3 * clip + of) * height + 14 + 16 * row + 7, frame * width + 16 * column + 7
+        return picture[top : top + 2, left : left + 2].astype(float)
 
     lit = {(0, 1, 0, 2): 200, (1, 0, 1, 0): 200, (1, 1, 1, 1): 120}
     for place in np.ndindex(2, 2, 2, 3):
-        assert cell(*place, of=0) == 200
-        assert cell(*place, of=1) == lit.get(place, 40)
+        assert (middle(*place, of=0) == 200).all()
+        np.testing.assert_allclose(middle(*place, of=1), lit.get(place, 40), atol=12)
+        expected = np.broadcast_to(255 * colours[place].numpy(), (2, 2, 3))
+        np.testing.assert_allclose(middle(*place, of=2), expected, atol=20)
     assert torch.equal(still(inputs), inputs[:, :, 2]) and torch.equal(still(inputs[:, :, 0]), inputs[:, :, 0])
+
+
+def test_patches_of_similar_features_have_similar_colours() -> None:
+    """Of two groups of patches, whatever the input, and however the features are turned."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(2, (3, 4, 4), generator=generator).bool()
+    features = 0.01 * torch.randn(3, 4, 4, 16, generator=generator)
+    features[..., 0] += 5.0 * first
+    colours = principal_colours(features)
+    assert colours.shape == (3, 4, 4, 3) and colours.min() == 0 and colours.max() == 1
+    red = colours[..., 0]
+    apart = red[first].mean() - red[~first].mean()
+    assert apart.abs() > 0.9
+    turn, _ = torch.linalg.qr(torch.randn(16, 16, generator=generator))
+    turned = principal_colours(features @ turn)[..., 0]
+    assert min((turned - red).abs().max(), (1 - turned - red).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -226,7 +244,7 @@ def test_a_run_of_clips_is_judged_and_drawn(
     said = capsys.readouterr().out
     assert "8 validation clips" in said and "block 0" in said
     with Image.open(out / "step-00000001-attention.png") as picture:
-        assert picture.size == (2 * (32 + 4) - 4, 8 * 2 * (32 + 14 + 4))
+        assert picture.size == (2 * (32 + 4) - 4, 8 * 3 * (32 + 14 + 4))
     with Image.open(out / "step-00000001-neighbours.png") as picture:
         assert picture.size == (4 * (32 + 4) - 4, 8 * (32 + 14 + 4))
 

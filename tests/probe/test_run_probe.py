@@ -99,11 +99,13 @@ def test_a_probe_finds_what_the_script_finds(stage: int, labelled: dict[str, Pat
 
 
 def test_boards_show_the_probes_beside_the_untrained_encoder(run: Path) -> None:
-    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    board, untrained_board = (
+        EventAccumulator(str(run / "tensorboard" / curve)).Reload() for curve in ("validation", "baseline-untrained")
+    )
     for name in NUMBERS:
-        shown = {event.step: event.value for event in board.Scalars(name)}
+        shown = {event.step: event.value for event in board.Scalars(f"probes/{name.removeprefix('probe_')}")}
         assert shown == {step: pytest.approx(found[name]) for step, found in probes(run).items()}
-    (untrained,) = board.Scalars("baseline/probe_linear")
+    (untrained,) = untrained_board.Scalars("probes/linear")
     assert untrained.step == 0 and 0 <= untrained.value <= 1
 
 

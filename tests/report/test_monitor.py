@@ -10,6 +10,7 @@ from launching import small_recipe
 from rich.console import Console
 
 from pipeline.report.monitor import open_monitor
+from pipeline.report.progress import Schedule
 
 NAME = "d[/x] [red]b[/red] :smile: {task}.tar"
 
@@ -33,7 +34,7 @@ def bad(**names: str) -> list[dict[str, Any]]:
 
 
 def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path) -> None:
-    monitor = open_monitor(tmp_path, NAME, small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor = open_monitor(tmp_path, NAME, small_recipe("x", tmp_path).plain(), Schedule(0, 10, 16, 4))
     monitor.quarantine(bad(key="a", path=NAME, shard="https://bob:SEKRET@host/a.tar"))
     monitor.say("a long line " * 20 + "https://bob:SEKRET@host/?sig=SEKRET")
     monitor.advance(1)
@@ -60,14 +61,14 @@ def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path
 def test_speed_is_that_of_images_or_of_clips_and_their_frames(
     rates: dict[str, float], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), Schedule(0, 10, 16, 4))
     monitor.log(3, {"loss": 0.5, "lr": 1e-3, "grad_norm": 1.0, "data_wait": 0.25} | rates)
     monitor.close()
     assert f"grad 1.000  {told}  data 25%" in capsys.readouterr().out
 
 
 def test_elsewhere_it_is_the_same_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), 0, 10)
+    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), Schedule(0, 10, 16, 4))
     monitor.quarantine(bad())
     monitor.close()
     assert capsys.readouterr().out == (

@@ -105,7 +105,8 @@ def test_no_file_of_logging_keeps_a_run_from_resuming(
     pretrain(shards, run, "run.max_steps=6", "run.trace_samples=true", f"data.validation={shards}")
     assert last_checkpoint(run).facts.step == 6
     warned = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")]
-    expected = ["tensorboard/events", "pictures", "config.yaml"]
+    curves = ["events", "validation", "baseline-zero", "baseline-mean"]
+    expected = [*(f"tensorboard/{curve}" for curve in curves), "pictures", "config.yaml"]
     if obstacle != "an odd line":
         expected += ["metrics.jsonl", "samples-rank0.jsonl"]  # and quarantine.jsonl, where it cannot even be cut
     assert {name: sum(name in line for line in warned) for name in expected} == dict.fromkeys(expected, 1)

@@ -37,7 +37,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def run_demo(folder: Path) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment["MASTER_PORT"] = str(free_port())  # both demos may run at once
     done = subprocess.run(
         ["bash", "scripts/demo.sh", str(folder)], cwd=CHECKOUT, env=environment, capture_output=True, text=True
     )

@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
     installed = (checkout / "pyproject.toml").read_bytes() + (checkout / "constraints.txt").read_bytes()
     (checkout / ".venv" / "installed").write_text(hashlib.sha256(installed).hexdigest() + "\n")
     (binaries / "activate").write_text(f'PATH="{binaries}:$PATH"\n')
-    for name in ("python", "deepspeed", "maskfeat-shards", "scontrol", "g++"):
+    for name in ("python", "maskfeat", "maskfeat-shards", "scontrol", "g++"):
         (binaries / name).write_text(STAND_IN)
         (binaries / name).chmod(0o755)
     return checkout
@@ -85,12 +85,11 @@ def test_the_demo_where_paths_have_spaces(checkout: Path) -> None:
         ["maskfeat-shards", "build", f"{folder}/images/train", f"{folder}/shards/train", "--samples-per-shard", "500"],
         ["maskfeat-shards", "build", f"{folder}/images/validation", f"{folder}/shards/validation"],
         [
-            *("deepspeed", "--quiet", "--num_gpus", "2", "--master_port", "29500", "scripts/pretrain.py", "demo"),
-            f"run.dir={folder}/run",
+            *("maskfeat", "pretrain", "demo", f"run.dir={folder}/run"),
             *(f"data.shards={folder}/shards/train", f"data.validation={folder}/shards/validation"),
         ],
-        ["python", "scripts/export.py", f"{folder}/run", f"{folder}/weights"],
-        ["python", "scripts/report.py", f"{folder}/run"],
+        ["maskfeat", "export", f"{folder}/run", f"{folder}/weights"],
+        ["maskfeat", "report", f"{folder}/run"],
     ]
     assert "reusing .venv" in said and not list(checkout.rglob("proof"))
 
@@ -104,17 +103,17 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
     out, made = checkout / "my results", calls(checkout)
     sets = [f"data.shards={out}/shards/train", f"data.validation={out}/shards/validation"]
     assert (out / "validation" / "a class" / "test").resolve() == checkout / ODD / "test" / "a class"
-    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/pretrain.py"]
     for kind, options in {
         "hog": ["small", "optim.epochs=100"],
         "pixels": ["small", "target.kind=pixels", "optim.epochs=100"],
         "light": ["small_visible", "optim.epochs=260"],
         "local": ["small_visible", "model.decoder=local", "target.kind=hog_scales", "optim.epochs=190"],
     }.items():
-        assert [*launched, *options, f"run.dir={out}/pretrain/{kind}", *sets] in made
-    launched = ["deepspeed", "--quiet", "--num_gpus", "2", "scripts/finetune.py", "small"]
+        assert ["maskfeat", "pretrain", *options, f"run.dir={out}/pretrain/{kind}", *sets] in made
+    blocks = ["--layer", *"012345", "--out", f"{out}/probe/hog"]
+    assert ["maskfeat", "probe", f"{out}/pretrain/hog", *sets, *blocks] in made
     init = f"model.init={out}/weights/pixels"
-    assert [*launched, f"run.dir={out}/finetune/pixels-1", "run.seed=1", init, *sets] in made
+    assert ["maskfeat", "finetune", "small", f"run.dir={out}/finetune/pixels-1", "run.seed=1", init, *sets] in made
     assert made[-1] == ["python", "scripts/compare.py", str(out)]
     assert not list(checkout.rglob("proof"))
 

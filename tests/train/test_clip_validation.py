@@ -22,6 +22,7 @@ from pipeline.measure import measure
 from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import draw
 from pipeline.report.monitor import open_monitor
+from pipeline.report.progress import Schedule
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import build_target
 from pipeline.targets.settings import TargetSettings
@@ -93,7 +94,7 @@ def test_the_picture_of_clips_has_a_row_of_frames_for_each_panel() -> None:
 
 def test_an_animation_is_kept_and_plays_in_tensorboard(tmp_path: Path) -> None:
     frames = [np.full((6, 4, 3), 80 * time, np.uint8) for time in range(3)]
-    monitor = open_monitor(tmp_path, "a test", {"run": {}}, 0, 10)
+    monitor = open_monitor(tmp_path, "a test", {"run": {}}, Schedule(0, 10, 16, 4))
     monitor.animation(5, "animation", frames)
     monitor.close()
 

@@ -28,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.files import AppendedFile, Writing, keep_lines, replace
 from pipeline.report.monitor import open_monitor
+from pipeline.report.progress import Schedule
 
 NUMBERS = {"grad_norm": 1.0, "lr": 1e-4, "images_per_second": 10.0, "data_wait": 0.5}
 NUMBERS |= {f"data/{number}": 0.0 for number in range(20)}  # some lines fill the page that a file had left
@@ -100,7 +101,7 @@ def test_a_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch
 
 def test_what_is_watched_outlasts_a_full_disk(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = small_recipe("shards", small_disk).model_dump(mode="json")
-    monitor = open_monitor(small_disk, "a test", recipe, 0, 40)
+    monitor = open_monitor(small_disk, "a test", recipe, Schedule(0, 40, 16, 4))
     picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     for step in range(1, 41):
         if step == 11:
@@ -127,15 +128,16 @@ def test_what_is_watched_outlasts_a_full_disk(small_disk: Path, capsys: pytest.C
 
 def test_the_recipe_of_the_life_before_stays(small_disk: Path) -> None:
     recipe = small_recipe("shards", small_disk).model_dump(mode="json")
-    open_monitor(small_disk, "a test", recipe, 0, 40).close()
+    open_monitor(small_disk, "a test", recipe, Schedule(0, 40, 16, 4)).close()
     before = (small_disk / "config.yaml").read_text()
     fill(small_disk)
-    open_monitor(small_disk, "a test", recipe | {"run": {"note": "x" * 10_000}}, 0, 40).close()
+    open_monitor(small_disk, "a test", recipe | {"run": {"note": "x" * 10_000}}, Schedule(0, 40, 16, 4)).close()
     assert (small_disk / "config.yaml").read_text() == before
 
 
 def test_a_console_that_goes_to_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor = open_monitor(small_disk, "a test", small_recipe("shards", small_disk).model_dump(mode="json"), 0, 40)
+    recipe = small_recipe("shards", small_disk).model_dump(mode="json")
+    monitor = open_monitor(small_disk, "a test", recipe, Schedule(0, 40, 16, 4))
     with (small_disk / "said").open("w") as console:
         monkeypatch.setattr(sys, "stdout", console)
         filler = fill(small_disk)
@@ -149,7 +151,8 @@ def test_a_console_that_goes_to_a_full_disk(small_disk: Path, monkeypatch: pytes
 
 
 def test_a_console_that_nobody_reads_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor = open_monitor(tmp_path, "a test", small_recipe("shards", tmp_path).model_dump(mode="json"), 0, 2)
+    recipe = small_recipe("shards", tmp_path).model_dump(mode="json")
+    monitor = open_monitor(tmp_path, "a test", recipe, Schedule(0, 2, 16, 4))
     reads, writes = os.pipe()
     os.close(reads)
     console = os.fdopen(writes, "w")

@@ -17,6 +17,7 @@ from pipeline.cluster.world import World, join
 from pipeline.files import Writing
 from pipeline.report.board import Board
 from pipeline.report.monitor import Monitor
+from pipeline.report.progress import Schedule
 from pipeline.report.tensorboard import TensorBoard
 from pipeline.train.engine import Engine
 from pipeline.train.meter import Meter
@@ -121,7 +122,7 @@ class Noted:
 def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
     boards: list[Board] = [Noted(), Noted()]
     recipe = small_recipe("none", tmp_path).plain()
-    monitor = Monitor(tmp_path, "a test", recipe, 0, 10, boards, Writing())
+    monitor = Monitor(tmp_path, "a test", recipe, Schedule(0, 10, 16, 4), boards, Writing())
     monitor.log(1, {"loss": 0.5} | NUMBERS)
     monitor.picture(1, "reconstruction", np.zeros((4, 6, 3), np.uint8))
     monitor.animation(1, "animation", [np.zeros((4, 6, 3), np.uint8)])
@@ -132,7 +133,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
         assert isinstance(board, Noted)
         assert board.shown == [
             recipe,
-            (1, {"loss": 0.5, "failed_writes": 0} | NUMBERS),
+            (1, {"loss": 0.5, "failed_writes": 0, "epoch": 0.25, "samples_seen": 16} | NUMBERS),
             (1, "reconstruction", (4, 6, 3)),
             (1, "animation", b"GIF89a", (4, 6)),
             (1, {"baseline/zero": 0.25}),

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from benchmarks.gpu.kernel import ROUNDING
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
-from benchmarks.hardware import peak
 from benchmarks.racing import compare, race
 from benchmarks.targets import official_hog, repeated, replayed
 from model.layout import Layout, spread
 from pipeline.masks.cubes import cube_masks, masked_cells
+from pipeline.peaks import peak
 from pipeline.pixels import Statistics, normalise
 from pipeline.targets.hog import hog_target
 

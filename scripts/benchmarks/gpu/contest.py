@@ -9,9 +9,10 @@ import torch
 
 from benchmarks.figures import Figure
 from benchmarks.gpu.results import Bench, Failure, LeftOut, Result
-from benchmarks.hardware import matrix_product, peak
+from benchmarks.hardware import matrix_product
 from benchmarks.racing import Rates, compare, race
 from benchmarks.step import Loop, inputs_of, resident, settings_of, title
+from pipeline.peaks import peak
 from pipeline.train.engine import DTYPES
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.results import Bench, Check, Failure, LeftOut, Result
-from benchmarks.hardware import peak
+from pipeline.peaks import peak
 
 
 @dataclass(frozen=True)

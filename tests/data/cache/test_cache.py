@@ -111,7 +111,8 @@ def test_a_cache_below_the_working_set_is_refused_with_the_number_that_does(
         for step in range(2 * order.plan.samples // BATCH + 1):  # the last one begins in the second epoch
             in_use = {shard for use, shard in foreseen(manifest, step, epochs=2) if use == step}
             needed = max(needed, int(manifest.shard_bytes[list(in_use)].sum()))
-        with pytest.raises(DataError, match=f"{needed:,} bytes.*only {needed - 1:,}: set data.cache_size={needed} or"):
+        remedy = f"{needed:,} bytes.*limited to {needed - 1:,}: set data.cache_size={needed} or"
+        with pytest.raises(DataError, match=remedy):
             NodeCache(manifest, node_folder, needed - 1, order)
         with closing(NodeCache(manifest, node_folder, needed, order)) as cache:
             cache.advance(0)

@@ -60,14 +60,14 @@ def test_a_run_that_is_stopped_and_resumed(shards: Path, mine: Path, maskfeat: l
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 75
     text = (tmp_path / "said").read_text()
-    assert "2 ranks x 1 x 8 images a step" in text and "ERROR" not in text
+    assert "2 ranks x 1 x 8 images" in text and "ERROR" not in text
     reached = max(losses(run))
     assert (run / "checkpoints" / f"step-{reached:08d}").is_dir()
 
     again = [*maskfeat, *settings, "--processes", "1", f"run.max_steps={reached + 1}"]
     done = subprocess.run(again, cwd=mine, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "1 ranks x 1 x 16 images a step" in done.stdout and max(losses(run)) == reached + 1
+    assert "1 ranks x 1 x 16 images" in done.stdout and max(losses(run)) == reached + 1
 
 
 def test_our_packages_are_those_beside_the_program(mine: Path) -> None:
@@ -131,6 +131,12 @@ def test_processes_share_out_the_cores(
     at = started["command"].index(rank.__file__)
     given = [word for word in arguments if not word.startswith("--") and word != "2"]
     assert started["command"][at:] == [rank.__file__, "pretrain", *given, "data.shards=s"]
+
+
+def test_the_doctor_is_started_like_the_run(started: dict[str, Any]) -> None:
+    """Whatever options stand before the recipe."""
+    assert launch.start("doctor", ["--samples", "8", "demo", "optim.batch_size=30", "data.shards=s"]) == 0
+    assert world(started["command"]) == [0, 1]
 
 
 @pytest.mark.parametrize("arguments", [["demo", "optim.batch_size=7"], ["no_such"], [], ["demo", "--processes", "1"]])
@@ -212,7 +218,8 @@ def test_the_status_of_the_processes_is_passed_on(
 
 
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 open(sys.argv[1], "w").close()
 try:
     time.sleep(60)
@@ -242,3 +249,14 @@ def test_a_signal_reaches_the_processes_and_not_their_launcher(
     assert launch._await(launcher, dict(os.environ), command, None) == status
     thread.join()
     assert time.monotonic() - begin < 50
+
+
+def test_an_interrupt_while_modules_are_imported_prints_no_traceback() -> None:
+    code = (
+        "import importlib, runpy, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "importlib.import_module = lambda name: signal.raise_signal(signal.SIGINT)\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, launch.rank.__file__], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
