@@ -36,6 +36,8 @@ def test_your_own_photographs(page: str, folders: list[str], tmp_path: Path) -> 
         (tmp_path / folder).mkdir(parents=True)
         for seed in range(8):
             picture(seed).save(tmp_path / folder / f"{seed}.png")
+    for name in ("cat.jpg", "dog.jpg"):  # the pictures of one's own that the tutorial predicts
+        picture(9).save(tmp_path / name)
     text = (CHECKOUT / page).read_text().split("## Your own photographs")[-1]
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
