@@ -1,6 +1,7 @@
 """The processes of a run: rank, device, and the exchanges of the training loop."""
 
 import importlib
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,6 +118,8 @@ def join(patience: float = 600) -> World:
         backend.build_shm_op = lambda: None
         # It refuses fp16 on processors without instructions for it, where torch supports it all the same
         accelerator.is_fp16_supported = lambda: True
+        # torch's compiler would warn on every rank that a CUDA toolkit has no GPU here
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if "OMP_NUM_THREADS" not in os.environ:  # ranks of a node share its cores
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     timeout = timedelta(seconds=patience)
