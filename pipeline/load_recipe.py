@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
@@ -75,4 +75,5 @@ def _explain(kind: Kind, problem: Any) -> str:
     if wrong == "value_error" and len(location) < 2:  # of a section or the whole recipe; it names its keys
         return str(problem["ctx"]["error"])
     message = str(problem["ctx"]["error"]) if wrong == "value_error" else problem["msg"]
-    return f"{shown(key)}={shown(problem['input'])}: {message[0].lower()}{message[1:]}"
+    off = ", or null for none" if type(None) in get_args(annotations(kind).get(key)) else ""
+    return f"{shown(key)}={shown(problem['input'])}: {message[0].lower()}{message[1:]}{off}"

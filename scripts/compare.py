@@ -10,9 +10,10 @@ Example, after scripts/reproduce_small.sh /data/flowers reproduction:
     python scripts/compare.py reproduction
 """
 
+import json
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ class Variant:
     def chosen(self) -> Block:
         """The block with the best linear probe on held-out training images, since the best on validation is biased."""
         return max(self.blocks, key=lambda block: block.held_out)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Return the numbers of the table, for --json; accuracies are in [0, 1]."""
+        return {
+            "name": self.name,
+            "epochs": self.run.epochs if self.run else None,
+            "images_per_second": self.run.images_per_second if self.run else None,
+            "last_block": asdict(self.blocks[-1]),
+            "chosen_block": asdict(self.chosen),
+            "fine_tuned": {seed: max(curve.items())[1] for seed, curve in self.fine_tuned.items()},
+        }
 
     @property
     def row(self) -> list[str]:
@@ -153,16 +166,31 @@ def main() -> int:
     """Return 0, or 1 when FOLDER is not complete."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="OUT of scripts/reproduce_small.sh")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list with an object for each kind, instead of the table"
+    )
     prepare()
-    folder: Path = parser.parse_args().folder
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
     kinds = [kind for kind in KINDS if kind in ("scratch", "hog") or (folder / "probe" / kind).exists()]
     try:
         variants = [read(folder, kind) for kind in kinds]
-        rows = [variant.row for variant in variants]
+        rows, figures = [variant.row for variant in variants], [variant.figures for variant in variants]
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end")
         return 1
 
+    if arguments.json:
+        print(json.dumps(figures, indent=1))
+    else:
+        show(rows)
+    draw(folder / "results.png", variants)
+    (note if arguments.json else say)(f"plots: {folder}/results.png")
+    return 0
+
+
+def show(rows: list[list[str]]) -> None:
+    """Print the table."""
     columns = ("linear", "k-NN", "block", "linear", "k-NN", "fine-tuned", "each seed")
     table = Table(
         "pre-training", "epochs", "images/s", *columns, box=SIMPLE_HEAD, title="top-1 (%)", collapse_padding=True
@@ -171,9 +199,6 @@ def main() -> int:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
     say("probes of the last block, and of the block whose linear probe is best on held-out training images")
-    draw(folder / "results.png", variants)
-    say(f"plots: {folder}/results.png")
-    return 0
 
 
 def draw(path: Path, variants: list[Variant]) -> None:

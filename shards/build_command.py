@@ -64,7 +64,9 @@ def build(
     ] = None,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Check every image and video in SRC and write those that are fit for training to OUT.
+    """Write the images and videos in SRC to a data set in OUT.
+
+    Every file is checked; those that are not fit for training are left out and listed.
 
     SRC is a folder (SRC/<class>/**/<file>, or SRC/<file>), a tar of <class>.tar files as ImageNet is published,
     a .csv or .parquet table with a column `path` (files or URLs) and, for classes, `label` (names or integers), or

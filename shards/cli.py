@@ -1,8 +1,10 @@
 """The command `maskfeat-shards`. Exit status: 0 done, 1 problems in the data, 2 wrong usage or a failure."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -13,7 +15,7 @@ from shards.files import ShardError
 from shards.index import index_tars
 from shards.manifest import Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS
-from shards.output import judge, overview, progress, resumable, summarise
+from shards.output import figures, judge, overview, progress, resumable, summarise
 from shards.preview import write_preview
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
@@ -35,11 +37,12 @@ def index(
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     max_rejects: MaxRejects = 0,
 ) -> None:
-    """Make a data set in DIR of existing WebDataset tars, which are neither changed nor moved.
+    """Make a data set in DIR of existing WebDataset tars.
 
-    Every image and video is checked as in `build`. Labels, names or numbers, are read from `.cls`, or from `label` or a
-    similar key in `.json`. Bad samples, those that would have to be rewritten, and tars that cannot be read are omitted
-    and listed in DIR/rejects.parquet. An interrupted run resumes when the same command is run again.
+    The tars are neither changed nor moved. Every image and video is checked as in `build`. Labels, names or
+    numbers, are read from `.cls`, or from `label` or a similar key in `.json`. Bad samples, those that would have
+    to be rewritten, and tars that cannot be read are omitted and listed in DIR/rejects.parquet. An interrupted run
+    resumes when the same command is run again.
 
     \b
     Examples:
@@ -59,7 +62,9 @@ def index(
 
 
 def verify(root: Root, workers: Workers = None) -> None:
-    """Read every byte in DIR and report the shards and images that differ from what was built.
+    """Compare every byte in DIR with what was built.
+
+    Shards and images that differ are listed, and the exit status is 1.
 
     \b
     Example:
@@ -82,14 +87,18 @@ def verify(root: Root, workers: Workers = None) -> None:
     say(f"{root}: {samples} in {shards}: all as they were built")
 
 
-def info(root: Root) -> None:
+def info(root: Root, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
     """Describe the data set in DIR.
 
     \b
     Example:
       maskfeat-shards info shards/train
     """
-    rows = overview(Dataset.load(root), Manifest.load(root))
+    dataset, manifest = Dataset.load(root), Manifest.load(root)
+    if as_json:
+        print(json.dumps(figures(dataset, manifest), indent=1))
+        return
+    rows = overview(dataset, manifest)
     # Plain lines: a narrow terminal wraps them and a pipe passes them on unchanged.
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -100,7 +109,9 @@ def preview(
     root: Root,
     out: Annotated[Path, typer.Option(metavar="FILE", help="HTML page to write.")],
 ) -> None:
-    """Show the data set in DIR on one page: samples of every class, sizes, rejects, duplicates.
+    """Show the data set in DIR on an HTML page.
+
+    The page has samples of every class, sizes, rejects and duplicates.
 
     \b
     Example:
@@ -113,15 +124,29 @@ def preview(
 COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"maskfeat-shards {version('maskfeat-pipeline')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
     """Run the command line with these commands; errors that users can fix are one line."""
     app = typer.Typer(
         help="Turn images and videos into checked WebDataset shards with a manifest.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    app.callback()(_options)
     for command in commands:
         app.command()(command)
     prepare()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +92,33 @@ def overview(dataset: Dataset, manifest: Manifest) -> list[tuple[str, str]]:
         ("duplicates", _duplicates(manifest) or "0"),
         ("identity", manifest.identity),
     ]
+
+
+def figures(dataset: Dataset, manifest: Manifest) -> dict[str, Any]:
+    """Return the output of `info --json` on a data set: counts, bytes, and pixels of the short side."""
+    short = np.minimum(manifest.height, manifest.width)
+    counts = _counts(dataset, manifest)
+    found: dict[str, Any] = {
+        "samples": len(manifest),
+        "shards": len(manifest.counts),
+        "bytes": dataset.bytes,
+        "short_side": {"min": int(short.min()), "median": float(np.median(short)), "max": int(short.max())},
+        "classes": dict(zip(dataset.classes, counts.tolist(), strict=False)),
+        "unlabelled": dataset.samples - int(counts.sum()),
+        "rejects": dict(count_rejects(manifest.root)),
+        "ignored_files": dataset.ignored,
+        "duplicates": len(load_duplicates(manifest.root, len(manifest))),
+        "identity": manifest.identity,
+    }
+    if manifest.video is not None:
+        frames, rate = manifest.video.frames, manifest.video.rate
+        known = frames > 0
+        found["videos"] = {
+            "count": int(known.sum()),
+            "frames": int(frames[known].sum()),
+            "seconds": float((frames[known] / rate[known]).sum()),
+        }
+    return found
 
 
 def _videos(videos: Videos) -> list[tuple[str, str]]:

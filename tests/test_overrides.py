@@ -175,6 +175,7 @@ def test_long_text_takes_no_long_time() -> None:
         ("optim.epochs=1e999", "optim.epochs=1e999: input should be a finite number"),
         ("optim.epochs=nan", "optim.epochs=nan: input should be a finite number"),
         ("optim.lr=-1", "optim.lr=-1: input should be greater than"),
+        ("run.probe_every=0", "run.probe_every=0: input should be greater than or equal to 1, or null for none"),
         ("run.seed=" + "9" * 5000, "run.seed=" + "9" * 100 + "...: "),
         ("data.cache_size=-5GB", "data.cache_size=-5GB: "),
         ("model.options={depth: 1, depth: 2}", "depth is set for the second time"),

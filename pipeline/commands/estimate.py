@@ -150,6 +150,7 @@ def figures_of(
         "inputs_per_second_per_gpu": rate,
         "decode_milliseconds": decoding,
         "decoding_cores_per_gpu": rate / recipe.masks * decoding / 1e3,  # an input is decoded once for all of its masks
+        "samples": samples,
         "steps": steps,
         "batch_size": batch,
         "zero_stage": stage,
@@ -180,6 +181,7 @@ def tell_of_the_run(recipe: Recipe, figures: dict[str, Any]) -> None:
     many, kind = ("images", "images") if recipe.data.clip is None else ("clips", "videos")
     made_of = f", {views} of each of {batch // views:,} {kind}" if views > 1 else ""
     seen = many if recipe.masks == 1 else "views"
+    say(f"data      {figures['samples']:,} {kind}; --samples N for another number")
     say(f"schedule  {figures['steps']:,} steps of {batch:,} {seen}{made_of}, ZeRO {figures['zero_stage']}")
     columns = {  # each with its value, what it is divided by, and its format
         "GPUs": ("gpus", 1, ","),

@@ -61,6 +61,7 @@ def main() -> int:
         help="share of training held out to choose the rate (%(default)s)",
     )
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the content of NAME.json")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     arguments = parser.parse_intermixed_args()
     if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
@@ -90,6 +91,6 @@ def main() -> int:
             arguments.batch_size,
             arguments.held_out,
         )
-        probe(asked, settings, world)
+        probe(asked, settings, world, arguments.json)
 
     return status_of(judge)

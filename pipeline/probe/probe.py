@@ -27,7 +27,7 @@ from pipeline.report.tensorboard import TensorBoard
 from pipeline.settings import ConfigError
 from shards.manifest import Manifest
 from shards.secrets import masked
-from shards.terminal import say, shown
+from shards.terminal import note, say, shown
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,20 @@ class Asked:
     out: Path | None
 
 
-def probe(asked: Asked, settings: Settings, world: World) -> None:
+def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False) -> None:
     """Compute features, evaluate them, and write and print the results. All ranks call this together.
 
     Args:
         asked: the arguments.
         settings: parameters of the probes; the seed is replaced by the recipe's.
         world: the ranks.
+        as_json: print the report that is written, as one JSON object, instead of tables.
 
     Raises:
         ConfigError, WeightsError, CheckpointError, ShardError, DataError: the source, or the data, cannot be used.
     """
     started = time.perf_counter()
+    tell = note if as_json else say
     source, name, step = find(asked)
     recipe, encoder = source.recipe, source.encoder
     if recipe.data.validation is None:
@@ -79,7 +81,7 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     layers = sorted({layer % depth for layer in asked.layers})
     if world.rank == 0:
         for line in source.notes:
-            say(f"note: {line}")
+            tell(f"note: {line}")
 
     # Features; those that exist are not recomputed
     out = asked.out or default_folder(asked.source)
@@ -107,9 +109,10 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     if world.rank > 0:
         return
     ended = time.perf_counter()
-    show(f"{asked.source}, {name}", judgements, "clips" if recipe.data.clip else "images")
+    if not as_json:
+        show(f"{asked.source}, {name}", judgements, "clips" if recipe.data.clip else "images")
     seconds = {"features": computed - started, "probes": ended - computed}
-    say(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
+    tell(f"features {seconds['features']:.0f} s, probes {seconds['probes']:.0f} s; see {out}/{name}.json")
     report = {
         "name": name,
         "view": asdict(view),
@@ -125,8 +128,11 @@ def probe(asked: Asked, settings: Settings, world: World) -> None:
     judged = judgements[layers[-1]]
     pictures, attended = look(source, asked.crop, asked.pool, training, validation, judged, world)
     listed = " ".join(f"{tokens:.3g}" for tokens in attended)
-    say(f"tokens that a query attends to, block by block: {listed}")
-    (out / f"{name}.json").write_text(json.dumps(report | {"attended_tokens": attended}, indent=1) + "\n")
+    tell(f"tokens that a query attends to, block by block: {listed}")
+    text = json.dumps(report | {"attended_tokens": attended}, indent=1) + "\n"
+    (out / f"{name}.json").write_text(text)
+    if as_json:
+        print(text, end="")
     keep(out, name, step, judgements, attended, pictures)
 
 

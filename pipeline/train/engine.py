@@ -66,6 +66,8 @@ def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: fl
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * optim.batch_size / 256
     warmup = round(optim.warmup_epochs * steps_per_epoch)
+    # It warns of a cosine of a single step, which the shortest trial runs have
+    logging.getLogger(CosineLRScheduler.__module__).setLevel(logging.ERROR)
     return CosineLRScheduler(
         optimizer,
         t_initial=total_steps(optim, steps_per_epoch) - warmup,

@@ -275,6 +275,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(sys, "argv", ["estimate.py", *command])
     assert main() == 0
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["data"][1:3] == ["1,024,000", "images;"]
     assert lines["schedule"][1] == "300,000"
     assert lines["1"][8:10] == ["85.33", "85.3"]
     assert float(lines["8"][8]) == pytest.approx(85.33 / 8, rel=0.01)

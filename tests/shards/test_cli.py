@@ -1,6 +1,8 @@
+import json
 import shutil
 import sys
 import tarfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,21 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
     assert rows["rejects"] == "0"
     assert rows["duplicates"] == "0"
     assert rows["identity"] == manifest.identity
+
+    status, text, err = shell("info", "--json", out)
+    assert (status, err) == (0, "")
+    assert json.loads(text) == {
+        "samples": 10,
+        "shards": 3,
+        "bytes": int(manifest.size.sum()),
+        "short_side": {"min": 40, "median": 44.5, "max": 49},
+        "classes": {"ant": 4, "bee": 3, "cat": 3},
+        "unlabelled": 0,
+        "rejects": {},
+        "ignored_files": 0,
+        "duplicates": 0,
+        "identity": manifest.identity,
+    }
 
 
 def test_the_summary_counts_classes_and_what_has_none(shell: Shell, source: Path, tmp_path: Path) -> None:
@@ -310,12 +327,17 @@ def test_what_cannot_go_on_is_status_2_and_no_traceback(
         assert err.count("\n") == 1
 
 
+def test_it_has_the_version_of_the_project(shell: Shell) -> None:
+    assert shell("--version") == (0, f"maskfeat-shards {version('maskfeat-pipeline')}\n", "")
+
+
 def test_without_a_command_it_lists_them(shell: Shell) -> None:
     status, text, err = shell()
     assert (status, text) == (2, "")
     assert err.startswith("Usage: ") and all(
         f"\n  {command} " in err for command in ("build", "index", "verify", "info", "preview")
     )
+    assert "..." not in err.partition("Commands:")[2]  # each summary fits into its line
 
 
 @pytest.mark.parametrize("command", ["build", "index", "verify", "info", "preview"])
