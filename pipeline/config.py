@@ -14,8 +14,8 @@ from model.decoders import DecoderKind
 from model.encoders.encoder import PositionInit
 from pipeline.augmentation import Augment, check_size
 from pipeline.data.settings import Data
-from pipeline.loading import AnyRecipe as AnyRecipe
-from pipeline.loading import load as load
+from pipeline.load_recipe import AnyRecipe as AnyRecipe
+from pipeline.load_recipe import load as load
 from pipeline.masks.settings import MaskSettings
 from pipeline.model_options import INSTEAD, Options
 from pipeline.optimizers import OPTIMIZERS

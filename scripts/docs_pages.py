@@ -19,6 +19,7 @@ from unittest import mock
 from pipeline.config import load_recipe
 from pipeline.device import DTYPES
 from pipeline.estimate import Cluster, costs, estimate, state_bytes
+from pipeline.peaks import PEAKS
 from shards.terminal import say
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -46,10 +47,10 @@ In a checkout, `scripts/NAME.py` is the command `maskfeat NAME` for a launcher o
 --install-completion` completes commands, recipes and paths in bash, zsh and fish.
 """
 
-GPUS = {  # memory in GB, and dense bf16 TFLOP/s, of the makers' data sheets
+GPUS = {  # memory in GB, and dense bf16 TFLOP/s, of NVIDIA's data sheets
     "RTX 4090": (24, 165),
-    "A100": (80, 312),
-    "H100": (80, 989),
+    "A100": (80, PEAKS["A100-SXM4-80GB"].tflops),
+    "H100": (80, PEAKS["H100"].tflops),
     "B200": (180, 2250),
 }
 RECIPES = {  # samples of the data set that the recipe is for

@@ -119,7 +119,7 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
         facts.append(("frames per video", f"{frames.min():,} – {frames.max():,}"))  # noqa: RUF001
     facts.append(("ignored files", f"{dataset.ignored:,}"))
     cells = "".join(f"<div><dd>{_shown(value)}</dd><dt>{name}</dt></div>" for name, value in facts)
-    return f"<dl>{cells}</dl><p class=identity>{_shown(dataset.manifest_sha256)}</p>"
+    return f"<dl>{cells}</dl><p class=identity>identity {_shown(dataset.manifest_sha256)}</p>"
 
 
 def _bytes(count: float) -> str:

@@ -20,7 +20,7 @@ LAYERS = [
     ["examples", "record"],
     ["recipe_files"],
     ["overrides"],
-    ["loading"],
+    ["load_recipe"],
     ["config"],
     ["build"],
     ["whole_model"],
@@ -40,7 +40,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("overrides", "config"), ("loading", "config")}
+TYPES_ONLY = {("overrides", "config"), ("load_recipe", "config")}
 
 
 def imported(file: Path) -> set[str]:

@@ -314,11 +314,11 @@ import os
 from pipeline.checkpoints.saver import Saver
 from pipeline.config import Recipe
 from pipeline.pretrain.task import Pretraining
-from pipeline.train.command import leave, main
+from pipeline.train.command import leave, train
 
 if os.environ["RANK"] == "1":
     Saver.overdue = True
-leave(lambda: main("a run whose second rank always wants to save", Recipe, Pretraining))
+leave(lambda: train("a run whose second rank always wants to save", Recipe, Pretraining))
 """
 
 

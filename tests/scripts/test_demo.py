@@ -123,9 +123,10 @@ def test_tensorboard_serves_curves_and_picture(demo: tuple[Path, str]) -> None:
     )
     try:
         base = f"http://127.0.0.1:{port}/data/plugin"
-        tags = wait_for(f"{base}/scalars/tags")["."]
-        for tag in ("loss", "val_loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_gib"):
-            assert tag in tags
+        curves = wait_for(f"{base}/scalars/tags")
+        assert all("loss" in curves[curve] for curve in (".", "validation", "baseline-mean"))
+        for tag in ("optimizer/learning_rate", "speed/images_per_second", "reading/wait", "system/memory_gib"):
+            assert tag in curves["."]
         logged = {line["step"]: line["loss"] for line in metrics(folder / "run")}
         served = {step: value for _, step, value in get(f"{base}/scalars/scalars?run=.&tag=loss")}
         assert served.keys() == logged.keys()
@@ -153,7 +154,7 @@ def wait_for(url: str) -> Any:
     while True:
         try:
             answer = get(url)
-            if "val_loss" in answer.get(".", {}):
+            if "loss" in answer.get("validation", {}):
                 return answer
         except OSError:
             pass

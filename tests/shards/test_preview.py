@@ -62,7 +62,7 @@ def test_a_page_shows_facts_images_rejects_and_duplicates_and_fetches_nothing(tm
     assert "://" not in (tmp_path / "page.html").read_text()
     for text in ("<b>bee & co 5", "Rejects 1", "<i>.jpg not a readable", "Duplicates 1", "ant/copy.jpg"):
         assert text in page.text
-    assert Manifest.load(tmp_path / "out").identity in page.text
+    assert f"identity {Manifest.load(tmp_path / 'out').identity}" in page.text
     upright = page.images["ant/turned.jpg, 40 x 80"]
     assert upright.shape == (80, 40, 3)
     assert upright[10, 20, 0] > 200 and upright[70, 20, 0] < 50
