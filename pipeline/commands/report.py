@@ -60,7 +60,7 @@ def main() -> int:
         say(f"picture        {pictures[-1]}")
     if animations := sorted((run / "pictures").glob("*.gif")):
         say(f"animation      {animations[-1]}")
-    say(f"curves         tensorboard --logdir {shlex.quote(f'{run}/tensorboard')}")
+    say(f"curves         tensorboard --logdir {shlex.quote(str(run))}")
     return 0
 
 

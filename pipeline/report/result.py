@@ -51,5 +51,5 @@ def result(
 
 def next_commands(run: Path, commands: Sequence[str]) -> list[str]:
     """Return lines with commands to run next, and the one that shows the curves."""
-    curves = f"tensorboard --logdir {shlex.quote(str(run / 'tensorboard'))}"
+    curves = f"tensorboard --logdir {shlex.quote(str(run))}"
     return [f"next: {command}" for command in (*commands, curves)]

@@ -60,5 +60,5 @@ def test_a_complete_run_says_what_it_has_come_to() -> None:
 def test_commands_can_be_typed_as_they_are_told() -> None:
     assert next_commands(Path("my runs/a"), ["maskfeat export 'my runs/a' weights/a"]) == [
         "next: maskfeat export 'my runs/a' weights/a",
-        "next: tensorboard --logdir 'my runs/a/tensorboard'",
+        "next: tensorboard --logdir 'my runs/a'",
     ]

@@ -51,7 +51,7 @@ def test_the_model_learns_more_than_the_mean(demo: tuple[Path, str]) -> None:
     assert loss < 0.92 * baselines["mean"] < baselines["zero"]
     for number in (loss, baselines["mean"], baselines["zero"], baselines["untrained"]):
         assert f"{number:.4f}" in output  # what is printed is what was measured
-    for path in (f"{folder}/run/tensorboard", f"{folder}/weights", f"{folder}/run/pictures/step-"):
+    for path in (f"tensorboard --logdir {folder}/run\n", f"{folder}/weights", f"{folder}/run/pictures/step-"):
         assert path in output
 
 

@@ -104,12 +104,15 @@ def heic_of_10_bits() -> bytes:
 
 def avif_of_10_bits() -> bytes:
     av = pytest.importorskip("av")
+    from making_videos import leave_real_time
+
     file = io.BytesIO()
     with av.open(file, "w", format="avif") as container:
         stream = container.add_stream("libsvtav1", rate=1)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
         frame = av.VideoFrame.from_ndarray(pixels(0, 64, 64), format="rgb24")
         container.mux([*stream.encode(frame), *stream.encode(None)])
+    leave_real_time()
     return file.getvalue()
 
 
