@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Peak:
-    """Of one GPU: TFLOP/s of dense bf16 matrix products, and TB/s of its memory. From NVIDIA's data sheets."""
+    """Peaks of one GPU: TFLOP/s of dense bf16 matrix products, and TB/s of its memory. From NVIDIA's data sheets."""
 
     name: str
     tflops: float

@@ -1,4 +1,4 @@
-"""How far a run has come, and how long the rest of it takes."""
+"""Measure the progress of a run, and estimate the time that the rest of it takes."""
 
 import time
 from dataclasses import dataclass

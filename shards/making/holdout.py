@@ -48,7 +48,10 @@ class Validation:
             raise ShardError(f"--validation {self.share}: is neither a percentage, such as 5%, nor a count")
         count = Fraction(share["count"] or Fraction(share["percent"]) / 100 * total)
         if not 0 < count < total:
-            raise ShardError(f"--validation {self.share}: is not a part of {total:,} files; give more than 0, and less")
+            raise ShardError(
+                f"--validation {self.share} does not hold out a part of the {total:,} files: give more than 0, "
+                "and less than all of them"
+            )
         return min(max(1, round(count)), total - 1)
 
 
