@@ -33,6 +33,8 @@ def test_each_data_set_is_visited_as_if_it_were_alone(mixture: Mixture, batch_si
     order = np.argsort(slots)
     for plan, first in zip(mixture.parts, mixture.first_ids.tolist(), strict=True):
         own = ids[order][(ids[order] >= first) & (ids[order] < first + plan.samples)] - first
+        if not len(own):  # of few slots in many lanes, all may belong to other data sets
+            continue
         np.testing.assert_array_equal(own, plan.ids(np.arange(len(own))))
         of_set = epochs[order][(ids[order] >= first) & (ids[order] < first + plan.samples)]
         np.testing.assert_array_equal(of_set, np.arange(len(own)) // plan.samples)
