@@ -202,6 +202,7 @@ def handlers() -> Iterator[None]:
     """Signals of this process, put back after the test."""
     numbers = (*launch.STOP, signal.SIGCHLD)
     before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before.items():
