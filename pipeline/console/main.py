@@ -62,9 +62,13 @@ def main() -> None:
     """Run the command line."""
     prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS:
-        sys.exit(run(name, sys.argv[2:]))
-    _app()(prog_name="maskfeat")
+    try:
+        if name in COMMANDS:
+            sys.exit(run(name, sys.argv[2:]))
+        _app()(prog_name="maskfeat")
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def run(name: str, arguments: list[str]) -> int:

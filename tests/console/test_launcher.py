@@ -261,3 +261,13 @@ def test_an_interrupt_while_modules_are_imported_prints_no_traceback() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, launch.rank.__file__], capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "--list"], ["--version"]])
+def test_a_reader_that_has_enough_gets_no_traceback(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pipeline.console", *arguments]
+    ended = subprocess.run(command, cwd=CHECKOUT, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (1, b"")
