@@ -62,12 +62,12 @@ class Weights:
 
     @property
     def fine_tuned(self) -> bool:
-        """Whether the weights include a classifier."""
+        """Return whether the weights include a classifier."""
         return self.has("encoder.head.weight") or self.has("encoder.head.1.weight")
 
     @property
     def of_clips(self) -> bool:
-        """Whether the weights embed clips."""
+        """Return whether the weights embed clips."""
         names = ("encoder.patch_embed.proj.weight", "encoder.conv_proj.weight")
         return any(self.has(name) and self.tensors[self.layout.key(name)].ndim == 5 for name in names)
 

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -17,6 +16,7 @@ from shards.manifest import Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS
 from shards.output import figures, judge, overview, progress, resumable, summarise
 from shards.preview import write_preview
+from shards.program import program, until_unread
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
 from shards.text import counted
@@ -124,34 +124,16 @@ def preview(
 COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"maskfeat-shards {version('maskfeat-pipeline')}")
-        raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
 def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
     """Run the command line with these commands; errors that users can fix are one line."""
-    app = typer.Typer(
-        help="Turn images and videos into checked WebDataset shards with a manifest.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-    app.callback()(_options)
+    app = program("maskfeat-shards", "Turn images and videos into checked WebDataset shards with a manifest.")
     for command in commands:
         app.command()(command)
     prepare()
     try:
-        sys.exit(app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False) or 0)
+        with until_unread():
+            status = app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False)
+        sys.exit(status or 0)
     except ShardError as error:
         note(f"error: {error}")
         sys.exit(2)

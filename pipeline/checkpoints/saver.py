@@ -73,7 +73,7 @@ class Saver:
 
     @property
     def overdue(self) -> bool:
-        """Whether the last save began more than `minutes` ago, by this rank's clock."""
+        """Return whether the last save began more than `minutes` ago, by this rank's clock."""
         return time.monotonic() - self._begun > self._seconds
 
     @property

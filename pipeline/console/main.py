@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from pipeline.console.launch import options_parser, start
 from pipeline.recipe_files import RECIPES, list_recipes, names
+from shards.program import program, until_unread
 from shards.terminal import prepare
 
 # Arguments that a single process answers at once
@@ -62,13 +62,10 @@ def main() -> None:
     """Run the command line."""
     prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    try:
+    with until_unread():
         if name in COMMANDS:
             sys.exit(run(name, sys.argv[2:]))
         _app()(prog_name="maskfeat")
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def run(name: str, arguments: list[str]) -> int:
@@ -91,30 +88,10 @@ def run(name: str, arguments: list[str]) -> int:
 
 def _app() -> typer.Typer:
     """Return the program for everything but running a command: help, version, completion, mistyped names."""
-    app = typer.Typer(
-        help=HELP,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-    app.callback()(_options)
+    app = program("maskfeat", HELP)
     for name, command in COMMANDS.items():
         app.command(name, help=command.summary, add_help_option=False)(_completed(command.recipes))
     return app
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(f"maskfeat {version('maskfeat-pipeline')}")
-        raise typer.Exit
-
-
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
 
 
 def _completed(recipes: Path | None) -> Callable[..., None]:

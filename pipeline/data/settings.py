@@ -147,7 +147,7 @@ class Data(Section):
 
     @property
     def clip(self) -> Clip | None:
-        """How clips are taken from videos; None: inputs are images."""
+        """Return how clips are taken from videos; None if inputs are images."""
         return None if self.frames is None else Clip(self.frames, self.sampling, self.stride, self.fps)
 
     @property

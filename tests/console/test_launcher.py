@@ -1,4 +1,4 @@
-"""How `maskfeat` starts processes, what it tells them, and how they end: real runs, and launchers that are made up."""
+"""Start, signal and end the processes of `maskfeat`: real runs, and launchers that are made up."""
 
 import base64
 import json
@@ -71,7 +71,7 @@ def test_a_run_that_is_stopped_and_resumed(shards: Path, mine: Path, maskfeat: l
 
 
 def test_our_packages_are_those_beside_the_program(mine: Path) -> None:
-    """Where DeepSpeed has put the working directory in front, as it does for several nodes."""
+    """Put the working directory in front, as DeepSpeed does for several nodes."""
     given = environment() | {"PYTHONPATH": f"{mine}{os.pathsep}{CHECKOUT}"}
     (mine / "random.py").unlink()  # which Python itself would import
     command = [sys.executable, rank.__file__, "export"]
@@ -85,7 +85,7 @@ class Became(Exception):
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What would have been started, on a machine of four cores without a GPU."""
+    """Record the processes to be started on a machine of four cores without a GPU."""
     found: dict[str, Any] = {}
 
     def become(arguments: list[str], given: dict[str, str]) -> None:
@@ -134,7 +134,7 @@ def test_processes_share_out_the_cores(
 
 
 def test_the_doctor_is_started_like_the_run(started: dict[str, Any]) -> None:
-    """Whatever options stand before the recipe."""
+    """Find the recipe behind other options."""
     assert launch.start("doctor", ["--samples", "8", "demo", "optim.batch_size=30", "data.shards=s"]) == 0
     assert world(started["command"]) == [0, 1]
 
@@ -263,11 +263,14 @@ def test_an_interrupt_while_modules_are_imported_prints_no_traceback() -> None:
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
 
 
-@pytest.mark.parametrize("arguments", [["pretrain", "--list"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["pipeline.console", "pretrain", "--list"], ["pipeline.console", "--version"], ["pipeline.cli", "--version"]],
+)
 def test_a_reader_that_has_enough_gets_no_traceback(arguments: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "pipeline.console", *arguments]
+    command = [sys.executable, "-m", *arguments]
     ended = subprocess.run(command, cwd=CHECKOUT, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (1, b"")

@@ -57,7 +57,7 @@ class CacheFolder:
 
     @property
     def owned(self) -> bool:
-        """Whether this process owns the folder."""
+        """Return whether this process owns the folder."""
         return self._lease is not None
 
     def own(self) -> bool:
