@@ -1,5 +1,6 @@
 """Read a process's ranks from its launcher's environment, and watch for the launcher's end."""
 
+import argparse
 import os
 import re
 import select
@@ -73,3 +74,8 @@ def stop_with_launcher() -> None:
 def _await_end(processes: list[int]) -> None:
     select.select(processes, [], [])
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def accept_local_rank(parser: argparse.ArgumentParser) -> None:
+    """Accept the option that the deepspeed launcher gives every process. `place` reads the environment instead."""
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

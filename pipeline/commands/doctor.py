@@ -24,7 +24,6 @@ Examples, each on one line:
     maskfeat doctor --processes 2 demo data.shards=shards/train --json findings.json
 """
 
-import argparse
 import json
 import os
 from dataclasses import asdict
@@ -36,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cluster.findings import Finding, Verdict
-from pipeline.cluster.launchers import place
+from pipeline.cluster.launchers import accept_local_rank, place
 from pipeline.cluster.world import join
 from pipeline.config import Recipe, load
 from pipeline.doctor.examine import Wanted, examine, within
@@ -72,7 +71,7 @@ def main() -> int:
     parser.add_argument("--link", type=float, default=450, help="GB/s that a GPU can send within a node (%(default)s)")
     parser.add_argument("--deadline", type=float, default=120, metavar="S", help="seconds per check (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the findings")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    accept_local_rank(parser)
     arguments = parser.parse_intermixed_args()
     try:
         kind = FinetuneRecipe if arguments.finetune or _says_finetuning(arguments.recipe) else Recipe

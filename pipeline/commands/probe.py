@@ -16,10 +16,10 @@ Examples, each on one line:
     maskfeat probe --processes 1 runs/demo data.shards=train data.validation=val --untrained
 """
 
-import argparse
 import math
 from pathlib import Path
 
+from pipeline.cluster.launchers import accept_local_rank
 from pipeline.cluster.world import join
 from pipeline.data.views import CENTRE
 from pipeline.probe.judge import Settings
@@ -62,7 +62,7 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the content of NAME.json")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    accept_local_rank(parser)
     arguments = parser.parse_intermixed_args()
     if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
         parser.error("--crop must be in (0, 1], --held-out in (0, 1)")

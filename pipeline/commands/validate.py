@@ -21,6 +21,7 @@ import json
 from pathlib import Path
 
 from pipeline.checkpoints import checkpoint
+from pipeline.cluster.launchers import accept_local_rank
 from pipeline.cluster.world import join
 from pipeline.measure import measure, measure_classifier
 from pipeline.record import kind_of
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument("--clips", type=clips, nargs="+", metavar="N", help="clips per video (10), or image (1)")
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops per clip (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    accept_local_rank(parser)
     arguments = parser.parse_intermixed_args()
     run, overrides = arguments.run, arguments.overrides
 

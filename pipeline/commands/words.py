@@ -18,11 +18,11 @@ Examples, each on one line:
     maskfeat words --processes 1 shards words --words 64 data.image_size=96 optim.batch_size=64
 """
 
-import argparse
 import math
 import time
 from pathlib import Path
 
+from pipeline.cluster.launchers import accept_local_rank
 from pipeline.cluster.world import join
 from pipeline.config import load_recipe
 from pipeline.train.command import status_of
@@ -42,7 +42,7 @@ def main() -> int:
     )
     parser.add_argument("--of", default="hog", metavar="hog|pixels|TEACHER", help="the target to cluster (%(default)s)")
     parser.add_argument("--words", type=int, default=256, help="number of words (%(default)s)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    accept_local_rank(parser)
     arguments = parser.parse_intermixed_args()
     if not 2 <= arguments.words <= 65_536:
         parser.error("--words must be from 2 to 65,536")

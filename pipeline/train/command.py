@@ -11,7 +11,7 @@ import yaml
 
 from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.cluster.launchers import place
+from pipeline.cluster.launchers import accept_local_rank, place
 from pipeline.cluster.lock import PATIENCE, hold
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import EXIT_STATUS, Preemption
@@ -84,7 +84,7 @@ def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
     parser.add_argument("--list", action=ListRecipes, nargs=0, folder=folder, help="list the recipes and exit")
     parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="check recipe and data sets, and exit")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    accept_local_rank(parser)
     return parser
 
 

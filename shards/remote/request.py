@@ -41,7 +41,7 @@ class StorageError(OSError):
 
     @property
     def transient(self) -> bool:
-        """Return whether it was an outage (time-outs, resets, 5xx or 429 throughout), not a refusal (404, 403)."""
+        """Return whether it was an outage (time-outs, resets, 5xx or 429 until the deadline), not a refusal."""
         return self.errno == errno.ETIMEDOUT
 
 
