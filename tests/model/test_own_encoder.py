@@ -1,4 +1,4 @@
-"""The encoder of docs/how-to/own-encoder.md, added from outside the package: it computes as timm, trains and resumes."""
+"""The encoder of docs/how-to/own-encoder.md, added from outside: it computes as timm does, trains and resumes."""
 
 import re
 from collections.abc import Iterator
