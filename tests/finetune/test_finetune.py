@@ -230,6 +230,8 @@ def test_the_exported_classifier_is_plain_timms(
     assert hits / 13 == metrics["val_top1_ema" if average else "val_top1"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {hits / 13:.2%} |" in card and ("moving average" in card) == average
+    step = last_checkpoint(undisturbed).facts.step
+    assert f"| weights | {'moving average' if average else 'those'} of step {step} |" in card
 
 
 def test_compare_reads_what_probes_and_runs_wrote(
