@@ -1,4 +1,4 @@
-"""The last lines of a run that is complete: what it has come to, and what to run next."""
+"""The last lines that a complete run prints: its results, and the commands to run next."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -256,7 +256,7 @@ def test_compare_reads_what_probes_and_runs_wrote(
 ) -> None:
     assert run_script(monkeypatch, "compare.py", tmp_path) == 1
     empty = capsys.readouterr().err
-    assert "is not complete" in empty and empty.count("\n") == 1
+    assert "has no probe/KIND/*.json" in empty and empty.count("\n") == 1
     pretrain(labelled["train"], tmp_path / "run", "run.max_steps=2", f"data.validation={labelled['validation']}")
     capsys.readouterr()
     for kind in ("scratch", "hog", "pixels"):
