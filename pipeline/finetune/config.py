@@ -25,7 +25,7 @@ class LabelledData(Data):
     mode: Literal["exact"] = "exact"
     validation: Free[Place]
     validation_samples: Free[Count | None] = None
-    validation_crop: float = Field(224 / 256, gt=0, le=1)  # share of the short side in the centre crop
+    validation_crop: float = Field(224 / 256, gt=0, le=1)  # share of the largest centred crop
     crop_scale: Range = (0.08, 1.0)
 
 
