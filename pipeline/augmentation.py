@@ -34,13 +34,20 @@ _TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -
 class Augment(Section):
     """The augmentation of training images, besides crop and flip. Validation images are not changed."""
 
-    brightness: Strength = 0.0  # the factor is from 1 - brightness to 1 + brightness ...
-    contrast: Strength = 0.0  # ... and likewise for contrast ...
-    saturation: Strength = 0.0  # ... and saturation
-    hue: float = Field(0.0, ge=0, le=0.5)  # largest change, in turns of the colour circle
-    jitter: Probability = 1.0  # probability that an image's colours are changed, by all four
-    grey: Probability = 0.0  # probability that an image becomes grey
-    blur: Probability = 0.0  # probability that an image is blurred, by a Gaussian of 0.1 to 2 pixels
+    brightness: Strength = 0.0
+    """Brightness is multiplied by a factor from 1 - this to 1 + this."""
+    contrast: Strength = 0.0
+    """The same for the contrast, around the middle grey 128."""
+    saturation: Strength = 0.0
+    """The same for the saturation."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Largest change of the hue, in turns of the circle of colours."""
+    jitter: Probability = 1.0
+    """Probability that the colours of an image are changed by all four settings above."""
+    grey: Probability = 0.0
+    """Probability that an image becomes grey."""
+    blur: Probability = 0.0
+    """Probability that an image is blurred, by a Gaussian of 0.1 to 2 pixels."""
 
     @property
     def changes_colours(self) -> bool:

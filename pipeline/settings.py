@@ -58,4 +58,6 @@ Free = Annotated[Setting, FREE]
 class Section(BaseModel):
     """Settings that reject unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -14,12 +14,13 @@ from model.encoders.encoder import Encoder
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model, load_trained, predicted_width
 from pipeline.checkpoints.checkpoint import AVERAGE, Checkpoint, CheckpointError, chosen
-from pipeline.config import Engine, Recipe, TrainingRecipe
+from pipeline.config import Recipe, TrainingRecipe
 from pipeline.finetune.build import build_classifier, class_names
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.pixels import normalise
 from pipeline.probe.source import of_weights
 from pipeline.record import kind_of
+from pipeline.sections import Engine
 from pipeline.settings import ConfigError
 from pipeline.whole_model import CONFIG, read_model
 from shards.text import one_line

@@ -1,8 +1,8 @@
-"""Write the pages of the documentation that are generated from the code: the commands, and memory and cost.
+"""Write the pages of docs/reference that are generated from the code: commands.md, settings.md and cost.md.
 
     python scripts/docs_pages.py
 
-tests/test_docs_pages.py compares docs/reference/commands.md and cost.md with the output of this program.
+Of settings.md the tables are generated, and the text between them is kept.
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-from pipeline.config import load_recipe
+from pipeline.config import Recipe, load_recipe
+from pipeline.descriptions import describe
 from pipeline.device import DTYPES
 from pipeline.estimate import Cluster, costs, estimate, state_bytes
+from pipeline.finetune.config import FinetuneRecipe
 from pipeline.peaks import PEAKS
-from shards.terminal import say
+from shards.terminal import Parser, prepare, say
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 REFERENCE = CHECKOUT / "docs" / "reference"
@@ -28,7 +30,8 @@ WIDTH = 100  # columns of a help text
 
 SHARDS = ("build", "index", "verify", "info", "preview", "plan")
 MASKFEAT = {
-    "Runs": ("pretrain", "finetune", "validate", "probe", "predict", "export", "report", "doctor", "estimate"),
+    "Runs": ("pretrain", "finetune", "validate", "probe", "predict", "export", "report", "doctor"),
+    "Recipes": ("settings", "estimate"),
     "Weights and targets": ("convert", "words"),
     "Launching": ("supervise", "stop"),
 }
@@ -113,9 +116,41 @@ def commands() -> str:
     return "".join(parts)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def settings() -> str:
+    """Return the page of all settings: the present one with new tables."""
+    sections = describe(Recipe)
+    tables = {f"settings: {section.name}": section.settings for section in sections}
+    known = {setting for section in sections for setting in section.settings}
+    of_finetuning = [setting for section in describe(FinetuneRecipe) for setting in section.settings]
+    tables["settings of fine-tuning"] = [setting for setting in of_finetuning if setting not in known]
+    page = (REFERENCE / "settings.md").read_text()
+
+    def filled(place: re.Match[str]) -> str:
+        rows = [(f"`{row.key}`", row.values, row.default, linked(row.meaning)) for row in tables.pop(place[1])]
+        return (
+            f"<!-- {place[1]} -->\n\n{table(('setting', 'values', 'default', 'meaning'), rows, ':---')}\n<!-- end -->"
+        )
+
+    page = re.sub(r"<!-- (settings[^>]*) -->.*?<!-- end -->", filled, page, flags=re.DOTALL)
+    if tables:
+        raise ValueError(f"docs/reference/settings.md does not have a place for {', '.join(tables)}")
+    return page
+
+
+def linked(text: str) -> str:
+    """Return a text in which pages, such as docs/how-to/boards.md, are links that name the page."""
+
+    def link(mention: re.Match[str]) -> str:
+        path, anchor = Path(mention[1]), mention[2] or ""
+        title = (CHECKOUT / path).read_text().partition("\n")[0].removeprefix("# ")
+        return f"[{title}]({os.path.relpath(CHECKOUT / path, REFERENCE)}{anchor})"
+
+    return re.sub(r"\b(docs/[\w/-]+\.md)(#[\w-]+)?", link, text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], alignment: str = "---:") -> str:
     """Return a table in Markdown, its first column left-aligned."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    lines = [columns, ["---", *[alignment] * (len(columns) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
@@ -155,9 +190,11 @@ def cost() -> str:
     )
 
 
-PAGES = {"commands.md": commands, "cost.md": cost}
+PAGES = {"commands.md": commands, "settings.md": settings, "cost.md": cost}
 
 if __name__ == "__main__":
+    prepare()
+    Parser(__doc__).parse_args()
     for page, write in PAGES.items():
         (REFERENCE / page).write_text(write())
         say(f"wrote {REFERENCE / page}")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from model.size import ImageSize
 from pipeline.config import RECIPES, Recipe, TrainingRecipe, load, load_recipe
@@ -177,20 +176,3 @@ def test_the_documentation_lists_recipes_as_they_are() -> None:
         optim = load_recipe(name, [SHARDS]).optim
         peak = optim.lr * optim.batch_size / 256
         assert (optim.epochs, optim.batch_size, peak) == (float(epochs), int(batch), pytest.approx(float(rate))), name
-
-
-def test_the_documentation_lists_every_setting_with_its_default() -> None:
-    text = (RECIPES.parents[1] / "docs" / "reference" / "recipes.md").read_text()
-    documented = dict(re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \|", text, re.MULTILINE))
-    required = {"dir": "run", "shards": "shards", "epochs": 99, "batch_size": 8}
-    for section, field in Recipe.model_fields.items():
-        settings = field.annotation
-        assert settings is not None and issubclass(settings, BaseModel)
-        own = {key: value for key, value in required.items() if key in settings.model_fields}
-        written = {name: yaml.safe_load(documented.pop(f"{section}.{name}")) for name in settings.model_fields}
-        as_documented, default = settings.model_validate(written | own), settings.model_validate(own)
-        for name in settings.model_fields:
-            a, b = getattr(as_documented, name), getattr(default, name)
-            rounded = isinstance(b, float | tuple) and b != ("tensorboard",)
-            assert a == (pytest.approx(b, rel=1e-3) if rounded else b), f"{section}.{name}"
-    assert not documented

@@ -14,13 +14,13 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
     ["supervisor"],
-    ["device", "files", "metrics", "optimizers", "peaks", "pixels", "plain_yaml"],
+    ["device", "files", "metrics", "optimizers", "peaks", "pixels", "plain_yaml", "progress_bar"],
     ["random", "settings", "model_options"],
     ["augmentation", "data", "masks", "targets"],
-    ["examples", "record"],
+    ["examples", "record", "sections"],
     ["recipe_files"],
     ["overrides"],
-    ["load_recipe"],
+    ["descriptions", "load_recipe"],
     ["config"],
     ["build"],
     ["whole_model"],
@@ -40,7 +40,7 @@ LAYERS = [
 ]
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 # Names of types alone, which are not imported when the program runs
-TYPES_ONLY = {("overrides", "config"), ("load_recipe", "config")}
+TYPES_ONLY = {("overrides", "config"), ("load_recipe", "config"), ("descriptions", "config")}
 
 
 def imported(file: Path) -> set[str]:

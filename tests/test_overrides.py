@@ -284,7 +284,7 @@ def test_recipes_and_what_runs_wrote_are_read_as_by_yaml_itself(kind: type[Train
 
 
 def test_the_documentation_lists_every_option_of_the_model() -> None:
-    text = (RECIPES.parents[1] / "docs" / "reference" / "recipes.md").read_text()
+    text = (RECIPES.parents[1] / "docs" / "reference" / "settings.md").read_text()
     annotation = Recipe.model_fields["model"].annotation
     assert annotation is not None
     options = annotation.model_fields["options"].annotation.__annotations__

@@ -46,6 +46,7 @@ COMMANDS = {
     "convert": Command("Convert a published MaskFeat checkpoint."),
     "report": Command("Print the progress and results of a run."),
     "doctor": Command("Find the problems of a machine or a cluster.", True, RECIPES),
+    "settings": Command("Describe the settings of recipes."),
     "estimate": Command("Estimate the needs of a recipe on many GPUs.", recipes=RECIPES),
     "words": Command("Find the visual words of a data set.", True),
     "supervise": Command("Keep a run going.", package="pipeline.supervisor"),

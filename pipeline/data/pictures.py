@@ -18,7 +18,7 @@ from shards.media.media import MAX_BYTES, Checked, CheckOptions, Rejected
 
 
 def read_pictures(paths: Sequence[Path | str], image_size: Sides, crop: float = 1.0) -> Tensor:
-    """Return the centres of image files, uint8 (B, 3, height, width), RGB, on the CPU.
+    """Return centre crops of image files, uint8 (B, 3, height, width), RGB, on the CPU.
 
     Files are checked as `maskfeat-shards build` does, turned as their EXIF says, and decoded and resized as in a run.
 

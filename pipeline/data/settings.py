@@ -28,11 +28,13 @@ class Clip:
 class MixedSet(Section):
     """A data set of a mixture."""
 
-    shards: Place  # folder or URL that `maskfeat-shards` built or indexed
-    weight: float | None = Field(None, ge=1e-6, le=1e9)  # None, in all data sets: its number of samples
+    shards: Place
+    """Folder or URL that `maskfeat-shards` built or indexed."""
+    weight: float | None = Field(None, ge=1e-6, le=1e9)
+    """Share of the samples, relative to those of the other data sets; null, in all of them: its number of samples."""
 
 
-_SIDE = TypeAdapter(Annotated[int, Field(gt=0, le=8192)])
+Side = Annotated[int, Field(gt=0, le=8192)]
 SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names of metrics
 
 
@@ -41,36 +43,71 @@ class Data(Section):
 
     labelled: ClassVar[bool] = False  # whether labels are used
 
-    mode: Literal["exact", "stream"] = "exact"  # stream: tars without a manifest, see docs/explanation/data.md
-    mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)  # several data sets, instead of `shards`
-    # Folder or URL that `maskfeat-shards` built or indexed; for mode=stream the URLs of tars; None: see `mixture`
+    mode: Literal["exact", "stream"] = "exact"
+    """`exact`: a data set with a manifest; `stream`: tars that nobody indexed, see docs/explanation/data.md."""
+    mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)
+    """Instead of `data.shards`, several data sets: `{NAME: {shards: FOLDER OR URL, weight: 3}, ...}`, see
+    docs/explanation/data.md#several-data-sets. Without weights each counts by its samples."""
     shards: Free[Place | None] = None
-    validation: Free[Place | None] = None  # another such folder or URL
-    validation_images: Free[Place | None] = None  # images, where a mixture has both media and `validation` has videos
-    validation_samples: Free[Count | None] = 4096  # only the first of these; null: all
-    stream_samples: Count | None = None  # for mode=stream, samples per epoch
-    stream_buffer: int = Field(2048, ge=1, le=2**20)  # for mode=stream, size of a rank's shuffle buffer
-    cache: Free[LocalPath | None] = None  # folder for a node's cache of remote shards; None: only range requests
-    cache_size: Free[ByteSize | None] = None  # for instance "500GB"; None: 95% of the disk's free space
-    deadline: Free[Seconds] = 300  # seconds until a request to remote storage fails, with all its retries
-    bad_in_a_row: Free[Count] = 100  # bad samples in a row on a rank end the run, and so does ...
-    bad_share: Free[float] = Field(0.01, ge=0, le=1)  # ... this share of all ranks', if more than that number
-    frames: int | None = Field(None, ge=1, le=1024)  # frames per clip; None: inputs are images, of which 1 makes clips
-    sampling: Sampling = "nominal"  # how the frames of a clip are chosen
-    stride: float = Field(4, gt=0, le=1000)  # nominal: in frames at 30 per second; stride: in frames of the video
-    fps: float | None = Field(None, gt=0, le=1000)  # for sampling=fps, frames per second
-    repeats: int = Field(1, ge=1, le=64)  # clips or crops per sample read
-    image_size: Sides = 224  # pixels: the side of a square, or [height, width]
-    crop_scale: Range = (0.5, 1.0)  # share of the image's area
-    crop_ratio: Range = (3 / 4, 4 / 3)  # width over height, relative to that of image_size
+    """Folder or URL that `maskfeat-shards` built or indexed; for `data.mode=stream`, URLs of tars. Required unless
+    `data.mixture` is set."""
+    validation: Free[Place | None] = None
+    """Another such folder or URL; null: no validation."""
+    validation_images: Free[Place | None] = None
+    """For a mixture of images and videos: images that are validated beside the videos of `data.validation`."""
+    validation_samples: Free[Count | None] = 4096
+    """Use at most this many samples of `data.validation`, the first ones; null: all."""
+    stream_samples: Count | None = None
+    """Samples that count as an epoch, required for `data.mode=stream`."""
+    stream_buffer: int = Field(2048, ge=1, le=2**20)
+    """For `data.mode=stream`: images in a rank's shuffle buffer."""
+    cache: Free[LocalPath | None] = None
+    """Folder on the node's disk for copies of remote shards; null: no cache."""
+    cache_size: Free[ByteSize | None] = None
+    """Size of that folder, as in `500GB`; null: 95% of its disk's free space."""
+    deadline: Free[Seconds] = 300
+    """Seconds after which a request to remote storage, with all its retries, ends the run."""
+    bad_in_a_row: Free[Count] = 100
+    """Consecutive bad samples on one rank that end the run."""
+    bad_share: Free[float] = Field(0.01, ge=0, le=1)
+    """A larger share of bad samples ends the run, too: a share of all samples since the last start, once more than
+    `data.bad_in_a_row` were bad."""
+    frames: int | None = Field(None, ge=1, le=1024)
+    """Frames of a clip; null: the model sees images. 1 lets an image data set train a video model. In a mixture with
+    videos, images have one frame whatever this is, see docs/explanation/data.md#images-beside-videos."""
+    sampling: Sampling = "nominal"
+    """How frames of a clip are chosen. `nominal`: `data.stride` apart in a video of 30 frames a second, whatever its
+    rate; `stride`: exactly this many frames apart; `fps`: this many a second; `segments`: one of each of `data.frames`
+    equal parts of the video."""
+    stride: float = Field(4, gt=0, le=1000)
+    """For `nominal` and `stride`: distance of the frames of a clip."""
+    fps: float | None = Field(None, gt=0, le=1000)
+    """For `fps`: frames a second."""
+    repeats: int = Field(1, ge=1, le=64)
+    """Clips, or crops of an image, made of each sample that is read. `optim.batch_size` counts all of them."""
+    image_size: Side | tuple[Side, Side] = 224
+    """Pixels, multiples of the patch: the side of a square, or `[height, width]`."""
+    crop_scale: Range = (0.5, 1.0)
+    """Range of the crop's share of the image's area."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Range of the crop's width over its height, relative to that of `data.image_size`."""
     flip: bool = True
+    """Mirror half of the images."""
     lanes: int = Field(LANES, ge=1, le=MOST_LANES)
+    """Parts that an epoch is cut into. A multiple of the ranks, and a divisor of the batch, lets each rank keep to its
+    own shards; 1: all ranks read all shards."""
     block: int = Field(BLOCK, ge=1, le=MOST_IN_BLOCK)
+    """Samples of a lane that are shuffled together. With one lane and a block of all samples the order is a true
+    permutation."""
     read_threads: Free[Threads] = 4
-    requests: Free[int] = Field(64, ge=1, le=4096)  # concurrent range requests, where shards are remote
+    """Per rank: concurrent reads from disks, or streamed tars."""
+    requests: Free[int] = Field(64, ge=1, le=4096)
+    """Per rank: concurrent range requests to remote shards."""
     decode_threads: Free[Threads] = 4
-    # Share of the GPU's JPEG hardware: leave it at 0, see docs/explanation/data.md
+    """Per rank: CPU threads of DALI."""
     hw_decoder_load: int = Field(0, ge=0, le=1)
+    """Share of JPEGs for the GPU's hardware decoder. 1 is not known to give the right pixels, see
+    docs/explanation/data.md#decoding-on-a-gpu."""
 
     @field_validator("shards")
     @classmethod
@@ -86,7 +123,7 @@ class Data(Section):
         if len(sides) != 2:
             raise ValueError("it is one number, the side of a square, or [height, width]")
         try:
-            return ImageSize(*map(_SIDE.validate_python, sides)).sides
+            return ImageSize(*map(TypeAdapter(Side).validate_python, sides)).sides
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"]) from None
 

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import Run
 from pipeline.data.labels import Int64s
 from pipeline.device import to_device
 from pipeline.finetune.config import LabelledData
 from pipeline.metrics import TOP, hits
 from pipeline.pixels import Statistics, normalise
 from pipeline.report.report import Metrics
+from pipeline.sections import Run
 from pipeline.train.engine import Engine
 from pipeline.validation import ValidationImages
 from shards.manifest import Manifest

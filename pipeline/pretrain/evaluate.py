@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import Run
 from pipeline.data.batch import Batch
 from pipeline.data.request import Medium
 from pipeline.data.settings import Data
@@ -17,6 +16,7 @@ from pipeline.pretrain.baselines import file_of, read_baselines
 from pipeline.pretrain.copying import copied
 from pipeline.pretrain.picture import Pictures, draw
 from pipeline.report.report import Metrics
+from pipeline.sections import Run
 from pipeline.targets.target import Regression, Target
 from pipeline.train.task import Evaluator
 from pipeline.validation import ValidationImages

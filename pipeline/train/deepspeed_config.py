@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.config import Engine, Optim
+from pipeline.sections import Engine, Optim
 
 
 def deepspeed_config(engine: Engine, optim: Optim, micro_batch: int, world_size: int) -> dict[str, Any]:

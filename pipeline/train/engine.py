@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from pipeline.checkpoints.checkpoint import AVERAGE
 from pipeline.cluster.world import World
-from pipeline.config import Engine as EngineSettings
-from pipeline.config import Optim
 from pipeline.device import DTYPES as DTYPES
 from pipeline.optimizers import OPTIMIZERS, build_optimizer
+from pipeline.sections import Engine as EngineSettings
+from pipeline.sections import Optim
 from pipeline.train.deepspeed_config import clips_here, deepspeed_config, under_bf16_optimizer
 from pipeline.train.errors import TrainingError
 

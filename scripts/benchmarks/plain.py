@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.cluster.world import World
-from pipeline.config import Engine as EngineSettings
-from pipeline.config import Optim
+from pipeline.sections import Engine as EngineSettings
+from pipeline.sections import Optim
 from pipeline.settings import ConfigError
 from pipeline.train.engine import DTYPES, decay_groups, schedule
 

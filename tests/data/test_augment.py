@@ -8,6 +8,7 @@ from torchvision.transforms import RandomResizedCrop
 from pipeline.data.augment import centre_crops, random_flips, random_resized_crops, sample_keys
 from pipeline.data.request import Shapes
 from pipeline.data.settings import Data
+from pipeline.data.views import View, view_boxes
 from pipeline.random import derive, uniform
 
 KEYS = sample_keys(0, np.zeros(20_000, dtype=np.int64), np.arange(20_000, dtype=np.int64))
@@ -81,6 +82,17 @@ def test_crops_have_the_ratio_of_the_inputs_times_torchvisions() -> None:
     np.testing.assert_allclose(boxes.std(0), theirs.std(0), atol=12)
     relative = np.log(boxes[:, 3] / boxes[:, 2] / (5 / 3))
     assert relative.min() > np.log(3 / 4) - 0.01 and relative.max() < np.log(4 / 3) + 0.01
+
+
+def test_validation_and_views_have_the_ratio_of_the_inputs() -> None:
+    heights, widths = np.array([240, 600, 300], np.int32), np.array([600, 500, 500], np.int32)
+    shapes, data = Shapes(heights, widths), sized((192, 320))
+    np.testing.assert_array_equal(shapes.centre_boxes(data, 0.5)[:, 2:], [[120, 200], [150, 250], [150, 250]])
+    lefts, tops = ([0, 0, 0], [100, 0, 0], [200, 0, 0]), ([0, 0, 0], [0, 150, 0], [0, 300, 0])
+    for crop in range(3):
+        boxes = view_boxes(shapes, data, View(1, 0, 3, crop))
+        np.testing.assert_array_equal(boxes.T, [tops[crop], lefts[crop], [240, 300, 300], [400, 500, 500]])
+    np.testing.assert_array_equal(shapes.centre_boxes(data, 1), view_boxes(shapes, data, View(1, 0, 3, 1)))
 
 
 def test_crops_of_squares_are_those_without_a_ratio() -> None:

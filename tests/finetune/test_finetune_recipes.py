@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import CHECKOUT, finetune_recipe
+from launching import finetune_recipe
 
 from model.convert import fill
 from model.maskfeat import MaskFeat, build_encoder
@@ -91,13 +91,3 @@ def test_recipes_are_the_published_ones(
 def test_a_patch_that_does_not_divide_the_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.image_size=40 is not a multiple of the 16-pixel patch"):
         build_classifier(finetune_recipe("none", "none", tmp_path, "data.image_size=40"), 3)
-
-
-def test_every_setting_that_differs_is_documented() -> None:
-    text = (CHECKOUT / "docs" / "how-to" / "finetuning.md").read_text()
-    ours, base = FinetuneRecipe.model_fields, Recipe.model_fields
-    for section, field in ours.items():
-        known = base[section].annotation.model_fields if section in base else {}
-        for key, setting in field.annotation.model_fields.items():
-            if key not in known or (setting.default != known[key].default and key != "mode"):
-                assert f"`{section}.{key}`" in text, f"{section}.{key}"

@@ -67,11 +67,12 @@ def images(photos: Path) -> torch.Tensor:
     return read_pictures(sorted(photos.glob("*/*")), 32)
 
 
+@pytest.mark.parametrize("size", [32, (32, 48)])
 def test_pictures_equal_the_crops_of_validation(
-    photos: Path, shards: Path, trained: Trained, images: torch.Tensor
+    photos: Path, shards: Path, trained: Trained, size: int | tuple[int, int]
 ) -> None:
-    manifest = Manifest.load(shards)
-    data = trained.recipe.data
+    manifest, images = Manifest.load(shards), read_pictures(sorted(photos.glob("*/*")), size)
+    data = trained.recipe.data.model_copy(update={"image_size": size})
     requests = validation_requests(manifest, data, samples=6, micro_batch=6, rank=0, world_size=1, seed=0)
     (batch,) = Loader(manifest, data, 6, torch.device("cpu")).batches(requests)
     by_name = {Path(manifest.path(sample)).name: batch.inputs[sample] for sample in range(6)}
