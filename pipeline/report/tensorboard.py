@@ -21,6 +21,7 @@ from torch.utils.tensorboard import summary
 
 from pipeline.files import AppendedFile, Writing
 from pipeline.report.charts import TRAINING, curve_of
+from pipeline.report.histogram import Histogram
 
 # By which runs can be ranked: TensorBoard's table of hyper-parameters shows their last values ...
 RESULTS = ("val_loss", "val_top1", "probe_linear", "probe_knn", "loss")
@@ -54,6 +55,23 @@ class TensorBoard:
             summaries[curve.name].append(summary.scalar(curve.chart, value))  # type: ignore[no-untyped-call]
         for name, of_curve in summaries.items():
             self._add(step, *of_curve, curve=name)
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See `Board`."""
+        shown = [
+            summary.histogram_raw(  # type: ignore[no-untyped-call]
+                name,
+                float(one.edges[0]),
+                float(one.edges[-1]),
+                int(one.counts.sum()),
+                one.sum,
+                one.squares,
+                one.edges[1:].tolist(),
+                one.counts.tolist(),
+            )
+            for name, one in histograms.items()
+        ]
+        self._add(step, *shown)
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""
