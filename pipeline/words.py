@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from model.layout import mask_of_all
@@ -17,6 +16,7 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
+from pipeline.progress_bar import tracked
 from pipeline.settings import ConfigError
 from pipeline.targets.frames import described_frames
 from pipeline.targets.registry import build_target
@@ -116,7 +116,7 @@ def _searched(data: ExactData, describe: Describe, recipe: Recipe, words: int, w
             f"{inputs:,} {recipe.data.inputs} are not a whole batch: set optim.batch_size to at most that many"
         )
     means: KMeans | None = None
-    passing = track(data.batches(0, batches), "words", batches, disable=world.rank > 0, transient=True)
+    passing = tracked(data.batches(0, batches), "words", batches, hidden=world.rank > 0)
     for batch in passing:
         vectors = describe(batch)
         if means is None:

@@ -2,8 +2,8 @@
 
     python scripts/compare.py FOLDER
 
-FOLDER has pretrain/KIND, probe/KIND/*.json and finetune/KIND-SEED for the kinds hog, pixels, light and local, as far as
-they were pre-trained, and the last two for scratch, which was not. Writes results.png there.
+FOLDER has pretrain/KIND, probe/KIND/*.json and finetune/KIND-SEED for the kinds hog, pixels, light and local, and the
+last two for scratch, which was not pre-trained. Shows the kinds that were probed. Writes results.png there.
 
 Example, after scripts/reproduce_small.sh /data/flowers reproduction:
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -59,7 +60,7 @@ class Pretraining:
 
     Attributes:
         epochs: epochs of the whole run.
-        images_per_second: the median over all log lines.
+        images_per_second: the rate that a tenth of the log lines reach, since other work may run beside the others.
         losses: validation losses, divided by that of predicting the mean target.
         probes: top-1 of the linear probe on the last block, on a part of the images.
     """
@@ -101,13 +102,15 @@ class Variant:
         """Return the cells of the table."""
         last, chosen = self.blocks[-1], self.chosen
         ends = [max(curve.items())[1] for curve in self.fine_tuned.values()]
+        mean = [statistics.fmean(ends)] if ends else []
         return [
             self.name,
             f"{self.run.epochs:g}" if self.run else "",
             f"{self.run.images_per_second:.0f}" if self.run else "",
             *percent(last.linear, last.neighbours),
             f"{chosen.index}",
-            *percent(chosen.linear, chosen.neighbours, statistics.fmean(ends)),
+            *percent(chosen.linear, chosen.neighbours),
+            *(percent(*mean) or [""]),
             ", ".join(percent(*ends)),
         ]
 
@@ -139,7 +142,7 @@ def pretrained(run: Path) -> Pretraining:
     end, mean = max(losses), read_baselines(run)["mean"]
     return Pretraining(
         recipe["optim"]["epochs"],
-        statistics.median(rates),
+        float(np.quantile(rates, 0.9)),
         {step / end: loss / mean for step, loss in losses.items()},
         {step / end: top1 for step, top1 in probes.items()},
     )
@@ -173,12 +176,15 @@ def main() -> int:
     prepare()
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    kinds = [kind for kind in KINDS if kind in ("scratch", "hog") or (folder / "probe" / kind).exists()]
+    kinds = [kind for kind in KINDS if any((folder / "probe" / kind).glob("*.json"))]
+    if not kinds:
+        note(f"error: {folder} has no probe/KIND/*.json: run scripts/reproduce_small.sh first")
+        return 1
     try:
         variants = [read(folder, kind) for kind in kinds]
         rows, figures = [variant.row for variant in variants], [variant.figures for variant in variants]
     except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:
-        note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh to its end")
+        note(f"error: {folder} is not complete ({error}): run scripts/reproduce_small.sh again, which resumes")
         return 1
 
     if arguments.json:
@@ -198,7 +204,9 @@ def show(rows: list[list[str]]) -> None:
     )
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    console.width = max(100, console.width)  # narrower, the columns' names would be cut
+    console.print(table)
     say("probes of the last block, and of the block whose linear probe is best on held-out training images")
 
 
@@ -226,7 +234,7 @@ def draw(path: Path, variants: list[Variant]) -> None:
     probes.set(title="pre-training: linear probe, last block", xlabel="share of the run", ylabel="top-1 (%)")
     blocks.set(title="frozen features: linear (lines), k-NN (dots)", xlabel="block", ylabel="top-1 (%)")
     tuning.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
-    tuning.legend()
+    blocks.legend()
     figure.savefig(path, dpi=120)
 
 

@@ -14,7 +14,7 @@ MAY_IMPORT = {"shards": {"shards"}, "model": {"model"}, "pipeline": {"pipeline",
 # other: data, masks and targets do not know of each other, and training does not know what is learned.
 LAYERS = [
     ["supervisor"],
-    ["device", "files", "metrics", "optimizers", "peaks", "pixels", "plain_yaml"],
+    ["device", "files", "metrics", "optimizers", "peaks", "pixels", "plain_yaml", "progress_bar"],
     ["random", "settings", "model_options"],
     ["augmentation", "data", "masks", "targets"],
     ["examples", "record", "sections"],

@@ -132,6 +132,61 @@ def test_pre_training_continues_from_the_whole_model(
         pretrain(shards, tmp_path / "other", "run.max_steps=1", f"model.init={out}")
 
 
+CLIPS = ("data.image_size=64", "data.frames=4", "data.sampling=stride", "data.stride=2", "model.std=[0.2, 0.2, 0.2]")
+FAMILIES = {
+    "tubelets": (),
+    "tubelets with a light decoder": ("model.decoder=light", "model.decoder_width=32"),
+    "MViT": ("model.name=mvit_v2", "model.options={embed_dim: 8, depth: 2, stages: [1]}"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_whole_model_of_clips_is_the_runs(
+    family: tuple[str, ...],
+    video_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bit for bit, as a model, as `model.init` and as what is probed; and it is refused for pictures."""
+    settings = (*CLIPS, *family, "model.position_init=random", "optim.lr=0.01")
+    pretrain(video_shards, tmp_path / "run", *settings, "run.max_steps=2")
+    out = exported(monkeypatch, tmp_path / "run", tmp_path / "out", "maskfeat")
+    of_run, of_export = open_trained(str(tmp_path / "run")), open_trained(str(out))
+    clips = torch.randint(0, 256, (2, 3, 4, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    examples = [
+        build_examples(one.recipe, one.model, torch.float32, torch.device("cpu")).example(clips, torch.arange(2))
+        for one in (of_run, of_export)
+        if one.model
+    ]
+    with torch.no_grad():
+        first, second = (
+            one.model(example.inputs, example.mask)
+            for one, example in zip((of_run, of_export), examples, strict=True)
+            if one.model
+        )
+    assert torch.equal(first, second) and first.std() > 0
+    assert torch.equal(examples[0].targets, examples[1].targets) and examples[0].targets.std() > 0
+    assert torch.equal(of_run.features(clips), of_export.features(clips))
+    assert of_export.recipe.data.clip == of_run.recipe.data.clip
+
+    probed = of_weights(str(out), False, ["data.shards=unused"])
+    want = of_run.encoder.network.state_dict()
+    found = probed.encoder.network.state_dict()
+    assert found.keys() == want.keys() and all(torch.equal(found[name], want[name]) for name in want)
+    assert probed.recipe.data.clip == of_run.recipe.data.clip and probed.recipe.model.std == (0.2, 0.2, 0.2)
+
+    again = (*settings, "run.max_steps=1", "optim.warmup_lr=0", f"model.init={out}")
+    pretrain(video_shards, tmp_path / "again", *again)
+    before, after = (last_checkpoint(tmp_path / run).weights() for run in ("run", "again"))
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+    capsys.readouterr()
+    assert run_script(monkeypatch, "predict.py", tmp_path / "x.png", "--weights", out) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: {out} are weights for clips, and pictures are images: give weights for images\n"
+
+
 def test_fine_tuning_takes_the_encoder_of_the_whole_model(whole: Path) -> None:
     encoder = Classifier(build_encoder("vit_tiny_patch16_224", 32, 3, embed_dim=8, depth=1, num_heads=1))
     fill(encoder, read(whole / WHOLE_MODEL))

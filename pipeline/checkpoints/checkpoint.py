@@ -11,7 +11,7 @@ there are some and none is valid, the run refuses to start afresh. docs/referenc
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,22 +179,29 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
     return read(asked)
 
 
-def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
+def check_identity(
+    found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any], implied: Mapping[str, Sequence[Any]]
+) -> None:
     """Check that a checkpoint belongs to the given run.
 
     Args:
         found: the checkpoint.
         identity: that of the run.
         defaults: the values of settings that a checkpoint of an earlier version lacks.
+        implied: by setting, the values that are the same as its null.
 
     Raises:
         CheckpointError: it does not; the message names the differences.
     """
     known = defaults | found.facts.identity
+
+    def comparable(key: str, value: Any) -> Any:
+        return None if value in implied.get(key, ()) else value
+
     differing = [
         f"{key} was {known.get(key)}, now {identity.get(key)}"
         for key in sorted(found.facts.identity.keys() | identity.keys())
-        if known.get(key) != identity.get(key)
+        if comparable(key, known.get(key)) != comparable(key, identity.get(key))
     ]
     if differing:
         raise CheckpointError(

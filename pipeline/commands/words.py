@@ -5,7 +5,8 @@
 A patch is described by its HOG, by its normalised pixels, or by the features of TEACHER, any value of target.teacher:
 an encoder that this project trained and exported, or a timm model. Its word is the nearest centroid. Settings are those
 of pre-training: data.image_size, model.name and model.options (which decide the patches), optim.batch_size, run.seed.
-One process without the launcher works too. Equal settings and numbers of processes give equal words.
+For a mixture, give null for SHARDS, and data.mixture. One process without the launcher works too. Equal settings and
+numbers of processes give equal words.
 
 To train with them:
 
@@ -16,6 +17,8 @@ Examples, each on one line:
     maskfeat words /data/train /words/hog256
 
     maskfeat words --processes 1 shards words --words 64 data.image_size=96 optim.batch_size=64
+
+    maskfeat words null /words/mixed 'data.mixture={a: {shards: /data/a}, b: {shards: /data/b}}'
 """
 
 import math
@@ -35,7 +38,7 @@ PLAIN = ("vit_base_300e", "optim.batch_size=256", "optim.warmup_epochs=0", "engi
 def main() -> int:
     """Return 0 on success, 1 for an error, 2 for wrong usage."""
     parser = Parser(__doc__)
-    parser.add_argument("shards", help="folder or URL of a data set of maskfeat-shards")
+    parser.add_argument("shards", help="folder or URL of a data set of maskfeat-shards; null with data.mixture")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that override the defaults"

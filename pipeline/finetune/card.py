@@ -87,7 +87,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
     recipe = FinetuneRecipe.model_validate(facts.recipe)
     rows = {
         "steps": steps_of(facts, recipe),
-        "weights": "moving average" if average else "of the last step",
+        "weights": f"{'moving average' if average else 'those'} of step {facts.step:,}",
     }
     suffix = f"_{AVERAGE}" if average else ""
     told = [line for line in logged(run) if "val_top1" in line and line["step"] <= facts.step]

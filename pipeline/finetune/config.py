@@ -65,7 +65,7 @@ class FinetuneOptim(Optim):
     layer_decay: float = Field(0.65, gt=0, le=1)
     """Factor of the learning rate from each layer to the one before; 1: the same rate everywhere."""
     average: Share | None = None
-    """Decay of a moving average (EMA) of the weights, 0.9999 for instance, which is validated as `val_top1_average` and
+    """Decay of a moving average (EMA) of the weights, 0.9999 for instance, which is validated as `val_top1_ema` and
     so on; not at ZeRO 3. null: no average."""
 
 

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from pipeline.settings import Section, Share
 
+# What mask.kind=null means, of images and of clips. Neither is accepted for the other, so both always equal null
+KINDS_OF_NULL = ("block", "cube")
+
 
 class MaskSettings(Section):
     """The choice of hidden patches."""

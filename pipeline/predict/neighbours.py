@@ -6,14 +6,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.request import centre_request
+from pipeline.progress_bar import tracked
 from pipeline.trained import Trained
 from shards.manifest import Manifest
 
@@ -82,9 +81,7 @@ class ShardImages:
             centre_request(self._manifest, ids[start : start + _AT_ONCE], 1.0) for start in range(0, count, _AT_ONCE)
         ]
         kept, features = [], []
-        console = Console(stderr=True)
-        batches = self._loader.batches(requests)
-        for batch in track(batches, "features", len(requests), console=console, disable=not console.is_terminal):
+        for batch in tracked(self._loader.batches(requests), "features", len(requests)):
             good = (batch.weights > 0).cpu()
             kept.append(torch.from_numpy(batch.request.ids)[good])
             features.append(trained.features(batch.inputs).cpu()[good])

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,9 +31,9 @@ from pipeline.data.request import centre_requests
 from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
 from pipeline.pixels import IMAGENET, Statistics, normalise
+from pipeline.progress_bar import tracked
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
-from shards.terminal import shown
 
 BATCH = 128  # images, or frames of clips
 
@@ -171,8 +169,7 @@ def _computed(
     ids: list[Tensor] = []
     values: list[list[Tensor]] = [[torch.empty(0, encoder.block_widths[layer])] for layer in layers]
     total = -(-(end - begin) // count)
-    what = escape(shown(f"features of {manifest.root}"))
-    for batch in track(batches, what, total, disable=world.rank > 0, transient=True):
+    for batch in tracked(batches, f"features of {manifest.root}", total, hidden=world.rank > 0):
         good = batch.weights > 0
         ids.append(torch.from_numpy(batch.request.ids)[good.cpu()])
         dtype = DTYPES[view.precision]

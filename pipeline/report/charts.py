@@ -9,6 +9,7 @@ from typing import NamedTuple
 TRAINING = "training"
 VALIDATION = "validation"
 AVERAGE = "average"  # of the weights, validated
+_AVERAGED = "_ema"  # ends the names of its metrics
 _BASELINE = "baseline/"
 
 # Charts of numbers of training whose own names do not tell
@@ -60,7 +61,7 @@ def curve_of(metric: str) -> Curve:
     if metric.startswith(_BASELINE):
         return _of_baseline(metric.removeprefix(_BASELINE))
     if metric.startswith("val_"):
-        score, average, _ = metric.removeprefix("val_").partition(f"_{AVERAGE}")
+        score, average, _ = metric.removeprefix("val_").partition(_AVERAGED)
         score, suffix = _of_images(score)
         return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else f"{VALIDATION}{suffix}")
     if metric in PROBES:

@@ -1,4 +1,4 @@
-"""The last lines of a run that is complete: what it has come to, and what to run next."""
+"""The last lines that a complete run prints: its results, and the commands to run next."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ BASELINES = {
 ACCURACIES = {
     "val_top1": "top-1",
     "val_top5": "top-5",
-    "val_top1_average": "top-1 of the average",
-    "val_top5_average": "top-5 of the average",
+    "val_top1_ema": "top-1 of the average",
+    "val_top5_ema": "top-5 of the average",
     "probe_linear": "linear probe",
     "probe_knn": "k-NN probe",
 }

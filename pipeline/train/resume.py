@@ -12,10 +12,13 @@ from pipeline.checkpoints.sealing import Shapes
 from pipeline.cluster.world import World
 from pipeline.config import TrainingRecipe
 from pipeline.files import tell
+from pipeline.masks.settings import KINDS_OF_NULL
 from pipeline.optimizers import OPTIMIZERS
 from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
+
+_IMPLIED = {"mask.kind": KINDS_OF_NULL}
 
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
@@ -89,14 +92,14 @@ def find_checkpoint(
 
     def check(found: Checkpoint) -> None:
         try:
-            checkpoint.check_identity(found, identity, known)
+            checkpoint.check_identity(found, identity, known, _IMPLIED)
         except CheckpointError:
             return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        checkpoint.check_identity(found, identity, known)
+        checkpoint.check_identity(found, identity, known, _IMPLIED)
     return found
 
 

@@ -155,7 +155,7 @@ def shuffle() -> None:
         "displacement",
         "neighbours",
         "correlation",
-        "met again",
+        "together again",
     ]
     table = Table("order", *columns, "shards a node", "in use", "had before")
     for name, contestant in CONTESTANTS.items():

@@ -230,6 +230,8 @@ def test_the_exported_classifier_is_plain_timms(
     assert hits / 13 == metrics["val_top1_ema" if average else "val_top1"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| {hits / 13:.2%} |" in card and ("moving average" in card) == average
+    step = last_checkpoint(undisturbed).facts.step
+    assert f"| weights | {'moving average' if average else 'those'} of step {step} |" in card
 
 
 def test_compare_reads_what_probes_and_runs_wrote(
@@ -241,7 +243,7 @@ def test_compare_reads_what_probes_and_runs_wrote(
 ) -> None:
     assert run_script(monkeypatch, "compare.py", tmp_path) == 1
     empty = capsys.readouterr().err
-    assert "is not complete" in empty and empty.count("\n") == 1
+    assert "has no probe/KIND/*.json" in empty and empty.count("\n") == 1
     pretrain(labelled["train"], tmp_path / "run", "run.max_steps=2", f"data.validation={labelled['validation']}")
     capsys.readouterr()
     for kind in ("scratch", "hog", "pixels"):

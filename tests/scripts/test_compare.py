@@ -28,3 +28,9 @@ def test_the_figures_are_those_of_the_table() -> None:
 def test_without_pretraining_there_is_no_pace() -> None:
     figures = Variant("none", None, [Block(0, 0.3, 0.25, 0.4)], {"0": {20: 0.5}}).figures
     assert (figures["epochs"], figures["images_per_second"]) == (None, None)
+
+
+def test_without_fine_tuning_its_cells_are_empty() -> None:
+    variant = Variant("none", None, [Block(0, 0.3, 0.25, 0.4)], {})
+    assert variant.row == ["none", "", "", "30.0", "25.0", "0", "30.0", "25.0", "", ""]
+    assert variant.figures["fine_tuned"] == {}

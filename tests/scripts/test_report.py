@@ -12,7 +12,7 @@ def test_a_run_of_fine_tuning_is_told_by_its_accuracy(
 ) -> None:
     lines = [
         {"step": 20, "loss": 1.5, "val_loss": 1.25, "val_top1": 0.5, "val_top5": 0.875},
-        {"step": 40, "loss": 1.0, "val_loss": None, "val_top1": 0.625, "val_top5": 1.0, "val_top1_average": 0.65},
+        {"step": 40, "loss": 1.0, "val_loss": None, "val_top1": 0.625, "val_top5": 1.0, "val_top1_ema": 0.65},
         {"step": 50, "loss": 0.5},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -113,7 +113,15 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
     blocks = ["--layer", *"012345", "--out", f"{out}/probe/hog"]
     assert ["maskfeat", "probe", f"{out}/pretrain/hog", *sets, *blocks] in made
     init = f"model.init={out}/weights/pixels"
-    assert ["maskfeat", "finetune", "small", f"run.dir={out}/finetune/pixels-1", "run.seed=1", init, *sets] in made
+    tuned = [
+        f"run.dir={out}/finetune/pixels-1",
+        "run.seed=1",
+        init,
+        *sets,
+        "optim.epochs=20",
+        "optim.warmup_epochs=2.0",
+    ]
+    assert ["maskfeat", "finetune", "small", *tuned] in made
     assert made[-1] == ["python", "scripts/compare.py", str(out)]
     assert not list(checkout.rglob("proof"))
 

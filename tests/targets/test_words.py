@@ -1,5 +1,6 @@
 """Visual words: found on known clusters and in shards, by one rank and two, and used as tokens."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ import torch
 from class_targets import COMPUTING, GRID, hog_words, random_images
 from launching import free_port
 from making import mask_of
+from mixing import grey_shards, mixed
 from ranks import Ranks
 from timm.models import save_for_hf
 from torch import Tensor
@@ -30,6 +32,7 @@ from pipeline.targets.target import Predictions, TargetError
 from pipeline.targets.tokens.kmeans import IDLE, KMeans
 from pipeline.targets.tokens.target import Tokens
 from pipeline.targets.tokens.words import nearest, read_words, write_words
+from shards.manifest import Manifest
 
 
 def clusters(seed: int, copies: int = 200) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,7 @@ def test_words_are_found_in_shards_always_the_same_and_bad_sources_are_one_line(
     assert torch.equal(one.centroids, two.centroids) and one.centroids.shape == (8, 108)
     found = json.loads((tmp_path / "one" / "words.json").read_text())
     assert found["used"] == 8 and 0 < found["entropy"] <= 3 and 0 < found["explained"] < 1
-    capsys.readouterr()
+    assert len(capsys.readouterr().out.splitlines()) == 4  # two lines each, none of a progress bar
     for wrong, message in (
         ((tmp_path / "one",), "has words already"),
         ((tmp_path / "x", "--of", "nothing"), "neither a folder nor a model of timm's"),
@@ -168,6 +171,23 @@ def test_words_see_every_image_whatever_the_micro_batch(shards: Path, tmp_path: 
             words_package.find_words(one, 8, tmp_path / str(micro_batch), join())
         seen.append(counted.patches)
     assert seen == [80 * 4, 80 * 4]  # of 90 images, five whole batches of 2 x 2 patches
+
+
+def test_words_of_a_mixture_see_all_its_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 and 4 images with 2 x 2 patches each; a target of words is then found in both."""
+    sets: dict[str, Path | str] = {
+        "many": grey_shards(tmp_path, "many", range(60, 72)),
+        "few": grey_shards(tmp_path, "few", range(180, 184)),
+    }
+    counted = Counted()
+    monkeypatch.setattr(words_package, "KMeans", counted)
+    settings = ("data.image_size=32", "optim.batch_size=8", "data.lanes=4", "engine.precision=fp32", mixed(sets))
+    monkeypatch.setattr(sys, "argv", ["words.py", "null", str(tmp_path / "words"), "--words", "4", *settings])
+    assert words_script.main() == 0
+    assert counted.patches == 16 * 4
+    found = json.loads((tmp_path / "words" / "words.json").read_text())
+    identities = [Manifest.load(sets[name]).identity for name in ("few", "many")]
+    assert found["found in"] == hashlib.sha256("".join(identities).encode()).hexdigest()
 
 
 def test_words_of_a_teacher_that_moved_are_used_where_it_is_now(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from launching import losses, metrics, pretrain, small_recipe, trace
 from PIL import Image
 from torch import Tensor
 
-from pipeline.checkpoints.checkpoint import CheckpointError
+from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError, Facts, check_identity
 from pipeline.cluster.phases import Phases
 from pipeline.data.plan import Plan
 from pipeline.examples import Example, ExampleMaker
+from pipeline.masks.settings import KINDS_OF_NULL
 from pipeline.pretrain.evaluate import MEAN_BATCHES
 from pipeline.settings import ConfigError
 from shards.manifest import Manifest
@@ -180,6 +181,22 @@ def test_another_run_in_the_same_folder_is_refused(shards: Path, tmp_path: Path)
     pretrain(shards, tmp_path / "run", "run.max_steps=2")
     with pytest.raises(CheckpointError, match=r"belongs to another run \(optim\.lr was .*, now .*\): set these back"):
         pretrain(shards, tmp_path / "run", "optim.lr=1e-4")
+
+
+def test_the_default_kind_of_masks_may_be_named(shards: Path, tmp_path: Path) -> None:
+    for steps, kind in enumerate(("null", "block", "null"), 1):
+        pretrain(shards, tmp_path / "run", f"run.max_steps={steps}", f"mask.kind={kind}")
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3]
+    with pytest.raises(CheckpointError, match=r"\(mask\.kind was None, now random\)"):
+        pretrain(shards, tmp_path / "run", "run.max_steps=4", "mask.kind=random")
+
+
+def test_cubes_are_the_default_of_clips() -> None:
+    """A run of clips that named its masks resumes without the name; other masks of clips are other runs."""
+    found = Checkpoint(Path("step-1"), Facts(1, {}, {"mask.kind": "cube"}, {}), {})
+    check_identity(found, {"mask.kind": None}, {}, {"mask.kind": KINDS_OF_NULL})
+    with pytest.raises(CheckpointError, match=r"mask\.kind was cube, now tube"):
+        check_identity(found, {"mask.kind": "tube"}, {}, {"mask.kind": KINDS_OF_NULL})
 
 
 def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> None:
