@@ -73,7 +73,7 @@ def main() -> int:
         Image.fromarray(found.draw()).save(arguments.out)
     except (CheckpointError, ConfigError, DataError, ShardError, WeightsError, OSError) as error:
         note(f"error: {error}")
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     for row, path in enumerate(arguments.images):
         said = []
         if found.classes:

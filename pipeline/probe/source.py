@@ -63,10 +63,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         ConfigError: an override is wrong.
         WeightsError: the checkpoint does not match the recipe.
     """
-    config = run / "config.yaml"
-    if kind_of(read_settings(config)) == "finetune":
-        raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
-    recipe = load_recipe(str(config), overrides)
+    recipe = _recipe_of_run(run, overrides)
     weights = found.weights() if found else None
     if found and not any(name.endswith("mask_token") for name in found.shapes):
         raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
@@ -107,12 +104,41 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
         size = list(timm.get_pretrained_cfg(weights).input_size[1:])
         told = [f"model.name={weights}", f"data.image_size={size}"]
     else:
-        raise ConfigError(f"{weights} is neither a run.dir, nor weights, nor the name of a timm model: correct it")
+        raise _unknown(weights)
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
     notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics))
     return Source(recipe, model.eval().view, notes)
+
+
+def recipe_of(source: str, overrides: Sequence[str]) -> Recipe | None:
+    """Return the recipe of a run with the overrides or, for weights, a recipe with nothing but the overrides.
+
+    None for a whole pre-training model, whose recipe lies beside its weights.
+
+    Raises:
+        ConfigError: the source does not exist, or is a run of fine-tuning, or an override is wrong.
+    """
+    path = Path(source)
+    if (path / "config.yaml").exists():
+        return _recipe_of_run(path, overrides)
+    if (path / CONFIG).is_file():
+        return None
+    if not path.exists() and not timm.is_model(source):
+        raise _unknown(source)
+    return load_recipe(_PLAIN, overrides)
+
+
+def _recipe_of_run(run: Path, overrides: Sequence[str]) -> Recipe:
+    config = run / "config.yaml"
+    if kind_of(read_settings(config)) == "finetune":
+        raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
+    return load_recipe(str(config), overrides)
+
+
+def _unknown(source: str) -> ConfigError:
+    return ConfigError(f"{source} is neither a run.dir, nor weights, nor the name of a timm model: correct it")
 
 
 def _settings(weights: Weights) -> list[str]:
