@@ -179,7 +179,7 @@ def test_the_batch_script_ends_as_the_supervisor_does(checkout: Path, do: str, s
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_the_batch_script_passes_signals_on(checkout: Path, number: signal.Signals) -> None:
-    """Twice, and waits for the end of what it passed them to."""
+    """It does so twice, and waits for the process to which it passed them."""
     do = f"""
 import signal, time
 got = []

@@ -82,7 +82,7 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
 
 
 def test_the_summary_counts_classes_and_what_has_none(shell: Shell, source: Path, tmp_path: Path) -> None:
-    """Of build and of index, whose labels are the numbers of the former; the first line is that of the totals."""
+    """Test build and index, whose labels are the numbers of the former. The first line has the totals."""
 
     def summary(*arguments: object) -> list[str]:
         status, text, err = shell(*arguments, "--workers", 1, "--max-rejects", 9)
