@@ -36,6 +36,8 @@ def test_no_docstring_begins_with_a_clause() -> None:
 
 def test_docstrings_of_functions_are_imperative() -> None:
     """Ruff's D401 finds the third person; this finds what begins with a noun."""
-    functions = ((p, n, t) for p, n, t in docstrings(*PACKAGES) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    functions = (
+        (p, n, t) for p, n, t in docstrings(*PACKAGES) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
     wrong = [f"{place}: {text}" for place, node, text in functions if _NOUN.match(text) and not is_property(node)]
     assert wrong == []
