@@ -162,8 +162,8 @@ def _normalisation(config: Path) -> Normalisation | None:
         if not (len(std) == 3 and min(std) > 0 and all(map(isfinite, (red, green, blue, *std)))):
             raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
         return Normalisation((red, green, blue), std)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{config} is not a timm configuration ({error})") from error
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{config} does not say how images are normalised ({error})") from error
 
 
 def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pixels import normalise
+from pipeline.report.charts import curve_of
 from pipeline.settings import ConfigError
 from pipeline.train.engine import Engine
 from pipeline.train.state import averaged, capture, set_weights
@@ -104,6 +105,18 @@ def test_learns_to_tell_the_classes(undisturbed: Path) -> None:
     first, *_, last = (line for line in logged(undisturbed) if "val_loss" in line)
     assert last["val_top1"] == 1 and last["val_loss"] < 0.4 < first["val_loss"]
     assert last["val_top1_ema"] == 1
+
+
+def test_the_average_is_shown_as_a_curve_of_its_own_and_reported(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_average = {curve_of(metric) for metric in logged(undisturbed)[-1]} & {
+        (chart, "average") for chart in ("loss", "metrics/top1", "metrics/top5")
+    }
+    assert len(of_average) == 3
+    assert (undisturbed / "tensorboard" / "average").is_dir()
+    assert run_script(monkeypatch, "report.py", undisturbed) == 0
+    assert "top-1 of the average 100.0%, top-5 of the average 100.0%" in capsys.readouterr().out
 
 
 def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(

@@ -234,6 +234,6 @@ def test_tensors_of_other_kinds_are_no_weights(kind: str, tmp_path: Path) -> Non
 def test_a_configuration_that_is_none_is_one_error(content: str, tmp_path: Path) -> None:
     safetensors.torch.save_file({"cls_token": torch.ones(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(content.encode("latin1"))
-    with pytest.raises(WeightsError, match=r"config\.json is not a timm configuration") as error:
+    with pytest.raises(WeightsError, match=r"config\.json does not say how images are normalised") as error:
         read(tmp_path)
     assert "\n" not in str(error.value)
