@@ -1,4 +1,4 @@
-"""What is attacked. `attempt` spoils one input, has the product read it, and judges: "refused" or "accepted".
+"""The inputs that are attacked. `attempt` damages one, has the product read it, and judges: "refused" or "accepted".
 
 Anything that is neither one line of a refusal nor a right result is raised: a traceback that no user should see, or an
 AssertionError where something wrong was accepted in silence.

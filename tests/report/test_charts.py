@@ -1,4 +1,4 @@
-"""Which numbers of a run share a chart, and what TensorBoard reads of them."""
+"""The chart of each number of a run, and what TensorBoard reads of it."""
 
 from pathlib import Path
 
