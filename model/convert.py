@@ -137,6 +137,15 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
     return notes + [said for said in (inflation, note) if said]
 
 
+def restore(model: MaskFeat, weights: Weights) -> None:
+    """Overwrite all of a model's weights with those of a whole model.
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another shape, or its numbers are not finite.
+    """
+    _copy(weights, model, {name: weights.layout.key(name) for name in model.state_dict()}, ())
+
+
 def _load(path: Path | str, layout: Layout) -> MaskFeat:
     weights = read(path)
     if weights.layout is not layout and not (layout is MMPRETRAIN and weights.layout is MMPRETRAIN_VIDEO):

@@ -183,7 +183,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     wanted = {
         "model.name": recipe.model.name,
         "model.options": values["model"]["options"],
-        "data.image_size": recipe.data.image_size,
+        "data.image_size": values["data"]["image_size"],
         "data.frames": recipe.data.frames,
         "engine.precision": recipe.engine.precision,
         "engine.activation_checkpointing": recipe.engine.activation_checkpointing,
@@ -204,7 +204,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
         decoder = ", decoder and mask.ratio" if recipe.model.decoder else ""
         raise ConfigError(
-            f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
+            f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.size.setting} px{frames} in "
             f"{recipe.engine.precision} with this target{decoder}: measure it with "
             f"`scripts/bench.py step RECIPE --json {file}`"
         )

@@ -1,8 +1,9 @@
-"""Count top-k hits exactly."""
+"""Count top-k hits exactly, and name what is measured."""
 
 from torch import Tensor
 
 TOP = (1, 5)
+OF_AVERAGE = "_ema"  # ends the names of metrics of the moving average of the weights
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from model.convert import restore
 from model.maskfeat import MaskFeat
-from model.weights import WeightsError, share, weights_file
-from model.weights_file import WHOLE_MODEL, load
+from model.weights import OURS, WeightsError, read, share
+from model.weights_file import WHOLE_MODEL
 from pipeline.build import build_model
 from pipeline.config import Recipe, load_recipe
 from shards.files import parse_json
@@ -89,13 +90,12 @@ def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Mas
         own = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
     except OSError as error:
         raise WeightsError(f"{config} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{config} does not describe a MaskFeat of this version ({error})") from error
     recipe = load_recipe(_BASE, [f"run.dir={folder}", f"data.shards={folder}", *own, *overrides])
     model = build_model(recipe, width)
-    try:
-        model.load_state_dict(load(weights_file(weights)))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(f"{weights} does not fit {config.name} beside it ({reason[:200]})") from error
+    found = read(weights)
+    if found.layout is not OURS:
+        raise WeightsError(f"{weights} does not fit {config.name} beside it: it is not a whole model")
+    restore(model, found)
     return recipe, model.eval()

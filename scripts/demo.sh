@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# From nothing to a pre-trained vision transformer, on any Linux machine, with or without a GPU:
+# Install the project and pre-train a small vision transformer, on any Linux machine, with or without a GPU:
 #   scripts/demo.sh [FOLDER]      (default: demo)
-# installs, makes a data set of photographs that come with scikit-image and scikit-learn, shards it, pre-trains a small
-# ViT with DeepSpeed, exports it and draws what it has learned: about 5 minutes on two cores after the install.
-# A second call reuses what is there; remove FOLDER to start over.
+# The demo makes a data set of photographs from scikit-image and scikit-learn, packs it into shards, pre-trains a small
+# ViT with DeepSpeed, exports it and draws its predictions. After the installation it takes about 5 minutes on two
+# cores. A second call reuses what is there; remove FOLDER to start over.
 set -euo pipefail
 if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
   sed -n 's/^# //p;/^set/q' "$0"
   exit
 elif (($# > 1)) || [[ ${1:-} = -* ]]; then
-  echo "error: usage: scripts/demo.sh [FOLDER], --help says more" >&2
+  echo "error: usage: scripts/demo.sh [FOLDER]; see --help" >&2
   exit 2
 fi
 demo=${1:+$(realpath -m "$1")}
@@ -17,7 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 demo=${demo:-demo}
 source scripts/demo_steps.sh
 
-step "images: overlapping crops of nine photographs; validation shows other crops of the same ones"
+step "images: overlapping crops of nine photographs; those for validation are of the same photographs"
 if [ -e "$demo/shards/validation/dataset.json" ]; then
   echo "reusing $demo/images"
 else

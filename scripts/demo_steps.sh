@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Sourced by demo.sh and demo_video.sh after setup.sh: the steps that they share. Results lie in the folder $demo.
+# The steps that demo.sh and demo_video.sh share. They source this file after setup.sh. Results go to the folder $demo.
 
 step() { printf '\n== %s\n' "$*"; }
 
-# pretrain RECIPE: on all GPUs, or on the cores of the CPU
+# pretrain RECIPE: train on all GPUs, or on the cores of the CPU
 pretrain() {
   step "pre-training"
   local options=()
   if ! command -v "${CXX:-g++}" >/dev/null; then
-    echo "no C++ compiler: the HOG target is not compiled, which takes longer"
+    echo "there is no C++ compiler, so the HOG target is not compiled and training takes longer"
     options+=(engine.compile=none)
   fi
   if [ -e "$demo/weights/model.safetensors" ]; then

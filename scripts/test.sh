@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What has to hold before a change lands: formatting, lint, types, and the tests, on as many cores as there are, up to 4.
+# Run everything that a change has to pass: formatting, lint, types, and the tests on up to 4 cores.
 #   scripts/test.sh [--quick] [pytest options]
-# --quick leaves out the tests marked slow, which are those that start processes, and measures no coverage.
+# --quick leaves out coverage and the tests marked slow, which are those that start processes.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ "${1:-}" = --quick ]; then

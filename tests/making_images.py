@@ -62,7 +62,7 @@ def make_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def headers(tar: Path) -> list[int]:
-    """Where the header of each member lies, and where the end mark does."""
+    """Return the offset of each member's header, and that of the end mark."""
     with tarfile.open(tar, "r:") as file:
         return [*(member.offset for member in file), file.offset]
 

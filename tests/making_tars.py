@@ -36,7 +36,7 @@ def member(name: bytes, data: bytes) -> bytes:
 
 
 def record(key: bytes, value: bytes) -> bytes:
-    """Of a pax header: it begins with its own length, that of which counts too."""
+    """Return a record of a pax header. It begins with its own length, in which that number is included."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while length != len(rest) + len(b"%d" % length):

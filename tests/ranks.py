@@ -21,7 +21,7 @@ _context.set_forkserver_preload(["ranks_preload"])
 
 
 class Ranks:
-    """So many ranks of a run on this machine.
+    """A number of ranks of a run on this machine.
 
     Args:
         size: how many.

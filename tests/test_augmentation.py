@@ -86,7 +86,7 @@ def test_frames_of_a_clip_change_alike(images: torch.Tensor, keys: torch.Tensor)
 
 
 def test_as_many_change_as_is_said_and_by_as_much() -> None:
-    """Of 4,000 images of one colour each; three standard errors of a share of a half are 2.4%."""
+    """The test has 4,000 images of one colour; three standard errors of a share of a half are 2.4%."""
     colour = torch.tensor([120, 90, 60], dtype=torch.uint8).view(1, 3, 1, 1).expand(4000, 3, 1, 1)
     keys = torch.arange(4000)
     grey = augmented(colour, keys, Augment(grey=0.3)).flatten(1)

@@ -1,4 +1,4 @@
-"""The Python of the how-to guides runs as it stands. test_own_target.py has that of own-target.md."""
+"""The Python of the how-to guides runs as it stands. test_own_target.py and test_own_encoder.py have two more."""
 
 import doctest
 import json

@@ -7,13 +7,15 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
 
+PACKAGES = ("shards", "model", "pipeline", "scripts")
+
 _CLAUSE = re.compile(r"(What|That|Those|Whether|Which|Where|How|All that|So many|Of)\b")
 _NOUN = re.compile(r"(The|A|An|Every|Each|All|Bytes|Number|Names|Position|Positions|Text)\b")
 
 
-def docstrings() -> Iterator[tuple[str, ast.AST, str]]:
-    """Yield the place, the node and the text of every docstring outside the tests."""
-    for package in ("shards", "model", "pipeline", "scripts"):
+def docstrings(*packages: str) -> Iterator[tuple[str, ast.AST, str]]:
+    """Yield the place, the node and the first line of every docstring in these packages."""
+    for package in packages:
         for file in sorted((CHECKOUT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -28,12 +30,14 @@ def is_property(node: ast.AST) -> bool:
 
 
 def test_no_docstring_begins_with_a_clause() -> None:
-    wrong = [f"{place}: {text}" for place, node, text in docstrings() if _CLAUSE.match(text)]
+    wrong = [f"{place}: {text}" for place, node, text in docstrings(*PACKAGES, "tests") if _CLAUSE.match(text)]
     assert wrong == []
 
 
 def test_docstrings_of_functions_are_imperative() -> None:
     """Ruff's D401 finds the third person; this finds what begins with a noun."""
-    functions = ((p, n, t) for p, n, t in docstrings() if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    functions = (
+        (p, n, t) for p, n, t in docstrings(*PACKAGES) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
     wrong = [f"{place}: {text}" for place, node, text in functions if _NOUN.match(text) and not is_property(node)]
     assert wrong == []

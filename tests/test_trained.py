@@ -88,6 +88,12 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / CONFIG).write_text(json.dumps(stated))
 
 
+def spoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / WHOLE_MODEL)
+    change(tensors)
+    save_file(tensors, folder / WHOLE_MODEL)
+
+
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / WHOLE_MODEL).unlink(), "there is no weights file"),
     "damaged weights": (lambda folder: (folder / WHOLE_MODEL).write_bytes(b"\x10" + bytes(7) + b"{"), "is damaged"),
@@ -95,9 +101,29 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: save_file({"x": torch.zeros(1)}, folder / WHOLE_MODEL),
         "does not fit maskfeat.json beside it",
     ),
+    "a tensor is missing": (
+        lambda folder: spoil(folder, lambda tensors: tensors.pop("head.bias")),
+        "read with the names of this project: missing head.bias",
+    ),
+    "numbers that are not finite": (
+        lambda folder: spoil(folder, lambda tensors: tensors["mask_token"].fill_(torch.nan)),
+        "mask_token holds NaN or infinity",
+    ),
+    "whole numbers": (
+        lambda folder: spoil(folder, lambda tensors: tensors.update(mask_token=tensors["mask_token"].int())),
+        "mask_token holds int32 instead of floating-point numbers",
+    ),
     "another format": (lambda folder: changed(folder, lambda s: s.update(format="x")), "does not describe a MaskFeat"),
     "a later version": (lambda folder: changed(folder, lambda s: s.update(version=9)), "of this version"),
     "no width": (lambda folder: changed(folder, lambda s: s.pop("target_width")), "does not describe a MaskFeat"),
+    "an infinite width": (
+        lambda folder: changed(folder, lambda s: s.update(target_width=torch.inf)),
+        "does not describe a MaskFeat",
+    ),
+    "a deviation beyond numbers": (
+        lambda folder: changed(folder, lambda s: s.update(std=[10**400] * 3)),
+        "does not describe a MaskFeat",
+    ),
     "a list": (lambda folder: (folder / CONFIG).write_text("[]"), "does not describe a MaskFeat"),
     "a setting of something else": (
         lambda folder: changed(folder, lambda s: s["settings"].update({"model.init": "/etc/passwd"})),

@@ -41,9 +41,7 @@ def main() -> int:
         "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1 for the last"
     )
     parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
-    parser.add_argument(
-        "--crop", type=float, default=CENTRE, help="share of the short side in the centre crop (%(default)s)"
-    )
+    parser.add_argument("--crop", type=float, default=CENTRE, help="share of the largest centred crop (%(default)s)")
     parser.add_argument("--k", type=int, nargs="+", default=usual.k, metavar="K", help="neighbours that vote (20)")
     parser.add_argument("--temperature", type=float, default=usual.temperature, help="for the votes (%(default)s)")
     parser.add_argument(

@@ -8,8 +8,9 @@ import torch
 from model.classifier import Classifier
 from model.export_video import loader
 from pipeline.card import clip_of, front, inputs_of, logged, number, quoted, steps_of, table
-from pipeline.checkpoints.checkpoint import AVERAGE, Facts
+from pipeline.checkpoints.checkpoint import Facts
 from pipeline.finetune.config import FinetuneRecipe
+from pipeline.metrics import OF_AVERAGE
 
 # No license: whoever publishes the weights chooses it
 _FRONT = {
@@ -89,7 +90,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
         "steps": steps_of(facts, recipe),
         "weights": f"{'moving average' if average else 'those'} of step {facts.step:,}",
     }
-    suffix = f"_{AVERAGE}" if average else ""
+    suffix = OF_AVERAGE if average else ""
     told = [line for line in logged(run) if "val_top1" in line and line["step"] <= facts.step]
     if told:
         for key, name in (("val_top1", "top-1"), ("val_top5", "top-5")):
@@ -103,7 +104,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
         name=recipe.model.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         classes=model.view.classes,
-        inputs=inputs_of(recipe.data.image_size, frames),
+        inputs=inputs_of(recipe.data.size, frames),
         use=use,
         training=table(rows),
         identity=quoted(facts.identity),

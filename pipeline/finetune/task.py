@@ -29,6 +29,7 @@ from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.evaluate import PICTURED, Validation, as_csv, draw_table
 from pipeline.finetune.randaugment import rand_augment
+from pipeline.metrics import OF_AVERAGE
 from pipeline.pixels import normalise
 from pipeline.report.report import Metrics, Report
 from pipeline.settings import ConfigError
@@ -143,7 +144,7 @@ class Finetuning:
         if AVERAGE in engine.states:
             with averaged(engine):
                 of_average, confusion = self._validation.measure(engine)
-            metrics |= {f"{name}_{AVERAGE}": of_average[name] for name in ("val_loss", "val_top1", "val_top5")}
+            metrics |= {f"{name}{OF_AVERAGE}": of_average[name] for name in ("val_loss", "val_top1", "val_top5")}
         if self._world.rank == 0:
             self._write("confusion.csv", as_csv(confusion, self.names))
             if len(self.names) <= PICTURED:

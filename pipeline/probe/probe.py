@@ -41,7 +41,7 @@ class Asked:
         untrained: whether to probe the same architecture and seed without any training.
         layers: blocks, counted from 0, or from -1 for the last.
         pool: mean of the patch tokens, or class token.
-        crop: share of the short side in the centre crop.
+        crop: share of the largest centred crop.
         out: folder of results and features; None: see `default_folder`.
     """
 

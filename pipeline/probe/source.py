@@ -12,6 +12,7 @@ import torch
 from model.convert import fill
 from model.encoders.encoder import Encoder
 from model.geometry import Architecture, geometry
+from model.size import ImageSize
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model, predicted_width
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -71,7 +72,8 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        fill(model, Weights(found.folder, TIMM, tensors))
+        trained_on = ImageSize.of(found.facts.recipe["data"]["image_size"])
+        fill(model, Weights(found.folder, TIMM, tensors, image_size=trained_on))
     return Source(recipe, model.eval().view, [])
 
 
@@ -99,7 +101,8 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
         told = _settings(loaded) + _statistics(loaded)
     elif timm.is_model(weights):
         loaded = _pretrained(weights)
-        told = [f"model.name={weights}", f"data.image_size={timm.get_pretrained_cfg(weights).input_size[1]}"]
+        size = list(timm.get_pretrained_cfg(weights).input_size[1:])
+        told = [f"model.name={weights}", f"data.image_size={size}"]
     else:
         raise _unknown(weights)
     recipe = load_recipe(_PLAIN, [*told, *overrides])
@@ -147,9 +150,10 @@ def _settings(weights: Weights) -> list[str]:
         return []
     try:
         stated = parse_json(config.read_bytes())
-        _, *frames, size, _ = stated.get("pretrained_cfg", stated)["input_size"]
+        _, *frames, height, width = stated.get("pretrained_cfg", stated)["input_size"]
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
-        return _overrides(Architecture(stated["architecture"], size, frames[0] if frames else None, options))
+        sides = (height, width)
+        return _overrides(Architecture(stated["architecture"], sides, frames[0] if frames else None, options))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{config} is not a timm configuration ({error!r})") from error
 
@@ -165,7 +169,7 @@ def _statistics(weights: Weights) -> list[str]:
 
 
 def _overrides(found: Architecture) -> list[str]:
-    size, options = f"data.image_size={found.image_size}", f"model.options={json.dumps(found.options)}"
+    size, options = f"data.image_size={json.dumps(found.image_size)}", f"model.options={json.dumps(found.options)}"
     return [f"model.name={found.name}", size, options, *([f"data.frames={found.frames}"] if found.frames else [])]
 
 
@@ -177,4 +181,5 @@ def _pretrained(name: str) -> Weights:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"timm has no weights for {name} here ({reason}): give a file instead") from error
     cfg = model.pretrained_cfg
-    return Weights(Path(name), TIMM, model.state_dict(), Normalisation(tuple(cfg["mean"]), tuple(cfg["std"])))
+    normalisation = Normalisation(tuple(cfg["mean"]), tuple(cfg["std"]))
+    return Weights(Path(name), TIMM, model.state_dict(), normalisation, ImageSize(*cfg["input_size"][1:]))

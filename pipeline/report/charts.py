@@ -6,10 +6,11 @@ Charts are grouped by what stands before the slash. TensorBoard sorts groups by 
 
 from typing import NamedTuple
 
+from pipeline.metrics import OF_AVERAGE
+
 TRAINING = "training"
 VALIDATION = "validation"
 AVERAGE = "average"  # of the weights, validated
-_AVERAGED = "_ema"  # ends the names of its metrics
 _BASELINE = "baseline/"
 
 # Charts of numbers of training whose own names do not tell
@@ -61,7 +62,7 @@ def curve_of(metric: str) -> Curve:
     if metric.startswith(_BASELINE):
         return _of_baseline(metric.removeprefix(_BASELINE))
     if metric.startswith("val_"):
-        score, average, _ = metric.removeprefix("val_").partition(_AVERAGED)
+        score, average, _ = metric.removeprefix("val_").partition(OF_AVERAGE)
         score, suffix = _of_images(score)
         return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else f"{VALIDATION}{suffix}")
     if metric in PROBES:

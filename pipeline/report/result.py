@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.metrics import OF_AVERAGE
 from pipeline.report.progress import Schedule, duration
 
 # Predictors that learn nothing, by their names in baselines.json
@@ -16,8 +17,8 @@ BASELINES = {
 ACCURACIES = {
     "val_top1": "top-1",
     "val_top5": "top-5",
-    "val_top1_ema": "top-1 of the average",
-    "val_top5_ema": "top-5 of the average",
+    f"val_top1{OF_AVERAGE}": "top-1 of the average",
+    f"val_top5{OF_AVERAGE}": "top-5 of the average",
     "probe_linear": "linear probe",
     "probe_knn": "k-NN probe",
 }

@@ -66,7 +66,7 @@ def test_real_s3_gives_the_clips_that_the_disk_gives(video_shards: Path, tmp_pat
 def test_the_cache_counts_the_samples_of_a_step(
     video_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 16 clips a step, two of each video, 8 videos are read."""
+    """For 16 clips a step, two of each video, 8 videos are read."""
     schedules, make = [], exact.Schedule
     monkeypatch.setattr(exact, "Schedule", lambda *arguments: schedules.append(make(*arguments)) or schedules[-1])
     with http_server(video_shards) as server:

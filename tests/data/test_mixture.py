@@ -96,7 +96,7 @@ def test_the_steps_of_a_medium_are_those_of_a_run_on_it_alone() -> None:
     lanes=st.sampled_from([1, 16]),
 )
 def test_shares_are_exact_after_every_slot(weights: list[int], slots: int, lanes: int) -> None:
-    """Of 16 lanes, 16 slots are dealt out at once."""
+    """With 16 lanes, 16 slots are assigned together."""
     mixture = mixture_of([np.array([3])] * len(weights), weights, 0, lanes, 8, 16 * 16)
     number, positions = mixture.dealt(np.arange(slots))
     had = np.cumsum(number[:, None] == np.arange(len(weights)), axis=0)  # (slots, data sets)
@@ -158,7 +158,7 @@ def test_a_data_set_has_its_share_of_a_block() -> None:
 
 
 def test_a_step_far_away_opens_at_once() -> None:
-    """Of three large data sets, in the middle of the trillionth sample; a fresh one gives the same."""
+    """The mixture has three large data sets; a fresh one gives the same in the middle of the trillionth sample."""
     sets = [np.full(1000, 10_000), np.full(300, 50_000), np.array([7])]
     mixture, fresh = (mixture_of(sets, [5, 3, 1], 4, 64, 8192, 4096) for _ in range(2))
     mixture.batch(0, 4096)

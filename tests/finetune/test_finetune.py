@@ -23,6 +23,7 @@ from pipeline.finetune.build import build_classifier
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.task import Finetuning
 from pipeline.pixels import normalise
+from pipeline.report.charts import curve_of
 from pipeline.settings import ConfigError
 from pipeline.train.engine import Engine
 from pipeline.train.state import averaged, capture, set_weights
@@ -106,6 +107,18 @@ def test_learns_to_tell_the_classes(undisturbed: Path) -> None:
     assert last["val_top1_ema"] == 1
 
 
+def test_the_average_is_shown_as_a_curve_of_its_own_and_reported(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_average = {curve_of(metric) for metric in logged(undisturbed)[-1]} & {
+        (chart, "average") for chart in ("loss", "metrics/top1", "metrics/top5")
+    }
+    assert len(of_average) == 3
+    assert (undisturbed / "tensorboard" / "average").is_dir()
+    assert run_script(monkeypatch, "report.py", undisturbed) == 0
+    assert "top-1 of the average 100.0%, top-5 of the average 100.0%" in capsys.readouterr().out
+
+
 def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
     labelled: dict[str, Path], undisturbed: Path, world: World
 ) -> None:
@@ -117,7 +130,7 @@ def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
         average = {name.partition("/")[2]: tensors[name] for name in tensors.names if name.startswith(f"{AVERAGE}/")}
     manifest = Manifest.load(str(labelled["validation"]))
     loader = Loader(manifest, recipe.data, 13, world.device)
-    (batch,) = loader.batches(centre_requests(manifest, 0, 13, 13, 224 / 256))
+    (batch,) = loader.batches(centre_requests(manifest, recipe.data, 0, 13, 13, 224 / 256))
     names = ["blue", "green", "red"]
     truth = torch.tensor([names.index(manifest.classes[label]) for label in manifest.label])
     for weights, suffix in ((found.weights(), ""), (average, "_ema")):

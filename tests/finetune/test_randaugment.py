@@ -110,7 +110,7 @@ def test_levels_mean_what_they_mean_in_timm(name: str) -> None:
 
 
 def test_choices_are_distributed_as_timms() -> None:
-    """Of 60,000 images: how many transforms each gets, which, and how the arguments of each are distributed."""
+    """For 60,000 images, compare how many transforms each gets, which, and the distribution of their arguments."""
     count = 60_000
     random.seed(0)
     np.random.seed(0)

@@ -1,4 +1,4 @@
-"""What is attacked. `attempt` spoils one input, has the product read it, and judges: "refused" or "accepted".
+"""The inputs that are attacked. `attempt` damages one, has the product read it, and judges: "refused" or "accepted".
 
 Anything that is neither one line of a refusal nor a right result is raised: a traceback that no user should see, or an
 AssertionError where something wrong was accepted in silence.
@@ -24,12 +24,16 @@ from labelled import labelled_shards
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from model.encoders.registry import build_network
+from model.maskfeat import MaskFeat
+from model.weights import WeightsError
 from pipeline.build import build_model
-from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, seal
-from pipeline.config import load_recipe
+from pipeline.checkpoints.checkpoint import FILES, STATE, CheckpointError, chosen, seal
+from pipeline.config import Recipe, load_recipe
 from pipeline.data.errors import DataError
 from pipeline.settings import ConfigError
 from pipeline.train.errors import TrainingError
+from pipeline.trained import load_model, open_trained, recipe_of
 from shards.files import ShardError, sha256_of
 from shards.index import index_tars
 from shards.manifest import DATASET, MANIFEST, Manifest
@@ -42,7 +46,7 @@ from shards.sources.source import list_source
 from shards.storage import read
 from shards.verify import verify
 
-REFUSALS = (ShardError, ConfigError, CheckpointError, DataError, TrainingError)
+REFUSALS = (ShardError, ConfigError, CheckpointError, DataError, TrainingError, WeightsError)
 _LONGEST = 5000  # characters of a message, which may quote a path
 
 
@@ -64,6 +68,28 @@ def refused(read_it: Callable[[], Any]) -> bool:
         assert "SEKRET" not in message, message
         return True
     return False
+
+
+def spoil_tensors(rng: random.Random, file: Path) -> None:
+    """Spoil one tensor of a safetensors file, or the beginning of the file."""
+    tensors = load_file(file)
+    name = rng.choice(sorted(tensors))
+    change = rng.choice(("drop", "shape", "one", "type", "bytes", "nan"))
+    if change == "drop":
+        del tensors[name]
+    elif change == "shape":
+        tensors[name] = tensors[name].flatten()[1:].clone()
+    elif change == "one":
+        tensors[name] = tensors[name].flatten()[:1].clone()
+    elif change == "type":
+        tensors[name] = tensors[name].to(rng.choice((torch.int32, torch.bool, torch.float16)))
+    elif change == "nan":
+        tensors[name] = tensors[name] * float("nan")
+    if change == "bytes":
+        head = file.read_bytes()
+        file.write_bytes(mutations.data(rng, head[:600]) + head[600:])
+    else:
+        save_file(tensors, file)
 
 
 def _reseal(folder: Path) -> None:
@@ -173,9 +199,10 @@ class Images:
     """Image files whose bytes were spoilt: what is kept is decoded to the size that the manifest will say."""
 
     def __init__(self, shared: Path) -> None:
+        from model.size import ImageSize
         from pipeline.data.decode.decoder import CpuDecoder
 
-        self._decoder, self._files = CpuDecoder(1, 16, 1), []
+        self._decoder, self._files = CpuDecoder(1, ImageSize(16, 16), 1), []
         noise = np.random.default_rng(0)
         for file_format, options in (
             ("JPEG", {"quality": 70}),
@@ -265,26 +292,11 @@ class Checkpoints:
 
     def _tensors(self, rng: random.Random, run: Path, checkpoint: Path) -> None:
         (part,) = checkpoint.glob("part-*")
-        tensors = load_file(part)
-        name = rng.choice(sorted(tensors))
-        change = rng.choice(("drop", "shape", "one", "type", "bytes", "twice", "nan"))
-        if change == "drop":
-            del tensors[name]
-        elif change == "shape":
-            tensors[name] = tensors[name].flatten()[1:].clone()
-        elif change == "one":
-            tensors[name] = tensors[name].flatten()[:1].clone()
-        elif change == "type":
-            tensors[name] = tensors[name].to(rng.choice((torch.int32, torch.bool, torch.float16)))
-        elif change == "nan":
-            tensors[name] = tensors[name] * float("nan")
-        if change == "bytes":
-            head = part.read_bytes()
-            part.write_bytes(mutations.data(rng, head[:600]) + head[600:])
-        elif change == "twice":
-            save_file({name: tensors[name] + 1}, checkpoint / "part-00001.safetensors")
+        if rng.random() < 1 / 7:
+            name, tensor = rng.choice(sorted(load_file(part).items(), key=lambda item: item[0]))
+            save_file({name: tensor + 1}, checkpoint / "part-00001.safetensors")  # which is there twice
         else:
-            save_file(tensors, part)
+            spoil_tensors(rng, part)
         _reseal(checkpoint)
 
     def _seals(self, rng: random.Random, run: Path, checkpoint: Path) -> None:
@@ -304,6 +316,54 @@ class Checkpoints:
         (run / "left-out.json").write_text(json.dumps(value))
 
 
+class Exports:
+    """A folder of maskfeat export whose JSON or tensors were spoilt: what is accepted has features of every image.
+
+    There are the encoder as timm and transformers read it, a whole model, a classifier, and the encoder of clips.
+    """
+
+    def __init__(self, shared: Path) -> None:
+        from resuming import OLD
+
+        from model.export_video import export_video
+        from model.weights import KINETICS
+        from pipeline.commands.export import write_timm
+        from pipeline.whole_model import write_model
+
+        self._folders = [shared / name for name in ("encoder", "whole", "classifier", "clips")]
+        for folder, run in zip(self._folders, (OLD / "pretrain", OLD / "pretrain", OLD / "finetune"), strict=False):
+            folder.mkdir()
+            found = chosen(run, None)
+            recipe = recipe_of(found)
+            model = load_model(found, recipe)
+            if folder.name == "whole":
+                assert isinstance(model, MaskFeat) and isinstance(recipe, Recipe)
+                write_model(folder, model, recipe, found.facts.step)
+            else:
+                write_timm(run, found, model, recipe, folder, average=False)
+        options: dict[str, Any] = {"embed_dim": 8, "depth": 2, "stages": [1]}
+        network = build_network("mvit_v2", 64, 4, **options)
+        export_video(network, self._folders[-1], name="mvit_v2", options=options, normalisation=KINETICS)
+        torch.manual_seed(0)
+
+    def attempt(self, rng: random.Random, folder: Path) -> str:
+        root = Path(shutil.copytree(rng.choice(self._folders), folder / "export"))
+        (stated,) = root.glob("*.json")
+        (weights,) = root.glob("*.safetensors")
+        if rng.random() < 0.7:
+            stated.write_text(json.dumps(mutations.json_value(rng, json.loads(stated.read_text()))))
+        else:
+            spoil_tensors(rng, weights)
+
+        def use() -> None:
+            trained = open_trained(str(root))
+            with torch.no_grad():
+                features = trained.features(torch.zeros(1, *trained.encoder.input_shape, dtype=torch.uint8))
+            assert features.shape == (1, trained.encoder.width) and features.isfinite().all()
+
+        return "refused" if refused(use) else "accepted"
+
+
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "data sets": DataSets,
     "listings": Listings,
@@ -311,4 +371,5 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "images": Images,
     "recipes": Recipes,
     "checkpoints": Checkpoints,
+    "exports": Exports,
 }

@@ -182,7 +182,7 @@ def deepspeed(recipe: str) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a launcher that runs on a node; what the ranks get of it, which ssh starts, is a file in `folder`."""
+    """Return the environment of a launcher on a node. ssh gives the ranks what a file in `folder` has."""
     exports = folder / "environment"
     names = ("DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHONPATH")
     exports.write_text("".join(f"{name}={os.environ[name]}\n" for name in names if name in os.environ))

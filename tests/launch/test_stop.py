@@ -1,4 +1,4 @@
-"""Which real processes count as ranks of a run, and which are left alone."""
+"""The real processes that count as ranks of a run, and others that are left alone."""
 
 import os
 import shlex
@@ -77,7 +77,7 @@ OTHERS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands run, which is a home too, and its path has a space."""
+    """The folder in which the commands run, which is also a home and has a space in its path."""
     folder = tmp_path_factory.mktemp("my folder")
     for name in ("pretrain", "finetune", "mine", "doctor", "estimate", "probe", "rank", "supervise"):
         (folder / f"{name}.py").write_text("import time\ntime.sleep(60)\n")

@@ -35,7 +35,7 @@ def test_marginal_rates_are_the_published_ones(masks: torch.Tensor) -> None:
 
 
 def test_masks_are_blocks(masks: torch.Tensor) -> None:
-    """Of two neighbours of a masked patch more than three in four are masked; of scattered ones it would be 40%."""
+    """More than three in four neighbours of a masked patch are masked; scattered patches would have 40%."""
     beside = (masks[:, :, 1:] & masks[:, :, :-1]).sum() / masks[:, :, :-1].sum()
     assert beside > 0.75
 

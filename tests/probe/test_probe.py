@@ -277,7 +277,7 @@ def test_two_ranks_judge_as_one(run: Path, labelled: dict[str, Path], tmp_path: 
 
 
 def test_a_run_needs_no_teacher_to_be_probed(run: Path, tmp_path: Path) -> None:
-    """Where it lay at training time there may be nothing any more."""
+    """The teacher may have been removed since the training."""
     moved = tmp_path / "run"
     shutil.copytree(run, moved)
     config = (moved / "config.yaml").read_text()

@@ -166,7 +166,7 @@ def test_attention_of_clips_is_drawn_frame_by_frame() -> None:
 
 
 def test_patches_of_similar_features_have_similar_colours() -> None:
-    """Of two groups of patches, whatever the input, and however the features are turned."""
+    """There are two groups of patches; neither the input nor a rotation of the features changes which are alike."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(2, (3, 4, 4), generator=generator).bool()
     features = 0.01 * torch.randn(3, 4, 4, 16, generator=generator)
@@ -185,7 +185,7 @@ def test_patches_of_similar_features_have_similar_colours() -> None:
 def test_features_are_those_of_the_clip_in_the_middle(
     family: tuple[str, dict[str, Any]], moving: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Of 11, 12 or 13 frames these are 2, 4, 6, 8, then one or two later, whatever else lies around them."""
+    """Frames 2, 4, 6, 8 of 11, 12 or 13, then one or two later, whatever else the batch has."""
     source = of_weights(exported(family, tmp_path), False, [f"data.shards={moving['train']}", *CLIPS])
     recipe, manifest = source.recipe, Manifest.load(moving["train"])
     view = View(source.identity(), 32, 1.0, "fp32", "mean", recipe.model.statistics, recipe.data.clip)

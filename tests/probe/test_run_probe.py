@@ -88,7 +88,7 @@ def by_script(run: Path, validation: Path, out: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_probe_finds_what_the_script_finds(stage: int, labelled: dict[str, Path], tmp_path: Path) -> None:
-    """Of the checkpoint, which has the fp32 weights and not those that the run computes with."""
+    """The script reads the checkpoint, which has the fp32 weights and not those that the run computes with."""
     data, precision = f"data.validation={labelled['validation']}", "engine.precision=bf16"
     pretrain(
         labelled["train"], tmp_path / "run", data, precision, f"engine.zero_stage={stage}", *PROBED, "optim.lr=0.1"

@@ -1,4 +1,4 @@
-"""Which numbers of a run share a chart, and what TensorBoard reads of them."""
+"""The chart of each number of a run, and what TensorBoard reads of it."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ from launching import metrics, pretrain, small_recipe
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from pipeline.checkpoints.checkpoint import AVERAGE
 from pipeline.files import Writing
 from pipeline.report.charts import curve_of
 from pipeline.report.tensorboard import FIRST, RESULTS, TensorBoard
@@ -18,14 +17,14 @@ from pipeline.report.tensorboard import FIRST, RESULTS, TensorBoard
     [
         ("loss", "loss", "training"),
         ("val_loss", "loss", "validation"),
-        (f"val_loss_{AVERAGE}", "loss", "average"),
+        ("val_loss_ema", "loss", "average"),
         ("baseline/mean", "loss", "baseline-mean"),
         ("baseline/copy", "loss", "baseline-copy"),
         ("val_images_loss", "loss", "validation-images"),
         ("baseline/images_mean", "loss", "baseline-mean-images"),
         ("loss/video", "loss", "training-video"),
         ("val_top1", "metrics/top1", "validation"),
-        (f"val_top5_{AVERAGE}", "metrics/top5", "average"),
+        ("val_top5_ema", "metrics/top5", "average"),
         ("baseline/mean_top1", "metrics/top1", "baseline-mean"),
         ("probe_knn", "probes/knn", "validation"),
         ("baseline/probe_knn", "probes/knn", "baseline-untrained"),

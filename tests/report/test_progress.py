@@ -1,4 +1,4 @@
-"""How long the rest of a run takes, and what a complete one says."""
+"""The estimate of a run's remaining time, and the last lines of a complete run."""
 
 from pathlib import Path
 

@@ -144,7 +144,7 @@ with open(sys.argv[sys.argv.index("--lines") + 1], "a") as lines:
 def test_a_part_that_dies_or_hangs_costs_no_other(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it had found stays, and those after it get another process."""
+    """Its results so far are kept, and later parts get another process."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setattr(runner, "_SCRIPT", tmp_path / "child.py")
     monkeypatch.setattr(runner, "_START", 0)

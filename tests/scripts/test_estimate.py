@@ -137,7 +137,7 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 2), (1, 3), (2, 4 * 2 + 1), (3, 4 * 2)])
 def test_wire_bytes(stage: int, times: int) -> None:
-    """Of 8 ranks and four micro-batches: a rank passes on 7/8 of what is gathered, and twice that to all-reduce."""
+    """With 8 ranks, a rank sends 7/8 of what is gathered, and twice that for an all-reduce."""
     assert wire_bytes(1000, 2, stage, ranks=8, micro_batches=4) == times * 1000 * 2 * 7 / 8
     assert wire_bytes(1000, 2, stage, ranks=1, micro_batches=4) == 0
 
@@ -235,7 +235,7 @@ def test_frames_that_are_decoded_for_a_clip(clip: Clip, frames: int) -> None:
 
 
 def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
-    """Of the same model, size and precision on one rank; the fastest, but of the recipe's stage if there is any."""
+    """A rate counts if model, size and precision agree, on one rank: the fastest, preferably of the recipe's stage."""
     settings = {
         "model.name": "vit_base_patch16_224",
         "model.options": {},

@@ -136,7 +136,7 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
         ("reproduce_small.sh", ["a", "b", "10", "x"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
         ("reproduce_small.sh", ["a", "b", "10", "1", "1"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
         ("reproduce_small.sh", ["-x"], "error: usage: scripts/reproduce_small.sh DATA [OUT"),
-        ("reproduce_small.sh", ["no where"], "error: there is no no where/train: DATA holds train/CLASS/*"),
+        ("reproduce_small.sh", ["no where"], "error: there is no no where/train: DATA has to contain train/CLASS/*"),
     ],
 )
 def test_mistakes(checkout: Path, script: str, arguments: list[str], message: str) -> None:
@@ -179,7 +179,7 @@ def test_the_batch_script_ends_as_the_supervisor_does(checkout: Path, do: str, s
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_the_batch_script_passes_signals_on(checkout: Path, number: signal.Signals) -> None:
-    """Twice, and waits for the end of what it passed them to."""
+    """It does so twice, and waits for the process to which it passed them."""
     do = f"""
 import signal, time
 got = []

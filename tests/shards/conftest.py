@@ -1,10 +1,11 @@
-"""A data set to change, which every test may use."""
+"""A data set to change, and the program `maskfeat-shards`, which every test may use."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 from making_images import make_tree
+from shell import Shell
 
 from shards.build import build
 
@@ -25,3 +26,15 @@ def root(original: Path, tmp_path: Path) -> Path:
     """A copy of that data set."""
     shutil.copytree(original, tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """Run `maskfeat-shards` with arguments."""
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """10 images of 3 classes."""
+    return make_tree(tmp_path / "source", 10, ("ant", "bee", "cat"))

@@ -28,7 +28,7 @@ def inserted(jpeg: bytes, more: bytes) -> bytes:
 
 
 def scans(jpeg: bytes) -> list[int]:
-    """Where its scans begin. Their markers occur in nothing else that these tests make."""
+    """Return the offsets of its scans. Their markers occur in nothing else that these tests make."""
     return [found.start() for found in re.finditer(rb"\xff\xda", jpeg)]
 
 

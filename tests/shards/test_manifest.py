@@ -90,7 +90,7 @@ def test_wider_integers_long_text_and_other_columns_are_read(root: Path) -> None
 
 
 def test_names_are_not_those_of_another_manifest(root: Path) -> None:
-    """Which came to lie there after this one was loaded."""
+    """The other manifest replaced this one after it was loaded."""
     manifest = Manifest.load(root)
     assert len(manifest.names(0, 13)) == 13
     rewrite(root, put("crc32c", 0, 1))

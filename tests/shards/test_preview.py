@@ -119,7 +119,7 @@ def test_a_damaged_image_or_an_unwritable_page_is_an_error(tmp_path: Path) -> No
 
 
 def identity(path: Path) -> tuple[int, int, int]:
-    """Of a file, a link or a folder, whenever it was last read."""
+    """Return the identity of a file, link or folder, which reading does not change."""
     status = path.lstat()
     return status.st_ino, status.st_mode, status.st_mtime_ns
 

@@ -33,7 +33,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", sorted(WRONG))
 def test_verify_compares_every_row_with_its_tar(root: Path, case: str) -> None:
-    """Where tars, .idx files and all checksums fit."""
+    """The tars, the .idx files and all checksums are right, but a row is not."""
     change, what = WRONG[case]
     rewrite(root, change)
     shard = Manifest.load(root).shard[7]

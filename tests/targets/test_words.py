@@ -174,7 +174,7 @@ def test_words_see_every_image_whatever_the_micro_batch(shards: Path, tmp_path: 
 
 
 def test_words_of_a_mixture_see_all_its_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 12 and 4 images with 2 x 2 patches each; a target of words is then found in both."""
+    """The data sets have 12 and 4 images of 2 x 2 patches; a target of words then works on both."""
     sets: dict[str, Path | str] = {
         "many": grey_shards(tmp_path, "many", range(60, 72)),
         "few": grey_shards(tmp_path, "few", range(180, 184)),

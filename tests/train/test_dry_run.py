@@ -1,4 +1,4 @@
-"""What a run says that it would do, beside what it does."""
+"""The plan that a dry run prints, compared with what the run does."""
 
 import re
 from pathlib import Path

@@ -63,7 +63,7 @@ def test_a_setting_that_a_checkpoint_does_not_know_stands_for_its_default(
 
 
 def test_every_setting_that_a_run_is_bound_to_has_a_default_or_is_required() -> None:
-    """What is compared with a checkpoint is found among the defaults under the same name and in the same form."""
+    """Every setting that is compared with a checkpoint is among the defaults, with the same name and form."""
     recipe = load_recipe("small", ["data.shards=set"])
     bound, known = identity(recipe, {}), defaults(recipe)
     required = {"optim.epochs", "optim.batch_size"}

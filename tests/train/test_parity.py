@@ -60,7 +60,7 @@ def test_logits_of_fine_tuned_checkpoints(code: str, tmp_path: Path) -> None:
 
 
 def test_targets() -> None:
-    """Where gradients are exact, in both codes: every bin is the same, and where magnitudes are, too, every bit."""
+    """If gradients are exact in both codes, every bin is the same; if magnitudes are, too, so is every bit."""
     ours, theirs = hog_target(IMAGES)[MASKS[0].flatten(1)], golden("slowfast")["targets"]
     assert torch.equal(ours == 0, theirs == 0)  # empty bins, and flat cells
     torch.testing.assert_close(ours, theirs, atol=2e-7, rtol=0)

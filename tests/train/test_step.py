@@ -159,7 +159,7 @@ def test_the_timer_of_deepspeed_would_synchronise(
 def test_all_copies_to_the_device_in_a_step_go_one_way(
     shards: Path, labelled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each further step none is made elsewhere than in `to_device`."""
+    """All copies of later steps are made in `to_device`."""
     for name, run in (
         ("pretrain", lambda folder, steps: pretrain(shards, folder, steps, "run.log_every=100")),
         ("finetune", lambda folder, steps: finetune(*labelled.values(), folder, steps, "run.log_every=100")),

@@ -85,7 +85,7 @@ def test_a_node_reads_of_a_mixture_nothing_outside_its_uses(
 
 @pytest.mark.parametrize(("batch_size", "lanes", "shards", "in_use"), [(2048, 8, 80, 30), (2040, 11, 100, 35)])
 def test_a_node_keeps_to_its_shards_of_all_data_sets(batch_size: int, lanes: int, shards: int, in_use: int) -> None:
-    """Of 8 nodes and 704 shards, a node reads an eighth; where batches are not whole rounds of lanes, a few more."""
+    """Each of 8 nodes reads an eighth of 704 shards, and a few more if batches are not whole rounds of lanes."""
     mixture = mixture_of([np.full(640, 1000), np.full(64, 500)], [5, 2], 5, 64, 1024, batch_size)
     for node in range(8):
         schedule = Schedule(mixture, batch_size, node, 1, 8)

@@ -220,7 +220,7 @@ def test_an_imagined_data_set_is_planned_and_printed() -> None:
 
 
 def test_clips_are_several_to_a_sample() -> None:
-    """Of 1,024 clips a step, 4 of each video, 256 videos are read; an epoch of a million has 4 million clips."""
+    """For 1,024 clips a step, 4 of each video, 256 videos are read; an epoch of a million has 4 million clips."""
     imagined = ("--samples", "1e6", "--bytes", "100GB", "--shards", "1e3", "--nodes", "4", "--cache", "1TB")
     of_clips = run(*imagined, "--batch", "1024", "--repeats", "4", "--clips-per-second", "1000")
     assert of_clips.returncode == 0, of_clips.stderr

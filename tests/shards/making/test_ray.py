@@ -69,7 +69,7 @@ def test_jobs_run_on_every_node_and_errors_come_back_as_they_are(cluster: Cluste
 
 
 def test_videos_built_on_ray_have_the_bytes_of_a_local_build(cluster: Cluster, tmp_path: Path) -> None:
-    """Those that are encoded anew, too."""
+    """This includes videos that are encoded again."""
     for number in range(6):
         (tmp_path / "source" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         video = encoded(film(6 + number, seed=number), g=3) if number else b"damaged"

@@ -209,7 +209,7 @@ def damaged(content: bytes, random: Random) -> bytes:
 
 
 def test_random_damage_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    """What is read lies within the tar."""
+    """Everything that is read is inside the tar."""
     random, refused = Random(0), 0
     parts = [
         member(b"0.jpg", IMAGE) + member(b"0.cls", b"3"),
