@@ -161,7 +161,9 @@ def _described(weights: Weights, config: Path) -> Weights:
         stated = stated.get("pretrained_cfg", stated)  # timm's older files lack this section
         return replace(weights, normalisation=_normalisation(stated), image_size=_image_size(stated))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{config} does not say how images are normalised or how large they are ({error})") from error
+        raise WeightsError(
+            f"{config} does not say how images are normalised or how large they are ({error})"
+        ) from error
 
 
 def _normalisation(stated: dict[str, Any]) -> Normalisation | None:
