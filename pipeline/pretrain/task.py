@@ -148,7 +148,7 @@ class Pretraining(MaskedPrediction):
 
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
         if self._validations:
-            report.say("measuring the validation losses of predictors that learn nothing, to compare with ...")
+            report.say("measuring the validation losses of predictors that learn nothing, for comparison ...")
         for validation in self._validations:
             medium = validation.medium if validation.medium in self._data.media else None
             losses = validation.baselines(
