@@ -62,7 +62,10 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
         ([SHARDS, "target.kind=features"], "target.kind=features needs target.teacher: set it"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
-        ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "is reversed; optim.warmup_epochs=12 leaves"),
+        (
+            [SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"],
+            "is reversed; optim.warmup_epochs=12 must be less than optim.epochs=10",
+        ),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:
