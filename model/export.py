@@ -9,6 +9,7 @@ from timm.models import VisionTransformer, save_for_hf
 from torch import nn
 
 from model.encoders.timm_vit import TimmViT
+from model.size import ImageSize, Sides
 from model.weights import share
 
 
@@ -16,7 +17,7 @@ def export_timm(
     encoder: TimmViT,
     folder: Path,
     *,
-    image_size: int,
+    image_size: Sides,
     options: dict[str, Any],
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
@@ -32,17 +33,17 @@ def export_timm(
         encoder: a result of `build_encoder`, whose features are its patch tokens after the LayerNorm; or
             a classifier from `model.convert.classifier`.
         folder: created if missing.
-        image_size: side in pixels.
+        image_size: the side of square inputs, or height and width, in pixels.
         options: the options of `build_encoder` besides the name and image size.
         mean, std: the normalisation of each channel, for values in [0, 1].
-        crop: share of the short side that evaluation crops.
+        crop: share of the largest centred crop that evaluation takes.
         classes: class names, in the order of the head's outputs; none: they are omitted.
     """
     kept = ("architecture", "first_conv", "classifier")  # the other entries describe timm's own weights of that name
     encoder.pretrained_cfg = {key: encoder.pretrained_cfg[key] for key in kept} | {
         "tag": "maskfeat",
         "num_classes": encoder.num_classes,
-        "input_size": (3, image_size, image_size),
+        "input_size": (3, *ImageSize.of(image_size)),
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": crop,

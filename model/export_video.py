@@ -12,6 +12,7 @@ from torch import nn
 from model.encoders.mvit import SIZES, mvit_settings
 from model.encoders.registry import encoder_of
 from model.encoders.tubelet import TUBELET
+from model.size import ImageSize
 from model.weights import Normalisation, share
 
 _MVIT = """\
@@ -77,11 +78,12 @@ def export_video(
         folder: created if missing.
         name, options: the arguments of `build_network`.
         normalisation: that of the inputs.
-        crop: share of the short side that evaluation crops.
+        crop: share of the largest centred crop that evaluation takes.
         classes: class names, in the order of the head's outputs; none: they are omitted.
     """
     view = encoder_of(network)
-    _, frames, size, _ = view.input_shape
+    _, frames, height, width = view.input_shape
+    size = ImageSize(height, width).sides
     config: dict[str, Any] = {"architecture": name}
     if name in SIZES:
         settings = mvit_settings(name, size, frames, view.classes, **options)

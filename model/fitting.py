@@ -1,7 +1,8 @@
 """Fit other projects' tensors to a model: another grid, clips instead of images, another normalisation."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
-from math import isqrt
 from typing import cast
 
 import torch
@@ -40,30 +41,50 @@ def inflated(weights: Weights, model: MaskFeat | Classifier) -> tuple[Weights, s
 def resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | Classifier) -> Tensor | None:
     """Fit the positions called `name` to the model's grid and `shape`. Return None if nothing has to change.
 
-    Embeddings of a square grid are resampled bicubically, BEiT's relative biases as in its own code but linearly, and
-    so are tables of relative positions and embeddings of frames.
+    Embeddings of patches are resampled bicubically, BEiT's relative biases as in its own code but linearly, and so are
+    tables of relative positions and embeddings of frames. The old grid is that of the weights' image size or, where
+    this is unknown, a square.
     """
-    if not weights.has(name) or weights.tensors[weights.layout.key(name)].shape == shape:
+    if not weights.has(name):
         return None
-    _, rows, columns = model.view.token_layout.frames, model.view.token_layout.rows, model.view.token_layout.columns
+    grid = model.view.token_layout.rows, model.view.token_layout.columns
     if name in (_OF_IMAGES, _OF_CLIPS[1]):
         embeddings = weights.get(name, 3)
         with_prefix = name == _OF_IMAGES and not getattr(model.encoder, "no_embed_class", False)
         prefix = model.view.prefix if with_prefix else 0
-        patches = embeddings.shape[1] - prefix
-        if embeddings.shape[1] != shape[1] and patches > 0 and isqrt(patches) ** 2 == patches:
-            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), [rows, columns], num_prefix_tokens=prefix))
+        old = _old_grid(weights, lambda rows, columns: rows * columns, embeddings.shape[1] - prefix)
+        if old not in (None, grid):
+            return cast(Tensor, resample_abs_pos_embed(embeddings.float(), [*grid], [*old], num_prefix_tokens=prefix))
     elif name.endswith(".relative_position_bias_table"):
         biases = weights.get(name, 2)
-        side = isqrt(max(0, len(biases) - _TO_CLASS_TOKEN))
-        square = side > 1 and side % 2 == 1 and side**2 == len(biases) - _TO_CLASS_TOKEN
-        if len(biases) != shape[0] and biases.shape[1] == shape[1] and square:
-            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), (rows, columns), shape))
+        of_patches = len(biases) - _TO_CLASS_TOKEN
+        old = _old_grid(weights, lambda rows, columns: (2 * rows - 1) * (2 * columns - 1), of_patches)
+        if old not in (None, grid) and biases.shape[1] == shape[1]:
+            return cast(Tensor, resize_rel_pos_bias_table(biases.float(), grid, shape, old))
+    elif weights.tensors[weights.layout.key(name)].shape == shape:
+        return None
     elif name == "encoder.pos_embed_temporal":
         return _linear(weights.get(name, 3)[0], shape[1])[None]
     elif ".attn.rel_pos_" in name:
         return _linear(weights.get(name, 2), shape[0])
     return None
+
+
+def _old_grid(weights: Weights, count: Callable[[int, int], int], positions: int) -> tuple[int, int] | None:
+    """Return rows and columns of the grid that has this many positions; None if there is none.
+
+    Args:
+        weights: the weights.
+        count: number of positions of a grid.
+        positions: number of positions in the weights.
+    """
+    patch = weights.tensors.get(weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.weight"))
+    if weights.image_size is not None and patch is not None:
+        rows, columns = (side // of for side, of in zip(weights.image_size, patch.shape[-2:], strict=True))
+        if count(rows, columns) == positions:
+            return rows, columns
+    side = next(side for side in itertools.count(1) if count(side, side) >= positions)
+    return (side, side) if count(side, side) == positions else None
 
 
 def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple[dict[str, Tensor], str | None]:

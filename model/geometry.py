@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from model.encoders.mvit import SIZES, STRIDE, Options
 from model.encoders.tubelet import TUBELET
+from model.size import Sides
 from model.weights import OURS, TIMM, Weights, WeightsError
 
 HEAD_WIDTH = 64  # of an attention head in all published plain transformers of MaskFeat; shapes do not show it
@@ -21,7 +22,7 @@ class Architecture(NamedTuple):
     """
 
     name: str
-    image_size: int
+    image_size: Sides
     frames: int | None
     options: dict[str, Any]
 

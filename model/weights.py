@@ -17,6 +17,7 @@ from model.names import OURS as OURS
 from model.names import SLOWFAST as SLOWFAST
 from model.names import TIMM as TIMM
 from model.names import Layout as Layout
+from model.size import ImageSize
 from model.weights_file import WeightsError as WeightsError
 from model.weights_file import load
 from model.weights_file import weights_file as weights_file
@@ -49,12 +50,14 @@ class Weights:
         layout: the code base whose names the tensors have.
         tensors: by those names, on the CPU.
         normalisation: that of the training inputs, where the code base or the file's folder determines it.
+        image_size: size of the training inputs, where the file's folder has it.
     """
 
     file: Path
     layout: Layout
     tensors: dict[str, Tensor]
     normalisation: Normalisation | None = None
+    image_size: ImageSize | None = None
 
     def has(self, name: str) -> bool:
         """Return whether there is a tensor for our `name`."""
@@ -91,8 +94,8 @@ def read(path: Path | str) -> Weights:
 
     Args:
         path: see `weights_file`; under timm's names, the weights may be in "model" (as MAE and BEiT publish them),
-            "module" or "state_dict". The normalisation is read from timm's config.json beside the file, or from the
-            maskfeat.json of a whole model.
+            "module" or "state_dict". Normalisation and image size are read from timm's config.json beside the file, or
+            from the maskfeat.json of a whole model.
 
     Raises:
         WeightsError: the file is missing, it or its config.json is damaged, or it holds more than plain tensors.
@@ -119,8 +122,8 @@ def read(path: Path | str) -> Weights:
         return _published(Weights(file, MMPRETRAIN, _as_in_mmpretrain(tensors)))
     plain = {key: tensor for key, tensor in tensors.items() if not key.endswith(".relative_position_index")}
     if any(key.startswith("encoder.") for key in plain):
-        return Weights(file, OURS, plain, _normalisation(file.with_suffix(".json")))
-    return Weights(file, TIMM, plain, _normalisation(file.parent / "config.json"))
+        return _described(Weights(file, OURS, plain), file.with_suffix(".json"))
+    return _described(Weights(file, TIMM, plain), file.parent / "config.json")
 
 
 def _published(weights: Weights) -> Weights:
@@ -149,21 +152,35 @@ def _claimed(tensors: dict[str, Tensor]) -> int:
     return max(sum(storage.nbytes() for storage in storages.values()), repeated if repeated > _REPEATED else 0)
 
 
-def _normalisation(config: Path) -> Normalisation | None:
-    """Return the normalisation in timm's config.json, if it is there and has one."""
+def _described(weights: Weights, config: Path) -> Weights:
+    """Set normalisation and image size from timm's config.json or a whole model's maskfeat.json, if it has them."""
     if not config.is_file():
-        return None
+        return weights
     try:
         stated = json.loads(config.read_text())
         stated = stated.get("pretrained_cfg", stated)  # timm's older files lack this section
-        if "mean" not in stated or "std" not in stated:
-            return None
-        (red, green, blue), std = (tuple(map(float, stated[key])) for key in ("mean", "std"))
-        if not (len(std) == 3 and min(std) > 0 and all(map(isfinite, (red, green, blue, *std)))):
-            raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
-        return Normalisation((red, green, blue), std)
+        return replace(weights, normalisation=_normalisation(stated), image_size=_image_size(stated))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise WeightsError(f"{config} does not say how images are normalised ({error})") from error
+        raise WeightsError(
+            f"{config} does not say how images are normalised or how large they are ({error})"
+        ) from error
+
+
+def _normalisation(stated: dict[str, Any]) -> Normalisation | None:
+    if "mean" not in stated or "std" not in stated:
+        return None
+    (red, green, blue), std = (tuple(map(float, stated[key])) for key in ("mean", "std"))
+    if not (len(std) == 3 and min(std) > 0 and all(map(isfinite, (red, green, blue, *std)))):
+        raise ValueError(f"mean {stated['mean']}, std {stated['std']}")
+    return Normalisation((red, green, blue), std)
+
+
+def _image_size(stated: dict[str, Any]) -> ImageSize | None:
+    sides = stated.get("settings", {}).get("data.image_size")  # of a whole model
+    if sides is None:
+        sides = stated.get("input_size")  # of timm: channels, for clips frames, height and width
+    sides = sides[-2:] if isinstance(sides, list) else [sides, sides]
+    return ImageSize(*sides) if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides) else None
 
 
 def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

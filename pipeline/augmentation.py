@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.size import ImageSize
 from pipeline.random import derive, uniform
 from pipeline.settings import Section
 
@@ -55,10 +56,10 @@ class Augment(Section):
         return jitters > 0 or self.grey > 0
 
 
-def check_size(settings: Augment, image_size: int) -> None:
+def check_size(settings: Augment, size: ImageSize) -> None:
     """Raise ValueError for images that are too small to be blurred."""
-    if settings.blur and image_size <= _RADIUS:
-        raise ValueError(f"augment.blur needs images of more than {_RADIUS} pixels, not data.image_size={image_size}")
+    if settings.blur and min(size) <= _RADIUS:
+        raise ValueError(f"augment.blur needs images of more than {_RADIUS} pixels, not data.image_size={size.setting}")
 
 
 def augmented(inputs: Tensor, keys: Tensor, settings: Augment) -> Tensor:

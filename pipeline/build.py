@@ -39,7 +39,7 @@ def build_model(recipe: Recipe, width: int | None = None) -> MaskFeat:
     def make() -> MaskFeat:
         encoder = network_of(recipe)
         predictions = predictions_of(encoder_of(encoder))
-        if recipe.data.image_size % predictions.patch[1]:
+        if any(side % predictions.patch[1] for side in recipe.data.size):
             raise _not_a_multiple(recipe, predictions.patch[1])
         numbers = width or output_width(recipe.target, predictions)
         of = recipe.model
@@ -82,7 +82,7 @@ def tried(recipe: TrainingRecipe, make: Callable[[], Network], works: Callable[[
     """
     data = recipe.data
     options: list[str] = [f"model.options.{key}={json.dumps(value)}" for key, value in recipe.model.options.items()]
-    what = ", ".join((f"model.name={shown(recipe.model.name)}", *options, f"data.image_size={data.image_size}"))
+    what = ", ".join((f"model.name={shown(recipe.model.name)}", *options, f"data.image_size={data.size.setting}"))
     what += "" if data.frames is None else f", data.frames={data.frames}"
     try:
         with torch.device("meta"), torch.no_grad():
@@ -114,14 +114,13 @@ def _memory() -> int:
 def adapt(encoder: Encoder, recipe: TrainingRecipe) -> None:
     """Configure an encoder as in a recipe. Raises ConfigError where its patches do not fill the recipe's images."""
     encoder.checkpoint_blocks(recipe.engine.activation_checkpointing)
-    if encoder.input_shape[-2:] != (recipe.data.image_size,) * 2:
+    if encoder.input_shape[-2:] != recipe.data.size:
         raise _not_a_multiple(recipe, encoder.prediction_patch[1])
 
 
 def _not_a_multiple(recipe: TrainingRecipe, patch: int) -> ConfigError:
-    return ConfigError(
-        f"data.image_size={recipe.data.image_size} is not a multiple of the {patch}-pixel patch of {recipe.model.name}"
-    )
+    size = recipe.data.size.setting
+    return ConfigError(f"data.image_size={size} is not a multiple of the {patch}-pixel patch of {recipe.model.name}")
 
 
 def build_examples(

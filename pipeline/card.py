@@ -10,6 +10,7 @@ import yaml
 
 from model.export_video import loader
 from model.maskfeat import MaskFeat
+from model.size import ImageSize
 from pipeline.checkpoints.checkpoint import Facts
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.settings import Data
@@ -58,7 +59,7 @@ tokens = outputs.last_hidden_state[:, {prefix}:]  # (1, {patches}, {width})
 ```
 
 With `num_classes=N`, timm gives the model a fresh classifier to fine-tune, and so does `num_labels=N` for transformers'
-`AutoModelForImageClassification`. Images are resized (bicubic) and cropped to {size}x{size}, and normalised with mean
+`AutoModelForImageClassification`. Images are resized (bicubic) and cropped to {size}, and normalised with mean
 {mean} and deviation {std}.
 """
 
@@ -123,7 +124,7 @@ def model_card(
     """
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
     view, target = model.view, TARGETS[recipe.target.kind]
-    size, frames, name = recipe.data.image_size, recipe.data.frames, recipe.model.name
+    size, frames, name = recipe.data.size, recipe.data.frames, recipe.model.name
     use = (_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS).format(
         size=size,
         patches=view.prediction_layout.cells,
@@ -183,9 +184,9 @@ def front(entries: dict[str, Any], frames: int | None) -> str:
     return yaml.safe_dump(entries, sort_keys=False)
 
 
-def inputs_of(size: int, frames: int | None) -> str:
+def inputs_of(size: ImageSize, frames: int | None) -> str:
     """Describe the inputs of a network."""
-    return f"{size}x{size} images" if frames is None else f"clips of {frames} frames of {size}x{size} pixels"
+    return f"{size} images" if frames is None else f"clips of {frames} frames of {size} pixels"
 
 
 def steps_of(facts: Facts, recipe: TrainingRecipe) -> str:
@@ -204,7 +205,7 @@ def clip_of(data: Data, statistics: Statistics) -> str:
         "segments": "one of each of as many equal parts of the video",
     }[clip.sampling]
     return (
-        f"A clip is {counted(clip.frames, 'frame')} of {data.image_size}x{data.image_size} pixels,\n"
+        f"A clip is {counted(clip.frames, 'frame')} of {data.size} pixels,\n"
         f"{taken}, normalised with mean {statistics.mean} and deviation {statistics.std}."
     )
 

@@ -102,7 +102,7 @@ class Recipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _can_be_blurred(self) -> Self:
-        check_size(self.augment, self.data.image_size)
+        check_size(self.augment, self.data.size)
         return self
 
     @property

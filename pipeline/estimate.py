@@ -15,8 +15,9 @@ The model of a step of W ranks:
 - The step is the sum of the three, without overlap of communication and compute: an upper bound.
 
 Besides the step:
-- Memory of a GPU: weights and the sum of their gradients, the fp32 weights and Adam's two moments, which ZeRO
-partitions from stage 1 on, and the activations of a micro-batch. At stage 3 weights and gradients are partitioned, too.
+- Memory of a GPU: weights and the sum of their gradients, the fp32 weights and the optimizer's state (two moments of
+AdamW and LAMB, one of Lion and SGDW), which ZeRO partitions from stage 1 on, and the activations of a micro-batch. At
+stage 3 weights and gradients are partitioned, too.
 That is a lower bound: buffers, temporary tensors, and the decoder's memory are not included.
 - Decoding on CPUs: the times of docs/explanation/benchmarks.md; for clips per frame that has to be decoded.
 
@@ -36,17 +37,16 @@ from model.activations import activation_bytes
 from model.flops import training_flops
 from model.maskfeat import MaskFeat
 from pipeline.build import build_masker, build_model, predictions_of
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.clips import placed_clips
 from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
+from pipeline.optimizers import OPTIMIZERS
 from pipeline.recipe_files import reason
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import macs
 from pipeline.targets.target import TargetError
 from shards.files import parse_json
-
-STATE_BYTES = 12  # a parameter's fp32 weight and two Adam moments, as in checkpoints
 
 # CPU milliseconds of decoding and cropping to 224 pixels, from docs/explanation/benchmarks.md: of an image of ImageNet
 # (654/s on 2 threads), and for a clip of a frame that is decoded, used or not (40 for 16 frames 4 apart, after
@@ -149,11 +149,17 @@ def gpus_for(recipe: Recipe) -> list[int]:
     return [gpus for gpus in (8 * 2**power for power in range(8)) if rest == samples % gpus == 0] or [1]
 
 
-def state_bytes(parameters: int, item_bytes: int, zero_stage: int, ranks: int) -> float:
-    """Return a GPU's bytes for weights, the sum of their gradients, fp32 weights and Adam's moments."""
-    gradients = 4
-    everywhere = item_bytes + gradients
-    return parameters * (everywhere / (ranks if zero_stage == 3 else 1) + STATE_BYTES / (ranks if zero_stage else 1))
+def checkpoint_bytes(size: Size, optimizer: str) -> int:
+    """Return the bytes of a checkpoint: of every parameter its fp32 weight, and what this optimizer keeps of it."""
+    return 4 * size.parameters * (1 + len(OPTIMIZERS[optimizer].states))
+
+
+def state_bytes(recipe: TrainingRecipe, size: Size, ranks: int) -> float:
+    """Return a GPU's bytes for weights, the sum of their gradients, fp32 weights and the optimizer's state."""
+    stage, gradients = recipe.engine.zero_stage, 4
+    everywhere = size.parameters * (DTYPES[recipe.engine.precision].itemsize + gradients)
+    partitioned = checkpoint_bytes(size, recipe.optim.name)
+    return everywhere / (ranks if stage == 3 else 1) + partitioned / (ranks if stage else 1)
 
 
 def decoded_frames(clip: Clip) -> float:
@@ -177,7 +183,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     wanted = {
         "model.name": recipe.model.name,
         "model.options": values["model"]["options"],
-        "data.image_size": recipe.data.image_size,
+        "data.image_size": values["data"]["image_size"],
         "data.frames": recipe.data.frames,
         "engine.precision": recipe.engine.precision,
         "engine.activation_checkpointing": recipe.engine.activation_checkpointing,
@@ -198,7 +204,7 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
         decoder = ", decoder and mask.ratio" if recipe.model.decoder else ""
         raise ConfigError(
-            f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.image_size} px{frames} in "
+            f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.size.setting} px{frames} in "
             f"{recipe.engine.precision} with this target{decoder}: measure it with "
             f"`scripts/bench.py step RECIPE --json {file}`"
         )

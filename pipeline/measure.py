@@ -13,12 +13,14 @@ from pipeline.build import build_examples, predictions_of
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import load, load_recipe
+from pipeline.config import Recipe, TrainingRecipe, load, load_recipe
 from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.finetune.views import accuracy_by_views
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
+from pipeline.recipe_files import read_settings
+from pipeline.record import kind_of
 from pipeline.settings import ConfigError
 from pipeline.targets.registry import output_width
 from pipeline.train.engine import DTYPES
@@ -47,6 +49,14 @@ class Frozen:
         """Compute without gradients in the block."""
         with torch.no_grad():
             yield
+
+
+def recorded(run: Path, overrides: Sequence[str]) -> TrainingRecipe:
+    """Return the recipe that a run has recorded, with overrides. Raises ConfigError if it is not a run."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"{run} is not a run: it does not have a config.yaml; correct the path")
+    return load(FinetuneRecipe if kind_of(read_settings(config)) == "finetune" else Recipe, str(config), overrides)
 
 
 def measure_classifier(

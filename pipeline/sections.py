@@ -28,6 +28,9 @@ class Run(Section):
     """Steps between log lines."""
     eval_every: Count = 1000
     """Steps between validations, each with a picture. The last step is always validated."""
+    histogram_every: Count | None = None
+    """Steps between histograms of every weight, and of its gradient as the optimizer averages it, on TensorBoard and
+    W&B; null: no histograms."""
     save_every: Count = 1000
     """Steps between checkpoints. The last step is always saved."""
     save_minutes: Minutes | None = 30

@@ -24,7 +24,7 @@ class ValidationImages:
         micro_batch: images per batch.
         seed: seed of the keys.
         world, phases: those of the run.
-        crop: share of the short side in the centre crop.
+        crop: see `Shapes.centre_boxes`.
         single_frames: see `Loader`.
 
     Attributes:
@@ -43,7 +43,7 @@ class ValidationImages:
         single_frames: bool = False,
     ) -> None:
         self._manifest, self._world, self._phases = manifest, world, phases
-        self._micro_batch, self._seed, self._crop, self._clip = micro_batch, seed, crop, data.clip
+        self._data, self._micro_batch, self._seed, self._crop = data, micro_batch, seed, crop
         self._loader = Loader(manifest, data, micro_batch, world.device, single_frames=single_frames)
         self.samples = min(data.validation_samples or len(manifest), len(manifest))
 
@@ -51,13 +51,13 @@ class ValidationImages:
         """Return this rank's batches; every rank gets equally many."""
         requests = validation_requests(
             self._manifest,
+            self._data,
             samples=self.samples,
             micro_batch=self._micro_batch,
             rank=self._world.rank,
             world_size=self._world.size,
             seed=self._seed,
             share=self._crop,
-            clip=self._clip,
         )
         return self.watched(self._loader.batches(requests))
 

@@ -27,6 +27,7 @@ from rich.table import Table
 from pipeline.files import entries
 from pipeline.pretrain.baselines import read_baselines
 from shards.files import parse_json
+from shards.program import until_unread
 from shards.terminal import Parser, note, prepare, say
 
 mpl.use("Agg")
@@ -243,4 +244,5 @@ def line(axes: Axes, points: Curve, scale: float, **style: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with until_unread():
+        sys.exit(main())

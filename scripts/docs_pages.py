@@ -18,7 +18,6 @@ from unittest import mock
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.descriptions import describe
-from pipeline.device import DTYPES
 from pipeline.estimate import Cluster, costs, estimate, state_bytes
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.peaks import PEAKS
@@ -160,8 +159,7 @@ def cost() -> str:
     for name, samples in RECIPES.items():
         recipe = load_recipe(name, ["data.shards=not read"])
         found = costs(recipe)
-        item, stage = DTYPES[recipe.engine.precision].itemsize, recipe.engine.zero_stage
-        state = state_bytes(found.size.parameters, item, stage, RANKS)
+        state = state_bytes(recipe, found.size, RANKS)
         share = recipe.optim.batch_size // RANKS
         inputs = recipe.optim.epochs * samples * recipe.views
         models.append(

@@ -3,6 +3,8 @@
 import sys
 
 from pipeline.commands.report import main
+from shards.program import until_unread
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with until_unread():
+        sys.exit(main())

@@ -39,7 +39,7 @@ from shards.sources.folder import refuse_parts
 from shards.sources.listing import Listing, without_decoder
 from shards.sources.source import list_source
 from shards.storage import listing as files_in
-from shards.text import counted, portable, printable
+from shards.text import counted, portable, printable, size_of
 
 Progress = Callable[[int, int], None]  # (images done, images in total)
 
@@ -166,7 +166,7 @@ def _build(
     unwritten = bytes_of(listing.sizes[index] for index in part.chosen)
 
     def remaining() -> str:
-        return f"{unwritten / 1e6:,.1f} MB of files are still to be written"
+        return f"{size_of(unwritten)} of files are still to be written"
 
     with explained(out, remaining):
         found = finished(out)

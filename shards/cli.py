@@ -19,7 +19,7 @@ from shards.preview import write_preview
 from shards.program import program, until_unread
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
-from shards.text import counted
+from shards.text import counted, size_of
 from shards.verify import verify as find_problems
 
 _PROBLEMS_SHOWN = 50
@@ -118,7 +118,7 @@ def preview(
       maskfeat-shards preview shards/train --out train.html
     """
     samples = write_preview(root, out)
-    say(f"{out}: {samples} samples, {out.stat().st_size / 1e6:,.1f} MB; open it in a browser")
+    say(f"{out}: {samples} samples, {size_of(out.stat().st_size)}; open it in a browser")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (build, index, verify, info, preview)

@@ -19,7 +19,7 @@ from shards.tables.duplicates import DUPLICATES, load_duplicates
 from shards.tables.rejects import HELD_OUT, REJECTS, count_rejects, example
 from shards.tables.videos import Videos
 from shards.terminal import note, say, shown
-from shards.text import counted, excerpt
+from shards.text import counted, excerpt, size_of
 
 _SECONDS_BETWEEN_LINES = 20.0
 _DUPLICATES_SHOWN = 3
@@ -145,7 +145,7 @@ def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
         speed = f", {seconds:,.1f} s, {(dataset.samples + dataset.rejects) / seconds:,.0f} {manifest.noun}s/s"
     say(
         f"{out}: {counted(dataset.samples, 'sample')} in {counted(len(dataset.shards), 'shard')}, "
-        f"{dataset.bytes / 1e6:,.1f} MB{speed}"
+        f"{size_of(dataset.bytes)}{speed}"
     )
     for line in _classes(dataset, manifest):
         say(line)

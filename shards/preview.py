@@ -17,7 +17,7 @@ from shards.page import STYLE, histogram
 from shards.storage import printable_url, read, replacing
 from shards.tables.duplicates import load_duplicates
 from shards.tables.rejects import load_rejects
-from shards.text import printable
+from shards.text import printable, size_of
 
 _THUMBNAILS = 200  # at most, which keeps the page at a few megabytes
 _IN_A_GROUP, _FEW_GROUPS, _IN_ONE_OF_FEW = 8, 4, 24
@@ -105,8 +105,8 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
     facts = [
         ("samples", f"{dataset.samples:,}"),
         ("shards", f"{len(dataset.shards):,}"),
-        (f"{manifest.noun} bytes", _bytes(dataset.bytes)),
-        (f"mean {manifest.noun}", _bytes(dataset.bytes / dataset.samples)),
+        (f"{manifest.noun} bytes", size_of(dataset.bytes)),
+        (f"mean {manifest.noun}", size_of(dataset.bytes / dataset.samples)),
     ]
     if dataset.classes:
         counts = np.bincount(manifest.label[manifest.label >= 0], minlength=len(dataset.classes))
@@ -120,11 +120,6 @@ def _facts(dataset: Dataset, manifest: Manifest) -> str:
     facts.append(("ignored files", f"{dataset.ignored:,}"))
     cells = "".join(f"<div><dd>{_shown(value)}</dd><dt>{name}</dt></div>" for name, value in facts)
     return f"<dl>{cells}</dl><p class=identity>identity {_shown(dataset.manifest_sha256)}</p>"
-
-
-def _bytes(count: float) -> str:
-    power = min(int(np.log10(max(count, 1))) // 3, 5)
-    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def _sizes(manifest: Manifest) -> str:

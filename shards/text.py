@@ -1,5 +1,6 @@
 """Convert names and messages to text that a file format or a terminal accepts."""
 
+import math
 import os
 
 _SHOWN = 100  # most characters of a value in a message
@@ -38,6 +39,12 @@ def excerpt(value: object) -> str:
     """Shorten a value for a message, since values from files may have any length."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def size_of(count: float) -> str:
+    """Return a number of bytes in the unit that suits it, as in `4.21 KB`."""
+    power = min(int(math.log10(max(count, 1))) // 3, 5)
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def counted(number: int, noun: str) -> str:

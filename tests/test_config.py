@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model.size import ImageSize
 from pipeline.config import RECIPES, Recipe, TrainingRecipe, load, load_recipe
 from pipeline.finetune.config import FinetuneRecipe
 from pipeline.settings import ConfigError
+from pipeline.train.resume import identity
 
 SHARDS = "data.shards=/data/train"
 
@@ -43,6 +45,21 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "sides", "written"),
+    [("96", 96, 96), ("[96, 96]", 96, 96), ("[192,320]", (192, 320), [192, 320]), ("'[64, 96]'", (64, 96), [64, 96])],
+)
+def test_an_image_size_is_a_side_or_height_and_width(
+    tmp_path: Path, given: str, sides: int | tuple[int, int], written: int | list[int]
+) -> None:
+    recipe = load_recipe("demo", [SHARDS, f"data.image_size={given}"])
+    assert (recipe.data.image_size, recipe.data.size) == (sides, ImageSize.of(sides))
+    for values in (recipe.plain(), recipe.model_dump(mode="json"), identity(recipe, {})):
+        assert values.get("data.image_size", values.get("data", {}).get("image_size")) == written
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(recipe.plain()))
+    assert load_recipe(str(tmp_path / "again.yaml"), [SHARDS]) == recipe
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ([], "data.shards is missing"),
@@ -55,6 +72,10 @@ def test_overrides_win_and_the_yaml_comes_back_the_same(tmp_path: Path) -> None:
         ([SHARDS, "optim.warmup_epochs=12"], "must be less than optim.epochs"),
         ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "is reversed"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
+        ([SHARDS, "data.image_size=[64]"], "]: it is one number, the side of a square, or [height, width]"),
+        ([SHARDS, "data.image_size=[64, 0]"], "data.image_size=['64', '0']: input should be greater than 0"),
+        ([SHARDS, "data.image_size=[64, 9.5]"], "data.image_size=['64', '9.5']: input should be a valid integer"),
+        ([SHARDS, "data.image_size=small"], "data.image_size=small: input should be a valid integer"),
         ([SHARDS, "mask.ratio=1"], "mask.ratio=1"),
         ([SHARDS, "epochs=3"], "is not an override"),
         ([SHARDS, "optim.lr"], "is not an override"),

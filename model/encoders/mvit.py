@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from torchvision.models.video.mvit import MSBlockConfig, MViT
 
+from model.size import ImageSize, Sides
+
 KERNEL = [3, 3, 3]  # kernel of all poolings within attention
 STRIDE = (2, 4, 4)  # of the patch embedding: frames, rows and columns
 
@@ -54,7 +56,7 @@ SIZES = {
 }
 
 
-def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> MViT:
+def build_mvit(name: str, image_size: Sides, frames: int, classes: int = 0, /, **options: Any) -> MViT:
     """Build a MViTv2 of torchvision's class.
 
     Without classes, the head is an `nn.Identity` and the final LayerNorm is before the pooling, as MaskFeat trains it;
@@ -73,12 +75,12 @@ def build_mvit(name: str, image_size: int, frames: int, classes: int = 0, /, **o
     return network
 
 
-def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> dict[str, Any]:
+def mvit_settings(name: str, image_size: Sides, frames: int, classes: int = 0, /, **options: Any) -> dict[str, Any]:
     """Return the arguments of torchvision's `MViT`.
 
     Args:
         name: of `SIZES`.
-        image_size: side in pixels, a multiple of 4.
+        image_size: the side of square inputs, or height and width: multiples of 4 pixels.
         frames: frames per clip, an even number; 1: the inputs are single frames.
         classes: outputs of the head; 0: the head has one output and is to be replaced.
         options: those of `Options` that differ from the size's.
@@ -90,9 +92,10 @@ def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, 
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]}: leave it out")
     made = replace(SIZES[name], **options)
-    _check(made, image_size, frames, classes)
+    size = ImageSize.of(image_size)
+    _check(made, size, frames, classes)
     return {
-        "spatial_size": (image_size, image_size),
+        "spatial_size": tuple(size),
         "temporal_size": max(frames, STRIDE[0]),  # torchvision halves it; a single frame also gives one frame of tokens
         "block_setting": list(_blocks(made, classes)),
         "residual_pool": True,
@@ -105,7 +108,7 @@ def mvit_settings(name: str, image_size: int, frames: int, classes: int = 0, /, 
     }
 
 
-def _check(options: Options, image_size: int, frames: int, classes: int) -> None:
+def _check(options: Options, size: ImageSize, frames: int, classes: int) -> None:
     """Raise ValueError for options that do not fit each other."""
     if options.depth < 2:
         raise ValueError(f"depth={options.depth} must be at least 2")
@@ -115,8 +118,8 @@ def _check(options: Options, image_size: int, frames: int, classes: int) -> None
             raise ValueError(f"{key}={blocks} must be ascending block numbers from {first} to {options.depth - 1}")
     if options.embed_dim % options.num_heads:
         raise ValueError(f"embed_dim={options.embed_dim} is not divisible by num_heads={options.num_heads}")
-    if image_size % STRIDE[1]:
-        raise ValueError(f"an image of {image_size} pixels is not a multiple of {STRIDE[1]}-pixel patches")
+    if size.height % STRIDE[1] or size.width % STRIDE[2]:
+        raise ValueError(f"an image of {size} pixels is not a multiple of {STRIDE[1]}-pixel patches")
     if frames != 1 and frames % STRIDE[0]:
         raise ValueError(f"a clip has an even number of frames, or 1, but not {frames}")
 

@@ -16,6 +16,7 @@ from model.encoders.mvit import SIZES, build_mvit
 from model.encoders.mvit_encoder import MViTEncoder
 from model.encoders.timm_vit import TimmEncoder, build_encoder
 from model.encoders.tubelet import TubeletEncoder, TubeletViT, build_tubelet_vit
+from model.size import Sides
 
 ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {
     VisionTransformer: TimmEncoder,
@@ -27,14 +28,14 @@ ENCODERS: dict[type[nn.Module], Callable[[Any], Encoder]] = {
 
 
 def build_network(
-    name: str, image_size: int, frames: int | None = None, classes: int = 0, /, **options: Any
+    name: str, image_size: Sides, frames: int | None = None, classes: int = 0, /, **options: Any
 ) -> nn.Module:
     """Build a network that `encoder_of` knows.
 
     Args:
         name: a timm vision transformer, whose blocks make a tubelet ViT for clips; or for clips
             one of `SIZES`: mvit_v2_s, mvit_v2_l, or mvit_v2 with options.
-        image_size: side in pixels.
+        image_size: the side of square inputs, or height and width, in pixels.
         frames: frames per clip; 1: single frames as inputs (B, 3, 1, H, W); None: images (B, 3, H, W).
         classes: outputs of the head; 0: the network does not have a head.
         options: see `build_encoder` and `model.encoders.mvit.Options`.

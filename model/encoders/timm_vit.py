@@ -15,11 +15,12 @@ from model.encoders.attention import timm_softmaxes
 from model.encoders.encoder import Encoder, Pool, PositionInit, draw, fix, gathered
 from model.encoders.positions import sincos_positions
 from model.layout import Layout
+from model.size import Sides
 
 TimmViT: TypeAlias = VisionTransformer | Beit | Eva
 
 
-def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: Any) -> TimmViT:
+def build_encoder(name: str, image_size: Sides, classes: int = 0, /, **options: Any) -> TimmViT:
     """Build a timm vision transformer whose pooled feature is the mean of its patch tokens.
 
     Without a head, the final LayerNorm is before the pooling, as MaskFeat trains it; with a head, it is after the
@@ -28,7 +29,7 @@ def build_encoder(name: str, image_size: int, classes: int = 0, /, **options: An
     Args:
         name: any timm model that is a `VisionTransformer`, a `Beit` with its relative positions, or an `Eva` with
             rotary ones.
-        image_size: side in pixels.
+        image_size: the side of square inputs, or height and width, in pixels.
         classes: outputs of the head; 0: the network does not have a head.
         options: passed to timm, e.g. `embed_dim`, `depth`, `num_heads`, `drop_path_rate`.
 

@@ -17,16 +17,17 @@ from model.encoders.encoder import Encoder, Pool, PositionInit, draw, draw_video
 from model.encoders.positions import sincos_frames, sincos_positions
 from model.encoders.timm_vit import blocks_macs, build_encoder, through
 from model.layout import Layout
+from model.size import Sides
 
 TUBELET = 2  # frames per tubelet
 
 
 class TubeletEmbedding(nn.Module):
-    """Embeds tubelets of 2 x patch x patch pixels.
+    """Embeds tubelets: patches of two frames.
 
     Args:
         width: width of an embedded tubelet.
-        patch: side of a patch in pixels.
+        patch: height and width of a patch in pixels.
     """
 
     def __init__(self, width: int, patch: tuple[int, int]) -> None:
@@ -121,7 +122,7 @@ def tubelets_of(clips: Tensor) -> Tensor:
     return clips.expand(-1, -1, TUBELET, -1, -1) if clips.shape[2] == 1 else clips
 
 
-def build_tubelet_vit(name: str, image_size: int, frames: int, classes: int = 0, /, **options: Any) -> TubeletViT:
+def build_tubelet_vit(name: str, image_size: Sides, frames: int, classes: int = 0, /, **options: Any) -> TubeletViT:
     """Build a tubelet ViT from the blocks of a timm vision transformer.
 
     Args:

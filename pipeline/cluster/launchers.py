@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+CHECK_USAGE = "--check-usage"  # a command with this option only checks its arguments
+
 
 def place(environment: Mapping[str, str]) -> tuple[int, int]:
     """Return rank and local rank of this process, which are known before it joins the others."""
@@ -79,3 +81,8 @@ def _await_end(processes: list[int]) -> None:
 def accept_local_rank(parser: argparse.ArgumentParser) -> None:
     """Accept the option that the deepspeed launcher gives every process. `place` reads the environment instead."""
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def accept_usage_check(parser: argparse.ArgumentParser) -> None:
+    """Accept the option by which `maskfeat` checks a command's arguments before it starts several processes."""
+    parser.add_argument(CHECK_USAGE, action="store_true", help=argparse.SUPPRESS)

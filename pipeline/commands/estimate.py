@@ -21,12 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.device import DTYPES
 from pipeline.estimate import (
-    STATE_BYTES,
     Cluster,
     Costs,
     Estimate,
+    checkpoint_bytes,
     costs,
     decode_ms,
     estimate,
@@ -124,10 +123,9 @@ def figures_of(
     size = arguments.image_bytes or (VIDEO_BYTES if clips else IMAGE_BYTES)
     decoding = arguments.decode_ms or decode_ms(recipe.data.clip)
     steps = round(recipe.optim.epochs * samples * views / batch)
-    item, stage = DTYPES[recipe.engine.precision].itemsize, recipe.engine.zero_stage
     runs = []
     for gpus, step in steps_of.items():
-        state = state_bytes(cost.size.parameters, item, stage, gpus)
+        state = state_bytes(recipe, cost.size, gpus)
         seconds = steps * batch / step.images_per_second
         runs.append(
             {
@@ -153,11 +151,11 @@ def figures_of(
         "samples": samples,
         "steps": steps,
         "batch_size": batch,
-        "zero_stage": stage,
+        "zero_stage": recipe.engine.zero_stage,
         "runs": runs,
         "read_bytes": steps * batch / views * size,
         "stored_bytes": samples * size,
-        "checkpoint_bytes": cost.size.parameters * STATE_BYTES,
+        "checkpoint_bytes": checkpoint_bytes(cost.size, recipe.optim.name),
         "checkpoints_kept": recipe.run.keep,
         "checkpoints_written": math.ceil(steps / recipe.run.save_every),
     }

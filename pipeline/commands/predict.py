@@ -2,7 +2,7 @@
 
     maskfeat predict IMAGE... --weights RUN|EXPORT [--out PICTURE.png] [--neighbours SHARDS]
 
-Each row shows one image: its centre square, the visible part, the target, the prediction at masked patches, the
+Each row shows one image: its centre crop, the visible part, the target, the prediction at masked patches, the
 attention of the last block, and the nearest neighbours with the cosines of their features. Losses and the names of the
 nearest neighbours are printed as well. For a fine-tuned run, the likeliest class of each image is printed.
 
@@ -73,7 +73,7 @@ def main() -> int:
         Image.fromarray(found.draw()).save(arguments.out)
     except (CheckpointError, ConfigError, DataError, ShardError, WeightsError, OSError) as error:
         note(f"error: {error}")
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     for row, path in enumerate(arguments.images):
         said = []
         if found.classes:

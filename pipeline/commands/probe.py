@@ -19,11 +19,11 @@ Examples, each on one line:
 import math
 from pathlib import Path
 
-from pipeline.cluster.launchers import accept_local_rank
+from pipeline.cluster.launchers import accept_local_rank, accept_usage_check
 from pipeline.cluster.world import join
 from pipeline.data.views import CENTRE
 from pipeline.probe.judge import Settings
-from pipeline.probe.probe import Asked, probe
+from pipeline.probe.probe import Asked, check, probe
 from pipeline.train.command import status_of
 from shards.terminal import Parser
 
@@ -41,9 +41,7 @@ def main() -> int:
         "--layer", type=int, nargs="+", default=[-1], metavar="N", help="blocks, from 0, or -1 for the last"
     )
     parser.add_argument("--pool", choices=("mean", "class"), default="mean", help="patch tokens' mean, or class token")
-    parser.add_argument(
-        "--crop", type=float, default=CENTRE, help="share of the short side in the centre crop (%(default)s)"
-    )
+    parser.add_argument("--crop", type=float, default=CENTRE, help="share of the largest centred crop (%(default)s)")
     parser.add_argument("--k", type=int, nargs="+", default=usual.k, metavar="K", help="neighbours that vote (20)")
     parser.add_argument("--temperature", type=float, default=usual.temperature, help="for the votes (%(default)s)")
     parser.add_argument(
@@ -63,6 +61,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder of results and features (RUN/probe, or runs/probe-WEIGHTS)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: the content of NAME.json")
     accept_local_rank(parser)
+    accept_usage_check(parser)
     arguments = parser.parse_intermixed_args()
     if not (0 < arguments.crop <= 1 and 0 < arguments.held_out < 1):
         parser.error("--crop must be in (0, 1], --held-out in (0, 1)")
@@ -72,7 +71,6 @@ def main() -> int:
         parser.error("--k, --epochs and --batch-size must be at least 1")
 
     def judge() -> None:
-        world = join()
         asked = Asked(
             arguments.source,
             arguments.overrides,
@@ -83,6 +81,9 @@ def main() -> int:
             arguments.crop,
             arguments.out,
         )
+        check(asked)
+        if arguments.check_usage:
+            return
         settings = Settings(
             arguments.k,
             arguments.temperature,
@@ -91,6 +92,6 @@ def main() -> int:
             arguments.batch_size,
             arguments.held_out,
         )
-        probe(asked, settings, world, arguments.json)
+        probe(asked, settings, join(), arguments.json)
 
     return status_of(judge)

@@ -18,6 +18,7 @@ from rich.table import Table
 from pipeline.card import number
 from pipeline.files import entries
 from pipeline.pretrain.baselines import IMAGES, file_of, read_baselines
+from pipeline.report.charts import PROBES
 from pipeline.report.result import ACCURACIES, BASELINES
 from shards.terminal import Parser, note, prepare, say
 
@@ -71,18 +72,27 @@ def _scores(measured: dict[str, Any], prefix: str) -> str:
 
 
 def _figures(run: Path, logged: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the last log line of each kind, and the losses of constant predictors; None for what the run lacks."""
+    """Return the last numbers of each kind, with their step, and the losses of constant predictors.
 
-    def last(metric: str) -> dict[str, Any] | None:
-        return next((line for line in reversed(logged) if metric in line), None)
+    None for what the run lacks.
+    """
+
+    def last(kind: str, metric: str) -> dict[str, Any] | None:
+        line = next((line for line in reversed(logged) if metric in line), None)
+        return line and {name: value for name, value in line.items() if name == "step" or _kind(name) == kind}
 
     return {
         "run": str(run),
-        "last": logged[-1],
-        "validation": last("val_loss"),
-        "probes": last("probe_linear"),
+        "training": last("training", "loss"),
+        "validation": last("validation", "val_loss"),
+        "probes": last("probes", "probe_linear"),
         "baselines": read_baselines(run) or None,
     }
+
+
+def _kind(metric: str) -> str:
+    """Return the kind of measurement that a metric is part of."""
+    return "validation" if metric.startswith("val_") else "probes" if metric in PROBES else "training"
 
 
 def _tell_losses(title: str, step: int, loss: float | None, baselines: dict[str, Any]) -> None:

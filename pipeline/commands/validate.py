@@ -21,10 +21,10 @@ import json
 from pathlib import Path
 
 from pipeline.checkpoints import checkpoint
-from pipeline.cluster.launchers import accept_local_rank
+from pipeline.cluster.launchers import accept_local_rank, accept_usage_check
 from pipeline.cluster.world import join
-from pipeline.measure import measure, measure_classifier
-from pipeline.record import kind_of
+from pipeline.finetune.config import FinetuneRecipe
+from pipeline.measure import measure, measure_classifier, recorded
 from pipeline.settings import ConfigError
 from pipeline.train.command import status_of
 from shards.terminal import Parser, say
@@ -53,19 +53,23 @@ def main() -> int:
     parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops per clip (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     accept_local_rank(parser)
+    accept_usage_check(parser)
     arguments = parser.parse_intermixed_args()
     run, overrides = arguments.run, arguments.overrides
 
     def tell() -> None:
+        classifies = isinstance(recorded(run, overrides), FinetuneRecipe)
+        if not classifies and (arguments.clips or arguments.crops > 1):
+            raise ConfigError(
+                f"--clips and --crops are for fine-tuned runs, and {run} is of pre-training: leave them out"
+            )
+        if arguments.check_usage:
+            return
         found = checkpoint.chosen(run, arguments.step)
         world = join()
-        if kind_of(found.facts.recipe) == "finetune":
+        if classifies:
             measured = measure_classifier(run, found, overrides, arguments.clips, arguments.crops, world)
         else:
-            if arguments.clips or arguments.crops > 1:
-                raise ConfigError(
-                    f"--clips and --crops are for fine-tuned runs, and {run} is of pre-training: leave them out"
-                )
             measured = measure(run, found, overrides, world)
         if world.rank == 0 and arguments.json:
             print(json.dumps({"step": found.facts.step} | measured, indent=1))

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import psutil
 
-from pipeline.cluster.launchers import free_port, launched
+from pipeline.cluster.launchers import CHECK_USAGE, free_port, launched
 from pipeline.console import rank
 from pipeline.console.machine import batch_of, cores, cpu_processes, gpu_processes, gpus
 from pipeline.recipe_files import RECIPES, read_recipe, recipe_path
@@ -33,6 +33,7 @@ STOPPED = 75  # the exit status of a run that was asked to stop, and resumes
 PYTHON = (sys.executable, "-P", "-u")  # no module is imported from the working directory
 DRY_RUN = "--dry-run"  # one process shows what all of them would do
 TRAINING = ("pretrain", "finetune")  # commands that save when asked to stop
+CHECKED = (*TRAINING, "probe", "validate")  # commands whose arguments one process checks before several start
 
 
 def options_parser(command: str) -> Parser:
@@ -80,6 +81,8 @@ def start(command: str, arguments: list[str]) -> int:
         if available:
             environment["CUDA_VISIBLE_DEVICES"] = available[0]
         _become([command, *rest], environment)
+    if status := _check_usage(command, rest):
+        return status
     nodes = {"localhost": available[:size] or [*range(size)]}
     launcher = [
         *(*PYTHON, "-m", "deepspeed.launcher.launch", "--log_level=critical", "--no_local_rank"),
@@ -97,6 +100,8 @@ def _start_nodes(command: str, rest: list[str], options: Namespace, parser: Pars
         slots = read_hostfile(options.hostfile)
     except HostFileError as error:
         parser.error(str(error))
+    if status := _check_usage(command, rest):
+        return status
     hosts = Hosts(slots, [], run) if run and command in TRAINING else None
     launcher = [
         *(*PYTHON, "-m", "deepspeed.launcher.runner", "--log_level=critical", "--no_local_rank"),
@@ -144,6 +149,17 @@ def _batch(command: str, arguments: list[str]) -> tuple[int, int]:
         if equals and dot:
             settings.setdefault(section, {})[name] = value.strip().strip("'\"")
     return batch_of(settings)
+
+
+def _check_usage(command: str, arguments: list[str]) -> int:
+    """Return 0, or the exit status of a process of the command that has refused the arguments."""
+    if command not in CHECKED:
+        return 0
+    check = [*PYTHON, rank.__file__, command, *arguments, CHECK_USAGE]
+    try:
+        return subprocess.run(check, env=dict(os.environ) | {"DS_ACCELERATOR": "cpu"}).returncode
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _become(arguments: list[str], environment: dict[str, str]) -> NoReturn:

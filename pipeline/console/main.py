@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.console.launch import options_parser, start
+from pipeline.console.launch import TRAINING, options_parser, start
 from pipeline.recipe_files import RECIPES, list_recipes, names
 from shards.program import program, until_unread
-from shards.terminal import prepare
+from shards.terminal import prepare, say
 
 # Arguments that a single process answers at once
 AT_ONCE = {"-h", "--help", "--print-config"}
@@ -55,7 +55,8 @@ COMMANDS = {
 
 HELP = """Pre-train vision transformers with MaskFeat.
 
-`maskfeat COMMAND --help` shows arguments and examples. `maskfeat-shards` makes data sets.
+`maskfeat COMMAND --help` shows arguments and examples, and `maskfeat --list` the recipes. `maskfeat-shards` makes data
+sets.
 """
 
 
@@ -66,6 +67,9 @@ def main() -> None:
     with until_unread():
         if name in COMMANDS:
             sys.exit(run(name, sys.argv[2:]))
+        if name == "--list":
+            list_all_recipes()
+            return
         _app()(prog_name="maskfeat")
 
 
@@ -85,6 +89,15 @@ def run(name: str, arguments: list[str]) -> int:
     finally:
         if command.processes and {"-h", "--help"} & {*arguments}:
             print(f"\n{options_parser(name).format_help()}")
+
+
+def list_all_recipes() -> None:
+    """Print the recipes of pre-training and of fine-tuning, each under the command that takes them."""
+    for command in TRAINING:
+        folder = COMMANDS[command].recipes
+        assert folder
+        say(f"maskfeat {command} RECIPE:")
+        list_recipes(folder)
 
 
 def _app() -> typer.Typer:

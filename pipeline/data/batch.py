@@ -30,8 +30,8 @@ class Batch:
 
     Attributes:
         request: the samples and how they were cropped.
-        inputs: uint8 (n, 3, size, size), for a model of clips (n, 3, T, size, size), where T is 1 for images; black
-            where the sample is bad; see `Decoded` for the memory format.
+        inputs: uint8 (n, 3, H, W), for a model of clips (n, 3, T, H, W), where T is 1 for images; black where the
+            sample is bad; see `Decoded` for the memory format.
         keys: int64 (n,), seeds of each input's later randomness, such as its mask.
         weights: float32 (n,), loss weights, 0 for padding and bad samples.
         bad: the bad samples, each once.
@@ -137,7 +137,7 @@ class Batcher:
 
 
 def _decoder_for(data: Data, samples: int, device: torch.device, repeats: int, videos: Videos | None) -> Decoder:
-    size, threads = data.image_size, data.decode_threads
+    size, threads = data.size, data.decode_threads
     if videos is None or data.clip is None:
         return decoder_for(device, samples, size, threads, data.hw_decoder_load, repeats)
     if videos.jpegs is not None:

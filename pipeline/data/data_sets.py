@@ -92,6 +92,11 @@ class DataSets:
             identity[f"data.mixture.{name} (share)"] = f"{weight}/{sum(self._weights)}"
         return identity
 
+    def of_medium(self, medium: str) -> Manifest:
+        """Return the manifest of the data sets of a medium."""
+        parts = [part for part in self._parts if medium in part.media]
+        return parts[0] if len(parts) == 1 else Manifest.joined(parts)[0]
+
     def order(self, seed: int, batch_size: int) -> Order:
         """Return the order of their samples, with `batch_size` per step."""
         lanes, block = self._data.lanes, self._data.block

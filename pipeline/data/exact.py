@@ -11,6 +11,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.request import Medium, training_requests
 from pipeline.data.settings import Data
 from pipeline.data.training_data import Part
+from shards.manifest import Manifest
 from shards.storage import Traffic
 
 
@@ -60,6 +61,10 @@ class ExactData:
             self._sets.of_both_media,
         )
         self.notes += self._loader.notes
+
+    def of_medium(self, medium: Medium) -> Manifest:
+        """See `ListedData`."""
+        return self._sets.of_medium(medium)
 
     def batches(self, first_step: int, micro_batches: int, medium: Medium | None = None) -> Iterator[Batch]:
         """See `TrainingData`. Raises DataError as `Loader.batches`."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.size import ImageSize, Sides
 from pipeline.data.augment import centre_crops
 from pipeline.data.decode.decoder import CpuDecoder
 from pipeline.data.decode.graphs import Crops
@@ -16,24 +17,25 @@ from shards.media.image import IMAGE
 from shards.media.media import MAX_BYTES, Checked, CheckOptions, Rejected
 
 
-def read_pictures(paths: Sequence[Path | str], image_size: int, crop: float = 1.0) -> Tensor:
-    """Return the centre squares of image files, uint8 (B, 3, image_size, image_size), RGB, on the CPU.
+def read_pictures(paths: Sequence[Path | str], image_size: Sides, crop: float = 1.0) -> Tensor:
+    """Return centre crops of image files, uint8 (B, 3, height, width), RGB, on the CPU.
 
     Files are checked as `maskfeat-shards build` does, turned as their EXIF says, and decoded and resized as in a run.
 
     Args:
         paths: one or more files.
-        image_size: side of the squares in pixels.
-        crop: share of the short side in the centre crop.
+        image_size: the side of square crops, or their height and width, in pixels.
+        crop: share of the largest centred crop of that shape.
 
     Raises:
         DataError: a file cannot be read, or is not an image that can be used; the message names it.
     """
     files = [_checked(Path(path)) for path in paths]
     heights, widths = (np.array([getattr(file, side) for file in files], np.int32) for side in ("height", "width"))
-    boxes = centre_crops(heights, widths, share=crop)
+    size = ImageSize.of(image_size)
+    boxes = centre_crops(heights, widths, (size.aspect, size.aspect), crop)
     encoded: list[np.ndarray | None] = [np.frombuffer(file.data, np.uint8) for file in files]
-    decoder = CpuDecoder(len(files), image_size, threads=1)
+    decoder = CpuDecoder(len(files), size, threads=1)
     try:
         decoder.feed(Crops(encoded, boxes, np.zeros(len(files), np.int32)))
         decoded = decoder.take()

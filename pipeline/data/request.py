@@ -87,6 +87,15 @@ class Shapes:
             return cls(heights, widths)
         return cls(heights, widths, videos.frames[ids], videos.rate[ids])
 
+    def random_boxes(self, keys: NDArray[np.int64], data: Data) -> Boxes:
+        """Draw crops; see `random_resized_crops`. Their ratios are those of the settings, times that of the inputs."""
+        low, high = (ratio * data.size.aspect for ratio in data.crop_ratio)
+        return random_resized_crops(keys, self.heights, self.widths, data.crop_scale, (low, high))
+
+    def centre_boxes(self, data: Data, share: float) -> Boxes:
+        """Return the largest centred crops with the ratio of the inputs, their sides times `share`."""
+        return centre_crops(self.heights, self.widths, (data.size.aspect, data.size.aspect), share)
+
     def random_frames(self, keys: NDArray[np.int64], clip: Clip | None) -> Frames | None:
         """Draw the frames of a clip of each video; see `random_clips`. None for images."""
         if clip is None or self.frames is None or self.rates is None:
@@ -130,7 +139,7 @@ def training_requests(
 def training_request(step: int, ids: NDArray[np.int64], keys: NDArray[np.int64], shapes: Shapes, data: Data) -> Request:
     """Draw crops, flips, frames and masks for m samples with these keys, (m,), and n inputs of these shapes."""
     keys = repeat_keys(keys, data.repeats)
-    boxes = random_resized_crops(keys, shapes.heights, shapes.widths, data.crop_scale, data.crop_ratio)
+    boxes = shapes.random_boxes(keys, data)
     flips = random_flips(keys) if data.flip else np.zeros(len(keys), dtype=np.int32)
     weights = np.ones(len(keys), dtype=np.float32)
     return Request(step, ids, boxes, flips, mask_keys(keys), weights, shapes.random_frames(keys, data.clip))
@@ -138,6 +147,7 @@ def training_request(step: int, ids: NDArray[np.int64], keys: NDArray[np.int64],
 
 def validation_requests(
     manifest: Manifest,
+    data: Data,
     *,
     samples: int,
     micro_batch: int,
@@ -145,18 +155,17 @@ def validation_requests(
     world_size: int,
     seed: int,
     share: float = 1.0,
-    clip: Clip | None = None,
 ) -> Iterator[Request]:
-    """Yield the first `samples` samples once over all ranks, with fixed masks: centres of `share` of their sides.
+    """Yield the first `samples` samples once over all ranks, with fixed masks: see `Shapes.centre_boxes`.
 
     The clip of a video is that in its middle. Every rank gets the same number of equal micro-batches, since ranks have
     to enter collectives together; to fill them up, samples are repeated with weight 0.
     """
     for step, ids, weights in samples_once(manifest, samples, micro_batch, rank, world_size):
         keys, shapes = sample_keys(seed, np.zeros_like(ids), ids), Shapes.of(manifest, ids)
-        boxes = centre_crops(shapes.heights, shapes.widths, share=share)
+        boxes = shapes.centre_boxes(data, share)
         flips = np.zeros(micro_batch, dtype=np.int32)
-        yield Request(step, ids, boxes, flips, mask_keys(keys), weights, shapes.placed_frames(clip))
+        yield Request(step, ids, boxes, flips, mask_keys(keys), weights, shapes.placed_frames(data.clip))
 
 
 def samples_once(
@@ -170,20 +179,26 @@ def samples_once(
 
 
 def centre_requests(
-    manifest: Manifest, first: int, last: int, micro_batch: int, share: float, clip: Clip | None = None
+    manifest: Manifest, data: Data, first: int, last: int, micro_batch: int, share: float
 ) -> Iterator[Request]:
-    """Yield the samples `first` to `last` - 1 in order, each once: centre squares of `share` of the short side."""
+    """Yield the samples `first` to `last` - 1 in order, each once; see `centre_request`."""
     for step, start in enumerate(range(first, last, micro_batch)):
         ids = np.arange(start, min(start + micro_batch, last), dtype=np.int64)
-        yield centre_request(manifest, ids, share, step, clip)
+        yield centre_request(manifest, data, ids, share, step)
 
 
-def centre_request(
-    manifest: Manifest, ids: NDArray[np.int64], share: float, step: int = 0, clip: Clip | None = None
-) -> Request:
-    """Return a request for samples, (m,), with that crop and, for a video, the middle clip; nothing is masked."""
+def centre_request(manifest: Manifest, data: Data, ids: NDArray[np.int64], share: float, step: int = 0) -> Request:
+    """Return a request for the centres of samples, (m,), and of a video for the middle clip; nothing is masked.
+
+    Args:
+        manifest: the data set.
+        data: size of the inputs, and choice of a clip's frames.
+        ids: the samples.
+        share: see `Shapes.centre_boxes`.
+        step: the number of the batch.
+    """
     shapes = Shapes.of(manifest, ids)
-    boxes = centre_crops(shapes.heights, shapes.widths, share=share)
+    boxes = shapes.centre_boxes(data, share)
     nothing = np.zeros(len(ids), dtype=np.int64)
     weights = np.ones(len(ids), dtype=np.float32)
-    return Request(step, ids, boxes, nothing.astype(np.int32), nothing, weights, shapes.placed_frames(clip))
+    return Request(step, ids, boxes, nothing.astype(np.int32), nothing, weights, shapes.placed_frames(data.clip))

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from model.size import ImageSize, Sides
 from pipeline.data.plan import BLOCK, LANES, MOST_IN_BLOCK, MOST_LANES
 from pipeline.settings import Count, Free, LocalPath, Place, Range, Seconds, Section, Threads
 from shards.secrets import MASK, PIPE
@@ -33,6 +34,7 @@ class MixedSet(Section):
     """Share of the samples, relative to those of the other data sets; null, in all of them: its number of samples."""
 
 
+Side = Annotated[int, Field(gt=0, le=8192)]
 SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names of metrics
 
 
@@ -83,12 +85,12 @@ class Data(Section):
     """For `fps`: frames a second."""
     repeats: int = Field(1, ge=1, le=64)
     """Clips, or crops of an image, made of each sample that is read. `optim.batch_size` counts all of them."""
-    image_size: int = Field(224, gt=0, le=8192)
-    """Pixels a side, a multiple of the patch."""
+    image_size: Side | tuple[Side, Side] = 224
+    """Pixels, multiples of the patch: the side of a square, or `[height, width]`."""
     crop_scale: Range = (0.5, 1.0)
     """Range of the crop's share of the image's area."""
     crop_ratio: Range = (3 / 4, 4 / 3)
-    """Range of the crop's width over its height."""
+    """Range of the crop's width over its height, relative to that of `data.image_size`."""
     flip: bool = True
     """Mirror half of the images."""
     lanes: int = Field(LANES, ge=1, le=MOST_LANES)
@@ -116,13 +118,14 @@ class Data(Section):
 
     @field_validator("image_size", mode="before")
     @classmethod
-    def _is_a_side(cls, size: object) -> object:
-        if isinstance(size, list) or str(size).startswith("["):
-            raise ValueError(
-                f"data.image_size={size} has to be one number: crops, validation and positions of others' weights are "
-                "square"
-            )
-        return size
+    def _has_sides(cls, given: object) -> Sides:
+        sides = given if isinstance(given, list | tuple) else [given, given]
+        if len(sides) != 2:
+            raise ValueError("it is one number, the side of a square, or [height, width]")
+        try:
+            return ImageSize(*map(TypeAdapter(Side).validate_python, sides)).sides
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from None
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
@@ -186,6 +189,11 @@ class Data(Section):
     def clip(self) -> Clip | None:
         """Return how clips are taken from videos; None if inputs are images."""
         return None if self.frames is None else Clip(self.frames, self.sampling, self.stride, self.fps)
+
+    @property
+    def size(self) -> ImageSize:
+        """Return the size of the model's inputs."""
+        return ImageSize.of(self.image_size)
 
     @property
     def inputs(self) -> str:

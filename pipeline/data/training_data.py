@@ -83,3 +83,7 @@ class ListedData(TrainingData, Protocol):
     """Training data with a manifest, which also knows the labels of the samples."""
 
     manifest: Manifest
+
+    def of_medium(self, medium: Medium) -> Manifest:
+        """Return the manifest of the samples of this medium."""
+        ...

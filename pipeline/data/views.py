@@ -4,22 +4,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.data.augment import Boxes, centre_crops
+from pipeline.data.augment import Boxes
 from pipeline.data.request import Request, Shapes, samples_once
-from pipeline.data.settings import Clip
+from pipeline.data.settings import Data
 from shards.manifest import Manifest
 
-CENTRE = 224 / 256  # share of the short side in a single crop
+CENTRE = 224 / 256  # share of the largest centred crop in a single crop
 
 
 @dataclass(frozen=True, order=True)
 class View:
     """One of `clips` evenly spaced clips of a video, and one of 1 or 3 crops; both are numbered from 0.
 
-    A single crop is the centre: `CENTRE` of the short side. Three crops have all of the short side, and lie at the
-    left, in the centre and at the right, or at the top, in the centre and at the bottom of an upright video.
+    A single crop is the centre: `CENTRE` of the largest crop with the ratio of the inputs. Three crops are as large as
+    that, and lie at the left, in the centre and at the right of videos that are wider than a crop, else at the top, in
+    the centre and at the bottom.
     """
 
     clips: int
@@ -37,9 +37,9 @@ def views(clips: int, crops: int = 1) -> list[View]:
 
 def view_requests(
     manifest: Manifest,
+    data: Data,
     chosen: Sequence[View],
     *,
-    clip: Clip | None,
     samples: int,
     micro_batch: int,
     rank: int,
@@ -52,16 +52,16 @@ def view_requests(
 
     Args:
         manifest: the data set.
+        data: size of the inputs, and choice of a clip's frames; for images views differ only in their crops.
         chosen: views, such as those of `views`; those of several lists may be joined, to test them in one pass.
-        clip: the settings of a clip; None: the samples are images, and views differ only in their crops.
         samples: number of samples.
         micro_batch: samples per micro-batch, not inputs.
         rank, world_size: this rank and the number of ranks.
     """
     for step, ids, weights in samples_once(manifest, samples, micro_batch, rank, world_size):
         shapes = Shapes.of(manifest, ids)
-        boxes = np.stack([view_boxes(shapes.heights, shapes.widths, view) for view in chosen], axis=1)
-        placed = (shapes.placed_frames(clip, view.clip, view.clips) for view in chosen)
+        boxes = np.stack([view_boxes(shapes, data, view) for view in chosen], axis=1)
+        placed = (shapes.placed_frames(data.clip, view.clip, view.clips) for view in chosen)
         frames = [of_view for of_view in placed if of_view is not None]
         nothing = np.zeros(micro_batch * len(chosen), dtype=np.int64)
         yield Request(
@@ -75,11 +75,11 @@ def view_requests(
         )
 
 
-def view_boxes(heights: NDArray[np.int32], widths: NDArray[np.int32], view: View) -> Boxes:
+def view_boxes(shapes: Shapes, data: Data, view: View) -> Boxes:
     """Return the crops of a view, int32 (n, 4): top, left, height and width."""
     if view.crops == 1:
-        return centre_crops(heights, widths, share=CENTRE)
-    boxes = centre_crops(heights, widths)
-    along = np.where(heights > widths, 0, 1)  # the side that is longer than a crop
-    boxes[np.arange(len(boxes)), along] = (np.abs(heights - widths) * view.crop + 1) // 2
+        return shapes.centre_boxes(data, CENTRE)
+    boxes = shapes.centre_boxes(data, 1.0)
+    beyond = np.stack([shapes.heights, shapes.widths], axis=1) - boxes[:, 2:]  # one of them is 0
+    boxes[:, :2] = (beyond * view.crop + 1) // 2
     return boxes

@@ -104,7 +104,7 @@ def classifier_card(run: Path, facts: Facts, model: Classifier, average: bool) -
         name=recipe.model.name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         classes=model.view.classes,
-        inputs=inputs_of(recipe.data.image_size, frames),
+        inputs=inputs_of(recipe.data.size, frames),
         use=use,
         training=table(rows),
         identity=quoted(facts.identity),

@@ -31,7 +31,7 @@ class LabelledData(Data):
     validation_samples: Free[Count | None] = None
     """Use at most this many samples of `data.validation`, the first ones; null: all."""
     validation_crop: float = Field(224 / 256, gt=0, le=1)
-    """Share of the short side that the centre square seen in validation has."""
+    """Share of the largest centred crop that validation sees."""
     crop_scale: Range = (0.08, 1.0)
     """Range of the crop's share of the image's area."""
 

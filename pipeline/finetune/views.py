@@ -53,8 +53,8 @@ def accuracy_by_views(
     loader = Loader(manifest, recipe.data, micro_batch * len(chosen), world.device, repeats=len(chosen))
     requests = view_requests(
         manifest,
+        recipe.data,
         chosen,
-        clip=recipe.data.clip,
         samples=samples,
         micro_batch=micro_batch,
         rank=world.rank,

@@ -73,12 +73,13 @@ class ShardImages:
 
     def __init__(self, shards: str, trained: Trained, samples: int) -> None:
         self._manifest = Manifest.load(shards)
-        data = trained.recipe.data.model_copy(update={"shards": shards, "mixture": None, "mode": "exact"})
+        self._data = data = trained.recipe.data.model_copy(update={"shards": shards, "mixture": None, "mode": "exact"})
         self._loader = Loader(self._manifest, data, _AT_ONCE, trained.device)
         count = min(samples, len(self._manifest))
         ids = np.arange(count, dtype=np.int64) * len(self._manifest) // count
         requests = [
-            centre_request(self._manifest, ids[start : start + _AT_ONCE], 1.0) for start in range(0, count, _AT_ONCE)
+            centre_request(self._manifest, data, ids[start : start + _AT_ONCE], 1.0)
+            for start in range(0, count, _AT_ONCE)
         ]
         kept, features = [], []
         for batch in tracked(self._loader.batches(requests), "features", len(requests)):
@@ -100,7 +101,7 @@ class ShardImages:
 
     def images(self, places: Sequence[int]) -> Tensor:
         """See `Bank`."""
-        (batch,) = self._loader.batches([centre_request(self._manifest, self._ids[list(places)], 1.0)])
+        (batch,) = self._loader.batches([centre_request(self._manifest, self._data, self._ids[list(places)], 1.0)])
         return batch.inputs.cpu()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.predict.neighbours import Bank, GivenImages, Neighbours, nearest
 from pipeline.predict.reconstruction import Reconstruction, reconstruct
-from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mosaic, panel_side, sheet
+from pipeline.predict.sheet import Column, Picture, covered, enlarged, heat, mosaic, panel_size, sheet
 from pipeline.probe.attention import attention_weights, looked_at
 from pipeline.trained import Trained
 
@@ -37,26 +37,26 @@ class Prediction:
 
     def draw(self) -> Picture:
         """Return a sheet with one row per image: uint8 (height, width, 3)."""
-        side, nothing = panel_side(self.images.shape[-1]), [""] * len(self.images)
+        size, nothing = panel_size(self.images), [""] * len(self.images)
         captions = self.names
         if self.classes:
             named = zip(self.names, self.classes, strict=True)
             captions = [f"{name}: {label} {share:.0%}" for name, (label, share) in named]
-        columns = [Column("image", enlarged(self.images, side), captions)]
+        columns = [Column("image", enlarged(self.images, size), captions)]
         if made := self.reconstruction:
             losses = [
                 f"loss {loss:.4f} (predicting zero: {zero:.4f})"
                 for loss, zero in zip(made.losses.tolist(), made.losses_of_zero.tolist(), strict=True)
             ]
             columns += [
-                Column("what the model sees", covered(self.images, made.hidden, side), nothing),
-                Column(f"{made.label} of the image", enlarged(made.target, side), nothing),
-                Column(f"{made.label} predicted where masked", enlarged(made.predicted, side), losses),
+                Column("what the model sees", covered(self.images, made.hidden, size), nothing),
+                Column(f"{made.label} of the image", enlarged(made.target, size), nothing),
+                Column(f"{made.label} predicted where masked", enlarged(made.predicted, size), losses),
             ]
-        columns.append(Column("attention of the last block", heat(self.images, self.attention, side), nothing))
+        columns.append(Column("attention of the last block", heat(self.images, self.attention, size), nothing))
         if self.neighbours:
             names = [f"nearest: {near.names[0]}" for near in self.neighbours]
-            mosaics = [mosaic(near, side) for near in self.neighbours]
+            mosaics = [mosaic(near, size) for near in self.neighbours]
             columns.append(Column("nearest neighbours", mosaics, names))
         return sheet(columns)
 

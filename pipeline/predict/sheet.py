@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.size import ImageSize
 from pipeline.predict.neighbours import Neighbours
 
 Picture = NDArray[np.uint8]
@@ -19,7 +20,7 @@ _GAP, _MARGIN = 14, 18
 _TITLE, _CAPTION = 20, 15  # sizes of the fonts in pixels
 _INK, _PALE, _LABEL = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 _HIDDEN = 110  # brightness of hidden patches
-_SMALLEST, _LARGEST = 288, 512  # sides of a panel in pixels
+_SMALLEST, _LARGEST = 288, 512  # longer sides of a panel in pixels
 # A colour map from the weakest to the strongest attention: RGB at evenly spaced points
 _HEAT = ((0.05, 0.03, 0.15), (0.42, 0.10, 0.43), (0.80, 0.28, 0.30), (0.97, 0.60, 0.20), (0.99, 0.95, 0.65))
 
@@ -30,7 +31,7 @@ class Column:
 
     Attributes:
         title: title of the column.
-        panels: uint8 (side, side, 3), one for each image.
+        panels: uint8 (height, width, 3), one for each image, all of one size.
         captions: captions below the panels, one for each; empty for none.
     """
 
@@ -39,55 +40,58 @@ class Column:
     captions: list[str]
 
 
-def panel_side(image_size: int) -> int:
-    """Return the side in pixels of the panels of such images: a multiple of the image size, or one of the limits."""
-    return min(image_size * ceil(_SMALLEST / image_size), _LARGEST)
+def panel_size(images: Tensor) -> ImageSize:
+    """Return the size of the panels of images, (B, 3, H, W): a multiple of theirs, unless it is above the limit."""
+    height, width = images.shape[2:]
+    longer = max(height, width)
+    panel = min(longer * ceil(_SMALLEST / longer), _LARGEST)
+    return ImageSize(round(height * panel / longer), round(width * panel / longer))
 
 
-def enlarged(images: Tensor, side: int) -> list[Picture]:
+def enlarged(images: Tensor, size: ImageSize) -> list[Picture]:
     """Return uint8 images, or floats in [0, 1], (B, 3, H, W), as panels, smoothly enlarged."""
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    resized = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
     return [picture.permute(1, 2, 0).mul(255).round().byte().numpy() for picture in resized]
 
 
-def covered(images: Tensor, hidden: Tensor, side: int) -> list[Picture]:
+def covered(images: Tensor, hidden: Tensor, size: ImageSize) -> list[Picture]:
     """Return images, (B, 3, H, W), as panels that are grey where `hidden`, bool (B, rows, columns)."""
-    cells = F.interpolate(hidden[:, None].float(), (side, side), mode="nearest-exact")[:, 0].bool().numpy()
+    cells = F.interpolate(hidden[:, None].float(), size, mode="nearest-exact")[:, 0].bool().numpy()
     return [
         np.where(hides[..., None], np.uint8(_HIDDEN), panel)
-        for panel, hides in zip(enlarged(images, side), cells, strict=True)
+        for panel, hides in zip(enlarged(images, size), cells, strict=True)
     ]
 
 
-def heat(images: Tensor, looked: Tensor, side: int) -> list[Picture]:
+def heat(images: Tensor, looked: Tensor, size: ImageSize) -> list[Picture]:
     """Return panels of grey images with a heat map.
 
     Args:
         images: uint8 (B, 3, H, W).
         looked: float (B, rows, columns), stretched to the range of colours in each image.
-        side: side of the panels in pixels.
+        size: size of the panels.
     """
     low, high = looked.amin((1, 2), keepdim=True), looked.amax((1, 2), keepdim=True)
     stretched = (looked - low) / (high - low).clamp(min=1e-12)
-    smooth = F.interpolate(stretched[:, None], (side, side), mode="bicubic").clamp(0, 1)
+    smooth = F.interpolate(stretched[:, None], size, mode="bicubic").clamp(0, 1)
     stops = torch.tensor(_HEAT)
     position = smooth[:, 0] * (len(stops) - 1)
     below = position.floor().clamp(max=len(stops) - 2).long()
     share = (position - below)[..., None]
     colours = (stops[below] * (1 - share) + stops[below + 1] * share).permute(0, 3, 1, 2)
-    grey = F.interpolate(images.float() / 255, (side, side), mode="bicubic", antialias=True).mean(1, keepdim=True)
-    return enlarged(0.55 * colours + 0.45 * grey, side)
+    grey = F.interpolate(images.float() / 255, size, mode="bicubic", antialias=True).mean(1, keepdim=True)
+    return enlarged(0.55 * colours + 0.45 * grey, size)
 
 
-def mosaic(near: Neighbours, side: int) -> Picture:
+def mosaic(near: Neighbours, size: ImageSize) -> Picture:
     """Return a panel of neighbours in rows, nearest first, each with its cosine."""
     across = max(1, ceil(sqrt(len(near.images))))
-    cell = (side - (across - 1) * 4) // across
-    sheet = Image.new("RGB", (side, side), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(min(max(11, cell // 10), _CAPTION))
+    cell = ImageSize(*((side - (across - 1) * 4) // across for side in size))
+    sheet = Image.new("RGB", (size.width, size.height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(min(max(11, cell.width // 10), _CAPTION))
     for index, (picture, cosine) in enumerate(zip(enlarged(near.images, cell), near.cosines.tolist(), strict=True)):
-        left, top = index % across * (cell + 4), index // across * (cell + 4)
+        left, top = index % across * (cell.width + 4), index // across * (cell.height + 4)
         sheet.paste(Image.fromarray(picture), (left, top))
         text = f"{cosine:.3f}"
         box = pen.textbbox((left + 5, top + 3), text, font=font)
@@ -98,19 +102,19 @@ def mosaic(near: Neighbours, side: int) -> Picture:
 
 def sheet(columns: Sequence[Column]) -> Picture:
     """Return all columns side by side: uint8 (height, width, 3)."""
-    side, rows = len(columns[0].panels[0]), len(columns[0].panels)
+    (height, width, _), rows = columns[0].panels[0].shape, len(columns[0].panels)
     title, caption = ImageFont.load_default(_TITLE), ImageFont.load_default(_CAPTION)
-    down, across = side + _CAPTION + _GAP + 8, side + _GAP
+    down, across = height + _CAPTION + _GAP + 8, width + _GAP
     top = _MARGIN + _TITLE + 12
     size = (across * len(columns) - _GAP + 2 * _MARGIN, top + down * rows - _GAP + _MARGIN)
     page = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(page)
     for number, column in enumerate(columns):
         left = _MARGIN + number * across
-        pen.text((left, _MARGIN), fitting(column.title, title, side), fill=_INK, font=title)
+        pen.text((left, _MARGIN), fitting(column.title, title, width), fill=_INK, font=title)
         for row, (panel, said) in enumerate(zip(column.panels, column.captions, strict=True)):
             page.paste(Image.fromarray(panel), (left, top + row * down))
-            pen.text((left, top + row * down + side + 5), fitting(said, caption, side), fill=_PALE, font=caption)
+            pen.text((left, top + row * down + height + 5), fitting(said, caption, width), fill=_PALE, font=caption)
     return np.asarray(page)
 
 

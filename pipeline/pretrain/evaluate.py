@@ -44,6 +44,7 @@ class Validation:
         medium: the medium of the samples.
         name: as above.
         prefix: prefix of the names of its metrics.
+        loss_name: a name of its loss for people.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Validation:
     ) -> None:
         self.manifest, self.name = Manifest.load(shards), name
         self.prefix = f"val_{name}_" if name else "val_"
+        self.loss_name = f"validation loss of {name}" if name else "validation loss"
         self.identity = self.manifest.identity
         self.medium: Medium = "image" if self.manifest.video is None else "video"
         single_frames = examples.single_frames is not None
@@ -101,7 +103,10 @@ class Validation:
         )
 
     def baselines(
-        self, training: Callable[[int], Iterable[Batch]], untrained: Callable[[], float] | None
+        self,
+        training: Callable[[int], Iterable[Batch]],
+        untrained: Callable[[], float] | None,
+        say: Callable[[str], None],
     ) -> dict[str, float]:
         """Return the losses of constant predictors and, if available, of the untrained model.
 
@@ -114,11 +119,14 @@ class Validation:
         Args:
             training: returns this many batches of training images, for the mean target.
             untrained: measures the untrained model, None once it has been trained.
+            say: prints a line for the operator.
         """
         file = file_of(self.name)
-        of = {"validation": self.identity, "samples": self._samples}
+        of = {"validation": self.identity, "samples": self._images.samples}
+        by_limit = of | {"samples": self._samples}  # as earlier versions wrote it
         known = self._world.from_first(read_baselines(self._folder, file))
-        if known.get("of") != of:
+        if known.get("of") not in (of, by_limit):
+            say(f"measuring the {self.loss_name} of predictors that learn nothing, to compare with ...")
             batches = self._images.watched(training(MEAN_BATCHES))
             known = {"of": of} | self.constants(best_constant(self._examples, batches, self._world))
             if untrained:

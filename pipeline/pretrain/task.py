@@ -113,13 +113,15 @@ class Pretraining(MaskedPrediction):
             return None, None
         if recipe.data.validation is None:
             return None, "data.validation is not set"
-        if len(self._data.media) > 1:
-            return None, "labels of images and videos have different meanings"
+        validation = self._validations[0]
+        if len(self._data.media) > 1 and validation.medium != "video":
+            return None, "of a mixture of images and videos, it is probed on the videos: set data.validation to videos"
         if recipe.data.mode == "stream":
             return None, "labels are not streamed"
-        training, validation = cast(ListedData, self._data).manifest, self._validations[0].manifest
+        data = cast(ListedData, self._data)
+        training = data.of_medium(validation.medium) if len(data.media) > 1 else data.manifest
         try:
-            return RunProbe(recipe, self.model.encoder, training, validation, self._world, phases), None
+            return RunProbe(recipe, self.model.encoder, training, validation.manifest, self._world, phases), None
         except ConfigError as error:
             return None, str(error)
 
@@ -147,16 +149,14 @@ class Pretraining(MaskedPrediction):
             report.baselines(0, {name: metrics[name] for name in ("probe_linear", "probe_knn")})
 
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
-        if self._validations:
-            report.say("measuring the validation losses of predictors that learn nothing, for comparison ...")
         for validation in self._validations:
             medium = validation.medium if validation.medium in self._data.media else None
             losses = validation.baselines(
                 partial(self._data.batches, 0, medium=medium),
                 None if done else partial(self._loss, validation, engine, report),
+                report.say,
             )
-            of = f"validation loss of {validation.name}" if validation.name else "validation loss"
-            report.say(f"{of}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
+            report.say(f"{validation.loss_name}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items()))
             prefix = f"{validation.name}_" if validation.name else ""
             self._constants |= {f"{prefix}{name}": loss for name, loss in losses.items() if name != "untrained"}
 

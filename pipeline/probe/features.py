@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.encoders.encoder import Encoder, Pool
+from model.size import Sides
 from model.weights import share
 from pipeline.cluster.world import World
 from pipeline.config import Recipe
@@ -44,8 +45,8 @@ class View:
 
     Attributes:
         weights: `Source.identity`.
-        image_size: side in pixels.
-        crop: share of the short side in the centre crop.
+        image_size: the side of square inputs, or height and width, in pixels.
+        crop: share of the largest centred crop.
         precision: the encoder's precision; features are stored in float32.
         pool: the mean of the patch tokens, or the class token.
         statistics: normalisation of the encoder's inputs.
@@ -53,7 +54,7 @@ class View:
     """
 
     weights: str
-    image_size: int
+    image_size: Sides
     crop: float
     precision: str
     pool: Pool
@@ -162,10 +163,9 @@ def _computed(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return this rank's ids, int64 (n,), and the features of each layer, float32 (n, width), on the CPU."""
     begin, end = (rank * len(manifest) // world.size for rank in (world.rank, world.rank + 1))
-    clip = recipe.data.clip
-    count = at_once(clip)
+    count = at_once(recipe.data.clip)
     loader = Loader(manifest, recipe.data, count, world.device)
-    batches = loader.batches(centre_requests(manifest, begin, end, count, view.crop, clip))
+    batches = loader.batches(centre_requests(manifest, recipe.data, begin, end, count, view.crop))
     ids: list[Tensor] = []
     values: list[list[Tensor]] = [[torch.empty(0, encoder.block_widths[layer])] for layer in layers]
     total = -(-(end - begin) // count)

@@ -24,7 +24,7 @@ class KeptCrops:
         manifest: the data set.
         ids: the samples of all ranks, ascending, (n,). Each rank takes a contiguous part.
         data: crop size, clips and threads.
-        crop: share of the short side in the centre crop.
+        crop: share of the largest centred crop.
         world: the ranks.
         most_kept: most bytes to keep in memory.
     """
@@ -36,7 +36,7 @@ class KeptCrops:
         self._at_once = at_once(data.clip)
         begin, end = (rank * len(ids) // world.size for rank in (world.rank, world.rank + 1))
         self._requests = [
-            centre_request(manifest, ids[start : min(start + self._at_once, end)], crop, step, data.clip)
+            centre_request(manifest, data, ids[start : min(start + self._at_once, end)], crop, step)
             for step, start in enumerate(range(begin, end, self._at_once))
         ]
         self._kept: list[tuple[Tensor, Tensor]] = []  # of the first requests

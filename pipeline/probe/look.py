@@ -41,8 +41,9 @@ def look(
     near = judgement.nearest[chosen, :SHOWN]
 
     def inputs(manifest: Manifest, ids: Int64s) -> torch.Tensor:
-        loader = Loader(manifest, source.recipe.data, len(ids), world.device)
-        (batch,) = loader.batches([centre_request(manifest, ids, crop, clip=source.recipe.data.clip)])
+        data = source.recipe.data
+        loader = Loader(manifest, data, len(ids), world.device)
+        (batch,) = loader.batches([centre_request(manifest, data, ids, crop)])
         return batch.inputs
 
     pictured = inputs(validation, ids)

@@ -22,7 +22,7 @@ from pipeline.probe.features import View, compute, load
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
-from pipeline.probe.source import Source, of_run, of_weights
+from pipeline.probe.source import Source, of_run, of_weights, recipe_of
 from pipeline.report.tensorboard import TensorBoard
 from pipeline.settings import ConfigError
 from shards.manifest import Manifest
@@ -41,7 +41,7 @@ class Asked:
         untrained: whether to probe the same architecture and seed without any training.
         layers: blocks, counted from 0, or from -1 for the last.
         pool: mean of the patch tokens, or class token.
-        crop: share of the short side in the centre crop.
+        crop: share of the largest centred crop.
         out: folder of results and features; None: see `default_folder`.
     """
 
@@ -134,6 +134,17 @@ def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False)
     if as_json:
         print(text, end="")
     keep(out, name, step, judgements, attended, pictures)
+
+
+def check(asked: Asked) -> None:
+    """Check the source and the overrides as far as possible without opening weights.
+
+    Raises:
+        ConfigError: the source does not exist, an override is wrong, or there is no validation set.
+    """
+    recipe = recipe_of(asked.source, asked.overrides)
+    if recipe and recipe.data.validation is None:
+        raise ConfigError("a probe is judged on labelled samples that it was not trained on: set data.validation")
 
 
 def find(asked: Asked) -> tuple[Source, str, int]:

@@ -12,6 +12,7 @@ import torch
 from model.convert import fill
 from model.encoders.encoder import Encoder
 from model.geometry import Architecture, geometry
+from model.size import ImageSize
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
 from pipeline.build import build_model, predicted_width
 from pipeline.checkpoints.checkpoint import Checkpoint
@@ -62,10 +63,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         ConfigError: an override is wrong.
         WeightsError: the checkpoint does not match the recipe.
     """
-    config = run / "config.yaml"
-    if kind_of(read_settings(config)) == "finetune":
-        raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
-    recipe = load_recipe(str(config), overrides)
+    recipe = _recipe_of_run(run, overrides)
     weights = found.weights() if found else None
     if found and not any(name.endswith("mask_token") for name in found.shapes):
         raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
@@ -74,7 +72,8 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        fill(model, Weights(found.folder, TIMM, tensors))
+        trained_on = ImageSize.of(found.facts.recipe["data"]["image_size"])
+        fill(model, Weights(found.folder, TIMM, tensors, image_size=trained_on))
     return Source(recipe, model.eval().view, [])
 
 
@@ -102,14 +101,44 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
         told = _settings(loaded) + _statistics(loaded)
     elif timm.is_model(weights):
         loaded = _pretrained(weights)
-        told = [f"model.name={weights}", f"data.image_size={timm.get_pretrained_cfg(weights).input_size[1]}"]
+        size = list(timm.get_pretrained_cfg(weights).input_size[1:])
+        told = [f"model.name={weights}", f"data.image_size={size}"]
     else:
-        raise ConfigError(f"{weights} is neither a run.dir, nor weights, nor the name of a timm model: correct it")
+        raise _unknown(weights)
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
     notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics))
     return Source(recipe, model.eval().view, notes)
+
+
+def recipe_of(source: str, overrides: Sequence[str]) -> Recipe | None:
+    """Return the recipe of a run with the overrides or, for weights, a recipe with nothing but the overrides.
+
+    None for a whole pre-training model, whose recipe lies beside its weights.
+
+    Raises:
+        ConfigError: the source does not exist, or is a run of fine-tuning, or an override is wrong.
+    """
+    path = Path(source)
+    if (path / "config.yaml").exists():
+        return _recipe_of_run(path, overrides)
+    if (path / CONFIG).is_file():
+        return None
+    if not path.exists() and not timm.is_model(source):
+        raise _unknown(source)
+    return load_recipe(_PLAIN, overrides)
+
+
+def _recipe_of_run(run: Path, overrides: Sequence[str]) -> Recipe:
+    config = run / "config.yaml"
+    if kind_of(read_settings(config)) == "finetune":
+        raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
+    return load_recipe(str(config), overrides)
+
+
+def _unknown(source: str) -> ConfigError:
+    return ConfigError(f"{source} is neither a run.dir, nor weights, nor the name of a timm model: correct it")
 
 
 def _settings(weights: Weights) -> list[str]:
@@ -121,9 +150,10 @@ def _settings(weights: Weights) -> list[str]:
         return []
     try:
         stated = parse_json(config.read_bytes())
-        _, *frames, size, _ = stated.get("pretrained_cfg", stated)["input_size"]
+        _, *frames, height, width = stated.get("pretrained_cfg", stated)["input_size"]
         options = {key: value for key, value in stated.get("model_args", {}).items() if key not in _GIVEN}
-        return _overrides(Architecture(stated["architecture"], size, frames[0] if frames else None, options))
+        sides = (height, width)
+        return _overrides(Architecture(stated["architecture"], sides, frames[0] if frames else None, options))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{config} is not a timm configuration ({error!r})") from error
 
@@ -139,7 +169,7 @@ def _statistics(weights: Weights) -> list[str]:
 
 
 def _overrides(found: Architecture) -> list[str]:
-    size, options = f"data.image_size={found.image_size}", f"model.options={json.dumps(found.options)}"
+    size, options = f"data.image_size={json.dumps(found.image_size)}", f"model.options={json.dumps(found.options)}"
     return [f"model.name={found.name}", size, options, *([f"data.frames={found.frames}"] if found.frames else [])]
 
 
@@ -151,4 +181,5 @@ def _pretrained(name: str) -> Weights:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"timm has no weights for {name} here ({reason}): give a file instead") from error
     cfg = model.pretrained_cfg
-    return Weights(Path(name), TIMM, model.state_dict(), Normalisation(tuple(cfg["mean"]), tuple(cfg["std"])))
+    normalisation = Normalisation(tuple(cfg["mean"]), tuple(cfg["std"]))
+    return Weights(Path(name), TIMM, model.state_dict(), normalisation, ImageSize(*cfg["input_size"][1:]))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.files import tell
 from pipeline.report.board import Board
+from pipeline.report.histogram import Histogram
 from shards.text import one_line
 
 MOST_WAITING = 10_000  # calls; beyond that, what is new is dropped
@@ -34,6 +35,10 @@ class Background:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Board`."""
         self._call(lambda board: board.scalars(step, values))
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See `Board`."""
+        self._call(lambda board: board.histograms(step, histograms))
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""

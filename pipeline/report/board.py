@@ -6,12 +6,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.report.histogram import Histogram
+
 
 class Board(Protocol):
     """Shows one attempt of a run. An error of its own does not end the training."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to the curve of each metric, where `charts.curve_of` says."""
+        ...
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Show histograms by name, if it can."""
         ...
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:

@@ -41,7 +41,7 @@ _SCORES = {
     "top5": "metrics/top5",
     "bad_samples": "reading/bad_samples",
 }
-_PROBES = {
+PROBES = {
     "probe_linear": "probes/linear",
     "probe_knn": "probes/knn",
     "probe_seconds": "probes/seconds",
@@ -65,8 +65,8 @@ def curve_of(metric: str) -> Curve:
         score, average, _ = metric.removeprefix("val_").partition(OF_AVERAGE)
         score, suffix = _of_images(score)
         return Curve(_SCORES.get(score, f"metrics/{score}"), AVERAGE if average else f"{VALIDATION}{suffix}")
-    if metric in _PROBES:
-        return Curve(_PROBES[metric], VALIDATION)
+    if metric in PROBES:
+        return Curve(PROBES[metric], VALIDATION)
     if metric.startswith(("samples/", "bad_samples/")):  # of a data set of a mixture
         return Curve(f"reading/{metric}", TRAINING)
     if metric.startswith("loss/"):  # of a medium, in a mixture of images and videos
@@ -84,8 +84,8 @@ def flat_name(metric: str) -> str:
 
 def _of_baseline(name: str) -> Curve:
     """Return the curve of a predictor that learns nothing, `mean` or `mean_top1`, or of the untrained encoder."""
-    if name in _PROBES:
-        return Curve(_PROBES[name], "baseline-untrained")
+    if name in PROBES:
+        return Curve(PROBES[name], "baseline-untrained")
     name, suffix = _of_images(name)
     constant, _, score = name.partition("_")
     return Curve(_SCORES.get(score or "loss", f"metrics/{score}"), f"baseline-{constant}{suffix}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.files import replace
 from pipeline.report.charts import flat_name
+from pipeline.report.histogram import Histogram
 
 ID = "mlflow.id"  # in `run.dir`
 
@@ -44,6 +45,9 @@ class MLflow:
         now = int(1000 * time.time())
         metrics = [Metric(flat_name(metric), value, now, step) for metric, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Do nothing: MLflow does not show histograms."""
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""

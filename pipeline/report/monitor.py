@@ -17,6 +17,7 @@ from rich.progress import Progress as ProgressBar
 from pipeline.files import AppendedFile, Writing, json_lines, keep_lines, replace
 from pipeline.report.board import Board
 from pipeline.report.boards import open_boards
+from pipeline.report.histogram import Histogram
 from pipeline.report.progress import Progress, Schedule, duration
 from pipeline.report.report import Metrics
 from pipeline.report.result import next_commands, result
@@ -109,6 +110,11 @@ class Monitor:
         self._bar.update(self._task, description=line)
         if self._bar.disable:
             self.say(f"step {step}/{self._schedule.end}  {line}")
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See `Report`."""
+        for board in self._boards:
+            board.histograms(step, histograms)
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
         """See `Report`."""

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.report.histogram import Histogram
+
 Metrics = dict[str, float]
 
 
@@ -22,6 +24,10 @@ class Report(Protocol):
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Record the numbers of a step."""
+        ...
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """Show histograms by name."""
         ...
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:
@@ -63,6 +69,9 @@ class Silence:
         """Do nothing."""
 
     def log(self, step: int, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """Do nothing."""
 
     def quarantine(self, bad: list[dict[str, Any]]) -> None:

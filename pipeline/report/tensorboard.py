@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,34 @@ import yaml
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.api_pb2 import MetricName
+from tensorboard.plugins.hparams.api_pb2 import DATA_TYPE_FLOAT64, MetricName
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from pipeline.files import AppendedFile, Writing
 from pipeline.report.charts import TRAINING, curve_of
+from pipeline.report.histogram import Histogram
 
 # By which runs can be ranked: TensorBoard's table of hyper-parameters shows their last values ...
 RESULTS = ("val_loss", "val_top1", "probe_linear", "probe_knn", "loss")
 # ... beside the settings of these sections
 COMPARED = ("model", "mask", "target", "augment", "optim")
+# ... these first, and the others by name
+FIRST = frozenset(
+    {
+        "model.name",
+        "model.decoder",
+        "mask.kind",
+        "mask.ratio",
+        "target.kind",
+        "optim.lr",
+        "optim.epochs",
+        "optim.batch_size",
+        "optim.layer_decay",
+    }
+)
+_NUMBERS = frozenset({"optim.clip", "optim.average", "augment.randaugment"})  # or null; other settings are text or null
 
 
 class TensorBoard:
@@ -55,6 +71,23 @@ class TensorBoard:
         for name, of_curve in summaries.items():
             self._add(step, *of_curve, curve=name)
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See `Board`."""
+        shown = [
+            summary.histogram_raw(  # type: ignore[no-untyped-call]
+                name,
+                float(one.edges[0]),
+                float(one.edges[-1]),
+                int(one.counts.sum()),
+                one.sum,
+                one.squares,
+                one.edges[1:].tolist(),
+                one.counts.tolist(),
+            )
+            for name, one in histograms.items()
+        ]
+        self._add(step, *shown)
+
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""
         self._add(step, summary.image(name, pixels, dataformats="HWC"))  # type: ignore[no-untyped-call]
@@ -68,14 +101,16 @@ class TensorBoard:
     def recipe(self, recipe: Mapping[str, Mapping[str, Any]]) -> None:
         """Show the recipe as text and, beside the run's results, as hyper-parameters."""
         text = "".join(f"    {line}\n" for line in yaml.safe_dump(recipe, sort_keys=False).splitlines())
+        settings = {f"{section}.{key}": value for section in COMPARED for key, value in recipe.get(section, {}).items()}
+        unset = [key for key in _NUMBERS if key in settings and settings[key] is None]
         compared = {
-            f"{section}.{key}": value if isinstance(value, bool | int | float | str) else json.dumps(value)
-            for section in COMPARED
-            for key, value in recipe.get(section, {}).items()
-            if value is not None
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in settings.items()
+            if key not in unset
         }
         table, *session = summary.hparams(compared, {})  # type: ignore[no-untyped-call]
-        self._add(0, summary.text("recipe", text), _with_results(table), *session)  # type: ignore[no-untyped-call]
+        shown = summary.text("recipe", text)  # type: ignore[no-untyped-call]
+        self._add(0, shown, _with_columns(table, unset), *session)
 
     def flush(self) -> None:
         """See `Board`."""
@@ -109,13 +144,18 @@ class TensorBoard:
         self._files[curve].append(records.getvalue())
 
 
-def _with_results(table: Summary) -> Summary:
-    """Return the description of a table of hyper-parameters with a column for each of `RESULTS`.
+def _with_columns(table: Summary, unset: Sequence[str]) -> Summary:
+    """Return the description of a table of hyper-parameters with further columns: for `unset` numbers, and `RESULTS`.
 
-    torch's own knows only curves of the run's own folder.
+    TensorBoard takes the columns for all runs from one of them, so every run names them all. torch's own description
+    knows only curves of the run's own folder.
     """
     plugin = table.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
+    for key in unset:
+        content.experiment.hparam_infos.add(name=key, type=DATA_TYPE_FLOAT64)
+    for column in content.experiment.hparam_infos:
+        column.differs = column.name in FIRST  # by which TensorBoard orders them, and then by name
     for metric in RESULTS:
         curve = curve_of(metric)
         group = "" if curve.name == TRAINING else curve.name

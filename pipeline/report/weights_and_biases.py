@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.files import replace
 from pipeline.report.charts import flat_name
+from pipeline.report.histogram import Histogram
 
 ID = "wandb.id"  # in `run.dir`
 
@@ -43,6 +44,11 @@ class WeightsAndBiases:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Board`."""
         self._run.log({"step": step} | {flat_name(metric): value for metric, value in values.items()})
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See `Board`."""
+        shown = {name: wandb.Histogram(np_histogram=(one.counts, one.edges)) for name, one in histograms.items()}
+        self._run.log({"step": step} | shown)
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """See `Board`."""

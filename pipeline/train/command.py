@@ -11,7 +11,7 @@ import yaml
 
 from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.cluster.launchers import accept_local_rank, place
+from pipeline.cluster.launchers import accept_local_rank, accept_usage_check, place
 from pipeline.cluster.lock import PATIENCE, hold
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import EXIT_STATUS, Preemption
@@ -28,19 +28,22 @@ from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
 from shards.terminal import Parser, note, note_error, prepare, say
 
+UNSET = "???"  # stands for a data set in a printed recipe
 EXPECTED = (ConfigError, ShardError, CheckpointError, DataError, TrainingError)  # explained by one line
 
 
 def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) -> int:
     """Return the exit status: 0 for a complete run, 1 for an error, 2 for wrong usage, 75 if asked to stop."""
-    arguments = _parser(description, kind).parse_args()
+    arguments = _parser(description, kind).parse_intermixed_args()
     rank, local_rank = place(os.environ)
     try:
-        recipe = load(kind, arguments.recipe, arguments.overrides)
+        recipe = (_load_incomplete if arguments.print_config else load)(kind, arguments.recipe, arguments.overrides)
     except ConfigError as error:
         if local_rank == 0:
             note(f"error: {error}")
         return 2
+    if arguments.check_usage:
+        return 0
     if arguments.print_config or arguments.dry_run:
         return status_of(lambda: _tell(recipe, arguments.dry_run)) if rank == 0 else 0
     started = False
@@ -85,7 +88,21 @@ def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
     parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="check recipe and data sets, and exit")
     accept_local_rank(parser)
+    accept_usage_check(parser)
     return parser
+
+
+def _load_incomplete(kind: type[AnyRecipe], recipe: str, overrides: list[str]) -> AnyRecipe:
+    """Load a recipe as `load` does, with `UNSET` for the data sets that it lacks."""
+    shards, validation = (f"data.{key}={UNSET}" for key in ("shards", "validation"))
+    problem = None
+    for unset in ([], [shards], [validation], [shards, validation]):
+        try:
+            return load(kind, recipe, [*overrides, *unset])
+        except ConfigError as error:
+            problem = problem or error
+    assert problem
+    raise problem
 
 
 class ListRecipes(argparse.Action):

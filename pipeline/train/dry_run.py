@@ -6,9 +6,9 @@ from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.data_sets import DataSets
-from pipeline.device import DTYPES
 from pipeline.estimate import costs, state_bytes
 from pipeline.train.engine import total_steps
+from pipeline.train.hints import hints
 from shards.manifest import Manifest
 from shards.text import counted
 
@@ -39,11 +39,12 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
         steps_per_epoch = samples * recipe.views / batch
         steps = total_steps(recipe.optim, steps_per_epoch)
         yield "schedule", f"{steps:,} steps, {steps_per_epoch:,.1f} an epoch"
+        end = min(steps, recipe.run.max_steps or steps)
+        for line in hints(recipe.run, recipe.optim, steps_per_epoch, end, recipe.data.validation is not None):
+            yield "note", line
     if isinstance(recipe, Recipe):
         cost = costs(recipe)
-        item = DTYPES[recipe.engine.precision].itemsize
-        state = state_bytes(cost.size.parameters, item, recipe.engine.zero_stage, ranks)
-        memory = state + micro_batch * cost.activations
+        memory = state_bytes(recipe, cost.size, ranks) + micro_batch * cost.activations
         yield "model", f"{cost.size.parameters / 1e6:.1f}M parameters, {cost.flops * batch / 1e12:,.2f} TFLOP a step"
         yield "memory", f"about {memory / 1e9:.2f} GB a rank for weights, optimizer and activations, by arithmetic"
     yield "run.dir", _progress(recipe)

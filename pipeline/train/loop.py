@@ -21,6 +21,7 @@ from pipeline.report.profile import Profile
 from pipeline.report.report import Report
 from pipeline.train.engine import Engine
 from pipeline.train.errors import TrainingError
+from pipeline.train.histograms import histograms
 from pipeline.train.log import TrainingLog
 from pipeline.train.nonfinite import TooManyNonFinite, leave_out
 from pipeline.train.state import capture, counters
@@ -130,6 +131,10 @@ class Training:
         if evaluate or probe or save or done % settings.log_every == 0:
             self._log(done, evaluate, probe)
             save = save or self.log.save_overdue
+        every = settings.histogram_every
+        if every is not None and done % every == 0:
+            with self.phases("logging"), self.log.meter.clock.stopped():
+                self.report.histograms(done, histograms(self.engine, self.world))
         if save:
             with self.phases("save"), self.log.meter.clock.stopped():
                 self._save(done, last)

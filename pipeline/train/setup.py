@@ -26,6 +26,7 @@ from pipeline.report.report import Report, Silence
 from pipeline.report.sample_trace import open_trace
 from pipeline.settings import ConfigError
 from pipeline.train.engine import Engine, total_steps
+from pipeline.train.hints import hints
 from pipeline.train.log import TrainingLog
 from pipeline.train.loop import Training
 from pipeline.train.nonfinite import NonFinite, left_out
@@ -87,7 +88,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         report = open_monitor(run.dir, task.name, recipe.plain(), schedule, run.boards)
     trace = open_trace(run.dir, world, first_step) if run.trace_samples else None
 
-    notes += data.notes
+    notes += data.notes + hints(run, recipe.optim, steps_per_epoch, end, recipe.data.validation is not None)
     if passed_over:
         notes.append(f"steps {passed_over} are skipped, see {run.dir}/left-out.json")
     steps = f"steps {first_step} to {end} of a schedule of {scheduled}"

@@ -42,7 +42,7 @@ def capture(engine: Engine, world: World) -> Iterator[tuple[str, Tensor]]:
     The tensors may be the states themselves, which the next step overwrites.
     """
     own = _share(engine, world)
-    for name, state in _full_states(engine):
+    for name, state in full_states(engine):
         if name in own:
             yield from ((f"{part}/{name}", value) for part, value in state.items())
 
@@ -92,7 +92,7 @@ def averaged(engine: Engine) -> Iterator[None]:
     """Compute with the average of the weights in the block. Not at stage 3, where the model has only pieces of them."""
     parameters = [parameter.detach() for _, parameter in named_parameters(engine)]
     kept = [parameter.clone() for parameter in parameters]
-    averages = [state[AVERAGE] for _, state in _full_states(engine)]
+    averages = [state[AVERAGE] for _, state in full_states(engine)]
     with torch.no_grad():
         torch._foreach_copy_(parameters, averages)
         try:
@@ -141,7 +141,8 @@ def _share(engine: Engine, world: World) -> Shapes:
     return own
 
 
-def _full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def full_states(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield "weight" and `engine.states` of every trained parameter, by its name, whole; see `full_weights`."""
     masters = _stage_0_masters(engine)
     for name, parameter in named_parameters(engine):
         if masters is not None:

@@ -15,6 +15,7 @@ from benchmarks.figures import Figure
 from benchmarks.hardware import synchronise
 from benchmarks.peers import BATCH, CROP_SCALE, peers
 from benchmarks.racing import ROUNDS, Rates, compare, race
+from model.size import ImageSize
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
 from pipeline.data.decode.decoder import Crops, Decoder, decoder_for
 from pipeline.data.loader import Loader
@@ -50,9 +51,10 @@ def read(shards: Path, threads: int) -> list[Figure]:
 def decode(shards: Path, threads: int, size: int, device: torch.device, batch: int) -> list[Figure]:
     """Decode images in memory. On a CPU beside bare DALI; on a GPU without and with its JPEG hardware."""
     batches = encoded_batches(shards, batch)
-    on_cpu = _decoding(decoder_for(torch.device("cpu"), batch, size, threads, 0), batches, torch.device("cpu"))
+    square = ImageSize.of(size)
+    on_cpu = _decoding(decoder_for(torch.device("cpu"), batch, square, threads, 0), batches, torch.device("cpu"))
     if device.type == "cuda":
-        decoders = {load: decoder_for(device, batch, size, threads, load) for load in (0, 1)}
+        decoders = {load: decoder_for(device, batch, square, threads, load) for load in (0, 1)}
         rates = race(
             {f"hw_decoder_load={load}": _decoding(own, batches, device) for load, own in decoders.items()}
             | {f"CPU, {threads} threads": on_cpu}

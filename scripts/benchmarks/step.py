@@ -142,8 +142,8 @@ def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
 
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
     """Yield one micro-batch of random pixels repeatedly, in the decoder's memory format."""
-    size, micro, frames = recipe.data.image_size, recipe.micro_batch(world.size), recipe.data.frames
-    shape, generator = (micro, 3, frames or 1, size, size), torch.Generator().manual_seed(world.rank)
+    size, micro, frames = recipe.data.size, recipe.micro_batch(world.size), recipe.data.frames
+    shape, generator = (micro, 3, frames or 1, *size), torch.Generator().manual_seed(world.rank)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
     images = images.squeeze(2) if frames is None else images
     if world.device.type == "cuda":
@@ -220,10 +220,11 @@ def step(loops: Mapping[str, Loop], times: int, tflops: float | None = None, rou
 def title(recipe: Recipe, world: World) -> str:
     """Describe what is trained, in words."""
     model, options = recipe.model.name, recipe.model.options
-    size = "".join(f", {name} {value}" for name, value in options.items())
-    frames = "" if recipe.data.frames is None else f"{recipe.data.frames} frames of "
+    chosen = "".join(f", {name} {value}" for name, value in options.items())
+    frames, size = recipe.data.frames, recipe.data.size.setting
+    inputs = f"{size} px" if frames is None else f"{frames} frames of {size} px"
     return (
-        f"{model}{size}, {frames}{recipe.data.image_size} px, {recipe.micro_batch(world.size)} {inputs_of(recipe)} a "
+        f"{model}{chosen}, {inputs}, {recipe.micro_batch(world.size)} {inputs_of(recipe)} a "
         f"rank, {recipe.engine.precision}, ranks: {world.size}"
     )
 

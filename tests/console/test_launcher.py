@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import CHECKOUT, SMALL, losses
+import yaml
+from launching import CHECKOUT, SMALL, losses, small_recipe
 
 from pipeline.console import launch, rank
 
@@ -97,6 +98,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return 0
 
     monkeypatch.setattr(launch, "_become", become)
+    monkeypatch.setattr(launch, "_check_usage", lambda command, arguments: 0)
     monkeypatch.setattr(launch, "_await", wait)
     monkeypatch.setattr(launch, "cores", lambda: 4)
     monkeypatch.setattr(launch, "gpus", lambda: [])
@@ -131,6 +133,29 @@ def test_processes_share_out_the_cores(
     at = started["command"].index(rank.__file__)
     given = [word for word in arguments if not word.startswith("--") and word != "2"]
     assert started["command"][at:] == [rank.__file__, "pretrain", *given, "data.shards=s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["pretrain", "demo", "data.shards=s", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["finetune", "small", "data.shards=s", "data.validation=v", "optim.lrr=1"], "unknown key optim.lrr"),
+        (["probe", "RUN/none", "data.shards=s", "data.validation=v"], "none is neither a run.dir, nor weights"),
+        (["validate", "RUN/none"], "none is not a run: it does not have a config.yaml"),
+        (["validate", "RUN", "data.flip=maybe"], "data.flip=maybe: "),
+    ],
+)
+def test_wrong_usage_is_refused_before_processes_start(
+    arguments: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe("none", tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe.plain()))
+    monkeypatch.setattr(launch, "_await", lambda *given: pytest.fail("processes were started"))
+    monkeypatch.delenv("RANK", raising=False)
+    command, *rest = (word.replace("RUN", str(tmp_path)) for word in arguments)
+    assert launch.start(command, [*rest, "--processes", "2"]) == 2
+    errors = capfd.readouterr().err
+    assert why in errors and errors.count("\n") == 1, errors
 
 
 def test_the_doctor_is_started_like_the_run(started: dict[str, Any]) -> None:

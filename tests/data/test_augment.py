@@ -6,6 +6,9 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from pipeline.data.augment import centre_crops, random_flips, random_resized_crops, sample_keys
+from pipeline.data.request import Shapes
+from pipeline.data.settings import Data
+from pipeline.data.views import View, view_boxes
 from pipeline.random import derive, uniform
 
 KEYS = sample_keys(0, np.zeros(20_000, dtype=np.int64), np.arange(20_000, dtype=np.int64))
@@ -54,6 +57,49 @@ def test_half_of_the_samples_are_flipped() -> None:
 def test_centre_crops() -> None:
     sides = np.array([100, 300, 101], dtype=np.int32), np.array([300, 100, 101], dtype=np.int32)
     np.testing.assert_array_equal(centre_crops(*sides), [[0, 100, 100, 100], [100, 0, 100, 100], [0, 0, 101, 101]])
+
+
+def test_centre_crops_of_a_ratio_are_transposed_with_the_images() -> None:
+    heights, widths = np.array([100, 300, 101, 60], dtype=np.int32), np.array([300, 100, 101, 100], dtype=np.int32)
+    wide = centre_crops(heights, widths, (5 / 3, 5 / 3))
+    upright = centre_crops(widths, heights, (3 / 5, 3 / 5))
+    np.testing.assert_array_equal(wide, upright[:, [1, 0, 3, 2]])
+    np.testing.assert_array_equal(wide[:, 2:], [[100, 167], [60, 100], [61, 101], [60, 100]])
+
+
+def sized(image_size: int | tuple[int, int]) -> Data:
+    return Data.model_validate({"shards": "unread", "image_size": image_size})
+
+
+def test_crops_have_the_ratio_of_the_inputs_times_torchvisions() -> None:
+    """Mean and spread of the shape of boxes that need no second draw, and torchvision's boxes of the same ratio."""
+    sides = np.full(len(KEYS), 400, dtype=np.int32), np.full(len(KEYS), 1200, dtype=np.int32)
+    boxes = Shapes(*sides).random_boxes(KEYS, sized((192, 320)))
+    torch.manual_seed(0)
+    image, ratio = torch.empty(3, 400, 1200), [3 / 4 * 5 / 3, 4 / 3 * 5 / 3]
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.5, 1.0], ratio) for _ in range(20_000)])
+    np.testing.assert_allclose(boxes.mean(0), theirs.mean(0), atol=12)
+    np.testing.assert_allclose(boxes.std(0), theirs.std(0), atol=12)
+    relative = np.log(boxes[:, 3] / boxes[:, 2] / (5 / 3))
+    assert relative.min() > np.log(3 / 4) - 0.01 and relative.max() < np.log(4 / 3) + 0.01
+
+
+def test_validation_and_views_have_the_ratio_of_the_inputs() -> None:
+    heights, widths = np.array([240, 600, 300], np.int32), np.array([600, 500, 500], np.int32)
+    shapes, data = Shapes(heights, widths), sized((192, 320))
+    np.testing.assert_array_equal(shapes.centre_boxes(data, 0.5)[:, 2:], [[120, 200], [150, 250], [150, 250]])
+    lefts, tops = ([0, 0, 0], [100, 0, 0], [200, 0, 0]), ([0, 0, 0], [0, 150, 0], [0, 300, 0])
+    for crop in range(3):
+        boxes = view_boxes(shapes, data, View(1, 0, 3, crop))
+        np.testing.assert_array_equal(boxes.T, [tops[crop], lefts[crop], [240, 300, 300], [400, 500, 500]])
+    np.testing.assert_array_equal(shapes.centre_boxes(data, 1), view_boxes(shapes, data, View(1, 0, 3, 1)))
+
+
+def test_crops_of_squares_are_those_without_a_ratio() -> None:
+    sides = np.full(len(KEYS), 375, dtype=np.int32), np.full(len(KEYS), 500, dtype=np.int32)
+    shapes, data = Shapes(*sides), sized(224)
+    np.testing.assert_array_equal(shapes.random_boxes(KEYS, data), boxes(375, 500))
+    np.testing.assert_array_equal(shapes.centre_boxes(data, 0.875), centre_crops(*sides, share=0.875))
 
 
 def test_randomness_is_the_same_in_numpy_and_torch() -> None:

@@ -18,7 +18,7 @@ from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
 from pipeline.data.loader import Loader
 from pipeline.data.plan import Plan
-from pipeline.data.request import centre_requests, training_requests, validation_requests
+from pipeline.data.request import Shapes, centre_requests, training_requests, validation_requests
 from pipeline.data.settings import Data
 from pipeline.data.training_data import Part
 from pipeline.data.views import CENTRE, View, view_boxes, view_requests, views
@@ -161,19 +161,20 @@ def test_a_bad_video_weighs_nothing_in_all_its_slots(video_shards: Path, tmp_pat
 
 @pytest.mark.parametrize(("ranks", "samples"), [(1, 22), (2, 15), (3, 7)])
 def test_validation_takes_the_middle_of_each_video_once(manifest: Manifest, ranks: int, samples: int) -> None:
-    clip = settings(Path("x")).clip
+    data = settings(Path("x"))
+    clip = data.clip
     assert clip is not None and manifest.video is not None
     counted = []
     for rank in range(ranks):
         for request in validation_requests(
-            manifest, samples=samples, micro_batch=4, rank=rank, world_size=ranks, seed=0, clip=clip
+            manifest, data, samples=samples, micro_batch=4, rank=rank, world_size=ranks, seed=0
         ):
             ids = request.ids
             middle = placed_clips(manifest.video.frames[ids], manifest.video.rate[ids], clip)
             np.testing.assert_array_equal(request.frames, middle)
             counted += ids[request.weights > 0].tolist()
     assert sorted(counted) == list(range(samples))
-    (request,) = centre_requests(manifest, 3, 6, 8, 0.875, clip)
+    (request,) = centre_requests(manifest, data, 3, 6, 8, 0.875)
     np.testing.assert_array_equal(
         request.frames, placed_clips(manifest.video.frames[3:6], manifest.video.rate[3:6], clip)
     )
@@ -182,13 +183,12 @@ def test_validation_takes_the_middle_of_each_video_once(manifest: Manifest, rank
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("chosen", [views(4), views(2, 3), views(1) + views(3) + views(5)], ids=["4x1", "2x3", "lists"])
 def test_each_view_of_each_video_is_made_once(manifest: Manifest, ranks: int, chosen: list[View]) -> None:
-    clip = settings(Path("x")).clip
+    data = settings(Path("x"))
+    clip = data.clip
     assert clip is not None and manifest.video is not None
     counted = []
     for rank in range(ranks):
-        requests = list(
-            view_requests(manifest, chosen, clip=clip, samples=21, micro_batch=2, rank=rank, world_size=ranks)
-        )
+        requests = list(view_requests(manifest, data, chosen, samples=21, micro_batch=2, rank=rank, world_size=ranks))
         assert len(requests) == -(-21 // (2 * ranks))
         for request in requests:
             assert request.repeats == len(chosen) and request.frames is not None
@@ -196,7 +196,7 @@ def test_each_view_of_each_video_is_made_once(manifest: Manifest, ranks: int, ch
                 view, one = chosen[number % len(chosen)], slice(sample, sample + 1)
                 placed = placed_clips(manifest.video.frames[one], manifest.video.rate[one], clip, view.clip, view.clips)
                 np.testing.assert_array_equal(request.frames[number], placed[0])
-                box = view_boxes(manifest.height[one], manifest.width[one], view)
+                box = view_boxes(Shapes.of(manifest, np.array([sample])), data, view)
                 np.testing.assert_array_equal(request.boxes[number], box[0])
                 if request.weights[number]:
                     counted.append((sample, number % len(chosen)))
@@ -208,11 +208,13 @@ def test_crops_of_views_are_slowfasts() -> None:
     heights, widths = np.array([224, 224, 341, 224], np.int32), np.array([341, 298, 224, 224], np.int32)
     lefts = [[0, 0, 0, 0], [59, 37, 0, 0], [117, 74, 0, 0]]
     tops = [[0, 0, 0, 0], [0, 0, 59, 0], [0, 0, 117, 0]]
+    shapes, data = Shapes(heights, widths), settings(Path("x"))
     for crop in range(3):
-        found = view_boxes(heights, widths, View(1, 0, 3, crop))
+        found = view_boxes(shapes, data, View(1, 0, 3, crop))
         np.testing.assert_array_equal(found, np.stack([tops[crop], lefts[crop], [224] * 4, [224] * 4], axis=1))
     assert CENTRE == 224 / 256
-    centre = view_boxes(np.array([256], np.int32), np.array([340], np.int32), View(10, 3))
+    one = Shapes(np.array([256], np.int32), np.array([340], np.int32))
+    centre = view_boxes(one, data, View(10, 3))
     np.testing.assert_array_equal(centre, [[16, 58, 224, 224]])
     with pytest.raises(ValueError, match="1 crop or 3"):
         views(2, 2)
@@ -220,11 +222,11 @@ def test_crops_of_views_are_slowfasts() -> None:
 
 def test_the_views_of_a_video_come_from_one_decode(video_shards: Path, manifest: Manifest) -> None:
     data, chosen = settings(video_shards), views(3, 3)
-    requests = view_requests(manifest, chosen, clip=data.clip, samples=6, micro_batch=2, rank=0, world_size=1)
+    requests = view_requests(manifest, data, chosen, samples=6, micro_batch=2, rank=0, world_size=1)
     loader = Loader(manifest, data, 2 * len(chosen), CPU, repeats=len(chosen))
     made = torch.cat([batch.inputs for batch in loader.batches(requests)])
     assert made.shape == (6 * 9, 3, 4, 32, 32)
-    single = view_requests(manifest, chosen[4:5], clip=data.clip, samples=6, micro_batch=2, rank=0, world_size=1)
+    single = view_requests(manifest, data, chosen[4:5], samples=6, micro_batch=2, rank=0, world_size=1)
     alone = torch.cat([batch.inputs for batch in Loader(manifest, data, 2, CPU).batches(single)])
     assert torch.equal(made[4::9], alone)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from making_videos import all_frames, encoded, film
 from numpy.typing import NDArray
 
+from model.size import ImageSize
 from pipeline.data.decode import video
 from pipeline.data.decode.graphs import Clips
 from pipeline.data.decode.queues import Decoder
@@ -17,7 +18,7 @@ from pipeline.data.decode.video import CpuClipDecoder, GpuClipDecoder, clip_deco
 from pipeline.data.errors import DataError
 
 CPU = torch.device("cpu")
-SIZE, FRAMES = 32, 4
+SIZE, FRAMES = ImageSize(32, 48), 4
 # Of what DALI decodes on a CPU; grey, since it interpolates chroma otherwise than PyAV
 FILES = [
     encoded(film(40, seed=1, grey=True), "libvpx-vp9", "webm", g=10),
@@ -55,7 +56,7 @@ def expected(batch: Clips) -> torch.Tensor:
     ):
         pixels = all_frames(FILES[place // batch.repeats])[1][frames]
         crop = torch.from_numpy(pixels)[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-        clip = F.interpolate(crop, (SIZE, SIZE), mode="bicubic", antialias=True)
+        clip = F.interpolate(crop, SIZE, mode="bicubic", antialias=True)
         made.append((clip.flip(-1) if flip else clip).permute(1, 0, 2, 3))
     return torch.stack(made)
 
@@ -78,7 +79,7 @@ def taken(of: Decoder, batch: Clips) -> torch.Tensor:
 def test_a_cpu_makes_the_clips_of_decoding_all(repeats: int, threads: int) -> None:
     batch = clips(repeats)
     made = taken(decoder("CPU", repeats, threads), batch)
-    assert (made.shape, made.dtype) == ((len(FILES) * repeats, 3, FRAMES, SIZE, SIZE), torch.uint8)
+    assert (made.shape, made.dtype) == ((len(FILES) * repeats, 3, FRAMES, *SIZE), torch.uint8)
     assert torch.equal(made, expected(batch))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.size import ImageSize
 from pipeline.data.augment import centre_crops
 from pipeline.data.batch import Batch
 from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
@@ -113,20 +114,21 @@ def test_open_files_are_bounded_and_shared_by_threads(manifest: Manifest, monkey
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) <= before + 2
 
 
-def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path) -> None:
+@pytest.mark.parametrize("size", [ImageSize(32, 32), ImageSize(64, 96)], ids=str)
+def test_decoder_crops_resizes_and_flips(manifest: Manifest, images: Path, size: ImageSize) -> None:
     """Compare with Pillow's crop and bicubic resize, within the rounding of JPEG decoders and filters."""
     ids = np.arange(8)
-    boxes = centre_crops(manifest.height[ids], manifest.width[ids])
+    boxes = centre_crops(manifest.height[ids], manifest.width[ids], (size.aspect, size.aspect))
     flips = (ids % 2).astype(np.int32)
-    decoder = CpuDecoder(8, 32, threads=1)
+    decoder = CpuDecoder(8, size, threads=1)
     decoder.feed(Crops(encoded(manifest, ids), boxes, flips))
     decoded = decoder.take()
     pixels = decoded.images
-    assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert (pixels.shape, pixels.dtype) == ((8, 3, *size), torch.uint8)
     assert not decoded.problems
     for sample, (top, left, height, width), flip, ours in zip(ids, boxes, flips, pixels, strict=True):
         image = Image.open(images / manifest.path(int(sample))).convert("RGB")
-        image = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + width, top + height)).resize(size[::-1], Image.Resampling.BICUBIC)
         theirs = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image).astype(float)
         assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).mean() < 1.0
 
@@ -144,7 +146,7 @@ def test_exif_rotation_is_applied_before_the_crop(tmp_path: Path) -> None:
     build(source, tmp_path / "out", workers=1)
     manifest = Manifest.load(tmp_path / "out")
     assert (manifest.height[0], manifest.width[0]) == (80, 40)
-    decoder = CpuDecoder(1, 16, threads=1)
+    decoder = CpuDecoder(1, ImageSize(16, 16), threads=1)
     boxes, flips = np.array([[0, 0, 80, 40]], dtype=np.int32), np.zeros(1, dtype=np.int32)
     decoder.feed(Crops(encoded(manifest, [0]), boxes, flips))
     image = decoder.take().images[0].float().mean(0)
@@ -159,7 +161,8 @@ def test_a_bad_image_is_black_and_named_and_all_others_keep_their_pixels(
     ids = np.arange(6)
     images: list[Encoded | None] = list(encoded(manifest, ids))
     boxes, flips = centre_crops(manifest.height[ids], manifest.width[ids]), (ids % 2).astype(np.int32)
-    decoder = CpuDecoder(6, 32, 1) if kind == "CPU" else GpuDecoder(6, 32, CPU, 1, Decoding(regions=kind == "regions"))
+    size, decoding = ImageSize(32, 32), Decoding(regions=kind == "regions")
+    decoder = CpuDecoder(6, size, 1) if kind == "CPU" else GpuDecoder(6, size, CPU, 1, decoding)
     decoder.feed(Crops(images, boxes, flips))
     expected = decoder.take().images.clone()
 
@@ -240,9 +243,12 @@ def test_a_rank_takes_its_contiguous_part_of_the_plan(shards: Path, manifest: Ma
 
 @pytest.mark.parametrize(("ranks", "micro_batch", "samples"), [(1, 16, 90), (2, 16, 90), (3, 7, 50), (2, 8, 5)])
 def test_validation_counts_every_sample_once(manifest: Manifest, ranks: int, micro_batch: int, samples: int) -> None:
+    data = settings("unread")
     per_rank = [
         list(
-            validation_requests(manifest, samples=samples, micro_batch=micro_batch, rank=rank, world_size=ranks, seed=0)
+            validation_requests(
+                manifest, data, samples=samples, micro_batch=micro_batch, rank=rank, world_size=ranks, seed=0
+            )
         )
         for rank in range(ranks)
     ]

@@ -14,6 +14,7 @@ import torch
 from launching import CHECKOUT
 from test_data import by_sample, training_batches
 
+from model.size import ImageSize
 from pipeline.data.decode import queues
 from pipeline.data.decode.decoder import CpuDecoder, Crops, GpuDecoder
 from pipeline.data.decode.graphs import Decoding, Graph
@@ -22,7 +23,7 @@ from pipeline.data.errors import DataError
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")
-SIZE = 32
+SIZE = ImageSize(32, 48)
 DECODERS: dict[str, Callable[[int], CpuDecoder | GpuDecoder]] = {
     "CPU": lambda most: CpuDecoder(most, SIZE, 1),
     "GPU": lambda most: GpuDecoder(most, SIZE, CPU, 1, Decoding()),  # its graph and thread, with a CPU to decode
@@ -174,7 +175,11 @@ def test_the_loader_serves_the_same_samples_by_the_graph_of_a_gpu(
     manifest = Manifest.load(shards)
     ours = by_sample(training_batches(shards, manifest, micro_batch=8, steps=6, rank=1, ranks=3))
     decoding = Decoding(regions=regions)
-    monkeypatch.setattr("pipeline.data.batch.decoder_for", lambda *_: GpuDecoder(8, SIZE, CPU, 1, decoding))
+
+    def of_a_gpu(device: torch.device, most: int, size: ImageSize, *others: int) -> GpuDecoder:
+        return GpuDecoder(most, size, CPU, 1, decoding)
+
+    monkeypatch.setattr("pipeline.data.batch.decoder_for", of_a_gpu)
     theirs = by_sample(training_batches(shards, manifest, micro_batch=8, steps=6, rank=1, ranks=3))
     assert theirs.keys() == ours.keys()
     for sample, (pixels, key) in ours.items():

@@ -15,6 +15,7 @@ import torch
 from launching import CHECKOUT
 from numpy.typing import NDArray
 
+from model.size import ImageSize
 from pipeline.data.decode import gpu as gpu_decoding
 from pipeline.data.decode.decoder import chosen
 from pipeline.data.decode.gpu import Choice, Ending, Outcome, choose, examine, remembered, selftest
@@ -23,7 +24,7 @@ from pipeline.data.decode.libraries import driver_version, library_versions, ups
 from pipeline.data.decode.selftest import CLOSE, KINDS, crops, furthest, image
 from pipeline.data.errors import DataError
 
-SIZE = 64
+SIZE = ImageSize(48, 64)
 VERSIONS = {"DALI": "2.4.0", "nvImageCodec": "0.9.0.20", "nvJPEG": "13.3.2.43"}
 CIRCUMSTANCES = VERSIONS | {"driver": "580.1", "GPU": "H100", "hardware": "0"}
 REGIONS, WHOLE = Decoding(True, 0, True), Decoding(False, 0, True)
@@ -38,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "maskfeat-pipeline"
 
 
-def decoded(batch: Crops, decoding: Decoding, size: int | None) -> list[NDArray[np.uint8]]:
+def decoded(batch: Crops, decoding: Decoding, size: ImageSize | None) -> list[NDArray[np.uint8]]:
     graph = Graph(len(batch.encoded), 1, None, image_nodes(decoding, size))
     graph.feed(batch)
     (images,) = graph.take()
@@ -47,7 +48,7 @@ def decoded(batch: Crops, decoding: Decoding, size: int | None) -> list[NDArray[
 
 @pytest.mark.parametrize("kind", [*KINDS, "CMYK", "WebP"])
 @pytest.mark.parametrize("size", [None, SIZE])
-def test_whole_images_give_the_pixels_of_regions(kind: str, size: int | None) -> None:
+def test_whole_images_give_the_pixels_of_regions(kind: str, size: ImageSize | None) -> None:
     others = {"CMYK": {"mode": "CMYK"}, "WebP": {"kind": "WEBP"}}
     options = (KINDS | others)[kind]
     high = kind in ("EXIF 6", "EXIF 8")  # turned by 90 degrees: 500 high, 375 wide
@@ -55,18 +56,18 @@ def test_whole_images_give_the_pixels_of_regions(kind: str, size: int | None) ->
     batch = Crops([image(1, **options)] * 2, np.array(boxes, np.int32), np.array([0, 1], np.int32))
     regions, whole = (decoded(batch, Decoding(regions=way), size) for way in (True, False))
     for box, one, other in zip(boxes, regions, whole, strict=True):
-        assert one.shape == other.shape == ((*box[2:], 3) if size is None else (SIZE, SIZE, 3))
+        assert one.shape == other.shape == ((*box[2:], 3) if size is None else (*SIZE, 3))
         assert one.std() > 20 and np.array_equal(one, other)
 
 
 def test_the_test_tells_crops_that_are_wrong() -> None:
     """One of a kind that is not turned, mirrored or moved as it should be, in a batch that is else right."""
     batch = crops(0)
-    right = np.stack(decoded(batch, Decoding(), SIZE))
+    right = np.stack(decoded(batch, Decoding(), ImageSize(64, 64)))
     assert furthest(right, right)[0] == 0
     assert furthest(np.clip(right, 2, 253), right)[0] < CLOSE  # rounding is not an error
     for place, kind in enumerate(KINDS):
-        for wrong in (right[place].transpose(1, 0, 2), right[place][:, ::-1], np.roll(right[place], SIZE // 4, 0)):
+        for wrong in (right[place].transpose(1, 0, 2), right[place][:, ::-1], np.roll(right[place], 16, 0)):
             found = right.copy()
             found[place] = wrong
             off, of = furthest(found, right)

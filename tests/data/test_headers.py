@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.size import ImageSize
 from pipeline.data.decode.decoder import CpuDecoder, GpuDecoder
 from pipeline.data.decode.graphs import Crops, Decoding
 from pipeline.data.decode.headers import readable
@@ -49,7 +50,8 @@ def crops(bad: str | None) -> Crops:
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_image_of_many_costs_no_other_and_not_the_process(kind: str, bad: str) -> None:
     """DALI 2.4 crashes within some tries where it finds these in a batch of so many."""
-    one = CpuDecoder(COUNT, 16, 2) if kind == "CPU" else GpuDecoder(COUNT, 16, torch.device("cpu"), 2, Decoding())
+    size, device = ImageSize(16, 16), torch.device("cpu")
+    one = CpuDecoder(COUNT, size, 2) if kind == "CPU" else GpuDecoder(COUNT, size, device, 2, Decoding())
     one.feed(crops(None))
     good = one.take().images.clone()
     for _ in range(10):

@@ -15,6 +15,7 @@ from PIL import Image
 from servers import http_server
 from test_clip_batches import batches_of, by_input, settings
 
+from model.size import ImageSize
 from pipeline.data import batch as batching
 from pipeline.data.decode.decoder import CpuDecoder, GpuDecoder
 from pipeline.data.decode.graphs import Decoding
@@ -27,7 +28,7 @@ from shards.build import build
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")
-SIZE = 32
+SIZE = ImageSize(32, 48)
 FPS = {"sampling": "fps", "fps": 5}
 
 
@@ -49,7 +50,7 @@ def by_pillow(jpegs: list[bytes], frames: NDArray[np.int32], box: NDArray[np.int
     top, left, height, width = box.tolist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpegs[frame]))) for frame in frames])
     crop = torch.from_numpy(pixels)[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-    clip = F.interpolate(crop, (SIZE, SIZE), mode="bicubic", antialias=True)
+    clip = F.interpolate(crop, SIZE, mode="bicubic", antialias=True)
     return (clip.flip(-1) if flip else clip).permute(1, 0, 2, 3)
 
 
@@ -59,13 +60,14 @@ def test_pixels_are_those_of_the_jpegs_of_the_frames_of_the_original(
     video_shards: Path, jpeg_shards: Path, options: dict[str, object], repeats: int
 ) -> None:
     options = {"sampling": "stride", "repeats": repeats, **options}
-    originals = batches_of(settings(video_shards, **options), 12, 6, 2)
-    for made, original in zip(batches_of(settings(jpeg_shards, **options), 12, 6, 2), originals, strict=True):
+    wide = options | {"image_size": SIZE}
+    originals = batches_of(settings(video_shards, **wide), 12, 6, 2)
+    for made, original in zip(batches_of(settings(jpeg_shards, **wide), 12, 6, 2), originals, strict=True):
         request = made.request
         np.testing.assert_array_equal(request.frames, original.request.frames)
         np.testing.assert_array_equal(request.boxes, original.request.boxes)
         assert torch.equal(made.keys, original.keys) and request.frames is not None
-        assert (made.inputs.shape, made.inputs.dtype) == ((6, 3, 4, SIZE, SIZE), torch.uint8)
+        assert (made.inputs.shape, made.inputs.dtype) == ((6, 3, 4, *SIZE), torch.uint8)
         for number, sample in enumerate(request.input_ids.tolist()):
             expected = by_pillow(
                 stored(jpeg_shards, sample), request.frames[number], request.boxes[number], request.flips[number]
@@ -90,7 +92,8 @@ def test_with_a_stride_clips_are_of_the_frames_that_are_stored(videos: Path, jpe
     long = whole.video.frames > 2
     np.testing.assert_array_equal(half.video.frames, (whole.video.frames + 1) // 2)
     np.testing.assert_allclose(half.video.rate[long], whole.video.rate[long] / 2)
-    for batch in batches_of(settings(tmp_path / "half", stride=2, flip=False, crop_scale=(1, 1)), 4, 4, 4):
+    data = settings(tmp_path / "half", image_size=SIZE, stride=2, flip=False, crop_scale=(1, 1))
+    for batch in batches_of(data, 4, 4, 4):
         for sample, frames, clip, box in zip(
             batch.request.ids.tolist(), batch.request.frames, batch.inputs, batch.request.boxes, strict=True
         ):
@@ -127,7 +130,7 @@ def test_both_decoders_make_the_clips(manifest: Manifest, jpeg_shards: Path, kin
     batch, one = clips_of(manifest, jpeg_shards, repeats), decoder(kind, repeats)
     one.feed(batch)
     decoded = one.take()
-    assert not decoded.problems and decoded.images.shape == (6 * repeats, 3, 4, SIZE, SIZE)
+    assert not decoded.problems and decoded.images.shape == (6 * repeats, 3, 4, *SIZE)
     for number, clip in enumerate(decoded.images):
         jpegs = stored(jpeg_shards, number // repeats)
         expected = by_pillow(jpegs, batch.frames[number], batch.boxes[number], batch.flips[number])

@@ -30,6 +30,7 @@ from pipeline.measure import measure
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
 from pipeline.settings import ConfigError
 from pipeline.train.setup import open_data
+from shards.build import build
 from shards.manifest import Manifest
 
 WEIGHTS = {"photos": 2, "art": 1, "clips": 3}
@@ -128,6 +129,29 @@ def test_each_medium_is_validated(
     _, of_clips, of_photos = re.split("validation loss(?: of images)? ", told)
     assert f"{line['val_loss']:.4f}" in of_clips and f"{line['val_images_loss']:.4f}" in of_photos
     assert "copying the nearest visible frame" in of_clips and "copying" not in of_photos
+
+
+def test_the_encoder_is_probed_on_the_videos(
+    videos: Path, sets: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The untrained encoder, in a mixture and alone; and the trained one."""
+    files = sorted(file for file in videos.rglob("*") if file.is_file())
+    for place, file in enumerate(files):
+        (folder := tmp_path / "videos" / f"class-{place % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / file.name).symlink_to(file)
+    labelled = tmp_path / "labelled"
+    build(tmp_path / "videos", labelled, samples_per_shard=5, workers=1)
+    probed = (f"data.validation={labelled}", "run.probe_every=2", "run.max_steps=2", *CLIPS)
+    said = []
+    for name, data in (("alone", labelled), ("mixed", "null")):
+        mixture = [mixed({"photos": sets["photos"], "clips": labelled})] if name == "mixed" else []
+        pretrain(data, tmp_path / name, *probed, *mixture)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "untrained encoder" in line]
+        said.append(line.partition(" (")[0])
+    assert said[0] == said[1] and "k-NN" in said[0]
+    assert 0 <= metrics(tmp_path / "mixed")[-1]["probe_linear"] <= 1
+    pretrain("null", tmp_path / "images", mixed(sets), f"data.validation={sets['photos']}", *probed[1:])
+    assert "it is probed on the videos: set data.validation to videos" in capsys.readouterr().out
 
 
 def test_the_mean_target_of_a_medium_is_that_of_its_training_inputs(sets: dict[str, Path], tmp_path: Path) -> None:

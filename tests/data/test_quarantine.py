@@ -124,7 +124,7 @@ def test_validation_leaves_bad_samples_out(shards: Path, damaged: Path, tmp_path
     model = build_model(recipe)
     model.load_state_dict(saved.weights())
     examples = hog_examples(*model.view.mask_layout.shape)
-    requests = validation_requests(manifest, samples=90, micro_batch=15, rank=0, world_size=1, seed=0)
+    requests = validation_requests(manifest, recipe.data, samples=90, micro_batch=15, rank=0, world_size=1, seed=0)
     errors = {}
     for batch in Loader(manifest, recipe.data, 15, torch.device("cpu")).batches(requests):
         example = examples.example(batch.inputs, batch.keys)

@@ -130,7 +130,7 @@ def test_accuracy_is_that_of_the_saved_weights_on_each_image_once(
         average = {name.partition("/")[2]: tensors[name] for name in tensors.names if name.startswith(f"{AVERAGE}/")}
     manifest = Manifest.load(str(labelled["validation"]))
     loader = Loader(manifest, recipe.data, 13, world.device)
-    (batch,) = loader.batches(centre_requests(manifest, 0, 13, 13, 224 / 256))
+    (batch,) = loader.batches(centre_requests(manifest, recipe.data, 0, 13, 13, 224 / 256))
     names = ["blue", "green", "red"]
     truth = torch.tensor([names.index(manifest.classes[label]) for label in manifest.label])
     for weights, suffix in ((found.weights(), ""), (average, "_ema")):

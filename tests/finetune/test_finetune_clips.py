@@ -183,7 +183,7 @@ def test_the_accuracy_of_views_is_that_of_averaged_softmax(moving: dict[str, Pat
     everything = {"samples": len(manifest), "micro_batch": len(manifest), "rank": 0, "world_size": 1}
 
     def logits(view: View) -> NDArray[np.float64]:
-        (batch,) = loader.batches(view_requests(manifest, [view], clip=recipe.data.clip, **everything))
+        (batch,) = loader.batches(view_requests(manifest, recipe.data, [view], **everything))
         with torch.no_grad():
             return model.predict(normalise(batch.inputs, torch.float32, recipe.model.statistics)).double().numpy()
 

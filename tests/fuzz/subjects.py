@@ -199,9 +199,10 @@ class Images:
     """Image files whose bytes were spoilt: what is kept is decoded to the size that the manifest will say."""
 
     def __init__(self, shared: Path) -> None:
+        from model.size import ImageSize
         from pipeline.data.decode.decoder import CpuDecoder
 
-        self._decoder, self._files = CpuDecoder(1, 16, 1), []
+        self._decoder, self._files = CpuDecoder(1, ImageSize(16, 16), 1), []
         noise = np.random.default_rng(0)
         for file_format, options in (
             ("JPEG", {"quality": 70}),

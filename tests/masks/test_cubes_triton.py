@@ -29,6 +29,7 @@ def fused(keys: torch.Tensor, grid: tuple[int, int, int], ratio: float) -> torch
         ((2, 2, 2), 0.5, 100),
         ((3, 1, 1), 0.4, 100),
         ((5, 6, 9), 0.9, 513),
+        ((4, 6, 10), 0.4, 100),
         ((16, 7, 7), 0.25, 100),
     ],
 )

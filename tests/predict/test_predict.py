@@ -12,6 +12,7 @@ from scripting import run_script
 from torch.nn import functional as F
 
 from model.layout import make_mask
+from model.size import ImageSize
 from pipeline.data.errors import DataError
 from pipeline.data.loader import Loader
 from pipeline.data.pictures import read_pictures
@@ -20,11 +21,13 @@ from pipeline.pixels import normalise
 from pipeline.predict.neighbours import GivenImages, Neighbours, ShardImages, nearest
 from pipeline.predict.predict import predict
 from pipeline.predict.reconstruction import reconstruct
-from pipeline.predict.sheet import Column, covered, enlarged, fitting, heat, mosaic, panel_side, sheet
+from pipeline.predict.sheet import Column, covered, enlarged, fitting, heat, mosaic, panel_size, sheet
 from pipeline.targets.hog import hog_target
 from pipeline.trained import Trained, open_trained
 from shards.build import build
 from shards.manifest import Manifest
+
+SQUARE = ImageSize(64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +67,14 @@ def images(photos: Path) -> torch.Tensor:
     return read_pictures(sorted(photos.glob("*/*")), 32)
 
 
+@pytest.mark.parametrize("size", [32, (32, 48)])
 def test_pictures_equal_the_crops_of_validation(
-    photos: Path, shards: Path, trained: Trained, images: torch.Tensor
+    photos: Path, shards: Path, trained: Trained, size: int | tuple[int, int]
 ) -> None:
-    manifest = Manifest.load(shards)
-    requests = validation_requests(manifest, samples=6, micro_batch=6, rank=0, world_size=1, seed=0)
-    (batch,) = Loader(manifest, trained.recipe.data, 6, torch.device("cpu")).batches(requests)
+    manifest, images = Manifest.load(shards), read_pictures(sorted(photos.glob("*/*")), size)
+    data = trained.recipe.data.model_copy(update={"image_size": size})
+    requests = validation_requests(manifest, data, samples=6, micro_batch=6, rank=0, world_size=1, seed=0)
+    (batch,) = Loader(manifest, data, 6, torch.device("cpu")).batches(requests)
     by_name = {Path(manifest.path(sample)).name: batch.inputs[sample] for sample in range(6)}
     for image, path in zip(images, sorted(photos.glob("*/*")), strict=True):
         assert torch.equal(image, by_name[path.name]), path
@@ -151,26 +156,40 @@ def test_attention_is_the_share_of_the_patches(images: torch.Tensor, trained: Tr
 
 def test_what_is_hidden_is_grey_and_nothing_else(images: torch.Tensor) -> None:
     hidden = torch.tensor([[[True, False], [False, False]]]).expand(6, -1, -1)
-    for panel, plain in zip(covered(images, hidden, 64), enlarged(images, 64), strict=True):
+    for panel, plain in zip(covered(images, hidden, SQUARE), enlarged(images, SQUARE), strict=True):
         assert (panel[:32, :32] == 110).all()
         assert (panel[32:] == plain[32:]).all() and (panel[:, 32:] == plain[:, 32:]).all()
 
 
 def test_heat_is_brightest_where_the_encoder_looks() -> None:
     looked = torch.tensor([[[0.1, 0.1], [0.1, 0.9]]])
-    (panel,) = heat(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), looked, 64)
+    (panel,) = heat(torch.full((1, 3, 32, 32), 128, dtype=torch.uint8), looked, SQUARE)
     quarters = panel.reshape(2, 32, 2, 32, 3).mean((1, 3, 4))
     assert quarters.argmax() == 3 and quarters[1, 1] > 1.5 * quarters[0, 0]
-    assert np.isfinite(heat(torch.zeros(1, 3, 32, 32), torch.full((1, 2, 2), 0.25), 64)[0]).all()  # alike everywhere
+    assert np.isfinite(
+        heat(torch.zeros(1, 3, 32, 32), torch.full((1, 2, 2), 0.25), SQUARE)[0]
+    ).all()  # alike everywhere
 
 
-@pytest.mark.parametrize(("size", "side"), [(32, 288), (96, 288), (128, 384), (224, 448), (384, 384), (1024, 512)])
-def test_panels_are_neither_small_nor_large(size: int, side: int) -> None:
-    assert panel_side(size) == side
+@pytest.mark.parametrize(
+    ("size", "panel"),
+    [
+        *(((side, side), (panel, panel)) for side, panel in ((32, 288), (128, 384), (224, 448), (384, 384))),
+        ((1024, 1024), (512, 512)),
+        ((64, 96), (192, 288)),
+        ((320, 192), (320, 192)),
+        ((512, 1024), (256, 512)),
+    ],
+)
+def test_panels_are_neither_small_nor_large_nor_squashed(size: tuple[int, int], panel: tuple[int, int]) -> None:
+    assert panel_size(torch.empty(1, 3, *size)) == panel
 
 
 def test_a_sheet_has_a_row_for_each_image_and_a_panel_for_each_column(images: torch.Tensor) -> None:
-    columns = [Column("one", enlarged(images, 64), ["a"] * 6), Column("another", enlarged(images, 64), [""] * 6)]
+    columns = [
+        Column("one", enlarged(images, SQUARE), ["a"] * 6),
+        Column("another", enlarged(images, SQUARE), [""] * 6),
+    ]
     page = sheet(columns)
     found = [
         (top, left)
@@ -182,12 +201,12 @@ def test_a_sheet_has_a_row_for_each_image_and_a_panel_for_each_column(images: to
 
 
 def test_a_mosaic_shows_all_neighbours(images: torch.Tensor) -> None:
-    picture = mosaic(Neighbours(torch.ones(6), images, ["x"] * 6), 288)
-    assert picture.shape == (288, 288, 3)
-    cell = (288 - 2 * 4) // 3
+    picture = mosaic(Neighbours(torch.ones(6), images, ["x"] * 6), ImageSize(192, 288))
+    assert picture.shape == (192, 288, 3)
+    cell = ImageSize((192 - 2 * 4) // 3, (288 - 2 * 4) // 3)
     for index, panel in enumerate(enlarged(images, cell)):
-        top, left = index // 3 * (cell + 4), index % 3 * (cell + 4)
-        assert np.array_equal(picture[top + 30 : top + cell, left : left + cell], panel[30:])
+        top, left = index // 3 * (cell.height + 4), index % 3 * (cell.width + 4)
+        assert np.array_equal(picture[top + 30 : top + cell.height, left : left + cell.width], panel[30:])
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -1,5 +1,6 @@
 """Boards beside TensorBoard: the real packages offline, one run for all attempts, and none that ends the training."""
 
+import json
 import struct
 import threading
 import time
@@ -56,7 +57,7 @@ def test_wandb_shows_a_run_as_one_whatever_its_attempts(
     run = tmp_path / "my run"
     for steps in (2, 4):
         settings = [f"data.validation={shards}", "run.eval_every=4", f"run.max_steps={steps}"]
-        pretrain(shards, run, *settings, "run.boards=[tensorboard, wandb]")
+        pretrain(shards, run, *settings, "run.boards=[tensorboard, wandb]", "run.histogram_every=4")
     deadline = time.monotonic() + 30
     while [record.WhichOneof("record_type") for record in wandb_records(run)].count("exit") < 2:
         assert time.monotonic() < deadline  # a process of W&B's own writes
@@ -65,6 +66,9 @@ def test_wandb_shows_a_run_as_one_whatever_its_attempts(
     shown = {step: float(values["loss/training"]) for step, values in history.items() if "loss/training" in values}
     assert shown == pytest.approx(losses(run))
     assert {"loss/validation", "loss/baseline-mean", "optimizer/learning_rate"} <= history[4].keys()
+    counts = json.loads(history[4]["weights/mask_token"])
+    assert counts["_type"] == "histogram" and sum(counts["values"]) == 32
+    assert not any(name.startswith("weights/") for step in (1, 2, 3) for name in history[step])
     assert {step for step, values in history.items() if "reconstruction/path" in values} == {0, 2, 4}
     runs = [record.run for record in wandb_records(run) if record.WhichOneof("record_type") == "run"]
     assert {(of.run_id, of.display_name, of.project) for of in runs} == {

@@ -24,6 +24,7 @@ from benchmarks.gpu.traces import Trace, traced
 from benchmarks.gpu.training import from_shards
 from benchmarks.gpu.waiting import waiting
 from benchmarks.step import Loop
+from model.size import ImageSize
 from pipeline.data.decode.decoder import Crops, Decoded, decoder_for
 from pipeline.data.decode.graphs import Clips
 from pipeline.data.decode.video import GpuClipDecoder
@@ -114,7 +115,7 @@ def test_wrong_frames_of_a_video_are_found_out(bench: Bench, monkeypatch: pytest
     class Late:
         """Takes the frame after the last one that is wanted."""
 
-        def __init__(self, batch: int, frames: int, size: int, device: torch.device, threads: int) -> None:
+        def __init__(self, batch: int, frames: int, size: ImageSize, device: torch.device, threads: int) -> None:
             self._decoder = GpuClipDecoder(batch, frames, size, device, threads)
 
         def feed(self, clips: Clips) -> None:

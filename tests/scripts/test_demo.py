@@ -89,7 +89,7 @@ def test_exported_weights_are_the_trained_encoder(demo: tuple[Path, str]) -> Non
     model = build_model(recipe).eval()
     model.load_state_dict(found.weights())
     manifest = Manifest.load(folder / "shards" / "validation")
-    requests = validation_requests(manifest, samples=8, micro_batch=8, rank=0, world_size=1, seed=0)
+    requests = validation_requests(manifest, recipe.data, samples=8, micro_batch=8, rank=0, world_size=1, seed=0)
     (batch,) = Loader(manifest, recipe.data, 8, torch.device("cpu")).batches(requests)
     images = normalise(batch.inputs, torch.float32)
     torch.save(images, folder / "images.pt")

@@ -21,6 +21,7 @@ from pipeline.data.settings import Clip
 from pipeline.estimate import (
     Cluster,
     Size,
+    checkpoint_bytes,
     decoded_frames,
     estimate,
     gpus_for,
@@ -29,6 +30,7 @@ from pipeline.estimate import (
     wire_bytes,
     wire_rounds,
 )
+from pipeline.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.settings import ConfigError
 
 
@@ -187,7 +189,25 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 @pytest.mark.parametrize(("stage", "bytes_each"), [(0, 2 + 4 + 12), (1, 2 + 4 + 3), (2, 2 + 4 + 3), (3, 18 / 4)])
 def test_memory_of_weights_gradients_and_moments(stage: int, bytes_each: float) -> None:
-    assert state_bytes(1000, 2, stage, ranks=4) == pytest.approx(1000 * bytes_each)
+    made = recipe("vit_base_300e", f"engine.zero_stage={stage}", "engine.compile=none")
+    assert state_bytes(made, Size(1000, 0), ranks=4) == pytest.approx(1000 * bytes_each)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("kind", ["small", "small_video"])
+def test_state_is_that_of_the_real_optimizer(name: str, kind: str) -> None:
+    made = recipe(kind, f"optim.name={name}", "engine.zero_stage=0", "engine.precision=fp32", "data.image_size=32")
+    model = build_model(made)
+    weights = [*model.parameters()]
+    optimizer = build_optimizer(name, [{"params": weights, "lr": 0.1}], made.optim.betas)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    held = sum(value.nbytes for value in [*weights, *kept] if value.ndim or value.numel() > 1)
+    size = Size(sum(weight.numel() for weight in weights), 0)
+    assert checkpoint_bytes(size, name) == held
+    assert state_bytes(made, size, ranks=8) == held + 8 * size.parameters  # fp32 weights and gradients
 
 
 def test_gpus_are_those_that_share_out_the_batch() -> None:

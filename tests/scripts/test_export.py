@@ -149,8 +149,9 @@ def test_timms_preprocessing_is_that_of_the_validation(
     Image.merge("RGB", [ramp, ramp.rotate(90), ramp.rotate(180)]).resize((120, 80)).save(tmp_path / "images" / "a.png")
     build(tmp_path / "images", tmp_path / "shards", workers=1)
     manifest = Manifest.load(tmp_path / "shards")
-    requests = validation_requests(manifest, samples=1, micro_batch=1, rank=0, world_size=1, seed=0)
-    (batch,) = Loader(manifest, small_recipe(tmp_path, run).data, 1, torch.device("cpu")).batches(requests)
+    data = small_recipe(tmp_path, run).data
+    requests = validation_requests(manifest, data, samples=1, micro_batch=1, rank=0, world_size=1, seed=0)
+    (batch,) = Loader(manifest, data, 1, torch.device("cpu")).batches(requests)
     ours = normalise(batch.inputs, torch.float32)[0]
     transform = create_transform(**resolve_model_data_config(model))
     theirs = transform(Image.open(tmp_path / "images" / "a.png").convert("RGB"))

@@ -36,14 +36,17 @@ def test_probes_made_while_training_are_told(
 
 
 def test_a_report_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [{"step": 20, "loss": 1.5, "val_loss": 1.25}, {"step": 40, "loss": 1.0}]
+    lines = [
+        {"step": 20, "loss": 1.5, "val_loss": 1.25, "val_top1": 0.5},
+        {"step": 40, "loss": 1.0, "probe_linear": 0.5},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     assert run_script(monkeypatch, "report.py", tmp_path, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {
         "run": str(tmp_path),
-        "last": lines[1],
-        "validation": lines[0],
-        "probes": None,
+        "training": {"step": 40, "loss": 1.0},
+        "validation": {"step": 20, "val_loss": 1.25, "val_top1": 0.5},
+        "probes": {"step": 40, "probe_linear": 0.5},
         "baselines": None,
     }

@@ -73,7 +73,9 @@ def test_recipes_are_listed_with_what_they_are_about(
     name: str, kind: type[TrainingRecipe], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_script(monkeypatch, f"{name}.py", "--list") == 0
-    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    listed = dict(line.split(maxsplit=1) for line in lines)
     assert set(listed) == {file.stem for file in kind.folder.glob("*.yaml")}
     assert all(about.endswith(".") and about.count(". ") == 0 for about in listed.values())
     assert listed["vit_base_300e" if name == "pretrain" else "vit_base_100e"].startswith("ViT-B/16")

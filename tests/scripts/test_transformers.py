@@ -44,12 +44,15 @@ def exported(folder: Path, name: str, classes: int) -> Path:
     """A network with random weights everywhere, relative positions and biases included, in timm's layout."""
     options = {"embed_dim": 32, "depth": 2, "num_heads": 1, "drop_path_rate": 0.1}
     torch.manual_seed(0)
-    encoder = build_encoder(name, 32, classes, **options)
+    size = 32 if classes else (32, 48)
+    encoder = build_encoder(name, size, classes, **options)
     (Classifier if classes else MaskFeat)(encoder)
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.3)
     statistics = {"mean": IMAGENET.mean, "std": IMAGENET.std}
-    export_timm(encoder, folder, image_size=32, options=options, classes=["ant", "bee", "cow"][:classes], **statistics)
+    export_timm(
+        encoder, folder, image_size=size, options=options, classes=["ant", "bee", "cow"][:classes], **statistics
+    )
     return folder
 
 
@@ -59,7 +62,7 @@ def test_transformers_equals_timm_bit_for_bit(name: str, classes: int, tmp_path:
     folder = exported(tmp_path / "out", name, classes)
     network, pixels = in_timm(folder, photo)
     prepared = AutoImageProcessor.from_pretrained(folder)(Image.open(photo))
-    assert torch.equal(prepared.pixel_values, pixels)
+    assert torch.equal(prepared.pixel_values, pixels) and pixels.shape == (1, 3, 32, 32 if classes else 48)
     with torch.no_grad():
         outputs = AutoModel.from_pretrained(folder).eval()(**prepared)
         tokens = network.forward_features(pixels)

@@ -15,7 +15,8 @@ def test_build_then_verify_then_info(shell: Shell, source: Path, tmp_path: Path)
     out = tmp_path / "my set #1"
     status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
     assert (status, err) == (0, "")
-    assert f"{out}: 10 samples in 3 shards, 0.0 MB, " in text
+    written = sum(tar.stat().st_size for tar in out.glob("*.tar"))
+    assert f"{out}: 10 samples in 3 shards, {written / 1000:.3g} KB, " in text
     assert text.endswith(f"{out} is complete and usable; next: maskfeat-shards verify '{out}'\n")  # as a shell takes it
 
     status, text, err = shell("build", source, out, "--samples-per-shard", 4, "--workers", 1)
@@ -73,7 +74,8 @@ def test_preview_writes_a_page(shell: Shell, source: Path, tmp_path: Path) -> No
     shell("build", source, tmp_path / "out", "--workers", 1)
     status, text, err = shell("preview", tmp_path / "out", "--out", tmp_path / "page.html")
     assert (status, err) == (0, "")
-    assert text == f"{tmp_path}/page.html: 10 samples, 0.0 MB; open it in a browser\n"
+    written = (tmp_path / "page.html").stat().st_size
+    assert text == f"{tmp_path}/page.html: 10 samples, {written / 1000:.3g} KB; open it in a browser\n"
     assert (tmp_path / "page.html").read_text().endswith("</html>\n")
 
 

@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_clear_error_and_a_re_run_with_room_goes_on(small_dis
         (source / "ant" / f"noise{number}.jpg").write_bytes(encoded(noise.rotate(number), "JPEG", quality=90))
     out = small_disk / "out"
     options = {"samples_per_shard": 8, "workers": 2}
-    megabytes = f"{sum(len(data) for data in contents(source).values()) / 1e6:.1f}"
+    megabytes = f"{sum(len(data) for data in contents(source).values()) / 1e6:.3g}"
     with pytest.raises(ShardError, match=f"No space left on device; {megabytes} MB of files are still to be"):
         build(source, out, **options)
     assert not list(out.glob("*.tar"))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.dvae import DvaeEncoder, load_dvae
 from model.layout import Layout, mask_of_all
+from model.size import ImageSize, Sides
 from pipeline.build import build_examples, build_model
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import load_recipe
@@ -146,8 +147,8 @@ def test_a_tokenizer_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
 # Pseudo-labels
 
 
-def labels_of(folder: Path, size: int, grid: tuple[int, int], top: int = 5) -> Labels:
-    return Labels(load_teacher(str(folder), None, classifier=True), grid, (size, size), top, COMPUTING)
+def labels_of(folder: Path, size: Sides, grid: tuple[int, int], top: int = 5) -> Labels:
+    return Labels(load_teacher(str(folder), None, classifier=True), grid, ImageSize.of(size), top, COMPUTING)
 
 
 def dense(described: Tensor, width: int) -> Tensor:
@@ -170,29 +171,29 @@ def test_a_class_map_of_one_place_is_the_classifiers_own_answer(name: str, tmp_p
 
 def test_the_mean_of_a_linear_classifiers_map_is_its_own_logits_and_other_grids_are_resampled(tmp_path: Path) -> None:
     network = write_classifier(tmp_path, "resnet10t")
-    images = random_images(2, 3, 96, 96)
+    images = random_images(2, 3, 64, 96)
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     pixels = (images / 255 - mean) / std
-    own, finer = labels_of(tmp_path, 96, (3, 3)), labels_of(tmp_path, 96, (6, 6))
+    own, finer = labels_of(tmp_path, (64, 96), (2, 3)), labels_of(tmp_path, (64, 96), (4, 6))
     with torch.no_grad():
         torch.testing.assert_close(own._map(images).mean((2, 3)), network(pixels), atol=1e-4, rtol=1e-4)
         by_hand = torch.nn.functional.conv2d(
             network.forward_features(pixels), network.fc.weight[..., None, None], network.fc.bias
         )
     torch.testing.assert_close(own._map(images), by_hand, atol=1e-4, rtol=1e-4)
-    resampled = torch.nn.functional.interpolate(by_hand, (6, 6), mode="bilinear")
+    resampled = torch.nn.functional.interpolate(by_hand, (4, 6), mode="bilinear")
     torch.testing.assert_close(finer._map(images), resampled, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
 def test_a_transformers_class_map_is_its_head_on_every_patch(pool: str, tmp_path: Path) -> None:
-    options = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "global_pool": pool}
+    options = {"img_size": (64, 96), "embed_dim": 48, "depth": 2, "num_heads": 3, "global_pool": pool}
     network = write_classifier(tmp_path, "vit_tiny_patch16_224", **options)
-    images = random_images(2, 3, 64, 64)
+    images = random_images(2, 3, 64, 96)
     with torch.no_grad():
         tokens = network.forward_features((images / 255 - 0.5) / 0.5)[:, 1:]
-        wanted = network.head(network.fc_norm(tokens)).transpose(1, 2).reshape(2, 11, 4, 4)
-    torch.testing.assert_close(labels_of(tmp_path, 64, (4, 4))._map(images), wanted, atol=1e-4, rtol=1e-4)
+        wanted = network.head(network.fc_norm(tokens)).transpose(1, 2).reshape(2, 11, 4, 6)
+    torch.testing.assert_close(labels_of(tmp_path, (64, 96), (4, 6))._map(images), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_the_top_classes_are_the_largest_and_their_shares_add_up_to_one(tmp_path: Path) -> None:

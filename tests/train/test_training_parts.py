@@ -16,6 +16,7 @@ from pipeline.build import build_model
 from pipeline.cluster.world import World, join
 from pipeline.files import Writing
 from pipeline.report.board import Board
+from pipeline.report.histogram import Histogram, histogram_of
 from pipeline.report.monitor import Monitor
 from pipeline.report.progress import Schedule
 from pipeline.report.tensorboard import TensorBoard
@@ -103,6 +104,9 @@ class Noted:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.shown.append((step, dict(values)))
 
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        self.shown.append((step, [*histograms]))
+
     def image(self, step: int, name: str, pixels: Any) -> None:
         self.shown.append((step, name, pixels.shape))
 
@@ -126,6 +130,9 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
     monitor.log(1, {"loss": 0.5} | NUMBERS)
     monitor.picture(1, "reconstruction", np.zeros((4, 6, 3), np.uint8))
     monitor.animation(1, "animation", [np.zeros((4, 6, 3), np.uint8)])
+    histogram = histogram_of(torch.ones(2))
+    assert histogram
+    monitor.histograms(1, {"weights/a": histogram})
     monitor.baselines(1, {"zero": 0.25})
     monitor.flush()
     monitor.close()
@@ -136,6 +143,7 @@ def test_all_boards_are_shown_the_same(tmp_path: Path) -> None:
             (1, {"loss": 0.5, "failed_writes": 0, "epoch": 0.25, "samples_seen": 16} | NUMBERS),
             (1, "reconstruction", (4, 6, 3)),
             (1, "animation", b"GIF89a", (4, 6)),
+            (1, ["weights/a"]),
             (1, {"baseline/zero": 0.25}),
             "flush",
             "close",

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.dlpack import from_dlpack
 
+from model.size import ImageSize
 from pipeline.data.decode import queues
 from pipeline.data.decode.gpu import Choice, Outcome, choose, examine, remembered, selftest
 from pipeline.data.decode.graphs import Crops as Crops
@@ -36,7 +37,7 @@ class GpuDecoder(GraphDecoder):
 
     Args:
         batch_size: the most images per batch.
-        size: side of the square crops, in pixels.
+        size: size that crops are resized to.
         device, threads: see `GraphDecoder`.
         decoding: the decoder options of the graph.
         repeats: crops per image.
@@ -45,13 +46,13 @@ class GpuDecoder(GraphDecoder):
     def __init__(
         self,
         batch_size: int,
-        size: int,
+        size: ImageSize,
         device: torch.device,
         threads: int,
         decoding: Decoding,
         repeats: int = 1,
     ) -> None:
-        super().__init__(batch_size, (size, size, 3), device, threads, image_nodes(decoding, size, repeats), readable)
+        super().__init__(batch_size, (*size, 3), device, threads, image_nodes(decoding, size, repeats), readable)
 
 
 class CpuDecoder:
@@ -59,12 +60,12 @@ class CpuDecoder:
 
     Args:
         batch_size: the most images per batch.
-        size: side of the square crops, in pixels.
+        size: size that crops are resized to.
         threads: threads that decode, and then resize, a batch together.
         repeats: crops per image.
     """
 
-    def __init__(self, batch_size: int, size: int, threads: int, repeats: int = 1) -> None:
+    def __init__(self, batch_size: int, size: ImageSize, threads: int, repeats: int = 1) -> None:
         self._size = size
         nodes = image_nodes(repeats=repeats)
         self._graph, self._alone = (Graph(most, threads, None, nodes) for most in (batch_size, 1))
@@ -91,7 +92,7 @@ class CpuDecoder:
     @record_function("decode")
     def _decode(self, crops: Crops) -> Decoded:
         # Copied by NumPy: torch would start its own thread pool in each of our threads
-        images = np.zeros((len(crops.boxes), 3, self._size, self._size), dtype=np.uint8)
+        images = np.zeros((len(crops.boxes), 3, *self._size), dtype=np.uint8)
         crops, problems = readable(crops)
         places = crops.readable
         try:
@@ -126,7 +127,7 @@ class CpuDecoder:
 
 
 def decoder_for(
-    device: torch.device, batch_size: int, size: int, threads: int, hw_decoder_load: int, repeats: int = 1
+    device: torch.device, batch_size: int, size: ImageSize, threads: int, hw_decoder_load: int, repeats: int = 1
 ) -> Decoder:
     """Return the image decoder for a device. Raises DataError for a GPU that cannot decode."""
     if device.type == "cuda":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
+from model.size import ImageSize
 from pipeline.data.augment import Boxes
 from pipeline.data.clips import Frames
 
@@ -103,13 +104,12 @@ Source = Callable[[str, int, Any], Any]  # makes the node of an input from its n
 Nodes = Callable[[str, Source], list[Any]]  # makes a graph's outputs from its decoder's device and its inputs
 
 
-def image_nodes(decoding: Decoding = Decoding(), size: int | None = None, repeats: int = 1) -> Nodes:
+def image_nodes(decoding: Decoding = Decoding(), size: ImageSize | None = None, repeats: int = 1) -> Nodes:
     """Return the nodes of a graph that makes crops of images, uint8 (height, width, 3).
 
     Args:
         decoding: the decoder options.
-        size: side of the square that crops are resized to before they are flipped, in pixels; None: crops keep their
-            size.
+        size: size that crops are resized to before they are flipped; None: crops keep their size.
         repeats: crops per image, each a separate output.
     """
 
@@ -135,8 +135,8 @@ def image_nodes(decoding: Decoding = Decoding(), size: int | None = None, repeat
     return nodes
 
 
-def clip_nodes(size: int, repeats: int = 1) -> Nodes:
-    """Return the nodes of a graph that makes clips of videos, uint8 (T, size, size, 3). See `image_nodes`."""
+def clip_nodes(size: ImageSize, repeats: int = 1) -> Nodes:
+    """Return the nodes of a graph that makes clips of videos, uint8 (T, height, width, 3). See `image_nodes`."""
 
     def nodes(device: str, source: Source) -> list[Any]:
         # By default, frames beyond the end are black
@@ -152,8 +152,8 @@ def clip_nodes(size: int, repeats: int = 1) -> Nodes:
     return nodes
 
 
-def _resized(crop: Any, size: int, repeat: int, source: Source) -> Any:
-    resized = fn.resize(crop, size=(size, size), interp_type=types.INTERP_CUBIC, antialias=True)
+def _resized(crop: Any, size: ImageSize, repeat: int, source: Source) -> Any:
+    resized = fn.resize(crop, size=size, interp_type=types.INTERP_CUBIC, antialias=True)
     return fn.flip(resized, horizontal=source(f"flip{repeat}", 0, types.INT32))
 
 

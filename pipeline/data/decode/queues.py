@@ -28,7 +28,7 @@ _ENDING = 10.0  # seconds for the work in progress when a decoder is closed
 class Decoded:
     """The inputs of a batch, and the errors of images or videos that could not be decoded, by place.
 
-    `images` is uint8 (n, 3, size, size), for clips (n, 3, T, size, size), on the device, black where an image is bad.
+    `images` is uint8 (n, 3, H, W), for clips (n, 3, T, H, W), on the device, black where an image is bad.
     In memory, channels come last on a GPU and first on a CPU, as the resize leaves them, which saves a copy.
     """
 
@@ -141,7 +141,7 @@ class GraphDecoder:
 
 
 def resize_into(image: NDArray[np.uint8], crop: Tensor, flip: bool) -> None:
-    """Resize a crop, uint8 (height, width, 3), with antialiasing into `image`, uint8 (3, size, size)."""
+    """Resize a crop, uint8 (height, width, 3), with antialiasing into `image`, uint8 (3, H, W)."""
     size = image.shape[1:]
     resized = F.interpolate(crop.permute(2, 0, 1)[None], size, mode="bicubic", antialias=True)[0].numpy()
     image[:] = resized[..., ::-1] if flip else resized

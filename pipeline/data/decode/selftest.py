@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.size import ImageSize
 from pipeline.data.decode.graphs import Crops, Decoding, Graph, cause, image_nodes
 
 READY, SOUND, SLOW = "ready", "sound", "no libnvjpeg"
@@ -32,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 CLOSE = 4.0  # of 255, averaged over a crop: decoders round chroma differently, and a wrong crop differs more
 
-_SIZE = 224
+_SIZE = ImageSize(224, 224)
 _IMAGE = 375, 500
 _BATCH, _BATCHES, _THREADS = 64, 4, 4
 
@@ -69,7 +70,7 @@ def crops(batch: int) -> Crops:
 
 
 def furthest(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> tuple[float, str]:
-    """Return the largest mean difference of a crop, and its kind; both are uint8 (n, size, size, 3), from `crops`."""
+    """Return the largest mean difference of a crop, and its kind; both are uint8 (n, H, W, 3), from `crops`."""
     off = np.abs(found.astype(np.int16) - expected).mean(axis=(1, 2, 3))
     worst = int(off.argmax())
     return float(off[worst]), list(KINDS)[worst % len(KINDS)]

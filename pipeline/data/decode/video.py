@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from model.size import ImageSize
 from pipeline.data.decode import queues
 from pipeline.data.decode.frames import FramesError, frames_at
 from pipeline.data.decode.graphs import Clips, Crops, clip_nodes
@@ -36,11 +37,11 @@ class CpuClipDecoder:
     """Decodes clips on a CPU: in several threads, a video each.
 
     Args:
-        size: side of the square crops, in pixels.
+        size: size that crops are resized to.
         threads: threads that decode and resize.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
+    def __init__(self, size: ImageSize, threads: int) -> None:
         self._size = size
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._fed: deque[tuple[Tensor, list[Future[str | None]]]] = deque()
@@ -49,7 +50,7 @@ class CpuClipDecoder:
         """Queue a batch."""
         assert isinstance(crops, Clips)
         # The memory is NumPy's: torch would start its own thread pool in each of our threads
-        clips = np.zeros((*crops.frames.shape, 3, self._size, self._size), dtype=np.uint8)
+        clips = np.zeros((*crops.frames.shape, 3, *self._size), dtype=np.uint8)
         videos = [self._threads.submit(self._decode, clips, crops, place) for place in range(len(crops.encoded))]
         self._fed.append((torch.from_numpy(clips), videos))
 
@@ -68,7 +69,7 @@ class CpuClipDecoder:
 
     @record_function("decode")
     def _decode(self, out: NDArray[np.uint8], crops: Clips, place: int) -> str | None:
-        """Write all clips of a video to their places in (n, T, 3, size, size). Return an error message, if any."""
+        """Write all clips of a video to their places in (n, T, 3, H, W). Return an error message, if any."""
         encoded, repeats = crops.encoded[place], crops.repeats
         if encoded is None:
             return None
@@ -95,19 +96,19 @@ class GpuClipDecoder(GraphDecoder):
     Args:
         batch_size: the most videos per batch.
         frames: frames per clip.
-        size: side of the square crops, in pixels.
+        size: size that crops are resized to.
         device, threads: see `GraphDecoder`.
         repeats: clips per video.
     """
 
     def __init__(
-        self, batch_size: int, frames: int, size: int, device: torch.device, threads: int, repeats: int = 1
+        self, batch_size: int, frames: int, size: ImageSize, device: torch.device, threads: int, repeats: int = 1
     ) -> None:
-        super().__init__(batch_size, (frames, size, size, 3), device, threads, clip_nodes(size, repeats))
+        super().__init__(batch_size, (frames, *size, 3), device, threads, clip_nodes(size, repeats))
 
 
 def clip_decoder_for(
-    device: torch.device, batch_size: int, frames: int, size: int, threads: int, repeats: int, codecs: Codecs
+    device: torch.device, batch_size: int, frames: int, size: ImageSize, threads: int, repeats: int, codecs: Codecs
 ) -> Decoder:
     """Return the clip decoder for a device. Raises DataError where it cannot decode one of the codecs."""
     if device.type == "cuda":

@@ -23,7 +23,7 @@ def clip_rates(bench: Bench) -> Iterator[Result]:
     """Measure clips of 16 frames, every 4th, of encoded videos in memory."""
     scale, videos = bench.scale, videos_of(bench)
     cores = 1 if scale.dry else len(os.sched_getaffinity(0))
-    size, frames, batch = scale.check_size[0], scale.clip_frames, scale.clips
+    size, frames, batch = scale.check_size, scale.clip_frames, scale.clips
     batches = [clips_of(videos, batch, Clip(frames, "stride", 4, None), seed) for seed in range(_BATCHES)]
     decoders: dict[str, Decoder] = {
         "by NVDEC": GpuClipDecoder(batch, frames, size, scale.device, max(1, cores // 2)),
@@ -45,8 +45,8 @@ def clip_rates(bench: Bench) -> Iterator[Result]:
                 rates.setdefault(name, []).append(rate)
         medians = {name: median(values) for name, values in rates.items()}
         if medians:
-            shown = Manifest.load(videos)
-            where = f"{frames} frames of {size} px, of videos of {shown.height[0]}x{shown.width[0]}, batches of {batch}"
+            shown, side = Manifest.load(videos), size.height
+            where = f"{frames} frames of {side} px, of videos of {shown.height[0]}x{shown.width[0]}, batches of {batch}"
             yield compare(f"clips decoded from memory, {where}", "clips/s", medians)
             yield compare(
                 f"frames of them, {where}", "frames/s", {name: rate * frames for name, rate in medians.items()}

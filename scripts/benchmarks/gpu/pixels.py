@@ -52,7 +52,7 @@ def kinds(picture: Image.Image) -> dict[str, tuple[Encoded, float]]:
 
 def by_kind(bench: Bench, load: int) -> Iterator[Result]:
     """Compare crops of a photograph of the data set, in every kind of file, with or without the JPEG hardware."""
-    scale, size = bench.scale, bench.scale.check_size[0]
+    scale, size = bench.scale, bench.scale.check_size
     photograph = _photograph(bench)
     ours = decoder_for(scale.device, 3, size, 2, load)
     reference = decoder_for(torch.device("cpu"), 3, size, 2, 0)
@@ -78,7 +78,7 @@ def decodes_itself(bench: Bench, load: int) -> Iterator[Result]:
         yield LeftOut(name, "there is no GPU")
         return
     (crops, *_) = encoded_batches(bench.shards, bench.scale.check_images)
-    decoder = decoder_for(bench.scale.device, bench.scale.check_images, bench.scale.check_size[0], 2, load)
+    decoder = decoder_for(bench.scale.device, bench.scale.check_images, bench.scale.check_size, 2, load)
 
     def decode() -> None:
         decoder.feed(crops)
@@ -112,7 +112,7 @@ def bad_image(bench: Bench) -> Iterator[Result]:
     bad = scale.check_images // 2
     broken = list(crops.encoded)
     broken[bad] = np.full(1000, 255, np.uint8)
-    decoder = decoder_for(scale.device, scale.check_images, scale.check_size[0], 2, 0)
+    decoder = decoder_for(scale.device, scale.check_images, scale.check_size, 2, 0)
     decoder.feed(crops)
     whole = decoder.take().images.cpu()
     decoder.feed(replace(crops, encoded=broken))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from model.size import ImageSize
 from pipeline.config import Recipe, load_recipe
 
 _TINY = ("demo", "data.image_size=32", "model.options={embed_dim: 32, depth: 1, num_heads: 1}", "engine.precision=bf16")
@@ -37,7 +38,7 @@ class Scale:
     times: int
     rounds: int
     check_images: int
-    check_size: tuple[int, int]  # height and width, whole patches
+    check_size: ImageSize  # whole patches
     images: int
     clips: int
     clip_frames: int
@@ -92,7 +93,7 @@ GPU = Scale(
     times=10,
     rounds=3,
     check_images=16,
-    check_size=(224, 224),
+    check_size=ImageSize(224, 224),
     images=256,
     clips=32,
     clip_frames=16,
@@ -104,7 +105,7 @@ DRY = Scale(
     times=1,
     rounds=1,
     check_images=2,
-    check_size=(16, 16),
+    check_size=ImageSize(16, 16),
     images=2,
     clips=2,
     clip_frames=4,

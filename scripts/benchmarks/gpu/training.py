@@ -24,7 +24,7 @@ from pipeline.checkpoints.checkpoint import Facts
 from pipeline.checkpoints.saver import Saver
 from pipeline.cluster.world import join
 from pipeline.config import Recipe
-from pipeline.estimate import STATE_BYTES
+from pipeline.estimate import Size, checkpoint_bytes
 from pipeline.report.pace import Clock
 from pipeline.train.engine import Engine
 from pipeline.train.setup import open_data
@@ -156,7 +156,7 @@ def _saves(bench: Bench, loop: Loop) -> Iterator[Result]:
             if problem := saver.wait():
                 raise RuntimeError(problem)
             writes.append(time.perf_counter() - begin - stops[-1])
-    size = STATE_BYTES * loop.parameters
+    size = checkpoint_bytes(Size(loop.parameters, 0), loop.recipe.optim.name)
     piece = torch.empty(min(size, 2**28), dtype=torch.uint8, device=scale.device)
     pinned = torch.empty(piece.shape, dtype=torch.uint8, pin_memory=not scale.dry)
 

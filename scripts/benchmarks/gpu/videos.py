@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.films import ENCODINGS, STORED, encoded, film, make_set, pictures
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
+from model.size import ImageSize
 from pipeline.data.augment import random_flips, random_resized_crops, sample_keys
 from pipeline.data.clips import random_clips
 from pipeline.data.decode.graphs import Clips
@@ -51,7 +52,7 @@ def clips_of(videos: Path, count: int, clip: Clip, seed: int = 0) -> Clips:
 def exact_frames(bench: Bench) -> Iterator[Result]:
     """Identify the frames of a clip of each kind of file among all frames that a CPU decodes."""
     scale = bench.scale
-    size, most = scale.check_size[0], scale.film[0] // 2
+    size, most = scale.check_size, scale.film[0] // 2
     (picture,) = pictures(bench.shards, 1)
     frames = film(picture, most, *scale.film[1:])
     if scale.dry:
@@ -78,7 +79,7 @@ def exact_frames(bench: Bench) -> Iterator[Result]:
         yield Check(f"frames of {name}", right, numbers | {"bound": BOUND, "problems": made.problems})
 
 
-def _all_frames(videos: Path, like: Clips, size: int) -> Tensor:
+def _all_frames(videos: Path, like: Clips, size: ImageSize) -> Tensor:
     """Return all frames of the first video, cropped and flipped as a clip, as a CPU decodes them: (3, frames, ...)."""
     manifest = Manifest.load(videos)
     assert manifest.video is not None
@@ -101,7 +102,7 @@ def bad_video(bench: Bench) -> Iterator[Result]:
     """Check that a truncated or invalid video affects only itself, not the rest of the batch."""
     scale = bench.scale
     clips = clips_of(videos_of(bench), scale.check_images, Clip(scale.clip_frames, "nominal", 4, None))
-    decoder = GpuClipDecoder(scale.check_images, scale.clip_frames, scale.check_size[0], scale.device, 2)
+    decoder = GpuClipDecoder(scale.check_images, scale.clip_frames, scale.check_size, scale.device, 2)
     decoder.feed(clips)
     whole = decoder.take().images.cpu()
     bad = scale.check_images // 2

@@ -13,6 +13,7 @@ from making_jpegs import scans
 from making_odd_files import NOISE, PAGE, Odd, odd_files
 from PIL import Image
 
+from model.size import ImageSize
 from shards.build import build
 from shards.index import index_tars
 from shards.manifest import Manifest
@@ -52,7 +53,7 @@ def problems_of_the_loader(taken: dict[str, Checked]) -> dict[str, str]:
 
     encoded: list[np.ndarray | None] = [np.frombuffer(checked.data, np.uint8) for checked in taken.values()]
     windows = np.array([[0, 0, checked.height, checked.width] for checked in taken.values()], np.int32)
-    decoder = CpuDecoder(len(taken), 32, 2)
+    decoder = CpuDecoder(len(taken), ImageSize(32, 32), 2)
     decoder.feed(Crops(encoded, windows, np.zeros(len(taken), np.int32)))
     return {list(taken)[place]: problem for place, problem in decoder.take().problems.items()}
 
