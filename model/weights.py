@@ -107,7 +107,7 @@ def read(path: Path | str) -> Weights:
             entries.append(held[0])
     if not (isinstance(tensors, dict) and tensors and all(map(_is_plain, tensors, tensors.values()))):
         raise WeightsError(
-            f"{file} holds no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
+            f"{file} contains no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
         )
     if _claimed(tensors) > file.stat().st_size:
         raise WeightsError(f"{file} is damaged: its tensors claim more bytes than it has")

@@ -160,7 +160,7 @@ def _refuse_others(path: Path) -> None:
 def _refuse_special(path: Path) -> None:
     """Raise OSError for a pipe, which would block, or a device."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a plain file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def replace(path: Path, content: bytes) -> None:

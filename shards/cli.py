@@ -84,7 +84,7 @@ def verify(root: Root, workers: Workers = None) -> None:
         note(f"{root}: {counted(len(problems), 'problem')}; {remedy}")
         raise typer.Exit(1)
     samples, shards = counted(dataset.samples, "sample"), counted(len(dataset.shards), "shard")
-    say(f"{root}: {samples} in {shards}: all as they were built")
+    say(f"{root}: {samples} in {shards}: no problems found")
 
 
 def info(root: Root, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:

@@ -154,7 +154,7 @@ def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
         say(f"rejects: {dataset.rejects:,} ({_reasons(out)}): see {join(out, REJECTS)}")
         for reason, option in _REMEDIES.items():
             if dataset.options and reason in reasons:
-                say(f"  {reason}: {option} takes such images")
+                say(f"  {reason}: {option} accepts such images")
     if found := _duplicates(manifest):
         say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
     say(f"{out} is complete and usable; next: maskfeat-shards verify {shlex.quote(out)}")
@@ -204,6 +204,6 @@ def judge(roots: Sequence[str], max_rejects: int) -> None:
         note(
             f"{' and '.join(roots)} {'is' if len(roots) == 1 else 'are'} complete and usable, but "
             f"{'has' if len(roots) == 1 else 'have'} {counted(rejects, 'reject')} where --max-rejects allows "
-            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} says which and why"
+            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} lists them with the reasons"
         )
         raise typer.Exit(1)

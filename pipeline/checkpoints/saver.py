@@ -157,8 +157,8 @@ class Saver:
         free = shutil.disk_usage(self._folder).free
         if free < needed + RESERVE:
             raise OSError(
-                f"{self._folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} "
-                f"and {RESERVE / 1e9:.2f} GB to spare: make room"
+                f"{self._folder} has {free / 1e9:.2f} GB free, but a checkpoint needs {needed / 1e9:.2f} "
+                f"and {RESERVE / 1e9:.2f} GB to spare: free space"
             )
         partial.mkdir()
 
