@@ -88,7 +88,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
 
     Parts that an encoder or a classifier cannot provide are not changed: the mask token, the prediction head and, where
     a LayerNorm was trained after the pooling, the encoder's norm. A classifier's LayerNorm and head, and positions that
-    are not trained, are never changed. Positions of another square grid are resampled by timm's functions: embeddings
+    are not trained, are never changed. Positions of another grid are resampled by timm's functions: embeddings
     bicubically, BEiT's relative biases as in its own code but linearly. The patch embedding is rewritten if `weights`
     were trained on images of another known normalisation.
 

@@ -59,7 +59,7 @@ def resampled(weights: Weights, name: str, shape: torch.Size, model: MaskFeat | 
         biases = weights.get(name, 2)
         of_patches = len(biases) - _TO_CLASS_TOKEN
         old = _old_grid(weights, lambda rows, columns: (2 * rows - 1) * (2 * columns - 1), of_patches)
-        if old not in (None, grid) and biases.shape[1] == shape[1]:
+        if old not in (None, grid, (1, 1)) and biases.shape[1] == shape[1]:  # a single bias has no neighbours
             return cast(Tensor, resize_rel_pos_bias_table(biases.float(), grid, shape, old))
     elif weights.tensors[weights.layout.key(name)].shape == shape:
         return None
@@ -79,7 +79,7 @@ def _old_grid(weights: Weights, count: Callable[[int, int], int], positions: int
         positions: number of positions in the weights.
     """
     patch = weights.tensors.get(weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.weight"))
-    if weights.image_size is not None and patch is not None:
+    if weights.image_size is not None and patch is not None and patch.ndim > 3 and patch.numel():
         rows, columns = (side // of for side, of in zip(weights.image_size, patch.shape[-2:], strict=True))
         if count(rows, columns) == positions:
             return rows, columns

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from model.weights import share
+from model.writing import share
 from pipeline.checkpoints.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
 from pipeline.checkpoints.sealing import Shapes, seal
 from pipeline.cluster.world import World

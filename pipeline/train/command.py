@@ -135,6 +135,8 @@ def status_of(work: Callable[[], None]) -> int:
     """
     try:
         work()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has left
+        return 1
     except (*EXPECTED, WeightsError, OSError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             note(f"error: {error}")

@@ -208,7 +208,7 @@ def test_plain_readers_compute_the_same(
     name: str, options: dict[str, Any], frames: int, classes: int, tmp_path: Path
 ) -> None:
     """In a process that imports nothing of this project, by the lines that cards have."""
-    network = build_network(name, 64, frames, classes, **options)
+    network = build_network(name, (64, 96), frames, classes, **options)
     (Classifier if classes else MaskFeat)(network)
     random(network).eval()
     labels = ["a", "b", "c"][:classes]
@@ -223,9 +223,9 @@ def test_plain_readers_compute_the_same(
     assert outputs.shape == (1, classes or view.width)
     torch.testing.assert_close(outputs, want, atol=1e-6, rtol=1e-5)  # that process may have other threads
     stated = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
-    assert stated["input_size"] == [3, frames, 64, 64] and stated.get("label_names", []) == labels
+    assert stated["input_size"] == [3, frames, 64, 96] and stated.get("label_names", []) == labels
 
-    again = (Classifier if classes else MaskFeat)(build_network(name, 64, frames, classes, **options))
+    again = (Classifier if classes else MaskFeat)(build_network(name, (64, 96), frames, classes, **options))
     fill(again, read(tmp_path), KINETICS)  # as model.init does
     same = [key for key in network.state_dict() if not key.startswith(view.classifier_parts)]
     assert same and all(torch.equal(again.encoder.state_dict()[key], network.state_dict()[key]) for key in same)
@@ -266,5 +266,5 @@ def test_the_script_prints_lines_that_read_what_it_wrote(
 def test_onnx(name: str, options: dict[str, Any], classes: int, tmp_path: Path) -> None:
     """Any batch, within 1e-4 of torch, which the export compares itself."""
     pytest.importorskip("onnxruntime")
-    network = random(build_network(name, 32, 4, classes, **options)).eval()
+    network = random(build_network(name, (32, 48), 4, classes, **options)).eval()
     assert export_onnx(network, tmp_path / "encoder.onnx") < 1e-4

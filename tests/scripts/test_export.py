@@ -176,7 +176,7 @@ def test_onnx_gives_the_features_of_torch(name: str, tmp_path: Path) -> None:
     """In another folder than it was written to, with batches of sizes that it was not made with."""
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     torch.manual_seed(0)
-    encoder = MaskFeat(build_encoder(name, 32, embed_dim=32, depth=1, num_heads=1)).encoder.eval()
+    encoder = MaskFeat(build_encoder(name, (32, 48), embed_dim=32, depth=1, num_heads=1)).encoder.eval()
     for key, parameter in encoder.named_parameters():
         if "relative_position" in key:
             torch.nn.init.normal_(parameter)
@@ -184,7 +184,7 @@ def test_onnx_gives_the_features_of_torch(name: str, tmp_path: Path) -> None:
     assert export_onnx(encoder, tmp_path / "there" / "encoder.onnx") < 1e-4
     session = runtime.InferenceSession((tmp_path / "there").rename(tmp_path / "here") / "encoder.onnx")
     for batch in (2, 5):
-        images = torch.randn(batch, 3, 32, 32)
+        images = torch.randn(batch, 3, 32, 48)
         with torch.no_grad():
             want = encoder.forward_features(images)[:, 1:]
         pooled, patches = session.run(["pooled", "patches"], {"images": images.numpy()})
