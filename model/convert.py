@@ -168,7 +168,7 @@ def _copy(weights: Weights, module: nn.Module, keys: Mapping[str, str], ignored:
         if key in tensors and tensors[key].shape != state[name].shape
     ]
     unusable = [
-        f"{key} holds {fault}"
+        f"{key} contains {fault}"
         for key in dict.fromkeys(keys.values())
         if key in tensors and (fault := _fault(tensors[key]))
     ]

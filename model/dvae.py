@@ -114,11 +114,11 @@ def load_dvae(file: Path) -> DvaeEncoder:
         file: a file of safetensors or `torch.save`: DALL-E's encoder, FLAVA's image codebook, or all of FLAVA.
 
     Raises:
-        WeightsError: the file is missing or damaged, holds more than tensors, or is of another network.
+        WeightsError: the file is missing or damaged, contains more than tensors, or is of another network.
     """
     found = load(file)
     if not isinstance(found, Mapping):
-        raise WeightsError(f"{file} holds no state dict of a dVAE encoder")
+        raise WeightsError(f"{file} contains no state dict of a dVAE encoder")
     tensors = {_our_name(key): value for key, value in found.items() if isinstance(value, Tensor)}
     tensors = {key: value for key, value in tensors.items() if key.startswith("blocks.")}
     try:

@@ -10,7 +10,7 @@ from torch import nn
 
 from model.encoders.timm_vit import TimmViT
 from model.size import ImageSize, Sides
-from model.weights import share
+from model.writing import os_errors, share
 
 
 def export_timm(
@@ -52,18 +52,19 @@ def export_timm(
     }
     # The LayerNorm is after the pooling or before it
     fc_norm = "fc_norm" if isinstance(encoder, VisionTransformer) else "use_fc_norm"
-    save_for_hf(
-        encoder,
-        str(folder),
-        safe_serialization=True,
-        model_config={"label_names": list(classes)} if classes else None,
-        model_args={
-            "img_size": image_size,
-            "global_pool": "avg",
-            fc_norm: not isinstance(encoder.fc_norm, nn.Identity),
-            **options,
-        },
-    )
+    with os_errors(folder / "model.safetensors"):
+        save_for_hf(
+            encoder,
+            str(folder),
+            safe_serialization=True,
+            model_config={"label_names": list(classes)} if classes else None,
+            model_args={
+                "img_size": image_size,
+                "global_pool": "avg",
+                fc_norm: not isinstance(encoder.fc_norm, nn.Identity),
+                **options,
+            },
+        )
     _keep_number_of_classes_once(folder / "config.json")
     share(folder / "model.safetensors")
 

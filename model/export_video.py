@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from model.encoders.mvit import SIZES, mvit_settings
 from model.encoders.registry import encoder_of
 from model.encoders.tubelet import TUBELET
 from model.size import ImageSize
-from model.weights import Normalisation, share
+from model.weights import Normalisation
+from model.writing import write_tensors
 
 _MVIT = """\
 import json, torch
@@ -104,8 +104,7 @@ def export_video(
     if classes:
         config["pretrained_cfg"]["label_names"] = list(classes)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
-    share(folder / "model.safetensors")
+    write_tensors(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 

@@ -103,7 +103,7 @@ def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple
         return {}, "assumed to be trained on inputs normalised as here, since no config.json beside it says otherwise"
     if weights.has(f"encoder.{_EMBEDDINGS[1]}.weight"):
         raise WeightsError(
-            f"{weights.file}: a MViT cannot be converted to another normalisation: set model.mean="
+            f"{weights.file}: an MViT cannot be converted to another normalisation: set model.mean="
             f"{list(theirs.mean)} and model.std={list(theirs.std)}"
         )
     names = [weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.{kind}") for kind in ("weight", "bias")]

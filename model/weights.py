@@ -2,7 +2,6 @@
 
 import json
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -108,7 +107,7 @@ def read(path: Path | str) -> Weights:
             entries.append(held[0])
     if not (isinstance(tensors, dict) and tensors and all(map(_is_plain, tensors, tensors.values()))):
         raise WeightsError(
-            f"{file} holds no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
+            f"{file} contains no weights: neither model_state, state_dict, model or module, nor plain tensors by name"
         )
     if _claimed(tensors) > file.stat().st_size:
         raise WeightsError(f"{file} is damaged: its tensors claim more bytes than it has")
@@ -189,9 +188,3 @@ def _as_in_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     today = {"head.head.": head, "head.predictor.fc.": head, "backbone.fc_norm.": "backbone.ln2."}
     before = re.compile("|".join(map(re.escape, today)))
     return {before.sub(lambda found: today[found[0]], key): tensor for key, tensor in tensors.items()}
-
-
-def share(file: Path) -> None:
-    """Give a safetensors file, which only its owner may read, the readers of its folder."""
-    with suppress(PermissionError):  # a file system without modes
-        file.chmod(file.stat().st_mode | file.parent.stat().st_mode & 0o444)

@@ -69,7 +69,7 @@ def load(file: Path) -> Any:
     """Load a file of safetensors or torch.save: tensors, on the CPU, and containers of them.
 
     Raises:
-        WeightsError: it is another kind of file, is damaged, or holds more than tensors.
+        WeightsError: it is another kind of file, is damaged, or contains more than tensors.
     """
     try:
         with file.open("rb") as opened:
@@ -91,7 +91,7 @@ def load(file: Path) -> Any:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise WeightsError(f"{file} is damaged: copy or download it again ({reason[:200]})") from None
         raise WeightsError(
-            f"{file} holds more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
+            f"{file} contains more than tensors ({refused[1]}), which is not loaded, since it could run code: if you "
             "trust it, load it with weights_only=False and save its model_state or state_dict alone"
         ) from None
 

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def plan(
-    nodes: Annotated[int, typer.Option(min=1, help="Machines.")],
+    nodes: Annotated[int, typer.Option(min=1, help="Number of machines.")],
     batch: Annotated[int, typer.Option(min=1, help="The recipe's optim.batch_size.")],
     cache: Annotated[int, typer.Option(parser=_bytes, metavar="SIZE", help="A node's cache, such as 500GB.")],
     roots: Annotated[
@@ -69,9 +69,15 @@ def plan(
         list[str] | None,
         typer.Option("--medium", parser=_medium, metavar="image|video", help="Medium of each DIR, if there are both."),
     ] = None,
-    samples: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="Without DIR: its samples,")] = None,
-    size: Annotated[int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="their bytes,")] = None,
-    shards: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="and its shards.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(parser=_number, metavar="N", help="Number of samples, instead of DIR.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--bytes", parser=_bytes, metavar="SIZE", help="Total size, instead of DIR.")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(parser=_number, metavar="N", help="Number of shards, instead of DIR.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=4096, help="The recipe's data.repeats x mask.repeats.")] = 1,
     ranks_per_node: Annotated[int, typer.Option(min=1, help="Processes (GPUs) per node.")] = 8,
     lanes: Annotated[int, typer.Option(min=1, max=MOST_LANES, help="The recipe's data.lanes.")] = LANES,
@@ -79,7 +85,7 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, max=2**62 - 1, help="The recipe's run.seed.")] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to simulate.")] = 3,
     bandwidth: Annotated[
-        int, typer.Option(parser=_bytes, metavar="RATE", help="Storage to a node, such as 25Gbit or 3GB/s.")
+        int, typer.Option(parser=_bytes, metavar="RATE", help="From storage to a node, such as 25Gbit or 3GB/s.")
     ] = "10Gbit",  # type: ignore[assignment]  # typer parses defaults too
     images_per_second: Annotated[
         float | None,

@@ -198,7 +198,9 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     try:
         figures = [f for f in parse_json(file.read_bytes())["figures"] if f["unit"] in ("images/s", "clips/s")]
         found = [f for f in figures if wanted.items() <= (unsaid | f["settings"]).items()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise ConfigError(f"--rates {file} cannot be read: {error.strerror}: correct the path") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--rates {file} was not written by scripts/bench.py --json: {reason(error)}") from None
     if not found:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""

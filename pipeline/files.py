@@ -11,9 +11,34 @@ from typing import Any, BinaryIO
 
 from shards.storage import replacing
 from shards.terminal import say
+from shards.text import one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LONGEST = 2**24  # longest line in bytes
+
+
+class OutputError(OSError):
+    """The output of a command cannot be written; the message is one line that names it and the remedy."""
+
+
+@contextmanager
+def output(place: Path) -> Iterator[None]:
+    """Explain a failure to write the output of a command.
+
+    Args:
+        place: the file or folder that is written in the block.
+
+    Raises:
+        OutputError: an OSError in the block, unless it was that nobody reads stdout.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        remedy = "free space there" if error.errno in _FULL else "choose a place where you may write"
+        name = one_line(str(error.filename or place))
+        raise OutputError(f"{name} cannot be written ({error.strerror or error}): {remedy}") from error
 
 
 class Writing:
@@ -135,7 +160,7 @@ def _refuse_others(path: Path) -> None:
 def _refuse_special(path: Path) -> None:
     """Raise OSError for a pipe, which would block, or a device."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a plain file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def replace(path: Path, content: bytes) -> None:

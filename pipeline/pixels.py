@@ -16,7 +16,7 @@ class Statistics(NamedTuple):
     std: Channels
 
 
-# Of ImageNet's training images; practically all vision transformers are trained with them.
+# Statistics of ImageNet's training images, with which practically all vision transformers are trained.
 IMAGENET = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

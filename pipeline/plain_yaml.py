@@ -66,7 +66,7 @@ def parse(text: str) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         raise PlainYAMLError(where + ", ".join(filter(None, (error.context, error.problem)))) from None
     except (yaml.YAMLError, ValueError, OverflowError):  # the latter two: escapes of characters that do not exist
-        raise PlainYAMLError("it holds characters that YAML does not allow") from None
+        raise PlainYAMLError("it contains characters that YAML does not allow") from None
 
 
 def parse_file(path: Path) -> Any:

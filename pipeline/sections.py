@@ -141,7 +141,7 @@ class Optim(Section):
     def _is_known(cls, name: str) -> str:
         if name not in OPTIMIZERS:
             raise ValueError(
-                f"optim.name={name[:100]} is not an optimizer that runs resume exactly with: "
+                f"optim.name={name[:100]} is not an optimizer with which runs resume exactly: "
                 f"choose one of {', '.join(OPTIMIZERS)}"
             )
         return name
@@ -150,7 +150,7 @@ class Optim(Section):
     def _learns(self) -> Self:
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"optim.warmup_epochs={self.warmup_epochs:g} leaves nothing of optim.epochs={self.epochs:g}"
+                f"optim.warmup_epochs={self.warmup_epochs:g} must be less than optim.epochs={self.epochs:g}"
             )
         return self
 

@@ -25,7 +25,7 @@ def _expanded(value: Any) -> Any:
     try:
         return str(Path(value).expanduser())
     except RuntimeError:
-        raise ValueError("there is no such user: write ./~ where a name begins so") from None
+        raise ValueError("there is no such user: write ./~ if the name begins with ~") from None
 
 
 def _here(value: Any) -> Any:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from model.convert import restore
 from model.maskfeat import MaskFeat
-from model.weights import OURS, WeightsError, read, share
+from model.weights import OURS, WeightsError, read
 from model.weights_file import WHOLE_MODEL
+from model.writing import write_tensors
 from pipeline.build import build_model
 from pipeline.config import Recipe, load_recipe
 from shards.files import parse_json
@@ -62,8 +61,7 @@ def write_model(folder: Path, model: MaskFeat, recipe: Recipe, step: int) -> Non
         "std": recipe.model.std,
         "settings": settings,
     }
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WHOLE_MODEL)
-    share(folder / WHOLE_MODEL)
+    write_tensors(model.state_dict(), folder / WHOLE_MODEL)
     (folder / CONFIG).write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
 
 

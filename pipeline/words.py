@@ -16,6 +16,7 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.errors import DataError
 from pipeline.data.exact import ExactData
+from pipeline.files import output
 from pipeline.progress_bar import tracked
 from pipeline.settings import ConfigError
 from pipeline.targets.frames import described_frames
@@ -92,7 +93,8 @@ def find_words(recipe: Recipe, words: int, out: Path, world: World) -> Found:
         data.close()
     if world.rank == 0:
         how = {"words": words, "found in": data.manifest.identity, "seed": recipe.run.seed, **vars(found)}
-        write_words(out, centroids, recipe.target, target.identity, how)
+        with output(out):
+            write_words(out, centroids, recipe.target, target.identity, how)
     world.barrier()
     return found
 

@@ -25,7 +25,7 @@ from shards.terminal import note, prepare
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Shards = Annotated[Path, typer.Argument(help="A data set of maskfeat-shards.")]
-Threads = Annotated[int, typer.Option(min=1, help="Our threads, and workers of the peers.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of this project, workers of the others.")]
 Size = Annotated[int, typer.Option(min=16, help="Pixels per side.")]
 
 
@@ -43,10 +43,12 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Steps per round; 20 on a
 Images = Annotated[int | None, typer.Option(min=1, help="Images per rank and step; 256 on a GPU, 16 on a CPU.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RECIPE] [section.key=value]...", help="vit_base_300e on a GPU, demo on a CPU."),
+    typer.Argument(metavar="[RECIPE] [section.key=value]...", help="Default: vit_base_300e on a GPU, demo on a CPU."),
 ]
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Of the recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings of the recipe.")
+]
 
 
 @app.callback()
@@ -55,7 +57,7 @@ def launched(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True
 
 
 @app.command()
-def build(images: Annotated[Path, typer.Argument(help="A folder.")], json: Json = None) -> None:
+def build(images: Annotated[Path, typer.Argument(help="A folder of images.")], json: Json = None) -> None:
     """Build shards from files."""
     from benchmarks.build import build
 
@@ -222,12 +224,12 @@ def growth(
 @app.command()
 def gpu(
     shards: Shards,
-    out: Annotated[
-        Path, typer.Argument(help="JSON file; .jsonl and .md are written beside it.", callback=_in_a_folder)
-    ],
-    items: Annotated[str, typer.Option(help="Items, like 0-4 or 5,8; results of others in OUT are kept.")] = "0-9",
-    seconds: Annotated[float, typer.Option(min=15, help="For all.")] = 460,
-    videos: Annotated[Path | None, typer.Option(help="Videos of --resize 256; else made from images.")] = None,
+    out: Annotated[Path, typer.Argument(help="JSON file to write, beside a .jsonl and a .md.", callback=_in_a_folder)],
+    items: Annotated[str, typer.Option(help="Items, such as 0-4 or 5,8; OUT keeps the others.")] = "0-9",
+    seconds: Annotated[float, typer.Option(min=15, help="Time limit for all items.")] = 460,
+    videos: Annotated[
+        Path | None, typer.Option(help="A set built with --resize 256; default: made from images.")
+    ] = None,
     dry: Annotated[bool, typer.Option(help="Run tiny sizes on a CPU, to test the code.")] = False,
 ) -> None:
     """Check and measure everything that needs a GPU. Takes under 8 minutes; videos take another 8.

@@ -109,7 +109,7 @@ def build(
     options = Options(samples_per_shard, resize, max_pixels, seed, check, frames, frame_stride, alpha, depth)
     numbers = [n for n in (samples_per_shard, max_pixels, workers, resize, frame_stride) if n is not None]
     if not (min(numbers) >= 1 and max(numbers) < 2**63):  # the range that dataset.json allows
-        raise ShardError(f"{options}, workers={workers}: every number but the seed must be from 1 to 2^63 - 1")
+        raise ShardError(f"{options}, workers={workers}: all numbers except the seed must be from 1 to 2^63 - 1")
     if frame_stride > 1 and frames is None:
         raise ShardError(f"--frame-stride {frame_stride}: belongs to --frames jpeg; give both, or neither")
     _refuse_overlaps(source, out, *([validation.out] if validation else []))
@@ -221,7 +221,7 @@ def _refuse_overlaps(source: Path, *outs: str) -> None:
     places = [(str(source), real(source)), *((out, real(out)) for out in outs if not is_url(out))]
     for (other, first), (out, second) in combinations(places, 2):
         if first.is_relative_to(second) or second.is_relative_to(first):
-            raise ShardError(f"{out}: lies inside {other} or around it; choose a folder apart from it")
+            raise ShardError(f"{out}: contains {other} or is inside it; choose a separate folder")
 
 
 def _fingerprint(listing: Listing, part: _Part, ignored: int, missing: list[str]) -> str:

@@ -56,7 +56,7 @@ def build(
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Column of a table: keep equal rows on one side.", show_default="group"),
+        typer.Option(metavar="COLUMN", help="Column of a table; keep equal rows together.", show_default="group"),
     ] = None,
     engine: Annotated[Engine, typer.Option(help="Where the workers run.")] = "local",
     ray_address: Annotated[

@@ -1,6 +1,6 @@
 """dataset.json, the description of a data set; docs/reference/data-format.md describes its fields.
 
-It is written last: a folder without it holds an unfinished build.
+It is written last: a folder without it contains an unfinished build.
 """
 
 import errno
@@ -109,7 +109,7 @@ class Dataset:
         path = join(root, DATASET)
         if has_query(str(root)):
             raise ShardError(
-                f"{printable_url(str(root))}: has a query, which is none of its files'; leave it out, credentials come "
+                f"{printable_url(str(root))}: has a query, which its files do not have; leave it out, credentials come "
                 "from the environment"
             )
         with readable(path):
@@ -134,7 +134,7 @@ class Dataset:
             raise unusable(path, "version: it is not a whole number")
         if version not in _VERSIONS:
             raise ShardError(
-                f"{printable_url(path)}: has version {version}, not 1 to {VERSION}; update maskfeat-pipeline"
+                f"{printable_url(path)}: has version {version}, which is not 1 to {VERSION}; update maskfeat-pipeline"
             )
         try:
             dataset = _DESCRIPTION.validate_python(fields)

@@ -78,12 +78,12 @@ def parse_json(text: str | bytes) -> Any:
     try:
         found = json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
     level = [found]
     for _ in range(_DEEPEST):
         level = [inner for outer in level if isinstance(outer, dict | list) for inner in _values(outer)]
     if level:  # otherwise code that walks through it would exceed Python's recursion limit later
-        raise ValueError("it is nested too deep")
+        raise ValueError("it is nested too deeply")
     return found
 
 

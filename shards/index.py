@@ -136,8 +136,8 @@ def index_tars(
         note(f"{out}: {mixture}")
     if not dataset.classes and "/" in Manifest.load(out).key(0):
         note(
-            f"{out}: its samples lie in folders, which are not taken for classes; if they are, unpack the tars and use "
-            "`maskfeat-shards build`"
+            f"{out}: its samples are in folders, which `index` does not take as classes; if they are classes, "
+            "unpack the tars and use `maskfeat-shards build`"
         )
     return dataset, False
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shards.interrupts import STATUS
 from shards.manifest import Dataset, Manifest
 from shards.storage import join
 from shards.tables.duplicates import DUPLICATES, load_duplicates
@@ -154,7 +155,7 @@ def summarise(out: str, dataset: Dataset, seconds: float | None) -> None:
         say(f"rejects: {dataset.rejects:,} ({_reasons(out)}): see {join(out, REJECTS)}")
         for reason, option in _REMEDIES.items():
             if dataset.options and reason in reasons:
-                say(f"  {reason}: {option} takes such images")
+                say(f"  {reason}: {option} accepts such images")
     if found := _duplicates(manifest):
         say(f"duplicates: {found}: see {join(out, DUPLICATES)}")
     say(f"{out} is complete and usable; next: maskfeat-shards verify {shlex.quote(out)}")
@@ -189,7 +190,7 @@ def resumable(*outs: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         note(f"interrupted: run the same command again to resume; finished shards in {' and '.join(outs)} are kept")
-        raise typer.Exit(130) from None
+        raise typer.Exit(STATUS) from None
 
 
 def judge(roots: Sequence[str], max_rejects: int) -> None:
@@ -204,6 +205,6 @@ def judge(roots: Sequence[str], max_rejects: int) -> None:
         note(
             f"{' and '.join(roots)} {'is' if len(roots) == 1 else 'are'} complete and usable, but "
             f"{'has' if len(roots) == 1 else 'have'} {counted(rejects, 'reject')} where --max-rejects allows "
-            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} says which and why"
+            f"{max_rejects:,} (such as {example(root)}); {join(root, REJECTS)} lists them with the reasons"
         )
         raise typer.Exit(1)

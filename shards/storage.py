@@ -102,7 +102,7 @@ def read(
     if whole and len(data) > at_most:
         raise StorageError(errno.EFBIG, f"has more than {at_most:,} bytes", printable_url(file))
     if not whole and len(data) != size:
-        raise StorageError(errno.EIO, f"{len(data)} bytes came instead of {size}", printable_url(file))
+        raise StorageError(errno.EIO, f"{len(data)} bytes were received instead of {size}", printable_url(file))
     return data
 
 
@@ -143,7 +143,7 @@ def opened(file: str, *, traffic: Traffic | None = None, deadline: float = DEADL
         return open_regular(file)
     size = request(file, "info", traffic, deadline)["size"]
     if size is None:
-        raise StorageError(errno.EIO, "its server does not tell its size; use one that does", printable_url(file))
+        raise StorageError(errno.EIO, "its server does not report its size; use one that does", printable_url(file))
     return _Remote(file, int(size), traffic, deadline)
 
 

@@ -69,7 +69,7 @@ def test_an_image_size_is_a_side_or_height_and_width(
         ([SHARDS, "engine.zero_stage=4"], "engine.zero_stage=4"),
         ([SHARDS, "engine.zero_stage=3", "engine.compile=all"], "engine.compile=all fails under engine.zero_stage=3"),
         ([SHARDS, "engine.precision=fp8"], "engine.precision=fp8: input should be 'fp32', 'bf16' or 'fp16'"),
-        ([SHARDS, "optim.warmup_epochs=12"], "leaves nothing of optim.epochs"),
+        ([SHARDS, "optim.warmup_epochs=12"], "must be less than optim.epochs"),
         ([SHARDS, "data.crop_scale=[0.9, 0.5]"], "is reversed"),
         ([SHARDS, "data.crop_scale=[0.5, 1.5]"], "more than the whole image"),
         ([SHARDS, "data.image_size=[64]"], "]: it is one number, the side of a square, or [height, width]"),
@@ -83,7 +83,10 @@ def test_an_image_size_is_a_side_or_height_and_width(
         ([SHARDS, "data.crop_scale=[1"], "data.crop_scale=[1 is not a YAML value: line 1"),
         ([SHARDS, "target.kind=features"], "target.kind=features needs target.teacher: set it"),
         ([SHARDS, "data.flip=true", "data.mode=stream"], "set data.stream_samples"),
-        ([SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"], "is reversed; optim.warmup_epochs=12 leaves"),
+        (
+            [SHARDS, "data.crop_ratio=[2, 1]", "optim.warmup_epochs=12"],
+            "is reversed; optim.warmup_epochs=12 must be less than optim.epochs=10",
+        ),
     ],
 )
 def test_mistakes_are_named(overrides: list[str], message: str) -> None:

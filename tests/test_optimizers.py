@@ -142,7 +142,7 @@ def test_it_follows_its_definition(
 def test_what_cannot_work_is_refused() -> None:
     given = ["data.shards=/nowhere"]
     with pytest.raises(
-        ConfigError, match=r"optim\.name=muon is not an optimizer that runs resume exactly with: choose"
+        ConfigError, match=r"optim\.name=muon is not an optimizer with which runs resume exactly: choose"
     ):
         load_recipe("demo", [*given, "optim.name=muon"])
     with pytest.raises(ConfigError, match=r"lamb needs whole weights, which engine\.zero_stage=2 partitions"):

@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "numbers that are not finite": (
         lambda folder: spoil(folder, lambda tensors: tensors["mask_token"].fill_(torch.nan)),
-        "mask_token holds NaN or infinity",
+        "mask_token contains NaN or infinity",
     ),
     "whole numbers": (
         lambda folder: spoil(folder, lambda tensors: tensors.update(mask_token=tensors["mask_token"].int())),

@@ -76,7 +76,7 @@ class MViTEncoder:
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
         """See `Encoder`. Raises ValueError: a MViT pools neighbouring tokens, so it needs all of them."""
-        raise ValueError("a MViT cannot encode visible patches only: leave out model.decoder, or choose a plain ViT")
+        raise ValueError("an MViT cannot encode visible patches only: leave out model.decoder, or choose a plain ViT")
 
     def pooled(self, inputs: Tensor) -> Tensor:
         """See `Encoder`."""
@@ -104,7 +104,7 @@ class MViTEncoder:
     def initialise(self, position_init: PositionInit) -> None:
         """See `Encoder`. Biases start as in the published video code."""
         if position_init != "random":
-            raise ValueError(f"position_init={position_init} needs absolute positions: set it to random for a MViT")
+            raise ValueError(f"position_init={position_init} needs absolute positions: set it to random for an MViT")
         draw(self.network.pos_encoding.class_token)
         for block in self.network.blocks:
             for table in (block.attn.rel_pos_h, block.attn.rel_pos_w, block.attn.rel_pos_t):

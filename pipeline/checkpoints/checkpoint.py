@@ -7,7 +7,7 @@
       files.json               size and SHA-256 of each file above; written last
 
 `pipeline.checkpoints.saver` writes them. A start uses the newest valid one; an invalid one is reported and skipped. If
-there are some and none is valid, the run refuses to start afresh. docs/reference/checkpoints.md has the guarantees.
+there are some but none is valid, the run refuses to start. docs/reference/checkpoints.md has the guarantees.
 """
 
 import os
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
+_MOST_NAMED = 8  # differences between two runs in a message
 AVERAGE = "ema"  # besides a weight and its moments, if the run has one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
@@ -155,7 +156,7 @@ def newest(
     if candidates:
         raise CheckpointError(
             f"{checkpoints}: none of its {len(candidates)} checkpoints is valid; restore one, "
-            "or choose another run.dir to start afresh"
+            "or choose another run.dir to start from the beginning"
         )
     return None
 
@@ -204,8 +205,10 @@ def check_identity(
         if comparable(key, known.get(key)) != comparable(key, identity.get(key))
     ]
     if differing:
+        more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise CheckpointError(
-            f"{found.folder} belongs to another run ({'; '.join(differing)}): set these back, or choose another run.dir"
+            f"{found.folder} belongs to another run ({'; '.join(differing[:_MOST_NAMED])}{more}): set these back, or "
+            "choose another run.dir"
         )
 
 
@@ -234,7 +237,7 @@ def read(folder: Path, world: "World | None" = None) -> Checkpoint:
     assert facts
     tensors = [tensor for _, of_rank, _ in outcomes for tensor in of_rank]
     if len(dict(tensors)) < len(tensors):
-        raise CheckpointError(f"{folder} holds a tensor twice")
+        raise CheckpointError(f"{folder} contains a tensor twice")
     return Checkpoint(folder, facts, dict(tensors))
 
 
@@ -253,7 +256,7 @@ def _read(folder: Path, rank: int, size: int) -> tuple[Facts, list[tuple[str, tu
         raise CheckpointError(f"{folder} has format version {version}, this program reads {VERSION}")
     facts = Facts(**masked_values(state))  # checkpoints of earlier versions may contain secrets
     if type(facts.step) is not int or facts.step != step_of(folder):
-        raise CheckpointError(f"{folder} holds the checkpoint of step {facts.step}")
+        raise CheckpointError(f"{folder} contains the checkpoint of step {facts.step}")
     for name in ("counters", "identity", "recipe"):
         if not isinstance(getattr(facts, name), dict):
             raise CheckpointError(f"{folder / STATE}: its {name} are not an object")

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from model.weights import share
+from model.writing import share
 from pipeline.checkpoints.checkpoint import FILES, STATE, VERSION, CheckpointError, Facts, folder_of, folders, step_of
 from pipeline.checkpoints.sealing import Shapes, seal
 from pipeline.cluster.world import World
@@ -157,8 +157,8 @@ class Saver:
         free = shutil.disk_usage(self._folder).free
         if free < needed + RESERVE:
             raise OSError(
-                f"{self._folder} has {free / 1e9:.2f} GB free, a checkpoint needs {needed / 1e9:.2f} "
-                f"and {RESERVE / 1e9:.2f} GB to spare: make room"
+                f"{self._folder} has {free / 1e9:.2f} GB free, but a checkpoint needs {needed / 1e9:.2f} "
+                f"and {RESERVE / 1e9:.2f} GB to spare: free space"
             )
         partial.mkdir()
 

@@ -21,7 +21,7 @@ def seal(path: Path) -> dict[str, Any]:
 def plain(path: Path) -> Path:
     """Return the path if it is a regular file. Raises OSError for a pipe, which would block, or an endless device."""
     if not path.is_file():
-        raise OSError(f"{path.name} is missing, or not a plain file")
+        raise OSError(f"{path.name} is missing, or not a regular file")
     return path
 
 

@@ -21,7 +21,9 @@ from model.export import export_timm
 from model.export_video import export_video, loader
 from model.geometry import geometry
 from model.weights import IMAGENET, KINETICS, WeightsError, read
+from pipeline.files import output
 from shards.terminal import Parser, note, prepare, say
+from shards.text import in_python
 
 
 def main() -> int:
@@ -35,16 +37,18 @@ def main() -> int:
         weights = read(arguments.checkpoint)
         name, size, frames, options = geometry(weights)
         encoder = classifier(weights) if weights.fine_tuned else maskfeat(weights).encoder
-        if frames is None:
-            export_timm(encoder, arguments.out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
-        else:
-            export_video(encoder, arguments.out, name=name, options=options, normalisation=KINETICS)
+        out = arguments.out
+        with output(out):
+            if frames is None:
+                export_timm(encoder, out, image_size=size, options=options, mean=IMAGENET.mean, std=IMAGENET.std)
+            else:
+                export_video(encoder, out, name=name, options=options, normalisation=KINETICS)
     except (WeightsError, OSError) as error:
         note(f"error: {error}")
         return 1
     what = "classifier" if weights.fine_tuned else "encoder"
     if frames is None:
-        say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+        say(f"{what} -> {arguments.out}: timm.create_model({in_python(f'local-dir:{out}')}, pretrained=True)")
     else:
         say(f"{what} -> {arguments.out}:")
         for line in loader(encoder, name).replace("FOLDER", str(arguments.out)).splitlines():

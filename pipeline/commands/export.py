@@ -24,6 +24,8 @@ Examples:
     maskfeat export runs/vit_base_300e weights --step 100000 --format timm onnx
 """
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,6 +40,7 @@ from pipeline.card import model_card
 from pipeline.checkpoints import checkpoint
 from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError
 from pipeline.config import Recipe
+from pipeline.files import output
 from pipeline.finetune.build import class_names
 from pipeline.finetune.card import classifier_card
 from pipeline.finetune.config import FinetuneRecipe
@@ -45,6 +48,7 @@ from pipeline.settings import ConfigError
 from pipeline.trained import load_model, recipe_of
 from pipeline.whole_model import write_model
 from shards.terminal import Parser, note, prepare, say
+from shards.text import in_python
 
 FORMATS = ("timm", "torch", "onnx", "maskfeat")
 
@@ -78,6 +82,36 @@ def write_timm(
         export_video(model.encoder, out, name=name, options=options, normalisation=shown, crop=crop, classes=classes)
 
 
+def write(
+    formats: Sequence[str],
+    run: Path,
+    found: Checkpoint,
+    model: MaskFeat | Classifier,
+    recipe: Recipe | FinetuneRecipe,
+    out: Path,
+    average: bool,
+) -> None:
+    """Write the formats to an existing folder, and say how each is read."""
+    written = f"step {found.facts.step} -> {out}"
+    local, encoder, folder = (in_python(name) for name in (f"local-dir:{out}", f"{out}/encoder.pt", f"{out}"))
+    if "timm" in formats:
+        write_timm(run, found, model, recipe, out, average)
+        how = f"timm.create_model({local}, pretrained=True)"
+        say(f"{written}: {how if recipe.data.frames is None else 'README.md has the lines that read it'}")
+    if "torch" in formats:
+        content = io.BytesIO()  # writing to a file, torch.save does not say why it fails
+        torch.save(model.encoder.state_dict(), content)
+        (out / "encoder.pt").write_bytes(content.getbuffer())
+        say(f"{written}: torch.load({encoder}, weights_only=True)")
+    if "onnx" in formats:
+        difference = export_onnx(model.encoder, out / "encoder.onnx")
+        say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
+    if "maskfeat" in formats and isinstance(model, MaskFeat):
+        assert isinstance(recipe, Recipe)
+        write_model(out, model, recipe, found.facts.step)
+        say(f"{written}: pipeline.api.load_model({folder})")
+
+
 def main() -> int:
     """Return 0 when OUT is complete, 1 when the run cannot be exported."""
     parser = Parser(__doc__)
@@ -95,22 +129,11 @@ def main() -> int:
         model = load_model(found, recipe, arguments.average)
         if "maskfeat" in arguments.format and isinstance(model, Classifier):
             raise ConfigError(f"{run} is a run of fine-tuning, without a head of pre-training: leave out maskfeat")
-        out.mkdir(parents=True, exist_ok=True)
-        written = f"step {found.facts.step} -> {out}"
-        if "timm" in arguments.format:
-            write_timm(run, found, model, recipe, out, arguments.average)
-            how = f'timm.create_model("local-dir:{out}", pretrained=True)'
-            say(f"{written}: {how if recipe.data.frames is None else 'README.md has the lines that read it'}")
-        if "torch" in arguments.format:
-            torch.save(model.encoder.state_dict(), out / "encoder.pt")
-            say(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
-        if "onnx" in arguments.format:
-            difference = export_onnx(model.encoder, out / "encoder.onnx")
-            say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
-        if "maskfeat" in arguments.format and isinstance(model, MaskFeat):
-            assert isinstance(recipe, Recipe)
-            write_model(out, model, recipe, found.facts.step)
-            say(f'{written}: pipeline.api.load_model("{out}")')
+        with output(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write(arguments.format, run, found, model, recipe, out, arguments.average)
+    except BrokenPipeError:
+        raise
     except (CheckpointError, ConfigError, OnnxError, OSError) as error:
         note(f"error: {error}")
         return 1

@@ -26,6 +26,7 @@ from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.data.errors import DataError
 from pipeline.data.pictures import read_pictures
+from pipeline.files import output
 from pipeline.predict.neighbours import ShardImages
 from pipeline.predict.predict import predict
 from pipeline.settings import ConfigError
@@ -61,8 +62,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if len(arguments.images) > MOST:
         parser.error(f"{len(arguments.images)} images are too many for one picture: give at most {MOST}")
-    if arguments.samples < 1 or arguments.out.suffix != ".png":
-        parser.error("--samples is at least 1, and the name of --out ends in .png")
+    if arguments.samples < 1:
+        parser.error(f"--samples {arguments.samples} is not a number above 0")
+    if arguments.out.suffix != ".png":
+        parser.error(f"--out {arguments.out} is not the name of a .png file")
     try:
         trained = _opened(arguments.weights, arguments.step, arguments.set)
         images = read_pictures(arguments.images, trained.recipe.data.image_size)
@@ -70,7 +73,10 @@ def main() -> int:
         found = predict(trained, images, [path.name for path in arguments.images], bank, arguments.seed)
         if bank:
             bank.close()
-        Image.fromarray(found.draw()).save(arguments.out)
+        with output(arguments.out):
+            Image.fromarray(found.draw()).save(arguments.out)
+    except BrokenPipeError:
+        raise
     except (CheckpointError, ConfigError, DataError, ShardError, WeightsError, OSError) as error:
         note(f"error: {error}")
         return 2 if isinstance(error, ConfigError) else 1

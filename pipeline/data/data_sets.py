@@ -59,11 +59,11 @@ class DataSets:
         for name, part in zip(self._names, parts, strict=True):
             if len(part.media) > 1:
                 raise DataError(
-                    f"data.mixture: {name} has {_kinds(part)}, and a batch is of one of them: build a data set of each"
+                    f"data.mixture: {name} has {_kinds(part)}, but a batch has only one kind: build a data set of each"
                 )
             if labelled and part.media != parts[0].media:
                 raise DataError(
-                    f"data.mixture: {first} has {_kinds(parts[0])} and {name} has {_kinds(part)}, and a classifier is "
+                    f"data.mixture: {first} has {_kinds(parts[0])} and {name} has {_kinds(part)}, but a classifier is "
                     "trained on one kind: leave out the data sets of the other"
                 )
             if labelled and part.classes != parts[0].classes:

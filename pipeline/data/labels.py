@@ -28,8 +28,8 @@ def labels_of(training: Manifest, validation: Manifest) -> tuple[Int64s, Int64s]
     number = {name: label for label, name in enumerate(training.classes)}
     if unknown := [name for name in validation.classes if name not in number]:
         raise ConfigError(
-            f"{validation.root}: its class {excerpt(repr(unknown[0]))} is not among those of {training.root}, like "
-            f"{len(unknown) - 1:,} more of its {len(validation.classes):,}: build both from the same classes"
+            f"{validation.root}: {len(unknown):,} of its {len(validation.classes):,} classes, such as "
+            f"{excerpt(repr(unknown[0]))}, are not classes of {training.root}: build both from the same classes"
         )
     renumbered = np.array([number[name] for name in validation.classes], dtype=np.int64)
     return training.label.astype(np.int64), renumbered[validation.label]

@@ -102,7 +102,7 @@ def check_kind(manifest: Manifest, data: Data, single_frames: bool = False) -> N
     root, clip = printable_url(manifest.root), data.clip
     if len(manifest.media) > 1 and not single_frames:
         kinds = " and ".join(f"{kind}s" for kind in sorted(manifest.media))
-        raise DataError(f"{root}: has {kinds}, and a batch is of one of them: build a data set of each")
+        raise DataError(f"{root}: has {kinds}, but a batch has only one kind: build a data set of each")
     if manifest.video is not None and clip is None:
         raise DataError(f"{root}: has videos: set data.frames to the number of frames that the model sees of each")
     if manifest.video is None and clip is not None and clip.frames > 1 and not single_frames:

@@ -163,7 +163,7 @@ class Data(Section):
             urls = [text for text in (place or "").split("::") if MASK not in text and PIPE not in text]
             if any(shows_credentials(url) or has_query(url) for url in urls):
                 raise ValueError(
-                    f"{key} holds credentials or a query: leave them out, credentials come from the environment"
+                    f"{key} contains credentials or a query: leave them out, credentials come from the environment"
                 )
 
     def _check_mixture(self) -> None:

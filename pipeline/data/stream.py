@@ -145,7 +145,7 @@ class StreamData:
                     known = ", ".join(sorted(IMAGE.kept))
                     raise DataError(
                         f"no tar gave an image: {self._counters['tar_errors']} could not be read, "
-                        f"{self._counters['skipped_samples']} samples had not one image ({known}); "
+                        f"{self._counters['skipped_samples']} samples did not have exactly one image ({known}); "
                         f"the last error: {self._last_error or 'none'}"
                     )
         finally:

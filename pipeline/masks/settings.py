@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.settings import Section, Share
 
-# What mask.kind=null means, of images and of clips. Neither is accepted for the other, so both always equal null
+# The meaning of mask.kind=null for images and for clips. Neither is accepted for the other, so both always equal null
 KINDS_OF_NULL = ("block", "cube")
 
 

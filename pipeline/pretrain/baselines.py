@@ -8,7 +8,7 @@ from shards.files import parse_json
 
 NAME = "baselines.json"
 IMAGES = "images"  # the name of a validation set of images besides one of videos
-# Of predicting zero, the mean target and, for clips, the nearest visible frame; of the untrained model, if known
+# Losses of predicting zero, the mean target and, for clips, the nearest visible frame; of the untrained model, if known
 LOSSES = ("zero", "mean", "copy", "untrained")
 
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.encoders.encoder import Encoder, Pool
 from model.size import Sides
-from model.weights import share
+from model.writing import write_tensors
 from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.errors import DataError
@@ -31,6 +30,7 @@ from pipeline.data.quarantine import too_many
 from pipeline.data.request import centre_requests
 from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
+from pipeline.files import output
 from pipeline.pixels import IMAGENET, Statistics, normalise
 from pipeline.progress_bar import tracked
 from shards.files import fsync, sha256_of
@@ -113,6 +113,7 @@ def compute(
 
     Raises:
         DataError: too many samples are bad.
+        OutputError: features cannot be written.
     """
     identities = {layer: view.identity() | {"data_set": manifest.identity, "layer": layer} for layer in layers}
     places = {layer: folder / _key(identity) for layer, identity in identities.items()}
@@ -123,23 +124,25 @@ def compute(
         return places
     partial = {layer: places[layer].with_name(f".{places[layer].name}") for layer in missing}
     if world.rank == 0:
-        for path in partial.values():
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
+        with output(folder):
+            for path in partial.values():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir(parents=True)
     ids, values = _computed(encoder, missing, view, manifest, recipe, world)
     _refuse_too_many_bad(manifest, recipe, world.gather(len(ids)))
     name = f"part-{world.rank:05d}.safetensors"
-    for layer, rows in zip(missing, values, strict=True):
-        save_file({"ids": ids, "features": rows}, partial[layer] / name)
-        share(partial[layer] / name)
-        fsync(partial[layer] / name)
+    with output(folder):
+        for layer, rows in zip(missing, values, strict=True):
+            write_tensors({"ids": ids, "features": rows}, partial[layer] / name)
+            fsync(partial[layer] / name)
     world.barrier()
     if world.rank == 0:
-        for layer in missing:
-            _seal(partial[layer], identities[layer])
-            shutil.rmtree(places[layer], ignore_errors=True)
-            partial[layer].rename(places[layer])
-            fsync(folder)
+        with output(folder):
+            for layer in missing:
+                _seal(partial[layer], identities[layer])
+                shutil.rmtree(places[layer], ignore_errors=True)
+                partial[layer].rename(places[layer])
+                fsync(folder)
     world.barrier()
     return places
 

@@ -17,7 +17,7 @@ from pipeline.checkpoints import checkpoint
 from pipeline.cluster.world import World
 from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
-from pipeline.files import Writing
+from pipeline.files import Writing, output
 from pipeline.probe.features import View, compute, load
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
@@ -124,16 +124,18 @@ def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False)
         "ranks": world.size,
         "device": str(world.device),
     }
-    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    with output(out):
+        (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     judged = judgements[layers[-1]]
     pictures, attended = look(source, asked.crop, asked.pool, training, validation, judged, world)
     listed = " ".join(f"{tokens:.3g}" for tokens in attended)
     tell(f"tokens that a query attends to, block by block: {listed}")
     text = json.dumps(report | {"attended_tokens": attended}, indent=1) + "\n"
-    (out / f"{name}.json").write_text(text)
     if as_json:
         print(text, end="")
-    keep(out, name, step, judgements, attended, pictures)
+    with output(out):
+        (out / f"{name}.json").write_text(text)
+        keep(out, name, step, judgements, attended, pictures)
 
 
 def check(asked: Asked) -> None:

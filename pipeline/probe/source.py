@@ -161,7 +161,7 @@ def _settings(weights: Weights) -> list[str]:
 def _statistics(weights: Weights) -> list[str]:
     """Return overrides for the normalisation of weights for clips; weights for images are rewritten instead.
 
-    The weights of a MViT cannot be rewritten, since it pads its inputs.
+    The weights of an MViT cannot be rewritten, since it pads its inputs.
     """
     if not weights.of_clips or weights.normalisation is None:
         return []

@@ -1,6 +1,6 @@
 """Signal the ranks of a run on this machine, or ensure that they end. Launchers are left alone: they follow.
 
-    maskfeat stop RUN [--signal TERM | --end SECONDS]
+    maskfeat stop RUN (--signal TERM | --end SECONDS)
 
 RUN is the run's folder, as in run.dir=RUN. Prints the number of ranks. A rank is a Python process of this user that
 runs a script with this run.dir, except the scripts here that do not train.

@@ -75,7 +75,7 @@ class Supervisor:
         """Run, and return the exit status of this program's description."""
         options = self._options
         if left := self._hosts.end_ranks(options.grace):
-            say(f"ended {left} ranks that an earlier attempt of {self._run} had left")
+            say(f"ended {left} remaining ranks of an earlier attempt of {self._run}")
         furthest, failures = reached(self._run), 0
         while True:
             attempt = self._attempt()

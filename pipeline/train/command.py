@@ -26,6 +26,7 @@ from pipeline.train.errors import TrainingError
 from pipeline.train.loop import Outcome
 from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
+from shards.interrupts import STATUS
 from shards.terminal import Parser, note, note_error, prepare, say
 
 UNSET = "???"  # stands for a data set in a printed recipe
@@ -135,6 +136,8 @@ def status_of(work: Callable[[], None]) -> int:
     """
     try:
         work()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has left
+        return 1
     except (*EXPECTED, WeightsError, OSError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             note(f"error: {error}")
@@ -153,7 +156,7 @@ def leave(main: Callable[[], int]) -> None:
     try:
         status = main()
     except KeyboardInterrupt:
-        status = 130
+        status = STATUS
     except Exception as error:
         note_error(error)
         status = 1

@@ -1,10 +1,10 @@
-"""Hints about runs whose settings are valid, but were hardly meant."""
+"""Hints about settings that are valid together, but probably not intended."""
 
 from pipeline.sections import Optim, Run
 
 
 def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: bool) -> list[str]:
-    """Return lines for the operator on a run of too few steps for its own settings.
+    """Return lines for the operator on settings that have no effect, such as a warm-up longer than the run.
 
     Args:
         run, optim: settings of the run.
@@ -20,4 +20,6 @@ def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: b
         )
     if validates and run.eval_every >= end:
         found.append(f"run.eval_every={run.eval_every}, and the run ends at step {end:,}: only that one is validated")
+    if run.histogram_every is not None and not {"tensorboard", "wandb"} & {*run.boards}:
+        found.append("run.histogram_every: MLflow does not show histograms, add tensorboard or wandb to run.boards")
     return found

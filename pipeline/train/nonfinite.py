@@ -68,7 +68,7 @@ def left_out(folder: Path) -> list[int]:
         return []
     try:
         if not path.is_file():
-            raise ValueError("it is not a plain file")
+            raise ValueError("it is not a regular file")
         found = parse_json(path.read_bytes())
         steps = found.get("steps") if isinstance(found, dict) else None
         if not isinstance(steps, list) or not all(type(step) is int and step >= 0 for step in steps):

@@ -74,7 +74,7 @@ def refuse_web_server(out: str) -> None:
     """Raise ShardError for a URL that cannot be written to."""
     if is_on_web(out):
         raise ShardError(
-            f"{printable_url(out)}: is on a web server, which takes no files; give a folder or object store"
+            f"{printable_url(out)}: is on a web server, to which no files can be written; give a folder or object store"
         )
 
 
@@ -90,17 +90,17 @@ def recognise(out: str, found: Dataset | None, fingerprint: str) -> None:
     """
     if found:
         if found.fingerprint != fingerprint:
-            raise ShardError(f"{out}: holds a data set of other files or options; {_REMEDY}")
+            raise ShardError(f"{out}: contains a data set of other files or options; {_REMEDY}")
         delete(join(out, STAGING))
     elif _has_begun(out) and json.loads(read(record_file(out, _BEGUN)))["fingerprint"] != fingerprint:
-        raise ShardError(f"{out}: holds an unfinished build of other files or options; {_REMEDY}")
+        raise ShardError(f"{out}: contains an unfinished build of other files or options; {_REMEDY}")
 
 
 def refuse_other_files(out: str, names: Iterable[str]) -> None:
     """Raise ShardError when `out` has a file of these names, unless work that would write it has begun there."""
     others = listing(out).keys() & set(names)
     if others and not _has_begun(out):
-        raise ShardError(f"{out}: holds other files ({min(others)}); choose another folder or move them away")
+        raise ShardError(f"{out}: contains other files ({min(others)}); choose another folder or move them away")
 
 
 def _has_begun(out: str) -> bool:
@@ -118,7 +118,7 @@ def explained(out: str, remaining: Callable[[], str]) -> Iterator[None]:
         ) from None
     except BrokenProcessPool:
         raise ShardError(
-            f"{out}: a worker process died; the system's log says whether for lack of memory. Run the same command "
+            f"{out}: a worker process died, for lack of memory if the system's log says so; run the same command "
             "again, with fewer workers if it recurs: finished shards are kept"
         ) from None
     except OSError as error:
@@ -158,7 +158,7 @@ def _alone(out: str, staging: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ShardError(f"{out}: another build is writing it; let it end") from None
+            raise ShardError(f"{out}: another build is writing to it; wait for it to end") from None
         except OSError:
             pass  # some network file systems do not have locks
         yield

@@ -45,7 +45,9 @@ def render(image: Image.Image, turn: int, options: CheckOptions) -> Checked:
         size = (round(pixels.width * scale), round(pixels.height * scale))
         pixels = pixels.resize(size, Resampling.BICUBIC)
     if max(pixels.size) > LONGEST_JPEG:
-        raise Rejected("too many pixels", f"{pixels.width} x {pixels.height} as JPEG, where a side has {LONGEST_JPEG}")
+        raise Rejected(
+            "too many pixels", f"{pixels.width} x {pixels.height}, but a JPEG has at most {LONGEST_JPEG} a side"
+        )
     return Checked(_encode(pixels, "JPEG"), "jpg", pixels.height, pixels.width)
 
 
@@ -79,7 +81,7 @@ def _of_8_bits(image: Image.Image, options: CheckOptions) -> Image.Image:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = max(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, ()), default=bits)
         if image.tag_v2.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))[0] != _UNSIGNED:
-            raise Rejected("colour space", "its numbers have a sign, so they have no plain grey")
+            raise Rejected("colour space", "its numbers are signed, so they cannot be converted to grey")
     return Image.fromarray((np.asarray(image).astype(np.uint16) >> (bits - 8)).astype(np.uint8))
 
 
@@ -98,7 +100,7 @@ def _flatten(image: Image.Image, options: CheckOptions) -> Image.Image:
         return image
     if image.mode in ("P", "CMYK", "YCbCr"):
         return image.convert("RGB")
-    raise Rejected("colour space", f"mode {image.mode} has no plain RGB")
+    raise Rejected("colour space", f"mode {image.mode} cannot be converted to plain RGB")
 
 
 def _encode(pixels: Image.Image, file_format: Literal["JPEG", "PNG"]) -> bytes:

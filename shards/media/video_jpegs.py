@@ -73,7 +73,7 @@ class JpegFrames:
         except (av.error.FFmpegError, OverflowError, ValueError):
             found = None
         if found is None or found.stamps() != stamps:
-            raise Rejected("bad time stamps", "MP4 cannot hold those of its frames")
+            raise Rejected("bad time stamps", "MP4 cannot store the time stamps of its frames")
         return Checked(data, "mp4", *self._size, found)
 
     def _muxed(self, stamps: list[int], last: int, base: Fraction) -> bytes:

@@ -243,7 +243,9 @@ def _described(stream: "Stream", stamps: list[int], keys: set[int], pixels: str)
     duration = (stamps[-1] - stamps[0] + last) * base  # the last frame lasts as long as the others on average
     rate = (Fraction(len(stamps)) / duration).limit_denominator(100_000)
     if not 0 < rate.numerator <= _LARGEST or max(base.numerator, base.denominator) > _LARGEST:
-        raise Rejected("bad time stamps", f"{len(stamps)} frames in {float(duration):.3g} seconds are not a frame rate")
+        raise Rejected(
+            "bad time stamps", f"{len(stamps)} frames in {float(duration):.3g} seconds are not a valid frame rate"
+        )
     constant = len(steps) <= 1
     return VideoStream(
         frames=len(stamps),

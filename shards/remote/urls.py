@@ -51,7 +51,7 @@ def why_refused(url: str) -> str | None:
     if protocol_of(url) not in PROTOCOLS:
         return f"its protocol is not one of {', '.join(PROTOCOLS)}; copy it to one of these, or to a disk"
     if _HAS_USER.match(_without_spaces(url)):
-        return "holds a user or password; leave them out, credentials come from the environment"
+        return "contains a user or password; leave them out: credentials come from the environment"
     return None
 
 

@@ -43,5 +43,5 @@ class Web(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
     async def _ls(self, url: str, detail: bool = True, **_: Any) -> list[Any]:
         """Refuse to list: fsspec would take the links of a web page, of any length, for files."""
         raise StorageError(
-            errno.EIO, "web servers do not list files; give a folder or an object store", printable_url(url)
+            errno.EIO, "files on a web server cannot be listed; give a folder or an object store", printable_url(url)
         )

@@ -112,7 +112,7 @@ def refuse_parts(listing: Listing) -> None:
         if listing.offsets:
             remedy = "unpack it, and build each separately"
         raise ShardError(
-            f"{listing.root}: holds the splits of a data set ({', '.join(classes)}), which would become its classes; "
+            f"{listing.root}: contains the splits of a data set ({', '.join(classes)}), which would become classes; "
             f"{remedy}"
         )
 
@@ -123,7 +123,7 @@ def refuse_splits(root: Path, tables: Sequence[str]) -> None:
     if len(splits) > 1 and any(map(_PART.fullmatch, splits)):
         split = next((name for name in splits if name.startswith("train")), min(splits))
         raise ShardError(
-            f"{root}: holds the parts of a data set ({', '.join(sorted(splits))}); build each by itself: "
+            f"{root}: contains the parts of a data set ({', '.join(sorted(splits))}); build each by itself: "
             f"maskfeat-shards build {shlex.quote(str(root / _pattern(splits[split], split)))} ..."
         )
 
@@ -208,7 +208,7 @@ def _on_classes(found: _Found, classes: Sequence[str]) -> list[str]:
     lines = []
     if len(classes) == 1:
         name = printable(classes[0])
-        lines.append(f"one class only, {name}; if that folder holds the class folders, build it instead")
+        lines.append(f"one class only, {name}; if it contains the class folders, build it instead")
     if missing := sorted(set(found.folders) - set(classes), key=os.fsencode):
         holds = Counter(path.partition("/")[0] for path, _ in found.files)
         shown = []

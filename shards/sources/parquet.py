@@ -129,7 +129,7 @@ def _file_column(source: Path, schema: pa.Schema) -> str | None:
     known = [name for wanted in _FILE_NAMES for name in found if _plain(name) == wanted]
     if len(found) > 1 and not known:
         shown = " and ".join(excerpt(name) for name in found)
-        raise ShardError(f"{source}: its columns {shown} may both hold the files; call the right one image")
+        raise ShardError(f"{source}: its columns {shown} may both contain the files; rename the right one to image")
     return (known or found)[0]
 
 

@@ -59,7 +59,7 @@ def list_parquet(root: Path, tables: Sequence[str], group_by: str | None = None)
         if part is None and len(tables) == 1:
             return list_table(root / table, group_by)
         if part is None:
-            raise ShardError(f"{root / table}: does not hold files, as those beside it do; build it by itself")
+            raise ShardError(f"{root / table}: does not contain files, unlike those beside it; build it by itself")
         if parts and (part.names != parts[0].names or (part.labels is None) != (parts[0].labels is None)):
             raise ShardError(f"{root / table}: has other classes than {tables[0]}; build each by itself")
         parts.append(part)
@@ -127,7 +127,7 @@ def _sizes(source: Path, paths: Sequence[str]) -> Iterator[int | None]:
             raise _bad(source, number, path, f"is in row {rows[path]} already; leave one of them out")
         if is_url(path):
             if shows_credentials(path):
-                why = "holds credentials, which the data set would show; leave them out, they come from the environment"
+                why = "contains credentials, which a data set reveals; leave them out: they come from the environment"
                 raise _bad(source, number, path, why)
             protocol = path.partition("://")[0]
             refused = why_refused(path) if protocol in protocols else why_unsupported(path)

@@ -82,7 +82,7 @@ def _read_csv(source: Path, group_by: str | None) -> Columns:
         named = [_plain(name) for name in header]
         kinetics = path is None and set(named) >= KINETICS
         if any("\0" in name for name in header):
-            raise _not_utf_8(source, "it holds zero bytes, as UTF-16 does")
+            raise _not_utf_8(source, "it contains zero bytes, as UTF-16 does")
         if path is None and not kinetics:
             if any(f".{suffix}" in name.lower() for name in header for suffix in suffixes()):
                 raise ShardError(
@@ -169,7 +169,7 @@ def _path_column(source: Path, names: Sequence[str]) -> int | None:
     found = [name for name in PATH_NAMES if name in known]
     if len(found) > 1 and found[0] != PATH_NAMES[0]:
         raise ShardError(
-            f"{source}: its columns {' and '.join(found)} may both list the files; call the right one path"
+            f"{source}: its columns {' and '.join(found)} may both list the files; rename the right one to path"
         )
     return _position(source, names, found[0]) if found else None
 
@@ -219,8 +219,8 @@ def _not_utf_8(source: Path, why: str) -> ShardError:
 
 def _embeds(source: Path, column: str) -> ShardError:
     return ShardError(
-        f"{source}: embeds images in its column {excerpt(column)}, and not one file a row, as bytes or "
-        "{bytes, path}; write them so, or to files, and the paths or URLs of these as text to a column `path`"
+        f"{source}: has images in its column {excerpt(column)}, but not one file per row, as bytes or {{bytes, path}}; "
+        "write them in that form, or write them to files and list the paths or URLs in a column `path`"
     )
 
 

@@ -44,7 +44,7 @@ def list_tar_of_tars(source: Path) -> Listing:
                 folder = PurePosixPath(name).stem
                 if folder in folders:
                     raise ShardError(
-                        f"{source}: holds two tars for the class {one_line(folder)}; give each class a tar"
+                        f"{source}: contains two tars for the class {one_line(folder)}; give each class one tar"
                     )
                 folders.add(folder)
                 for image, start, length in _files(file, source, name, offset, offset + size):
@@ -57,7 +57,7 @@ def list_tar_of_tars(source: Path) -> Listing:
         raise ShardError(f"{source}: {error.strerror}; make it readable") from None
     if not folders:
         raise ShardError(
-            f"{source}: holds no <class>.tar; if its folders are classes, unpack it and build the folder; to use a "
+            f"{source}: contains no <class>.tar; if its folders are classes, unpack it and build the folder; to use a "
             "WebDataset tar, see `maskfeat-shards index`"
         )
     if not places:

@@ -29,7 +29,7 @@ def plain_list(source: Path, lines: Sequence[str]) -> tuple[list[str], list[str]
         if found is None:
             raise ShardError(
                 f"{source}: line {number}: {excerpt(line.strip())} is not a path, a space and the number of a class, "
-                "as the lines before it; correct it"
+                "unlike the lines before it; correct it"
             )
         paths.append(found[1])
         labels.append(found[2])

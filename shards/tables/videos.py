@@ -46,7 +46,7 @@ class Jpegs:
             wrong = offset + np.diff(ends) > table["size"].to_numpy()
             wrong[frames > 0] |= least < 1
         if wrong.any():
-            raise ValueError(f"sample {wrong.argmax()}: the JPEGs of its frames do not lie in its file")
+            raise ValueError(f"sample {wrong.argmax()}: the JPEGs of its frames are not inside its file")
         return cls(offset, begin, sizes, crc32c)
 
     @classmethod

@@ -40,7 +40,7 @@ def _extension_of(sample: Sample) -> str:
     if others and not found:
         raise Rejected(
             "needs rewriting",
-            f"is .{others[0]}, and tars stay as they are here; unpack them and use `maskfeat-shards build`",
+            f"is .{others[0]}, which `index` cannot convert; unpack the tars and use `maskfeat-shards build`",
         )
     what = f"{len(found)} members end in .{', .'.join(sorted(kept))}"
     if found:

@@ -127,7 +127,7 @@ def in_hidden_folder(name: str) -> bool:
 def why_unsafe(member: Member) -> str | None:
     """Return why a member is never read; None for a plain file, or a hard link, under a plain relative name."""
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.LNKTYPE):
-        return "is not a plain file"
+        return "is not a regular file"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "has an absolute or .. path"
     return None

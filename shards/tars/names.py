@@ -37,7 +37,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             if is_url(one):
                 if shows_credentials(one) or has_query(one):
                     raise ShardError(
-                        f"{printable_url(one)}: holds credentials or a query, which dataset.json would show; leave "
+                        f"{printable_url(one)}: contains credentials or a query, which dataset.json would show; leave "
                         "them out, credentials come from the environment"
                     )
                 why = why_unsupported(one)

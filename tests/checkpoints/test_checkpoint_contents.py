@@ -95,7 +95,7 @@ UNREADABLE: dict[str, tuple[Change, str]] = {
     "negative squares": (spoil(SQUARES, -1.0), "negative"),
     "a name twice": (
         lambda folder: save_file({WEIGHT: torch.ones(32)}, folder / "part-00001.safetensors"),
-        "holds a tensor twice",
+        "contains a tensor twice",
     ),
     "a step in text": (say(step="4"), "of step 4"),
     "another step": (say(step=3), "of step 3"),
@@ -188,7 +188,7 @@ def test_a_pipe_or_a_device_in_a_checkpoint_is_not_waited_for(run: Path, name: s
         said: list[str] = []
         found = newest(run / "checkpoints", said.append)
         assert found and found.facts.step == 2
-        assert len(said) == 1 and f"{path.parent}: {name} is missing, or not a plain file" in said[0]
+        assert len(said) == 1 and f"{path.parent}: {name} is missing, or not a regular file" in said[0]
 
 
 def test_the_tensors_that_are_checked_are_those_that_are_read(run: Path) -> None:

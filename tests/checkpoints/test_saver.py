@@ -180,7 +180,7 @@ def test_a_save_that_would_fill_the_disk_is_not_begun(small_disk: Path) -> None:
     saver.start(states(3, 10 * MEGABYTE), facts(3))
     problem = saver.wait()
     assert problem is not None and problem.startswith("the save of step 3 failed: ")
-    assert "has 0.07 GB free, a checkpoint needs 0.01 and 0.07 GB to spare: make room" in problem
+    assert "has 0.07 GB free, but a checkpoint needs 0.01 and 0.07 GB to spare: free space" in problem
     assert saver.problems() == [problem] and saver.problems() == [] and saver.failures == 1
     assert names_in(small_disk) == ["step-00000001", "step-00000002"] and value_of(small_disk, 1) == [1]
 
@@ -216,7 +216,7 @@ def test_training_goes_on_without_room_for_checkpoints(
     filler = small_disk / "filler"
     filler.write_bytes(bytes(2**23))
     with pytest.raises(
-        CheckpointError, match=r"the save of step 6 failed: .* make room; the checkpoints before it are"
+        CheckpointError, match=r"the save of step 6 failed: .* free space; the checkpoints before it are"
     ):
         pretrain(shards, run, *settings)
     assert "warning: the save of step 2 failed" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run(shards: Path, tmp_path: Pa
         check(recipe, {}, join())
 
 
-# What pretrain.py asks at its start, and then the doctor
+# The questions of pretrain.py at its start, and then of the doctor
 CHECK_AND_EXAMINE = """
 import runpy, sys
 from pipeline.config import load_recipe

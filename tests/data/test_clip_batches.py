@@ -251,5 +251,5 @@ def test_settings_and_samples_have_to_fit(shards: Path, video_shards: Path, vide
     shutil.copy(videos / "03.mp4", mixed)
     Image.new("RGB", (40, 40)).save(mixed / "a.png")
     build(mixed, tmp_path / "out", workers=1)
-    with pytest.raises(DataError, match="has images and videos, and a batch is of one of them"):
+    with pytest.raises(DataError, match="has images and videos, but a batch has only one kind"):
         batches_of(settings(tmp_path / "out"), 2, 2, 1)

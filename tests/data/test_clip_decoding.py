@@ -19,7 +19,7 @@ from pipeline.data.errors import DataError
 
 CPU = torch.device("cpu")
 SIZE, FRAMES = ImageSize(32, 48), 4
-# Of what DALI decodes on a CPU; grey, since it interpolates chroma otherwise than PyAV
+# Files that DALI decodes on a CPU; grey, since DALI interpolates chroma differently from PyAV
 FILES = [
     encoded(film(40, seed=1, grey=True), "libvpx-vp9", "webm", g=10),
     encoded(film(25, 64, 48, seed=2, grey=True), "mjpeg", "avi", pix_fmt="yuvj420p"),

@@ -123,7 +123,7 @@ def test_what_cannot_be_mixed_is_one_line(sets: dict[str, Path], tmp_path: Path,
         (tmp_path / "both" / "1.mp4").write_bytes(encoded(film(12)))
         build(tmp_path / "both", tmp_path / "shards", workers=1)
         sets["all"] = tmp_path / "shards"
-        message = "data.mixture: all has images and videos, and a batch is of one of them: build a data set of each"
+        message = "data.mixture: all has images and videos, but a batch has only one kind: build a data set of each"
     elif case == "images only":
         del sets["clips"]
         message = "has images, and data.frames=4 asks for clips of videos: give videos, or set data.frames=1"

@@ -188,7 +188,7 @@ def test_clips_of_a_mixture_are_those_of_its_data_sets(videos: Path, tmp_path: P
         (["data.shards=null", "data.mixture=x"], "data.mixture=x: input should be a valid dictionary"),
         (
             ["data.shards=null", "data.mixture={a: {shards: 'https://u:p@host/x'}}"],
-            "data.mixture.a.shards holds credentials or a query: leave them out",
+            "data.mixture.a.shards contains credentials or a query: leave them out",
         ),
         (
             ["data.shards=null", "data.mixture={a: {shards: 'pipe:cat x'}}"],

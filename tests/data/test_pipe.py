@@ -97,7 +97,7 @@ def test_a_failed_command_is_one_error_and_one_warning(
     assert "status 3" in message and "SEKRET" not in message
 
 
-# Where commands may come from
+# The places from which commands may come
 
 
 def command_that_proves(folder: Path) -> str:

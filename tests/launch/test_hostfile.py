@@ -30,7 +30,7 @@ TAKEN = {
 }
 
 REFUSED = [
-    # Where, and what the message says
+    # The place, and a part of the message
     (b"", "", "names no node, it is empty or all comments: write 'NAME slots=N' for each node"),
     (b"\n \n\t\r\n", "", "names no node"),
     (b"# node1 slots=8\n# node2 slots=8\n", "", "names no node"),

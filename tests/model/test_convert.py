@@ -184,7 +184,7 @@ def test_the_script_tells_what_it_cannot_convert(
     for name, message in (
         ("none", "there is no weights file"),
         ("cut", "is damaged: "),
-        ("hostile", "holds more than tensors"),
+        ("hostile", "contains more than tensors"),
         ("timm", "needs no conversion"),
         ("other", "is not a vision transformer of SlowFast: missing patch_embed.proj.weight"),
     ):

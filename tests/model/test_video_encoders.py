@@ -226,7 +226,7 @@ def test_sincos_positions_of_tubelets() -> None:
     assert torch.equal(encoder.pos_embed_temporal[0], sincos_frames(4, 32))
     near = sincos_frames(16, 32) @ sincos_frames(16, 32)[5]
     assert near.argmax() == 5 and near[6] > near[9]
-    with pytest.raises(ValueError, match="set it to random for a MViT"):
+    with pytest.raises(ValueError, match="set it to random for an MViT"):
         MaskFeat(network(MVIT), position_init="sincos")
 
 

@@ -29,7 +29,7 @@ def test_code_in_a_checkpoint_does_not_run(where: str, zipped: bool, tmp_path: P
     content |= {"cfg": Hostile(tmp_path / "ran")} if where == "beside" else {}
     torch.save(content, tmp_path / "file", _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        WeightsError, match=r"holds more than tensors \((posix|nt)\.mkdir\), which is not loaded"
+        WeightsError, match=r"contains more than tensors \((posix|nt)\.mkdir\), which is not loaded"
     ) as error:
         load_slowfast(tmp_path / "file")
     assert "\n" not in str(error.value)
@@ -58,15 +58,15 @@ def test_files_without_weights(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in ([1, 2], {}, {"model_state": 3}, {"model_state": {}}, {"a": torch.ones(1), "b": 3}, torch.ones(3)):
         torch.save(content, path)
-        with pytest.raises(WeightsError, match="holds no weights"):
+        with pytest.raises(WeightsError, match="contains no weights"):
             read(path)
     torch.save({3: torch.ones(1)}, path)
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="contains no weights"):
         read(path)
     itself: dict[str, Any] = {}
     itself["model"] = itself
     torch.save(itself, path)
-    with pytest.raises(WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="contains no weights"):
         read(path)
     path.write_bytes(pickle.dumps({"model_state": {"a": [1]}}, protocol=2))
     with pytest.raises(WeightsError):
@@ -185,11 +185,11 @@ def test_names_in_a_file_do_not_reach_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weight: weight.fill_(float("nan")), "holds NaN or infinity"),
-        (lambda weight: weight.double() * 1e300, "holds NaN or infinity"),
-        (lambda weight: weight.to(torch.int8), "holds int8 instead of floating-point numbers"),
-        (lambda weight: weight > 0, "holds bool instead of"),
-        (lambda weight: weight.to(torch.complex64), "holds complex64 instead of"),
+        (lambda weight: weight.fill_(float("nan")), "contains NaN or infinity"),
+        (lambda weight: weight.double() * 1e300, "contains NaN or infinity"),
+        (lambda weight: weight.to(torch.int8), "contains int8 instead of floating-point numbers"),
+        (lambda weight: weight > 0, "contains bool instead of"),
+        (lambda weight: weight.to(torch.complex64), "contains complex64 instead of"),
     ],
 )
 def test_numbers_that_no_training_can_start_from(change: Callable[[Any], Any], message: str, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_what_cannot_be_drawn_is_one_line(
 ) -> None:
     photo = min(photos.glob("*/*"))
     for arguments, status, why in (
-        ((photo, "--weights", tmp_path / "none"), 1, "is neither a run.dir, nor weights"),
+        ((photo, "--weights", tmp_path / "none"), 2, "is neither a run.dir, nor weights"),
         ((photo, "--weights", run, "--step", "7"), 1, "has no checkpoint of step 7"),
         ((photo, "--weights", run, "--neighbours", tmp_path), 1, str(tmp_path)),
         ((photo, "--weights", run, "--out", tmp_path / "no folder" / "x.png"), 1, "No such file or directory"),

@@ -1,11 +1,15 @@
 """The Python scripts when they are called wrongly, and their help."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from scripting import CHECKOUT, run_script
 
 from pipeline.config import Recipe, TrainingRecipe
+from pipeline.console.main import main as console
 from pipeline.finetune.config import FinetuneRecipe
 
 NAMES = ("report", "convert", "export", "doctor", "estimate", "probe", "pretrain", "finetune", "validate")
@@ -79,6 +83,26 @@ def test_recipes_are_listed_with_what_they_are_about(
     assert set(listed) == {file.stem for file in kind.folder.glob("*.yaml")}
     assert all(about.endswith(".") and about.count(". ") == 0 for about in listed.values())
     assert listed["vit_base_300e" if name == "pretrain" else "vit_base_100e"].startswith("ViT-B/16")
+
+
+def test_all_recipes_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["maskfeat", "--list"])
+    console()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.endswith(":")] == ["maskfeat pretrain RECIPE:", "maskfeat finetune RECIPE:"]
+    assert len(lines) == 2 + len(list(Recipe.folder.rglob("*.yaml")))
+
+
+@pytest.mark.parametrize("name", ["report", "estimate"])
+def test_a_reader_that_has_enough_ends_a_script(name: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    arguments = [tmp_path] if name == "report" else ["demo", "--images-per-second", "100"]
+    command = [sys.executable, CHECKOUT / "scripts" / f"{name}.py", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_demos_images_replace_nobodys(

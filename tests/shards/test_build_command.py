@@ -78,7 +78,7 @@ def test_videos_are_called_so_and_images_among_them_are_samples(shell: Shell, tm
     assert again == (0, f"{tmp_path}/both: already built from these samples with these options; nothing to do\n", "")
     assert shell("verify", tmp_path / "both")[0] == 0
     refused = shell("build", tmp_path / "source", tmp_path / "videos")
-    assert refused[:2] == (2, "") and "holds a data set of other files or options" in refused[2]
+    assert refused[:2] == (2, "") and "contains a data set of other files or options" in refused[2]
 
 
 def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_names_forge_no_lines(shell: Shell, tmp_path: Path) -> None:
     status, text, err = shell("build", source, tmp_path / "out", "--workers", 1)
     assert (status, text.splitlines()[1]) == (0, "classes: 1 (a\\nerror: forged)")
     assert err.splitlines() == [
-        f"{source}: one class only, a\\nerror: forged; if that folder holds the class folders, build it instead",
+        f"{source}: one class only, a\\nerror: forged; if it contains the class folders, build it instead",
         f"{source}: no class for folders without an image or video: b\\x1b[31m (empty)",
     ]
 
@@ -109,10 +109,10 @@ def test_options_take_transparent_and_deep_images_which_are_else_rejects(
     Image.new("I;16", (8, 8), 40_000).save(source / "ant" / "deep.png")
     status, text, _ = shell("build", source, tmp_path / "strict", "--workers", 1)
     assert status == 1
-    hints = [line for line in text.splitlines() if "takes such images" in line]
+    hints = [line for line in text.splitlines() if "accepts such images" in line]
     assert hints == [
-        "  transparent: --alpha white takes such images",
-        "  16-bit: --depth scale takes such images",
+        "  transparent: --alpha white accepts such images",
+        "  16-bit: --depth scale accepts such images",
     ]
     options = ("--alpha", "white", "--depth", "scale")
     assert shell("build", source, tmp_path / "out", "--workers", 1, *options)[::2] == (0, "")

@@ -93,7 +93,7 @@ def test_workers_and_an_interruption_change_no_byte(tars: Path, tmp_path: Path) 
 
     with pytest.raises(KeyboardInterrupt):
         index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1, progress=stop)
-    with pytest.raises(ShardError, match="holds an unfinished build of other files or options"):
+    with pytest.raises(ShardError, match="contains an unfinished build of other files or options"):
         index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1, max_pixels=7)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").glob("*.idx")}
     index_tars([f"{tars}/*.tar"], tmp_path / "again", workers=1)
@@ -113,7 +113,7 @@ def test_a_data_set_beside_its_tars_can_be_moved(tars: Path, tmp_path: Path) -> 
 
 def test_files_of_others_are_not_replaced(tars: Path) -> None:
     (tars / "001.idx").write_text("made by DALI")
-    with pytest.raises(ShardError, match=r"holds other files \(001\.idx\); choose another folder or move them away"):
+    with pytest.raises(ShardError, match=r"contains other files \(001\.idx\); choose another folder or move them away"):
         index_tars([f"{tars}/*.tar"], tars, workers=1)
     assert (tars / "001.idx").read_text() == "made by DALI"
     assert not (tars / "manifest.parquet").exists()
@@ -193,7 +193,7 @@ def test_what_cannot_be_used_as_it_is_is_rejected(tmp_path: Path) -> None:
         "flag": "bad label",
         "link": "unsafe member",
     }
-    assert found[f"{tar_path}/link"][1] == "link.jpg is not a plain file"
+    assert found[f"{tar_path}/link"][1] == "link.jpg is not a regular file"
     assert found[f"{tar_path}/huge"][1] == ".cls: 123456 is not a whole number from 0 to 99999"
     assert dataset.rejects == 9
     assert not (tmp_path / "exploded").exists()
@@ -220,7 +220,7 @@ def test_a_changed_tar_is_found_by_verify_and_refused_by_index(tars: Path, tmp_p
         f"{tars}/001.tar: sample n0144_5 (n0144_5.jpg) is damaged",
     ]
     like_timm(tars / "001.tar", range(7))
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         index_tars([f"{tars}/*.tar"], tmp_path / "out")
 
 

@@ -32,7 +32,7 @@ def test_a_huge_file_is_one_reject_that_is_not_read(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (BrokenProcessPool(), "a worker process died; the system's log says whether for lack of memory"),
+        (BrokenProcessPool(), "a worker process died, for lack of memory if the system's log says so"),
         (MemoryError(), "out of memory; run the same command again with fewer workers"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_file_that_is_longer_than_it_says_is_not_read_on() -> None:
 def test_what_is_asked_for_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"0123456789")
     for offset, size, came in ((5, 2**29, 5), (2**62, 1, 0), (10, 5, 0)):
-        with pytest.raises(OSError, match=f"{came} bytes came instead of {size}"):
+        with pytest.raises(OSError, match=f"{came} bytes were received instead of {size}"):
             read(str(tmp_path / "x"), offset, size)
     for offset, size in ((-1, 5), (0, -5), (0, 2**62)):
         assert at_once(lambda offset=offset, size=size: read(str(tmp_path / "x"), offset, size), OSError).startswith(

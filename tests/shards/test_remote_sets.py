@@ -64,7 +64,7 @@ def test_a_build_to_s3_has_the_bytes_of_a_local_one(workers: int, source: Path, 
     assert not finished_before
     assert stored(out) == contents(local)
     assert build(source, out, samples_per_shard=5, workers=1) == (dataset, True)
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         build(source, out, samples_per_shard=6, workers=1)
 
 

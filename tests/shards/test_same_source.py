@@ -53,7 +53,7 @@ def test_data_sets_of_older_versions_are_known(kind: str, fingerprint: str, igno
     out.mkdir()
     (out / "dataset.json").write_text(dataset.dump())
     assert build(source, out, workers=1) == (dataset, True)
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         build(source, out, workers=1, seed=1)
 
 
@@ -68,7 +68,7 @@ def test_files_that_are_no_images_may_come_and_go(tmp_path: Path) -> None:
     dataset, finished_before = build(source, out, workers=1)
     assert (finished_before, dataset.ignored) == (True, 0)
     (source / "ant" / "2.jpg").write_bytes(encoded(picture(2), "JPEG"))
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         build(source, out, workers=1)
 
 
@@ -80,7 +80,7 @@ def test_parts_are_refused_but_what_was_built_of_them_is_left_alone(
         (source / part / "ant").mkdir(parents=True)
         (source / part / "ant" / "1.jpg").write_bytes(encoded(picture(1), "JPEG"))
     with pytest.raises(
-        ShardError, match=r"holds the splits of a data set \(train, val\), .* build .*/source/train \.\.\."
+        ShardError, match=r"contains the splits of a data set \(train, val\), .* build .*/source/train \.\.\."
     ):
         build(source, out, workers=1)
     assert not out.exists()

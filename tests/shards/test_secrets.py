@@ -8,7 +8,7 @@ from shards.secrets import masked, masked_values
 
 SECRET = "SEKRET"
 
-# What is written or shown, by what was given. None of the right side holds the secret; nothing else is lost.
+# Inputs, and the text that is written or shown. The text does not contain the secret, and nothing else is lost.
 MASKED = {
     # URLs: user and password, the values of the query, the fragment
     "https://bob:SEKRET@host/a.tar": "https://***@host/a.tar",

@@ -104,10 +104,10 @@ def test_a_refusal_is_final_at_once(server: HttpServer) -> None:
 def test_other_than_the_size_asked_for_is_refused_and_says_why(server: HttpServer, folder: Path) -> None:
     server.truncate()
     error = given_up(lambda: read(f"{server.url}/data", 0, 1_000), within=5.0)
-    assert (error.transient, error.strerror) == (False, "500 bytes came instead of 1000")
+    assert (error.transient, error.strerror) == (False, "500 bytes were received instead of 1000")
     assert not given_up(lambda: read(f"{server.url}/data", len(DATA) - 5, 10), within=5.0).transient
     assert given_up(lambda: read(str(folder / "data"), len(DATA) - 5, 10), within=5.0).strerror == (
-        "5 bytes came instead of 10"
+        "5 bytes were received instead of 10"
     )
 
 

@@ -173,7 +173,7 @@ def test_weights_from_a_file_are_those_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"cannot be loaded.*Missing key.*patch_embed\.proj\.weight"):
         load_teacher("vit_tiny_patch16_224", tmp_path / "cut.pth")
     torch.save(Hostile(tmp_path / "ran"), tmp_path / "hostile.pth")
-    with pytest.raises(TeacherError, match="holds more than tensors"):
+    with pytest.raises(TeacherError, match="contains more than tensors"):
         load_teacher("vit_tiny_patch16_224", tmp_path / "hostile.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -61,6 +61,21 @@ def test_what_the_run_would_refuse_is_refused(
     assert why in errors and errors.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("overrides", "shards"), [((), "???"), (("data.shards=set",), "set"), (("data.mixture={a: {shards: b}}",), None)]
+)
+def test_settings_are_printed_before_there_is_data(
+    overrides: tuple[str, ...],
+    shards: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(monkeypatch, "small", "--print-config", *overrides) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["shards"] == shards
+    assert run(monkeypatch, "small", "--print-config", *overrides, "optim.lr=x") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_the_printed_settings_are_a_recipe_of_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

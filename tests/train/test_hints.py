@@ -1,4 +1,4 @@
-"""What a run says at its start: hints about its settings, and baselines that are measured once."""
+"""The lines of a run at its start: hints about its settings, and baselines that are measured once."""
 
 import json
 from pathlib import Path
@@ -16,6 +16,13 @@ from pipeline.train.hints import hints
         (["optim.warmup_epochs=2", "run.eval_every=5"], 20, True, ["optim.warmup_epochs=2 are 20 steps"]),
         (["optim.warmup_epochs=0", "run.eval_every=5"], 5, True, ["run.eval_every=5, and the run ends at step 5"]),
         (["optim.warmup_epochs=0", "run.eval_every=5"], 5, False, []),
+        (["optim.warmup_epochs=0", "run.histogram_every=1"], 5, False, []),
+        (
+            ["optim.warmup_epochs=0", "run.histogram_every=1", "run.boards=[mlflow]"],
+            5,
+            False,
+            ["run.histogram_every: "],
+        ),
     ],
 )
 def test_settings_that_do_not_suit_the_steps(

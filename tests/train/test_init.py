@@ -239,7 +239,7 @@ def test_a_hostile_or_damaged_file_is_one_error(tmp_path: Path) -> None:
     torch.save({"model": Hostile(tmp_path / "ran")}, tmp_path / "hostile")
     for name, message in (
         ("cut", "is damaged"),
-        ("hostile", "holds more than tensors"),
+        ("hostile", "contains more than tensors"),
         ("none", "there is no weights"),
     ):
         settings = recipe(tmp_path / name)

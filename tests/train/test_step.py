@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.device import to_device
 
-# Of the host, on a GPU
+# Operations for which the host waits on a GPU
 WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "repeat_interleave"}
 WAITS |= {"_unique2", "unique_dim", "unique_consecutive"}
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
 METHODS = ("tolist", "cpu", "numpy")
-# What waits for all that was queued on a device, a stream or up to an event. A CPU has nothing to wait for there.
+# Calls that wait for everything queued on a device, in a stream or up to an event. A CPU has nothing to wait for.
 SYNCHRONISING = (
     type(get_accelerator()),
     torch.accelerator,

@@ -127,7 +127,7 @@ def _lanes(lanes: int, in_turn: InTurn, begin: int, end: int) -> Int64s:
     lane = np.arange(lanes, dtype=np.int64)
     starts = lanes // gcd(lanes, in_turn[0][0])  # later batches start in the same lanes again
     if len(in_turn) > 1 or starts > _MOST_STARTS:
-        # Of a data set, `rest` successive lanes give one more sample; `before` counts those before each lane.
+        # `rest` successive lanes of a data set give one more sample; `before` counts those before each lane.
         before, most_before, most_in = np.zeros((3, lanes), dtype=np.int64)
         for least, most in in_turn:
             whole, rest = divmod(least, lanes)

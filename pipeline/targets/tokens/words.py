@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from model.layout import Mask
 from model.weights_file import WeightsError, load
+from model.writing import write_tensors
 from pipeline.targets.features import Features
 from pipeline.targets.hog.target import Hog
 from pipeline.targets.pixels import Pixels
@@ -130,7 +130,7 @@ def write_words(
         found: how they were found, and how well they fit that data set, as JSON values.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file({"centroids": centroids.cpu().contiguous()}, folder / WEIGHTS)
+    write_tensors({"centroids": centroids.cpu()}, folder / WEIGHTS)
     description = {
         "version": _VERSION,
         "of": source.model_dump(mode="json"),

@@ -174,7 +174,7 @@ def test_a_column_that_is_not_there_is_an_error_of_every_source(source: Path, tm
 
 def test_the_data_sets_lie_apart_from_each_other_and_say_what_they_are(source: Path, tmp_path: Path) -> None:
     for held in (tmp_path / "set", tmp_path / "set" / "held", source / "held"):
-        with pytest.raises(ShardError, match=r"lies inside .* or around it; choose a folder apart from it"):
+        with pytest.raises(ShardError, match=r"contains .* or is inside it; choose a separate folder"):
             build(source, tmp_path / "set", validation=Validation("5", str(held)), workers=1)
     training, validation = both(source, tmp_path, "25%")
     facts = [Dataset.load(out).options for out in (training, validation)]
@@ -182,15 +182,15 @@ def test_the_data_sets_lie_apart_from_each_other_and_say_what_they_are(source: P
         ("training", "25%", None),
         ("validation", "25%", None),
     ]
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         build(source, training, workers=1)
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         both(source, tmp_path, "50%")
 
 
 def test_other_files_in_out_are_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "mine").touch()
-    with pytest.raises(ShardError, match=r"holds other files \(mine\)"):
+    with pytest.raises(ShardError, match=r"contains other files \(mine\)"):
         both(source, tmp_path, "50%")
     assert not (tmp_path / "held").exists()

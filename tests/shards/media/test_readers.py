@@ -145,11 +145,11 @@ def test_members_that_must_not_be_read_are_named_and_left_out(tmp_path: Path) ->
     samples = samples_of(path)
     assert [(key, list(parts), unsafe) for key, parts, unsafe in samples] == [
         ("1", [], "1.jpg is a hard link to elsewhere, which is not in the tar before it"),
-        ("2", [], "2.jpg is not a plain file"),
-        ("3", [], "3.jpg is not a plain file"),
+        ("2", [], "2.jpg is not a regular file"),
+        ("3", [], "3.jpg is not a regular file"),
         ("/4", [], "/4.jpg has an absolute or .. path"),
         ("x/../5", [], "x/../5.jpg has an absolute or .. path"),
-        ("a.b/0", ["jpg"], "a.b/0.cls is not a plain file"),
+        ("a.b/0", ["jpg"], "a.b/0.cls is not a regular file"),
         ("6", ["jpg"], "6.jpg is there twice"),
         ("7", ["cap tion", "seg.png"], None),
     ]

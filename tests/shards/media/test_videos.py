@@ -169,7 +169,7 @@ def test_a_rate_that_is_none_is_refused() -> None:
         VIDEO.check(slow, CheckOptions())
     assert (caught.value.reason, caught.value.detail) == (
         "bad time stamps",
-        "2 frames in 2e+06 seconds are not a frame rate",
+        "2 frames in 2e+06 seconds are not a valid frame rate",
     )
 
 

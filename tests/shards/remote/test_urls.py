@@ -249,9 +249,9 @@ def test_chains_and_other_protocols_are_one_error_wherever_they_are_named(
                 assert url.strip() in list_source(tmp_path / f"list.{kind}").paths
                 continue
             message = one_line(lambda kind=kind: list_source(tmp_path / f"list.{kind}"), f"row {len(rows)}")
-            assert why in message or "holds credentials" in message
+            assert why in message or "contains credentials" in message
     message = one_line(lambda: index_tars([url.replace("jpg", "tar")], tmp_path / "index", workers=1))
-    assert (why in message or "holds credentials" in message) and "\n" not in message
+    assert (why in message or "contains credentials" in message) and "\n" not in message
     assert not (tmp_path / "index").exists()
 
     copy = tmp_path / "copy"
@@ -299,6 +299,6 @@ def test_the_commands_say_it_in_one_line(
 @pytest.mark.parametrize("url", ["http://h/set?api_key={}", "http://h/set#{}", "https://{}@h/set", "http://h/a?{}::x"])
 def test_a_recipe_with_a_secret_in_a_url_is_refused(setting: str, url: str) -> None:
     settings = {"shards": "shards"} | {setting: url.format(SECRET)}
-    with pytest.raises(ValueError, match=f"data.{setting} holds credentials or a query") as caught:
+    with pytest.raises(ValueError, match=f"data.{setting} contains credentials or a query") as caught:
         Data(**settings)
     assert SECRET not in next(error["msg"] for error in caught.value.errors())

@@ -185,7 +185,9 @@ def test_one_missing_shard_is_no_reason_not_to_begin(server: HttpServer, folder:
 
 def test_a_web_server_lists_nothing_and_takes_nothing(server: HttpServer, folder: Path, tmp_path: Path) -> None:
     assert verify(f"{server.url}/set") == []
-    with pytest.raises(ShardError, match=r"/out: is on a web server, which takes no files; give a folder") as caught:
+    with pytest.raises(
+        ShardError, match=r"/out: is on a web server, to which no files can be written; give a folder"
+    ) as caught:
         build(folder / "source", f"{server.url}/out", workers=1)
     assert "\n" not in str(caught.value)
 

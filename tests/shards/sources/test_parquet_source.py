@@ -144,7 +144,7 @@ def test_of_several_columns_of_files_the_one_called_image_is_taken_or_else_one_h
     listing = list_source(tmp_path / "list.parquet")
     assert f"{tmp_path}/list.parquet: files are those of the column image, not of mask" in listing.notes
     pq.write_table(pa.table({"left": [b"1"], "right": [b"2"]}), tmp_path / "list.parquet")
-    with pytest.raises(ShardError, match="its columns left and right may both hold the files; call the right one im"):
+    with pytest.raises(ShardError, match="its columns left and right may both contain the files; rename the right"):
         list_source(tmp_path / "list.parquet")
 
 
@@ -186,7 +186,7 @@ def test_the_splits_of_a_data_set_are_not_mixed(
     with pytest.raises(ShardError) as error:
         list_source(tmp_path)
     root = str(tmp_path)
-    assert f"{root}: holds the parts of a data set ({splits}); build each by itself: " in str(error.value)
+    assert f"{root}: contains the parts of a data set ({splits}); build each by itself: " in str(error.value)
     assert f"maskfeat-shards build {root}/{remedy} ..." in str(error.value).replace("'", "")
     expected = sum(remedy.split(".")[0].strip("*") in table for table in tables)
     assert len(list_source(tmp_path / remedy).paths) == expected
@@ -214,7 +214,7 @@ def test_tables_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"/b\.parquet: has other classes than a\.parquet; build each by itself"):
         list_source(tmp_path)
     pq.write_table(pa.table({"path": ["1.jpg"]}), tmp_path / "b.parquet")
-    with pytest.raises(ShardError, match=r"/b\.parquet: does not hold files, as those beside it do"):
+    with pytest.raises(ShardError, match=r"/b\.parquet: does not contain files, unlike those beside it"):
         list_source(tmp_path)
 
 

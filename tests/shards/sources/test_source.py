@@ -21,7 +21,7 @@ def touch(root: Path, *paths: str) -> None:
 
 def test_the_suffixes_of_samples_are_those_that_the_documentation_lists() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "sources.md").read_text()
-    listed = re.search(r"Names of images end in (.*?), in upper or lower case", text, re.DOTALL)
+    listed = re.search(r"Names of images end\s+in\s+(.*?), in\s+upper or\s+lower case", text, re.DOTALL)
     assert listed and set(re.findall(r"`\.(\w+)`", listed[1])) == suffixes()
 
 
@@ -151,7 +151,7 @@ def test_what_is_ignored_is_counted_by_kind_and_the_remedy_told(tmp_path: Path) 
     assert notes(tmp_path) == [
         "ignored files: 3 .cr2, 2 hidden, 1 .db, 1 .jxl, 1 broken links, 1 others; .cr2, .jxl cannot be read "
         "here: convert to JPEG first",
-        "one class only, cat; if that folder holds the class folders, build it instead",
+        "one class only, cat; if it contains the class folders, build it instead",
         "no class for folders without an image or video: cow (empty), dog (all its files are ignored: 4), "
         "eel (a broken link)",
     ]
@@ -183,7 +183,7 @@ def test_a_single_class_is_worth_a_note(tmp_path: Path) -> None:
     touch(tmp_path, "Data/cat/1.jpg", "Data/dog/1.jpg", "Annotations/1.xml")
     assert notes(tmp_path) == [
         "ignored files: 1 .xml",
-        "one class only, Data; if that folder holds the class folders, build it instead",
+        "one class only, Data; if it contains the class folders, build it instead",
         "no class for folders without an image or video: Annotations (all its files are ignored: 1)",
     ]
 

@@ -144,7 +144,7 @@ def test_tables_that_embed_several_images_a_row_or_pixels_are_refused_in_one_sho
     pq.write_table(pa.table(columns), tmp_path / "list.parquet")
     with pytest.raises(
         ShardError,
-        match=rf"embeds images in its column {culprit}, and not one file a row, .*; write them so, or to fil",
+        match=rf"has images in its column {culprit}, but not one file per row, .*; write them in that form, or",
     ):
         list_source(tmp_path / "list.parquet")
 
@@ -192,7 +192,7 @@ def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Pat
     [
         ("a.jpg,cat\nb.jpg,dog\n", r"has no header: its first line begins with a\.jpg; put a line"),
         ("/x/a.PNG;cat\nb.jpg;dog\n", "has no header"),
-        ("file,image,label\na.jpg,b.jpg,1\n", "its columns file and image may both list the files; call the right"),
+        ("file,image,label\na.jpg,b.jpg,1\n", "its columns file and image may both list the files; rename the right"),
         ("path,label,Label\na.jpg,1,2\n", "has two columns label; rename or leave out one"),
         ("path,PATH \na.jpg,b.jpg\n", "has two columns path; rename or leave out one"),
         (
@@ -202,8 +202,8 @@ def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Pat
         ("path\n" + "a" * 3000 + "\n" + "a" * 3000, r"row 2: a{100}\.\.\. is in row 1 already"),
         ("path,target\na.jpg,0.37\n", "row 1: target 0.37 is not a whole number .*leave out the whole column"),
         ("path,label\nä.jpg,cat\n".encode("latin-1"), r"is not UTF-8 .*byte 11\): .*`iconv -f LATIN1 -t UTF-8`"),
-        ("path,label\na.jpg,cat\n".encode("utf-16-le"), r"is not UTF-8 \(it holds zero bytes"),
-        ("path,label\na.jpg,cat\n".encode("utf-32"), r"is not UTF-8 \(it holds zero bytes"),
+        ("path,label\na.jpg,cat\n".encode("utf-16-le"), r"is not UTF-8 \(it contains zero bytes"),
+        ("path,label\na.jpg,cat\n".encode("utf-32"), r"is not UTF-8 \(it contains zero bytes"),
         (b"\xff\xfe", "is empty; its first line has to name the columns"),
         ("image_id,label\na,1\n", "has no column `path` among image_id, label"),
         ("", "is empty; its first line has to name the columns"),
@@ -218,9 +218,9 @@ def test_a_table_without_labels_says_which_columns_would_be_labels(tmp_path: Pat
         ("path\nnone://a.jpg\n", r"row 1: none://a\.jpg cannot be read: its protocol is not one of file, http"),
         (
             "path\nhttps://h/a.jpg\nhttps://me:pass@h/b.jpg\n",
-            r"row 2: https://h/b\.jpg holds .*environment$",
+            r"row 2: https://h/b\.jpg contains .*environment$",
         ),
-        ("path\nhttps://h/a.jpg?w=1\nhttps://h/a.jpg?sig=x\n", r"row 2: https://h/a\.jpg holds credentials"),
+        ("path\nhttps://h/a.jpg?w=1\nhttps://h/a.jpg?sig=x\n", r"row 2: https://h/a\.jpg contains credentials"),
         ('path\n"a.jpg\n', "not a readable UTF-8 .csv table"),
     ],
 )
@@ -264,7 +264,7 @@ def test_labels_are_part_of_what_is_built(tmp_path: Path) -> None:
     text = "path,label\nimages/ant/000.JPG,x\nimages/bee/001.JPG,y\n"
     build(table(tmp_path / "list.csv", text), tmp_path / "out", workers=1)
     table(tmp_path / "list.csv", text.replace("JPG,y", "JPG,x"))
-    with pytest.raises(ShardError, match="holds a data set of other files or options"):
+    with pytest.raises(ShardError, match="contains a data set of other files or options"):
         build(tmp_path / "list.csv", tmp_path / "out", workers=1)
 
 

@@ -42,7 +42,7 @@ def test_an_item_is_a_range_of_the_outer_file(tree: Path, tmp_path: Path) -> Non
 def test_a_tar_that_shrinks_under_the_build_costs_the_images_that_are_gone(tree: Path, tmp_path: Path) -> None:
     tar = make_tar_of_tars(tmp_path / "images.tar", tree)
     last = max(list_source(tar).item(index).offset or 0 for index in range(12))
-    with pytest.raises(OSError, match="10 bytes came instead of 100"):
+    with pytest.raises(OSError, match="10 bytes were received instead of 100"):
         tar.write_bytes(tar.read_bytes()[: last + 10])
         read(str(tar), last, 100)
 
@@ -50,7 +50,7 @@ def test_a_tar_that_shrinks_under_the_build_costs_the_images_that_are_gone(tree:
 def test_only_tars_of_class_tars_are_listed(tmp_path: Path) -> None:
     source = tmp_path / "images.tar"
     make_tar(source, {"000.jpg": b"", "000.cls": b"1"})
-    with pytest.raises(ShardError, match=r"images\.tar: holds no <class>\.tar; .* `maskfeat-shards index`"):
+    with pytest.raises(ShardError, match=r"images\.tar: contains no <class>\.tar; .* `maskfeat-shards index`"):
         list_source(source)
     make_tar(source, {"cat.tar": make_tar(tmp_path / "inner", {"notes.txt": b""}).read_bytes(), "readme": b""})
     with pytest.raises(ShardError, match=r"images\.tar: no images .* among 2 files"):
@@ -91,16 +91,16 @@ def test_no_image_is_lost_behind_a_damaged_header_of_a_class(tmp_path: Path) -> 
 def test_two_tars_of_one_class_are_refused(tmp_path: Path) -> None:
     inner = make_tar(tmp_path / "inner", {"1.jpg": b"", "2.jpg": b""}).read_bytes()
     tar = make_tar(tmp_path / "images.tar", {"train/cat.tar": inner, "val/cat.tar": inner})
-    with pytest.raises(ShardError, match="holds two tars for the class cat"):
+    with pytest.raises(ShardError, match="contains two tars for the class cat"):
         list_source(tar)
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "why"),
     [
-        ("1.jpg", tarfile.SYMTYPE, "is not a plain file"),
+        ("1.jpg", tarfile.SYMTYPE, "is not a regular file"),
         ("1.jpg", tarfile.LNKTYPE, "is a hard link to /etc/passwd, which is not in the tar before it"),
-        ("1.jpg", tarfile.CHRTYPE, "is not a plain file"),
+        ("1.jpg", tarfile.CHRTYPE, "is not a regular file"),
         ("/1.jpg", tarfile.REGTYPE, "has an absolute or .. path"),
         ("../1.jpg", tarfile.REGTYPE, "has an absolute or .. path"),
     ],
@@ -140,7 +140,7 @@ def test_classes_without_an_image_and_what_is_ignored_are_named(tree: Path, tmp_
 def test_tars_of_the_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:
     tar = make_tar_of_tars(tmp_path / "images.tar", make_tree(tmp_path / "tree", 4, ("train", "val")))
     with pytest.raises(
-        ShardError, match=r"holds the splits of a data set \(train, val\), .*; unpack it, and build each"
+        ShardError, match=r"contains the splits of a data set \(train, val\), .*; unpack it, and build each"
     ):
         build(tar, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()

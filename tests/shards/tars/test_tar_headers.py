@@ -151,7 +151,7 @@ def test_sparse_files_are_told_whoever_wrote_them(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.tar"
         path.write_bytes(pax(records) + member(b"raw", IMAGE) + member(b"b.jpg", IMAGE) + END)
         assert [(key, list(found), unsafe) for key, found, unsafe in samples_of(path)] == [
-            ("a", [], "a.jpg is not a plain file"),
+            ("a", [], "a.jpg is not a regular file"),
             ("b", ["jpg"], None),
         ]
 

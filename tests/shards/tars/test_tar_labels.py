@@ -57,7 +57,7 @@ def test_a_label_is_a_name_or_a_number_wherever_it_stands(
         ("json", b'{"label": 1e400}', ".json: inf is not a whole number"),
         ("json", b'{"label": "\\ud800"}', ".json: 'utf-8' codec can't encode"),
         ("json", b'{"label": ' + b"9" * 5000 + b"}", ".json: Exceeds the limit"),
-        ("json", b"[" * 100_000, ".json: it is nested too deep"),
+        ("json", b"[" * 100_000, ".json: it is nested too deeply"),
         ("json", b'{"label": 1, "label": 2}', ".json: an object has a name twice"),
         ("json", b"{", ".json: Expecting property name"),
     ],

@@ -122,7 +122,7 @@ def test_what_cannot_be_told_is_rejected_by_its_cause(tmp_path: Path) -> None:
     members |= {"cls.jpg": JPEGS[1], "cls.a.cls": b"1", "cls.b.cls": b"2"}
     indexed(tmp_path, make_tar(tmp_path / "a.tar", members))
     suffixes = "members end in .avi, .jfif, .jpe, .jpeg, .jpg, .m4v, .mkv, .mov, .mp4, .png, .webm"
-    stay = "and tars stay as they are here; unpack them and use `maskfeat-shards build`"
+    stay = "which `index` cannot convert; unpack the tars and use `maskfeat-shards build`"
     assert rejects(tmp_path) == {
         "img": (
             "not one image",

@@ -56,8 +56,8 @@ def test_folders_of_a_tar_are_no_classes_and_both_commands_say_so(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
-    said = "its samples lie in folders, which are not taken for classes; if they are, unpack the tars and use"
-    assert f"{tmp_path}/out: {said} `maskfeat-shards build`\n" in capsys.readouterr().err
+    said = "its samples are in folders, which `index` does not take as classes; if they are classes, "
+    assert f"{tmp_path}/out: {said}unpack the tars and use `maskfeat-shards build`\n" in capsys.readouterr().err
 
 
 def test_a_tar_that_is_left_out_is_named_with_its_cause(
