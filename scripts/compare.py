@@ -27,7 +27,7 @@ from rich.table import Table
 from pipeline.files import entries
 from pipeline.pretrain.baselines import read_baselines
 from shards.files import parse_json
-from shards.program import until_unread
+from shards.program import quietly
 from shards.terminal import Parser, note, prepare, say
 
 mpl.use("Agg")
@@ -244,5 +244,5 @@ def line(axes: Axes, points: Curve, scale: float, **style: Any) -> None:
 
 
 if __name__ == "__main__":
-    with until_unread():
+    with quietly():
         sys.exit(main())

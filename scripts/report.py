@@ -3,8 +3,8 @@
 import sys
 
 from pipeline.commands.report import main
-from shards.program import until_unread
+from shards.program import quietly
 
 if __name__ == "__main__":
-    with until_unread():
+    with quietly():
         sys.exit(main())
