@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
+_MOST_NAMED = 8  # differences between two runs in a message
 AVERAGE = "ema"  # besides a weight and its moments, if the run has one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
@@ -204,8 +205,10 @@ def check_identity(
         if comparable(key, known.get(key)) != comparable(key, identity.get(key))
     ]
     if differing:
+        more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise CheckpointError(
-            f"{found.folder} belongs to another run ({'; '.join(differing)}): set these back, or choose another run.dir"
+            f"{found.folder} belongs to another run ({'; '.join(differing[:_MOST_NAMED])}{more}): set these back, or "
+            "choose another run.dir"
         )
 
 

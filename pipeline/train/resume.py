@@ -14,6 +14,7 @@ from pipeline.config import TrainingRecipe
 from pipeline.files import tell
 from pipeline.masks.settings import KINDS_OF_NULL
 from pipeline.optimizers import OPTIMIZERS
+from pipeline.record import kind_of
 from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
@@ -90,16 +91,25 @@ def find_checkpoint(
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 
+    def check_run(found: Checkpoint) -> None:
+        kind = kind_of(found.facts.recipe)
+        if kind != recipe.run.kind:
+            raise CheckpointError(
+                f"{found.folder} belongs to a run of run.kind={kind}, and this is one of run.kind={recipe.run.kind}: "
+                "choose another run.dir"
+            )
+        checkpoint.check_identity(found, identity, known, _IMPLIED)
+
     def check(found: Checkpoint) -> None:
         try:
-            checkpoint.check_identity(found, identity, known, _IMPLIED)
+            check_run(found)
         except CheckpointError:
             return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        checkpoint.check_identity(found, identity, known, _IMPLIED)
+        check_run(found)
     return found
 
 
