@@ -21,5 +21,5 @@ def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: b
     if validates and run.eval_every >= end:
         found.append(f"run.eval_every={run.eval_every}, but the run ends at step {end:,}: only that step is validated")
     if run.histogram_every is not None and not {"tensorboard", "wandb"} & {*run.boards}:
-        found.append("run.histogram_every has no effect: add tensorboard or wandb, which show histograms, to run.boards")
+        found.append("run.histogram_every has no effect: none of run.boards shows histograms, add tensorboard or wandb")
     return found

@@ -18,7 +18,7 @@ from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
 
-_IMPLIED = {"mask.kind": KINDS_OF_NULL}
+_IMPLIED = {"mask.kind": KINDS_OF_NULL}  # by setting, the values that mean the same as null
 
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
@@ -92,15 +92,42 @@ def find_checkpoint(
 
     def check(found: Checkpoint) -> None:
         try:
-            checkpoint.check_identity(found, identity, known, _IMPLIED)
+            check_identity(found, identity, known)
         except CheckpointError:
             return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        checkpoint.check_identity(found, identity, known, _IMPLIED)
+        check_identity(found, identity, known)
     return found
+
+
+def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to the given run.
+
+    Args:
+        found: the checkpoint.
+        identity: that of the run, see `identity`.
+        defaults: the values of settings that a checkpoint of an earlier version lacks.
+
+    Raises:
+        CheckpointError: it does not; the message names the differences.
+    """
+    known = defaults | found.facts.identity
+
+    def comparable(key: str, value: Any) -> Any:
+        return None if value in _IMPLIED.get(key, ()) else value
+
+    differing = [
+        f"{key} was {known.get(key)}, now {identity.get(key)}"
+        for key in sorted(found.facts.identity.keys() | identity.keys())
+        if comparable(key, known.get(key)) != comparable(key, identity.get(key))
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{found.folder} belongs to another run ({'; '.join(differing)}): set these back, or choose another run.dir"
+        )
 
 
 def check_contents(found: Checkpoint, shapes: Shapes) -> None:

@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
 
 
 def built(family: str, rows: int, columns: int, classes: int = 0) -> Any:
-    """A network on a grid of so many patches, with random weights everywhere."""
+    """Return a network on a grid of `rows` x `columns` patches, with random weights everywhere."""
     name, frames, options = FAMILIES[family]
     patch = 14 if family == "DINOv2" else 16
     torch.manual_seed(rows)
@@ -39,7 +39,7 @@ def built(family: str, rows: int, columns: int, classes: int = 0) -> Any:
 
 
 def transposed(name: str, value: Tensor, rows: int, columns: int) -> Tensor:
-    """A network's tensor for the transposed inputs: kernels, and positions of patches by row and column."""
+    """Return a network's tensor for transposed inputs: transpose kernels and the positions of patches."""
     if name.endswith("pos_embed") or name == "pos_embed_spatial":
         count = rows * columns
         grid = value[:, -count:].unflatten(1, (rows, columns)).transpose(1, 2).flatten(1, 2)
