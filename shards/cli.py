@@ -16,7 +16,7 @@ from shards.manifest import Dataset, Manifest
 from shards.media.media import DEFAULT_MAX_PIXELS
 from shards.output import figures, judge, overview, progress, resumable, summarise
 from shards.preview import write_preview
-from shards.program import program, until_unread
+from shards.program import program, quietly
 from shards.storage import join
 from shards.terminal import note, note_error, prepare, say, shown
 from shards.text import counted, size_of
@@ -131,7 +131,7 @@ def main(commands: Iterable[Callable[..., None]] = COMMANDS) -> None:
         app.command()(command)
     prepare()
     try:
-        with until_unread():
+        with quietly():
             status = app([_expanded(argument) for argument in sys.argv[1:]], standalone_mode=False)
         sys.exit(status or 0)
     except ShardError as error:

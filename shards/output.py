@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shards.interrupts import STATUS
 from shards.manifest import Dataset, Manifest
 from shards.storage import join
 from shards.tables.duplicates import DUPLICATES, load_duplicates
@@ -189,7 +190,7 @@ def resumable(*outs: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         note(f"interrupted: run the same command again to resume; finished shards in {' and '.join(outs)} are kept")
-        raise typer.Exit(130) from None
+        raise typer.Exit(STATUS) from None
 
 
 def judge(roots: Sequence[str], max_rejects: int) -> None:

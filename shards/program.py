@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from shards.interrupts import STATUS
+
 
 def program(name: str, description: str) -> typer.Typer:
     """Return a program without commands. It has `--version`, and without arguments it prints its help."""
@@ -36,11 +38,16 @@ def program(name: str, description: str) -> typer.Typer:
 
 
 @contextmanager
-def until_unread() -> Iterator[None]:
-    """End the program with status 1, without a message, once the reader of its output, such as `head`, has left."""
+def quietly() -> Iterator[None]:
+    """End the program without a message once it is interrupted, or once the reader of its output, as `head`, has left.
+
+    The status is 130 or 1.
+    """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(STATUS)

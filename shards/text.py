@@ -1,5 +1,6 @@
 """Convert names and messages to text that a file format or a terminal accepts."""
 
+import json
 import math
 import os
 
@@ -51,3 +52,8 @@ def size_of(count: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a count with its noun, as in `1 shard` and `1,200 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def in_python(text: str) -> str:
+    """Return the text as a string of Python's syntax, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)

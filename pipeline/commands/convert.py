@@ -23,6 +23,7 @@ from model.geometry import geometry
 from model.weights import IMAGENET, KINETICS, WeightsError, read
 from pipeline.files import output
 from shards.terminal import Parser, note, prepare, say
+from shards.text import in_python
 
 
 def main() -> int:
@@ -47,7 +48,7 @@ def main() -> int:
         return 1
     what = "classifier" if weights.fine_tuned else "encoder"
     if frames is None:
-        say(f'{what} -> {arguments.out}: timm.create_model("local-dir:{arguments.out}", pretrained=True)')
+        say(f"{what} -> {arguments.out}: timm.create_model({in_python(f'local-dir:{out}')}, pretrained=True)")
     else:
         say(f"{what} -> {arguments.out}:")
         for line in loader(encoder, name).replace("FOLDER", str(arguments.out)).splitlines():

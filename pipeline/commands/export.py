@@ -48,6 +48,7 @@ from pipeline.settings import ConfigError
 from pipeline.trained import load_model, recipe_of
 from pipeline.whole_model import write_model
 from shards.terminal import Parser, note, prepare, say
+from shards.text import in_python
 
 FORMATS = ("timm", "torch", "onnx", "maskfeat")
 
@@ -92,22 +93,23 @@ def write(
 ) -> None:
     """Write the formats to an existing folder, and say how each is read."""
     written = f"step {found.facts.step} -> {out}"
+    local, encoder, folder = (in_python(name) for name in (f"local-dir:{out}", f"{out}/encoder.pt", f"{out}"))
     if "timm" in formats:
         write_timm(run, found, model, recipe, out, average)
-        how = f'timm.create_model("local-dir:{out}", pretrained=True)'
+        how = f"timm.create_model({local}, pretrained=True)"
         say(f"{written}: {how if recipe.data.frames is None else 'README.md has the lines that read it'}")
     if "torch" in formats:
         content = io.BytesIO()  # writing to a file, torch.save does not say why it fails
         torch.save(model.encoder.state_dict(), content)
         (out / "encoder.pt").write_bytes(content.getbuffer())
-        say(f'{written}: torch.load("{out}/encoder.pt", weights_only=True)')
+        say(f"{written}: torch.load({encoder}, weights_only=True)")
     if "onnx" in formats:
         difference = export_onnx(model.encoder, out / "encoder.onnx")
         say(f"{written}: {out}/encoder.onnx, within {difference:.1e} of torch in ONNX Runtime")
     if "maskfeat" in formats and isinstance(model, MaskFeat):
         assert isinstance(recipe, Recipe)
         write_model(out, model, recipe, found.facts.step)
-        say(f'{written}: pipeline.api.load_model("{out}")')
+        say(f"{written}: pipeline.api.load_model({folder})")
 
 
 def main() -> int:

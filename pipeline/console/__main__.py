@@ -1,5 +1,5 @@
 """`python -m pipeline.console` is `maskfeat`."""
 
-from pipeline.console.main import main
+from pipeline.console.entry import maskfeat
 
-main()
+maskfeat()

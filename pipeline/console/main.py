@@ -12,7 +12,8 @@ import typer
 
 from pipeline.console.launch import TRAINING, options_parser, start
 from pipeline.recipe_files import RECIPES, list_recipes, names
-from shards.program import program, until_unread
+from shards.interrupts import ending_quietly
+from shards.program import program, quietly
 from shards.terminal import prepare, say
 
 # Arguments that a single process answers at once
@@ -64,7 +65,7 @@ def main() -> None:
     """Run the command line."""
     prepare()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    with until_unread():
+    with quietly():
         if name in COMMANDS:
             sys.exit(run(name, sys.argv[2:]))
         if name == "--list":
@@ -85,7 +86,9 @@ def run(name: str, arguments: list[str]) -> int:
     if command.processes:
         os.environ["DS_ACCELERATOR"] = "cpu"  # nothing is computed, so no GPU is needed
     try:
-        return int(import_module(f"{command.package}.{name}").main())
+        with ending_quietly():
+            main_of_command = import_module(f"{command.package}.{name}").main
+        return int(main_of_command())
     finally:
         if command.processes and {"-h", "--help"} & {*arguments}:
             print(f"\n{options_parser(name).format_help()}")

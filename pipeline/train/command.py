@@ -26,6 +26,7 @@ from pipeline.train.errors import TrainingError
 from pipeline.train.loop import Outcome
 from pipeline.train.setup import MakeTask, set_up
 from shards.files import ShardError
+from shards.interrupts import STATUS
 from shards.terminal import Parser, note, note_error, prepare, say
 
 UNSET = "???"  # stands for a data set in a printed recipe
@@ -155,7 +156,7 @@ def leave(main: Callable[[], int]) -> None:
     try:
         status = main()
     except KeyboardInterrupt:
-        status = 130
+        status = STATUS
     except Exception as error:
         note_error(error)
         status = 1

@@ -14,10 +14,12 @@ from pipeline.config import TrainingRecipe
 from pipeline.files import tell
 from pipeline.masks.settings import KINDS_OF_NULL
 from pipeline.optimizers import OPTIMIZERS
+from pipeline.record import kind_of
 from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
 
+_MOST_NAMED = 8  # differences between two runs in a message
 _IMPLIED = {"mask.kind": KINDS_OF_NULL}  # by setting, the values that mean the same as null
 
 
@@ -90,16 +92,25 @@ def find_checkpoint(
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 
+    def check_run(found: Checkpoint) -> None:
+        kind = kind_of(found.facts.recipe)
+        if kind != recipe.run.kind:
+            raise CheckpointError(
+                f"{found.folder} belongs to a run of run.kind={kind}, and this is one of run.kind={recipe.run.kind}: "
+                "choose another run.dir"
+            )
+        check_identity(found, identity, known)
+
     def check(found: Checkpoint) -> None:
         try:
-            check_identity(found, identity, known)
+            check_run(found)
         except CheckpointError:
             return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        check_identity(found, identity, known)
+        check_run(found)
     return found
 
 
@@ -125,8 +136,10 @@ def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[s
         if comparable(key, known.get(key)) != comparable(key, identity.get(key))
     ]
     if differing:
+        more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise CheckpointError(
-            f"{found.folder} belongs to another run ({'; '.join(differing)}): set these back, or choose another run.dir"
+            f"{found.folder} belongs to another run ({'; '.join(differing[:_MOST_NAMED])}{more}): set these back, or "
+            "choose another run.dir"
         )
 
 

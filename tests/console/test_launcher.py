@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import yaml
 from launching import CHECKOUT, SMALL, losses, small_recipe
 
+import pipeline.console.main as console
 from pipeline.console import launch, rank
 
-START = "import sys; from pipeline.console.main import main; main()"
+START = "from pipeline.console.entry import maskfeat; maskfeat()"
 
 
 @pytest.fixture
@@ -286,6 +288,37 @@ def test_an_interrupt_while_modules_are_imported_prints_no_traceback() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, launch.rank.__file__], capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("program", ["maskfeat", "maskfeat_shards"])
+def test_an_interrupt_while_a_program_is_imported_prints_no_traceback(program: str) -> None:
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pipeline.console import entry\n"
+        "entry.import_module = lambda name: signal.raise_signal(signal.SIGINT)\n"
+        "getattr(entry, sys.argv[1])()\n"
+    )
+    command = [sys.executable, "-c", code, program]
+    ended = subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("command", ["export", "predict", "report", "estimate"])
+def test_an_interrupted_command_prints_no_traceback(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process runs these, without `rank.py`."""
+
+    def interrupted() -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "import_module", lambda name: SimpleNamespace(main=interrupted))
+    monkeypatch.setattr(sys, "argv", ["maskfeat", command, "x"])
+    with pytest.raises(SystemExit) as end:
+        console.main()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

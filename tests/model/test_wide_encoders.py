@@ -122,7 +122,7 @@ def test_positions_of_the_same_grid_are_not_touched(size: tuple[int, int], known
 
 
 def test_relative_biases_are_resampled_by_rows_and_columns() -> None:
-    """Those of the transposed problem are transposed; and a grid of as many patches is another grid."""
+    """The biases of the transposed problem are transposed, and a grid of the same size may be another grid."""
     name, network = "blocks.1.attn.relative_position_bias_table", built("BEiT", 4, 6)
     state = {key: value for key, value in network.state_dict().items() if "relative_position_index" not in key}
     mirrored = {key: transposed(key, value, 4, 6) for key, value in state.items()}

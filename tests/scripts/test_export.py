@@ -1,5 +1,6 @@
 """Exports of scripts/export.py, read by other projects' code, and refusals."""
 
+import ast
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ import yaml
 from huggingface_hub import ModelCard
 from launching import launch, metrics, pretrain, small_recipe
 from PIL import Image
+from resuming import OLD
 from safetensors.torch import load_file
 from scripting import Hostile, run_script
 from timm.data import create_transform, resolve_model_data_config
@@ -74,6 +76,16 @@ def test_others_need_nothing_of_ours(run: Path, tmp_path: Path, monkeypatch: pyt
     with torch.no_grad():
         want = trained(run, 3).encoder.forward_features(image)[:, 1:]
     assert torch.equal(tokens, want) and torch.equal(feature, want.mean(1))
+
+
+def test_what_is_printed_is_python_whatever_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = export(monkeypatch, OLD / "pretrain", tmp_path / 'my "é" \'s', "--format", "timm", "torch", "maskfeat")
+    lines = capsys.readouterr().out.splitlines()
+    printed = [ast.parse(line.removeprefix(f"step 3 -> {out}: ")).body[0] for line in lines]
+    found = [node.value for one in printed for node in ast.walk(one) if isinstance(node, ast.Constant)]
+    assert [name for name in found if isinstance(name, str)] == [f"local-dir:{out}", f"{out}/encoder.pt", str(out)]
 
 
 def test_an_older_step(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

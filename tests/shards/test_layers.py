@@ -8,7 +8,7 @@ import shards
 ROOT = Path(shards.__file__).parent
 # From the ground up; what shares a line may import each other. A folder stands for all that is in it.
 LAYERS = [
-    {"text", "secrets", "files", "terminal", "labels", "program"},
+    {"text", "secrets", "files", "terminal", "labels", "interrupts", "program"},
     {"remote"},
     {"storage"},
     {"media"},

@@ -1,4 +1,4 @@
-"""What a run says at its start: hints about its settings, and baselines that are measured once."""
+"""The lines of a run at its start: hints about its settings, and baselines that are measured once."""
 
 import json
 from pathlib import Path

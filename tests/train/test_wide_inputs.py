@@ -180,6 +180,6 @@ def test_a_grid_that_a_scale_does_not_fill_is_one_line(labelled: Path, tmp_path:
 
 
 def test_the_cost_is_that_of_as_many_patches(labelled: Path, tmp_path: Path) -> None:
-    """Of a grid of 4x9 as of one of 6x6, of which equally many patches are masked."""
+    """A grid of 4x9 costs as much as one of 6x6, of which the same number of patches is masked."""
     wide, square = (costs(small_recipe(labelled, tmp_path, f"data.image_size={size}")) for size in ("[64, 144]", "96"))
     assert wide == square

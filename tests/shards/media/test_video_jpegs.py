@@ -148,7 +148,7 @@ def test_a_video_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_too_many_bytes_and_times_that_mp4_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     gap = encoded(film(40), container="matroska", stamps=[*range(0, 3900, 100), 60_000_000 * 40])
     assert VIDEO.check(gap, CheckOptions()).data is gap
-    with pytest.raises(Rejected, match="MP4 cannot hold"):
+    with pytest.raises(Rejected, match="MP4 cannot store"):
         check(gap)
     monkeypatch.setattr(video_jpegs, "MAX_BYTES", 10_000)
     with pytest.raises(Rejected, match="too many bytes") as why:
