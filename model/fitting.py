@@ -81,7 +81,7 @@ def _old_grid(weights: Weights, count: Callable[[int, int], int], positions: int
     patch = weights.tensors.get(weights.layout.key(f"encoder.{_EMBEDDINGS[0]}.weight"))
     if weights.image_size is not None and patch is not None and patch.ndim > 3 and patch.numel():
         rows, columns = (side // of for side, of in zip(weights.image_size, patch.shape[-2:], strict=True))
-        if count(rows, columns) == positions:
+        if min(rows, columns) > 0 and count(rows, columns) == positions:
             return rows, columns
     side = next(side for side in itertools.count(1) if count(side, side) >= positions)
     return (side, side) if count(side, side) == positions else None
@@ -94,7 +94,7 @@ def renormalised(weights: Weights, normalisation: Normalisation | None) -> tuple
     theirs.std is folded into its weight and bias.
 
     Raises:
-        WeightsError: the embedding does not have a bias, or is that of a MViT, which pads its inputs.
+        WeightsError: the embedding does not have a bias, or is that of an MViT, which pads its inputs.
     """
     theirs = weights.normalisation
     if normalisation in (None, theirs):

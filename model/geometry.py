@@ -74,7 +74,7 @@ def _plain(weights: Weights, patch: int, patches: int, frames: int | None) -> Ar
 
 
 def _mvit(weights: Weights) -> Architecture:
-    """Infer the architecture of a MViTv2. Assumes that keys are first pooled by 8 x 8, which shapes do not show."""
+    """Infer the architecture of an MViTv2. Assumes that keys are first pooled by 8 x 8, which shapes do not show."""
     depth, block = _depth(weights), "encoder.blocks.{}.attn.{}"
     tables = [len(weights.get(block.format(index, "rel_pos_h"), 2)) for index in range(depth)]
     head_width = weights.get(block.format(0, "rel_pos_h"), 2).shape[1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 class Layout:
     """The names in a code base for the parts of `MaskFeat`, and for encoder.fc_norm and encoder.head of classifiers.
 
-    A MViT has torchvision's names, except its LayerNorm after the pooling, which is fc_norm as in other encoders.
+    An MViT has torchvision's names, except its LayerNorm after the pooling, which is fc_norm as in other encoders.
 
     Attributes:
         code: the name of the code base.
@@ -32,7 +32,7 @@ class Layout:
         return name
 
 
-_MVIT = (  # the original names of a MViT's parts, by our names, which are torchvision's
+_MVIT = (  # the original names of an MViT's parts, by our names, which are torchvision's
     (r"encoder\.pos_encoding\.class_token", "cls_token"),
     (r"encoder\.(blocks\.\d+\.attn\.)project\.0\.", r"\1proj."),
     (r"encoder\.(blocks\.\d+\.attn\.)pool_([qkv])\.pool\.", r"\1pool_\2."),

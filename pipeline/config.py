@@ -2,7 +2,7 @@
 
 Each setting has its default and its description where it is declared, in the sections of a recipe, and nowhere else;
 DeepSpeed's own configuration is made from it (train/deepspeed_config.py). load_recipe.py reads settings from files and
-overrides, and setting_texts.py reads the descriptions.
+overrides, and descriptions.py reads the descriptions.
 """
 
 from collections.abc import Sequence

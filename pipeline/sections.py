@@ -70,7 +70,7 @@ class Model(Section):
 
     name: Text = "vit_base_patch16_224"
     """Any timm VisionTransformer, Beit or Eva, DINOv2's and DINOv3's among them. With `data.frames`, a
-    VisionTransformer stands behind tubelets of 2 frames. For clips also `mvit_v2_s`, `mvit_v2_l`, and `mvit_v2` of any
+    VisionTransformer encodes tubelets of 2 frames. For clips also `mvit_v2_s`, `mvit_v2_l`, and `mvit_v2` of any
     size, by options."""
     position_init: PositionInit = "random"
     """`random` (the paper); `sincos`: start from a sine-cosine table; `fixed`: keep that table."""
@@ -159,8 +159,8 @@ class Engine(Section):
     """The computation of a step."""
 
     zero_stage: int = Field(1, ge=0, le=3)
-    """Stage of ZeRO. It partitions among the ranks from 1 on the optimizer's state, from 2 on the gradients, too, and
-    at 3 the weights."""
+    """Stage of ZeRO. From 1 on, the optimizer's state is partitioned among the ranks; from 2 on, the gradients, too;
+    at 3, the weights, too."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of the computation; master weights and moments are fp32. DeepSpeed accumulates 16-bit gradients in
     16 bits at stage 0, and in fp32 at the others."""

@@ -137,10 +137,12 @@ def settings() -> str:
 
 
 def linked(text: str) -> str:
-    """Return a text in which pages, such as docs/how-to/boards.md, are links that name the page."""
+    """Return a text of settings.md in which pages, such as docs/how-to/boards.md, are links that name the page."""
 
     def link(mention: re.Match[str]) -> str:
         path, anchor = Path(mention[1]), mention[2] or ""
+        if CHECKOUT / path == REFERENCE / "settings.md":
+            return f"[below]({anchor})"
         title = (CHECKOUT / path).read_text().partition("\n")[0].removeprefix("# ")
         return f"[{title}]({os.path.relpath(CHECKOUT / path, REFERENCE)}{anchor})"
 

@@ -3,6 +3,8 @@
 import sys
 
 from pipeline.commands.export import main
+from shards.program import quietly
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quietly():
+        sys.exit(main())

@@ -44,7 +44,8 @@ def excerpt(value: object) -> str:
 
 def size_of(count: float) -> str:
     """Return a number of bytes in the unit that suits it, as in `4.21 KB`."""
-    power = min(int(math.log10(max(count, 1))) // 3, 5)
+    rounded = float(f"{count:.3g}")
+    power = min(int(math.log10(max(rounded, 1))) // 3, 5)
     return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 

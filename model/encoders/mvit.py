@@ -57,7 +57,7 @@ SIZES = {
 
 
 def build_mvit(name: str, image_size: Sides, frames: int, classes: int = 0, /, **options: Any) -> MViT:
-    """Build a MViTv2 of torchvision's class.
+    """Build an MViTv2 of torchvision's class.
 
     Without classes, the head is an `nn.Identity` and the final LayerNorm is before the pooling, as MaskFeat trains it;
     with classes, it is after the pooling. Besides parameters, the network has `frames` and `grad_checkpointing`.

@@ -16,7 +16,7 @@ from model.layout import Layout
 
 
 class MViTEncoder:
-    """The `Encoder` of a MViT, with three grids.
+    """The `Encoder` of an MViT, with three grids.
 
     For MViTv2-S on 16 frames of 224 pixels, these are tokens of 8x56x56, predictions of 8x14x14 (8x7x7 for a
     classifier) and masks of 8x7x7. The kernels of the patch embedding overlap: next to a mask, a visible token sees
@@ -75,7 +75,7 @@ class MViTEncoder:
         return encoded
 
     def encode_visible(self, inputs: Tensor, visible: Tensor, taps: Sequence[int]) -> list[Tensor]:
-        """See `Encoder`. Raises ValueError: a MViT pools neighbouring tokens, so it needs all of them."""
+        """See `Encoder`. Raises ValueError: an MViT pools neighbouring tokens, so it needs all of them."""
         raise ValueError("an MViT cannot encode visible patches only: leave out model.decoder, or choose a plain ViT")
 
     def pooled(self, inputs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ there are some but none is valid, the run refuses to start. docs/reference/check
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline.cluster.world import World  # loads DeepSpeed, which reading a checkpoint does not need
 
 VERSION = 1
-_MOST_NAMED = 8  # differences between two runs in a message
 AVERAGE = "ema"  # besides a weight and its moments, if the run has one, the moving average of the weight
 STATE, FILES = "state.json", "files.json"
 
@@ -178,38 +177,6 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
         steps = ", ".join(str(step_of(folder)) for folder in folders(checkpoints))
         raise CheckpointError(f"{run} has no checkpoint of step {step}: it has {steps or 'none'}")
     return read(asked)
-
-
-def check_identity(
-    found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any], implied: Mapping[str, Sequence[Any]]
-) -> None:
-    """Check that a checkpoint belongs to the given run.
-
-    Args:
-        found: the checkpoint.
-        identity: that of the run.
-        defaults: the values of settings that a checkpoint of an earlier version lacks.
-        implied: by setting, the values that are the same as its null.
-
-    Raises:
-        CheckpointError: it does not; the message names the differences.
-    """
-    known = defaults | found.facts.identity
-
-    def comparable(key: str, value: Any) -> Any:
-        return None if value in implied.get(key, ()) else value
-
-    differing = [
-        f"{key} was {known.get(key)}, now {identity.get(key)}"
-        for key in sorted(found.facts.identity.keys() | identity.keys())
-        if comparable(key, known.get(key)) != comparable(key, identity.get(key))
-    ]
-    if differing:
-        more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
-        raise CheckpointError(
-            f"{found.folder} belongs to another run ({'; '.join(differing[:_MOST_NAMED])}{more}): set these back, or "
-            "choose another run.dir"
-        )
 
 
 def read(folder: Path, world: "World | None" = None) -> Checkpoint:

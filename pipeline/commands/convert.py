@@ -2,7 +2,7 @@
 
     maskfeat convert IN OUT
 
-IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup): a ViT, or for clips a MViTv2 or a tubelet ViT, of any
+IN is a checkpoint of SlowFast or of mmpretrain (or mmselfsup): a ViT, or for clips an MViTv2 or a tubelet ViT, of any
 width and depth. model.safetensors and config.json are written to OUT: the encoder of a pre-training checkpoint, or the
 classifier of a fine-tuned one. For clips, the Python code that reads them is printed.
 

@@ -44,7 +44,8 @@ class Data(Section):
     labelled: ClassVar[bool] = False  # whether labels are used
 
     mode: Literal["exact", "stream"] = "exact"
-    """`exact`: a data set with a manifest; `stream`: tars that nobody indexed, see docs/explanation/data.md."""
+    """`exact`: a data set with a manifest; `stream`: tars without one, see
+    docs/explanation/data.md#without-a-manifest-datamodestream."""
     mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)
     """Instead of `data.shards`, several data sets: `{NAME: {shards: FOLDER OR URL, weight: 3}, ...}`, see
     docs/explanation/data.md#several-data-sets. Without weights each counts by its samples."""
@@ -70,8 +71,8 @@ class Data(Section):
     bad_in_a_row: Free[Count] = 100
     """Consecutive bad samples on one rank that end the run."""
     bad_share: Free[float] = Field(0.01, ge=0, le=1)
-    """A larger share of bad samples ends the run, too: a share of all samples since the last start, once more than
-    `data.bad_in_a_row` were bad."""
+    """Largest share of bad samples among all samples since the last start. A larger one ends the run, once more than
+    `data.bad_in_a_row` samples were bad."""
     frames: int | None = Field(None, ge=1, le=1024)
     """Frames of a clip; null: the model sees images. 1 lets an image data set train a video model. In a mixture with
     videos, images have one frame whatever this is, see docs/explanation/data.md#images-beside-videos."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import timm
 import torch
+from pydantic import ValidationError
 
 from model.convert import fill
 from model.encoders.encoder import Encoder
@@ -72,8 +73,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        trained_on = ImageSize.of(found.facts.recipe["data"]["image_size"])
-        fill(model, Weights(found.folder, TIMM, tensors, image_size=trained_on))
+        fill(model, Weights(found.folder, TIMM, tensors, image_size=_trained_on(found)))
     return Source(recipe, model.eval().view, [])
 
 
@@ -135,6 +135,14 @@ def _recipe_of_run(run: Path, overrides: Sequence[str]) -> Recipe:
     if kind_of(read_settings(config)) == "finetune":
         raise ConfigError(f"{run} is a run of fine-tuning: export it, and probe the folder of its weights")
     return load_recipe(str(config), overrides)
+
+
+def _trained_on(found: Checkpoint) -> ImageSize:
+    """Return the size of a checkpoint's training inputs. Raises WeightsError if its recipe is invalid."""
+    try:
+        return Recipe.model_validate(found.facts.recipe).data.size
+    except (ValidationError, TypeError) as error:
+        raise WeightsError(f"{found.folder}: its recipe is invalid; choose another --step") from error
 
 
 def _unknown(source: str) -> ConfigError:

@@ -15,11 +15,11 @@ def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: b
     found, warmup = [], round(optim.warmup_epochs * steps_per_epoch)
     if warmup >= end:
         found.append(
-            f"optim.warmup_epochs={optim.warmup_epochs:g} are {warmup:,} steps, and the run has {end:,}: its learning "
-            "rate never reaches its peak"
+            f"optim.warmup_epochs={optim.warmup_epochs:g} are {warmup:,} steps, but the run ends at step {end:,}: the "
+            "learning rate does not reach its peak"
         )
     if validates and run.eval_every >= end:
-        found.append(f"run.eval_every={run.eval_every}, and the run ends at step {end:,}: only that one is validated")
+        found.append(f"run.eval_every={run.eval_every}, but the run ends at step {end:,}: only that step is validated")
     if run.histogram_every is not None and not {"tensorboard", "wandb"} & {*run.boards}:
-        found.append("run.histogram_every: MLflow does not show histograms, add tensorboard or wandb to run.boards")
+        found.append("run.histogram_every has no effect: none of run.boards shows histograms, add tensorboard or wandb")
     return found

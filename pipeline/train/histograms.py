@@ -11,9 +11,9 @@ from pipeline.train.state import full_states
 def histograms(engine: Engine, world: World) -> Mapping[str, Histogram]:
     """Return histograms on rank 0, "weights/NAME" and "mean_gradients/NAME"; on other ranks, nothing.
 
-    The mean gradient is the optimizer's moving average of the gradient after clipping: the first of its states. The
-    gradient itself is not kept beyond a step. At stages 1 to 3 every tensor is assembled by a collective, so all ranks
-    call this together.
+    The mean gradient is the first state of the optimizer: its moving average of the gradient after clipping or, of
+    SGDW, the momentum, which is the average divided by 1 - `betas[0]`. The gradient itself is not kept beyond a step.
+    At stages 1 to 3 every tensor is assembled by a collective, so all ranks call this together.
     """
     found: dict[str, Histogram | None] = {}
     for name, state in full_states(engine):

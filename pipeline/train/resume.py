@@ -19,7 +19,8 @@ from pipeline.settings import FREE, Section
 from pipeline.train.state import check_counters
 from shards.text import one_line
 
-_IMPLIED = {"mask.kind": KINDS_OF_NULL}
+_MOST_NAMED = 8  # differences between two runs in a message
+_IMPLIED = {"mask.kind": KINDS_OF_NULL}  # by setting, the values that mean the same as null
 
 
 def identity(recipe: TrainingRecipe, data: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def find_checkpoint(
                 f"{found.folder} belongs to a run of run.kind={kind}, and this is one of run.kind={recipe.run.kind}: "
                 "choose another run.dir"
             )
-        checkpoint.check_identity(found, identity, known, _IMPLIED)
+        check_identity(found, identity, known)
 
     def check(found: Checkpoint) -> None:
         try:
@@ -111,6 +112,35 @@ def find_checkpoint(
     if found:
         check_run(found)
     return found
+
+
+def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to the given run.
+
+    Args:
+        found: the checkpoint.
+        identity: that of the run, see `identity`.
+        defaults: the values of settings that a checkpoint of an earlier version lacks.
+
+    Raises:
+        CheckpointError: it does not; the message names the differences.
+    """
+    known = defaults | found.facts.identity
+
+    def comparable(key: str, value: Any) -> Any:
+        return None if value in _IMPLIED.get(key, ()) else value
+
+    differing = [
+        f"{key} was {known.get(key)}, now {identity.get(key)}"
+        for key in sorted(found.facts.identity.keys() | identity.keys())
+        if comparable(key, known.get(key)) != comparable(key, identity.get(key))
+    ]
+    if differing:
+        more = f"; and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
+        raise CheckpointError(
+            f"{found.folder} belongs to another run ({'; '.join(differing[:_MOST_NAMED])}{more}): set these back, or "
+            "choose another run.dir"
+        )
 
 
 def check_contents(found: Checkpoint, shapes: Shapes) -> None:

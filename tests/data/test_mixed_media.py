@@ -133,7 +133,7 @@ def test_what_cannot_be_mixed_is_one_line(sets: dict[str, Path], tmp_path: Path,
         message = "data.mixture: clips and other are the same data set: list it once, with a larger weight"
     else:
         message = (
-            "data.mixture: art has images and clips has videos, and a classifier is trained on one kind: leave out the "
+            "data.mixture: art has images and clips has videos, but a classifier is trained on one kind: leave out the "
             "data sets of the other"
         )
     with pytest.raises(DataError) as error:

@@ -99,7 +99,7 @@ def test_losses_and_frames_are_those_of_a_steps_medium(undisturbed: Path) -> Non
 def test_each_medium_is_validated(
     sets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By losses, baselines and pictures of its own; the loss between two logs is that of all inputs. Of a MViT."""
+    """By losses, baselines and pictures of its own; the loss between two logs is that of all inputs. With an MViT."""
     run = tmp_path / "run"
     validation = (f"data.validation={sets['clips']}", f"data.validation_images={sets['photos']}")
     steps = ("run.max_steps=6", "run.log_every=6", "run.eval_every=6")

@@ -14,7 +14,7 @@ from model.encoders.registry import build_network, encoder_of
 from model.export import export_timm
 from model.maskfeat import MaskFeat
 from model.size import ImageSize, Sides
-from model.weights import TIMM, Weights, read
+from model.weights import TIMM, Weights, WeightsError, read
 
 SMALL = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 FAMILIES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
@@ -28,7 +28,7 @@ FAMILIES: dict[str, tuple[str, int | None, dict[str, Any]]] = {
 
 
 def built(family: str, rows: int, columns: int, classes: int = 0) -> Any:
-    """A network on a grid of so many patches, with random weights everywhere."""
+    """Return a network on a grid of `rows` x `columns` patches, with random weights everywhere."""
     name, frames, options = FAMILIES[family]
     patch = 14 if family == "DINOv2" else 16
     torch.manual_seed(rows)
@@ -39,7 +39,7 @@ def built(family: str, rows: int, columns: int, classes: int = 0) -> Any:
 
 
 def transposed(name: str, value: Tensor, rows: int, columns: int) -> Tensor:
-    """A network's tensor for the transposed inputs: kernels, and positions of patches by row and column."""
+    """Return a network's tensor for transposed inputs: transpose kernels and the positions of patches."""
     if name.endswith("pos_embed") or name == "pos_embed_spatial":
         count = rows * columns
         grid = value[:, -count:].unflatten(1, (rows, columns)).transpose(1, 2).flatten(1, 2)
@@ -138,6 +138,15 @@ def test_relative_biases_are_resampled_by_rows_and_columns() -> None:
     assert torch.equal(wide[-3:], state[name][-3:]) and wide.std() > 0.1
     assert torch.equal(resampled(state, ImageSize(64, 96), (4, 6)), state[name])
     assert not torch.allclose(resampled(state, ImageSize(64, 96), (6, 4)), state[name])
+
+
+def test_inputs_smaller_than_a_patch_do_not_have_a_grid() -> None:
+    """A grid of 0x0 would have as many relative biases as one of 1x1."""
+    state = built("BEiT", 4, 6).state_dict()
+    name = "blocks.1.attn.relative_position_bias_table"
+    state[name] = state[name][-4:]
+    with pytest.raises(WeightsError, match=name):
+        fill(MaskFeat(built("BEiT", 4, 6)), Weights(Path("file"), TIMM, state, image_size=ImageSize(8, 8)))
 
 
 def test_the_size_is_read_from_the_exports_configuration(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_pipe_for_what_is_left_out_is_an_error(tmp_path: Path) -> None:
     assert left_out(tmp_path) == [3, 4, 5]
     (tmp_path / "left-out.json").unlink()
     os.mkfifo(tmp_path / "left-out.json")
-    with pytest.raises(TrainingError, match="not a plain file"):
+    with pytest.raises(TrainingError, match="not a regular file"):
         left_out(tmp_path)
 
 

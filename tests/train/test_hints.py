@@ -14,14 +14,14 @@ from pipeline.train.hints import hints
     [
         (["optim.warmup_epochs=2", "run.eval_every=5"], 21, True, []),
         (["optim.warmup_epochs=2", "run.eval_every=5"], 20, True, ["optim.warmup_epochs=2 are 20 steps"]),
-        (["optim.warmup_epochs=0", "run.eval_every=5"], 5, True, ["run.eval_every=5, and the run ends at step 5"]),
+        (["optim.warmup_epochs=0", "run.eval_every=5"], 5, True, ["run.eval_every=5, but the run ends at step 5"]),
         (["optim.warmup_epochs=0", "run.eval_every=5"], 5, False, []),
         (["optim.warmup_epochs=0", "run.histogram_every=1"], 5, False, []),
         (
             ["optim.warmup_epochs=0", "run.histogram_every=1", "run.boards=[mlflow]"],
             5,
             False,
-            ["run.histogram_every: "],
+            ["run.histogram_every has no effect: "],
         ),
     ],
 )
@@ -49,4 +49,4 @@ def test_baselines_are_measured_once(shards: Path, tmp_path: Path, capsys: pytes
             path.write_text(json.dumps(known))
     assert ["measuring the validation loss" in text for text in said] == [True, False, False]
     assert all("validation loss: zero" in text for text in said)
-    assert "note: run.eval_every=1000, and the run ends at step 1:" in said[0]
+    assert "note: run.eval_every=1000, but the run ends at step 1:" in said[0]

@@ -11,13 +11,13 @@ from launching import losses, metrics, pretrain, small_recipe, trace
 from PIL import Image
 from torch import Tensor
 
-from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError, Facts, check_identity
+from pipeline.checkpoints.checkpoint import Checkpoint, CheckpointError, Facts
 from pipeline.cluster.phases import Phases
 from pipeline.data.plan import Plan
 from pipeline.examples import Example, ExampleMaker
-from pipeline.masks.settings import KINDS_OF_NULL
 from pipeline.pretrain.evaluate import MEAN_BATCHES
 from pipeline.settings import ConfigError
+from pipeline.train.resume import check_identity
 from shards.manifest import Manifest
 
 
@@ -194,9 +194,9 @@ def test_the_default_kind_of_masks_may_be_named(shards: Path, tmp_path: Path) ->
 def test_cubes_are_the_default_of_clips() -> None:
     """A run of clips that named its masks resumes without the name; other masks of clips are other runs."""
     found = Checkpoint(Path("step-1"), Facts(1, {}, {"mask.kind": "cube"}, {}), {})
-    check_identity(found, {"mask.kind": None}, {}, {"mask.kind": KINDS_OF_NULL})
+    check_identity(found, {"mask.kind": None}, {})
     with pytest.raises(CheckpointError, match=r"mask\.kind was cube, now tube"):
-        check_identity(found, {"mask.kind": "tube"}, {}, {"mask.kind": KINDS_OF_NULL})
+        check_identity(found, {"mask.kind": "tube"}, {})
 
 
 def test_a_message_names_some_of_many_differences() -> None:

@@ -1,7 +1,9 @@
 """Runs on inputs that are not square: resumed, probed, drawn, exported, and fine-tuned at other sizes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from scripting import run_script
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.weights import WeightsError
 from pipeline.build import build_model
 from pipeline.data.exact import ExactData
 from pipeline.data.training_data import Part
@@ -136,6 +139,14 @@ def test_positions_of_a_run_are_resampled_for_another_size(run: Path) -> None:
         places = own[0, 1:].view(4, 6, -1).permute(2, 0, 1)[None]
         wanted = F.interpolate(places, grid, mode="bicubic", antialias=True)[0].flatten(1).T
         torch.testing.assert_close(found[0, 1:], wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"data": {"image_size": "wide"}}])
+def test_a_checkpoint_whose_recipe_has_no_size_is_not_probed(recipe: dict[str, Any], run: Path) -> None:
+    found = last_checkpoint(run)
+    spoilt = replace(found, facts=replace(found.facts, recipe=recipe))
+    with pytest.raises(WeightsError, match=r"step-00000004: its recipe is invalid; choose another --step$"):
+        of_run(run, spoilt, [])
 
 
 @pytest.mark.parametrize("size", ["[96, 160]", "96"])
