@@ -265,7 +265,7 @@ def test_what_cannot_be_drawn_is_one_line(
         ((photo, "--weights", run, "--step", "7"), 1, "has no checkpoint of step 7"),
         ((photo, "--weights", run, "--neighbours", tmp_path), 1, str(tmp_path)),
         ((photo, "--weights", run, "--out", tmp_path / "no folder" / "x.png"), 1, "No such file or directory"),
-        ((photo, "--weights", run, "--out", "x.jpg"), 2, "ends in .png"),
+        ((photo, "--weights", run, "--out", "x.jpg"), 2, "--out x.jpg is not the name of a .png file"),
         ((*[photo] * 33, "--weights", run), 2, "give at most 32"),
         ((OLD / "finetune.jsonl", "--weights", run), 1, "not an image"),
     ):

@@ -66,8 +66,8 @@ def test_wandb_shows_a_run_as_one_whatever_its_attempts(
     shown = {step: float(values["loss/training"]) for step, values in history.items() if "loss/training" in values}
     assert shown == pytest.approx(losses(run))
     assert {"loss/validation", "loss/baseline-mean", "optimizer/learning_rate"} <= history[4].keys()
-    counts = json.loads(history[4]["weights/mask_token"])
-    assert counts["_type"] == "histogram" and sum(counts["values"]) == 32
+    assert json.loads(history[4]["weights/mask_token/_type"]) == "histogram"
+    assert sum(json.loads(history[4]["weights/mask_token/values"])) == 32
     assert not any(name.startswith("weights/") for step in (1, 2, 3) for name in history[step])
     assert {step for step, values in history.items() if "reconstruction/path" in values} == {0, 2, 4}
     runs = [record.run for record in wandb_records(run) if record.WhichOneof("record_type") == "run"]
