@@ -7,6 +7,7 @@ breaks, which would forge a message, and escape sequences that move the cursor o
 import argparse
 import io
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -75,7 +76,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(usage=argparse.SUPPRESS, description=description, formatter_class=formatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with status 2."""
+        """Print the error, once if a launcher started several processes on this machine, and exit with status 2."""
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit(2)
         super().error(shown(message))
 
 

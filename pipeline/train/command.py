@@ -11,7 +11,7 @@ import yaml
 
 from model.weights import WeightsError
 from pipeline.checkpoints.checkpoint import CheckpointError
-from pipeline.cluster.launchers import accept_local_rank, accept_usage_check, place
+from pipeline.cluster.launchers import accept_local_rank, place
 from pipeline.cluster.lock import PATIENCE, hold
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import EXIT_STATUS, Preemption
@@ -43,8 +43,6 @@ def train(description: str, kind: type[AnyRecipe], task: MakeTask[AnyRecipe]) ->
         if local_rank == 0:
             note(f"error: {error}")
         return 2
-    if arguments.check_usage:
-        return 0
     if arguments.print_config or arguments.dry_run:
         return status_of(lambda: _tell(recipe, arguments.dry_run)) if rank == 0 else 0
     started = False
@@ -89,7 +87,6 @@ def _parser(description: str, kind: type[TrainingRecipe]) -> Parser:
     parser.add_argument("--print-config", action="store_true", help="print all settings as YAML and exit")
     parser.add_argument("--dry-run", action="store_true", help="check recipe and data sets, and exit")
     accept_local_rank(parser)
-    accept_usage_check(parser)
     return parser
 
 

@@ -140,8 +140,7 @@ def test_processes_share_out_the_cores(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["pretrain", "demo", "data.shards=s", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["finetune", "small", "data.shards=s", "data.validation=v", "optim.lrr=1"], "unknown key optim.lrr"),
+        (["probe", "RUN", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["probe", "RUN/none", "data.shards=s", "data.validation=v"], "none is neither a run.dir, nor weights"),
         (["validate", "RUN/none"], "none is not a run: it does not have a config.yaml"),
         (["validate", "RUN", "data.flip=maybe"], "data.flip=maybe: "),

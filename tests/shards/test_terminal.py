@@ -139,3 +139,14 @@ def test_arguments_that_are_not_understood_are_quoted_on_one_line(capsys: pytest
     assert capsys.readouterr().err.splitlines() == [
         r"program: error: unrecognized arguments: -H Authorization: Bearer *** a\x1b[2J\nerror: forged"
     ]
+
+
+def test_of_several_processes_one_prints_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for local_rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit) as exit_:
+            terminal.Parser(None, prog="maskfeat pretrain").parse_args(["--nonsense"])
+        assert exit_.value.code == 2
+    assert capsys.readouterr().err == "maskfeat pretrain: error: unrecognized arguments: --nonsense\n"
