@@ -20,6 +20,7 @@ import shards
 from shards.build import build
 from shards.files import ShardError
 from shards.making.engines import run
+from shards.text import size_of
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(shards.__file__).parents[1])}
 SHARDS = 16
@@ -169,8 +170,8 @@ def test_a_full_disk_is_one_clear_error_and_a_re_run_with_room_goes_on(small_dis
         (source / "ant" / f"noise{number}.jpg").write_bytes(encoded(noise.rotate(number), "JPEG", quality=90))
     out = small_disk / "out"
     options = {"samples_per_shard": 8, "workers": 2}
-    megabytes = f"{sum(len(data) for data in contents(source).values()) / 1e6:.3g}"
-    with pytest.raises(ShardError, match=f"No space left on device; {megabytes} MB of files are still to be"):
+    size = size_of(sum(len(data) for data in contents(source).values()))
+    with pytest.raises(ShardError, match=f"No space left on device; {size} of files are still to be"):
         build(source, out, **options)
     assert not list(out.glob("*.tar"))
     # A size after shrinking is not known beforehand, so this one runs into the end of the disk.
@@ -205,7 +206,7 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(tmp_path: Path) -> None:
 def test_two_builds_at_once_do_not_meet(slow_source: Path, tmp_path: Path) -> None:
     process = start(slow_source, tmp_path / "out", workers=1)
     wait_for_records(tmp_path / "out", 1, process)
-    with pytest.raises(ShardError, match="another build is writing it"):
+    with pytest.raises(ShardError, match="another build is writing to it"):
         build(slow_source, tmp_path / "out", samples_per_shard=2, workers=1)
     process.kill()
     process.communicate()
