@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.metrics import OF_AVERAGE
 from pipeline.report.progress import Schedule, duration
+from shards.text import counted
 
 # Predictors that learn nothing, by their names in baselines.json
 BASELINES = {
@@ -39,7 +40,9 @@ def result(
     if schedule.first:
         since = f" since step {schedule.first:,}"
     samples, epochs = end * schedule.samples, end / schedule.steps_per_epoch
-    lines = [f"complete: {end:,} steps, {epochs:.4g} epochs, {samples:,.0f} samples, {duration(seconds)}{since}"]
+    lines = [
+        f"complete: {counted(end, 'step')}, {epochs:.4g} epochs, {samples:,.0f} samples, {duration(seconds)}{since}"
+    ]
     if "loss" in metrics:
         lines.append(f"training loss {metrics['loss']:.4f}")
     if "val_loss" in metrics:

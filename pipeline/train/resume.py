@@ -96,8 +96,8 @@ def find_checkpoint(
         kind = kind_of(found.facts.recipe)
         if kind != recipe.run.kind:
             raise CheckpointError(
-                f"{found.folder} belongs to a run of run.kind={kind}, and this is one of run.kind={recipe.run.kind}: "
-                "choose another run.dir"
+                f"{found.folder} belongs to another run (run.kind was {kind}, now {recipe.run.kind}): choose another "
+                "run.dir"
             )
         check_identity(found, identity, known)
 
