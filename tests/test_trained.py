@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "whole numbers": (
         lambda folder: spoil(folder, lambda tensors: tensors.update(mask_token=tensors["mask_token"].int())),
-        "mask_token holds int32 instead of floating-point numbers",
+        "mask_token contains int32 instead of floating-point numbers",
     ),
     "another format": (lambda folder: changed(folder, lambda s: s.update(format="x")), "does not describe a MaskFeat"),
     "a later version": (lambda folder: changed(folder, lambda s: s.update(version=9)), "of this version"),
@@ -208,7 +208,7 @@ def test_the_whole_model_of_clips_is_the_runs(
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
 
     capsys.readouterr()
-    assert run_script(monkeypatch, "predict.py", tmp_path / "x.png", "--weights", out) == 1
+    assert run_script(monkeypatch, "predict.py", tmp_path / "x.png", "--weights", out) == 2
     error = capsys.readouterr().err
     assert error == f"error: {out} are weights for clips, and pictures are images: give weights for images\n"
 

@@ -202,7 +202,7 @@ def test_cubes_are_the_default_of_clips() -> None:
 def test_a_message_names_some_of_many_differences() -> None:
     before, now = ({f"optim.{key}": number for key in "abcdefghij"} for number in (1, 2))
     with pytest.raises(CheckpointError, match=r"\(optim\.a was 1, now 2; .*optim\.h was 1, now 2; and 2 more\)"):
-        check_identity(Checkpoint(Path("step-1"), Facts(1, {}, before, {}), {}), now, {}, {})
+        check_identity(Checkpoint(Path("step-1"), Facts(1, {}, before, {}), {}), now, {})
 
 
 def test_a_model_that_cannot_be_is_one_error(shards: Path, tmp_path: Path) -> None:
