@@ -234,7 +234,7 @@ def draw(path: Path, variants: list[Variant]) -> None:
     probes.set(title="pre-training: linear probe, last block", xlabel="share of the run", ylabel="top-1 (%)")
     blocks.set(title="frozen features: linear (lines), k-NN (dots)", xlabel="block", ylabel="top-1 (%)")
     tuning.set(title="fine-tuning, a line a seed", xlabel="step", ylabel="top-1 (%)")
-    blocks.legend()
+    figure.legend(*blocks.get_legend_handles_labels(), loc="outside lower center", ncols=len(variants))
     figure.savefig(path, dpi=120)
 
 
