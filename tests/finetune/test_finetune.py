@@ -249,7 +249,7 @@ def test_the_exported_classifier_is_plain_timms(
 
 def test_a_folder_of_pre_training_is_not_fine_tuned_in(labelled: dict[str, Path], tmp_path: Path) -> None:
     pretrain(labelled["train"], tmp_path / "run", "run.max_steps=1")
-    with pytest.raises(CheckpointError, match=r"of run\.kind=pretrain, and this is one of run\.kind=finetune: choose"):
+    with pytest.raises(CheckpointError, match=r"run\.kind was pretrain, now finetune\): choose"):
         finetune(labelled["train"], labelled["validation"], tmp_path / "run", "run.max_steps=2")
 
 
