@@ -1,5 +1,6 @@
 """The size of images, and of the frames of clips. This module does not import torch."""
 
+import json
 from typing import NamedTuple
 
 Sides = int | tuple[int, int]  # the side of a square, or height and width, in pixels
@@ -24,7 +25,7 @@ class ImageSize(NamedTuple):
     @property
     def setting(self) -> str:
         """The size as it is written in a recipe: "224", or "[192, 320]"."""
-        return str(self.height) if self.height == self.width else f"[{self.height}, {self.width}]"
+        return json.dumps(self.sides)
 
     @property
     def aspect(self) -> float:

@@ -77,7 +77,7 @@ class Data(Section):
     """Frames of a clip; null: the model sees images. 1 lets an image data set train a video model. In a mixture with
     videos, images have one frame whatever this is, see docs/explanation/data.md#images-beside-videos."""
     sampling: Sampling = "nominal"
-    """How frames of a clip are chosen. `nominal`: `data.stride` apart in a video of 30 frames a second, whatever its
+    """Rule for the frames of a clip. `nominal`: `data.stride` apart in a video of 30 frames a second, whatever its
     rate; `stride`: exactly this many frames apart; `fps`: this many a second; `segments`: one of each of `data.frames`
     equal parts of the video."""
     stride: float = Field(4, gt=0, le=1000)

@@ -15,6 +15,7 @@ from rich.table import Table
 from model.encoders.encoder import Pool
 from pipeline.checkpoints import checkpoint
 from pipeline.cluster.world import World
+from pipeline.config import Recipe
 from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.files import Writing, output
@@ -22,7 +23,7 @@ from pipeline.probe.features import View, compute, load
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
-from pipeline.probe.source import Source, of_run, of_weights, recipe_of
+from pipeline.probe.source import Source, of_run, of_weights, stated_recipe
 from pipeline.report.tensorboard import TensorBoard
 from pipeline.settings import ConfigError
 from shards.manifest import Manifest
@@ -71,9 +72,8 @@ def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False)
     tell = note if as_json else say
     source, name, step = find(asked)
     recipe, encoder = source.recipe, source.encoder
-    if recipe.data.validation is None:
-        raise ConfigError("a probe is judged on labelled samples that it was not trained on: set data.validation")
-    training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(recipe.data.validation)
+    place = _validation_of(recipe)
+    training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(place)
     labels = labels_of(training, validation)
     depth = encoder.depth
     if wrong := [layer for layer in asked.layers if not -depth <= layer < depth]:
@@ -144,9 +144,15 @@ def check(asked: Asked) -> None:
     Raises:
         ConfigError: the source does not exist, an override is wrong, or there is no validation set.
     """
-    recipe = recipe_of(asked.source, asked.overrides)
-    if recipe and recipe.data.validation is None:
+    recipe = stated_recipe(asked.source, asked.overrides)
+    if recipe:
+        _validation_of(recipe)
+
+
+def _validation_of(recipe: Recipe) -> str:
+    if recipe.data.validation is None:
         raise ConfigError("a probe is judged on labelled samples that it was not trained on: set data.validation")
+    return recipe.data.validation
 
 
 def find(asked: Asked) -> tuple[Source, str, int]:

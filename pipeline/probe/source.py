@@ -112,7 +112,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     return Source(recipe, model.eval().view, notes)
 
 
-def recipe_of(source: str, overrides: Sequence[str]) -> Recipe | None:
+def stated_recipe(source: str, overrides: Sequence[str]) -> Recipe | None:
     """Return the recipe of a run with the overrides or, for weights, a recipe with nothing but the overrides.
 
     None for a whole pre-training model, whose recipe lies beside its weights.

@@ -65,7 +65,7 @@ def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: fl
     """Return a schedule of linear warm-up, then half a cosine; `step_update(step)` sets the rate of any step."""
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * optim.batch_size / 256
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(optim, steps_per_epoch)
     # It warns of a cosine of a single step, which the shortest trial runs have
     logging.getLogger(CosineLRScheduler.__module__).setLevel(logging.ERROR)
     return CosineLRScheduler(
@@ -81,7 +81,12 @@ def schedule(optimizer: torch.optim.Optimizer, optim: Optim, steps_per_epoch: fl
 
 def total_steps(optim: Optim, steps_per_epoch: float) -> int:
     """Return the steps of the whole schedule; at least one after the warm-up."""
-    return max(round(optim.epochs * steps_per_epoch), round(optim.warmup_epochs * steps_per_epoch) + 1)
+    return max(round(optim.epochs * steps_per_epoch), warmup_steps(optim, steps_per_epoch) + 1)
+
+
+def warmup_steps(optim: Optim, steps_per_epoch: float) -> int:
+    """Return the steps of the warm-up."""
+    return round(optim.warmup_epochs * steps_per_epoch)
 
 
 class Engine:

@@ -1,6 +1,7 @@
 """Hints about settings that are valid together, but probably not intended."""
 
 from pipeline.sections import Optim, Run
+from pipeline.train.engine import warmup_steps
 
 
 def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: bool) -> list[str]:
@@ -12,7 +13,7 @@ def hints(run: Run, optim: Optim, steps_per_epoch: float, end: int, validates: b
         end: the number of steps of the complete run.
         validates: whether there is a validation set.
     """
-    found, warmup = [], round(optim.warmup_epochs * steps_per_epoch)
+    found, warmup = [], warmup_steps(optim, steps_per_epoch)
     if warmup >= end:
         found.append(
             f"optim.warmup_epochs={optim.warmup_epochs:g} are {warmup:,} steps, but the run ends at step {end:,}: the "
