@@ -199,13 +199,18 @@ class Manifest:
         found = [MANIFEST_SCHEMA.empty_table().select(columns)]
         first = 0
         location = join(self.root, MANIFEST)
-        with readable(location), opened(location, deadline=deadline) as raw, pq.ParquetFile(raw) as file:
+        # In one thread, since no thread of Arrow may hold a Python file; see `arrow_file`.
+        with (
+            readable(location),
+            opened(location, deadline=deadline) as raw,
+            pq.ParquetFile(raw, pre_buffer=False) as file,
+        ):
             if file.metadata.num_rows != len(self):
                 raise ValueError("it has been replaced")
             for group in range(file.num_row_groups):
                 end = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < end:
-                    table = file.read_row_group(group, columns=[*columns, "crc32c"])
+                    table = file.read_row_group(group, columns=[*columns, "crc32c"], use_threads=False)
                     if not np.array_equal(table["crc32c"].to_numpy(), self.crc32c[first:end]):
                         raise ValueError("it has been replaced")
                     table = table.slice(max(start - first, 0), min(stop, end) - max(start, first))

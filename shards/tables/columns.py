@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.files import arrow_file, open_regular
+from shards.files import arrow_file
 
 MANIFEST = "manifest.parquet"
 MANIFEST_SCHEMA = pa.schema(
@@ -84,7 +84,7 @@ def completed(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 def media_in(path: Path) -> frozenset[str]:
     """Return the kinds of samples in a manifest, in constant memory. Raises ValueError for a null."""
     found = set[str | None]()
-    with open_regular(path) as raw:
+    with arrow_file(path) as raw:
         if "media" not in pq.read_schema(raw).names:
             return frozenset({_MEDIA_OF_VERSION_1})
         with pq.ParquetFile(raw, read_dictionary=["media"]) as file:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.files import ShardError, open_regular
+from shards.files import ShardError, arrow_file
 from shards.storage import as_local, join, printable_url
 from shards.text import one_line
 
@@ -70,7 +70,7 @@ def read_columns(
 
     Raises ValueError or pa.ArrowException, which `readable` explains, where the file is invalid.
     """
-    with open_regular(path) as raw, pq.ParquetFile(raw) as file:
+    with arrow_file(path) as raw, pq.ParquetFile(raw) as file:
         for field in schema:
             places = file.schema_arrow.get_all_field_indices(field.name)
             if not places and field.name in may_lack:
