@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 from PIL import Image
-from rich.progress import track
 from sklearn.datasets import load_sample_image
 
+from pipeline.progress_bar import tracked
 from shards.terminal import Parser
 
 SHORT_SIDE = 192  # of the photographs, in pixels: small, so that learning shows soon
@@ -71,7 +71,7 @@ def main() -> None:
         rng = np.random.default_rng([0, len(split)])
         for name in names:
             (out / split / name).mkdir(parents=True)
-        for index in track(range(crops), f"{crops} {split} crops of {len(names)} photographs"):
+        for index in tracked(range(crops), f"{crops} {split} crops of {len(names)} photographs", crops):
             name = names[index % len(names)]
             photograph = images[name]
             height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)

@@ -21,8 +21,8 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
+from pipeline.progress_bar import tracked
 from shards.terminal import Parser
 
 SIDE = 96  # of the squares, in pixels
@@ -87,7 +87,7 @@ def make(out: Path, videos: Sequence[Path]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARK).touch()
-    for video in track(videos, f"clips of {len(videos)} videos"):
+    for video in tracked(videos, f"clips of {len(videos)} videos", len(videos)):
         for place, frames in squares(decoded(video)).items():
             for name, part in parts(len(frames)):
                 folder = out / name / video.stem

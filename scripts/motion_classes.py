@@ -30,10 +30,10 @@ import numpy as np
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import track
 
 from demo_data import photographs
 from demo_video_data import write
+from pipeline.progress_bar import tracked
 from shards.terminal import Parser
 
 MARK = "made-by-motion_classes"  # an empty file in OUT
@@ -106,7 +106,7 @@ def make(out: Path, counts: dict[str, int]) -> None:
     names, planes = list(MOTIONS), [mirrored(photograph) for photograph in textured()]
     for part, count in counts.items():
         rng = np.random.default_rng([0, len(part)])
-        for index in track(range(count), f"{count} {part} clips"):
+        for index in tracked(range(count), f"{count} {part} clips", count):
             motion, plane = names[index % len(names)], planes[rng.integers(len(planes))]
             for kind, frames in variants(moving(plane, motion, rng), rng).items():
                 folder = out / kind / part / motion

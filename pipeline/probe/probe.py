@@ -75,10 +75,7 @@ def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False)
     place = _validation_of(recipe)
     training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(place)
     labels = labels_of(training, validation)
-    depth = encoder.depth
-    if wrong := [layer for layer in asked.layers if not -depth <= layer < depth]:
-        raise ConfigError(f"--layer {wrong[0]}: {recipe.model.name} has blocks 0 to {depth - 1}, or -1 to -{depth}")
-    layers = sorted({layer % depth for layer in asked.layers})
+    layers = _from_zero(asked.layers, encoder.depth, recipe.model.name)
     if world.rank == 0:
         for line in source.notes:
             tell(f"note: {line}")
@@ -147,6 +144,12 @@ def check(asked: Asked) -> None:
     recipe = stated_recipe(asked.source, asked.overrides)
     if recipe:
         _validation_of(recipe)
+
+
+def _from_zero(layers: Sequence[int], depth: int, name: str) -> list[int]:
+    if wrong := [layer for layer in layers if not -depth <= layer < depth]:
+        raise ConfigError(f"--layer {wrong[0]}: {name} has blocks 0 to {depth - 1}, or -1 to -{depth}")
+    return sorted({layer % depth for layer in layers})
 
 
 def _validation_of(recipe: Recipe) -> str:
