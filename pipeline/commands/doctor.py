@@ -35,7 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.cluster.findings import Finding, Verdict
-from pipeline.cluster.launchers import accept_local_rank, place
+from pipeline.cluster.launchers import accept_local_rank, accept_usage_check, place
 from pipeline.cluster.world import join
 from pipeline.config import Recipe, load
 from pipeline.doctor.examine import Wanted, examine, within
@@ -72,10 +72,13 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=120, metavar="S", help="seconds per check (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the findings")
     accept_local_rank(parser)
+    accept_usage_check(parser)
     arguments = parser.parse_intermixed_args()
     try:
         kind = FinetuneRecipe if arguments.finetune or _says_finetuning(arguments.recipe) else Recipe
         recipe = load(kind, arguments.recipe, arguments.overrides)
+        if arguments.check_usage:
+            return 0
         with within(arguments.deadline, "joining the other ranks"):
             world = join()
         wanted = Wanted(

@@ -25,7 +25,7 @@ import math
 import time
 from pathlib import Path
 
-from pipeline.cluster.launchers import accept_local_rank
+from pipeline.cluster.launchers import accept_local_rank, accept_usage_check
 from pipeline.cluster.world import join
 from pipeline.config import load_recipe
 from pipeline.train.command import status_of
@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--of", default="hog", metavar="hog|pixels|TEACHER", help="the target to cluster (%(default)s)")
     parser.add_argument("--words", type=int, default=256, help="number of words (%(default)s)")
     accept_local_rank(parser)
+    accept_usage_check(parser)
     arguments = parser.parse_intermixed_args()
     if not 2 <= arguments.words <= 65_536:
         parser.error("--words must be from 2 to 65,536")
@@ -61,6 +62,8 @@ def main() -> int:
     def find() -> None:
         shards = f"data.shards={arguments.shards}"
         recipe = load_recipe(PLAIN[0], [*PLAIN[1:], shards, *described, *arguments.overrides])
+        if arguments.check_usage:
+            return
         world = join()
         begin = time.perf_counter()
         found = find_words(recipe, arguments.words, arguments.out, world)

@@ -33,7 +33,7 @@ STOPPED = 75  # the exit status of a run that was asked to stop, and resumes
 PYTHON = (sys.executable, "-P", "-u")  # no module is imported from the working directory
 DRY_RUN = "--dry-run"  # one process shows what all of them would do
 TRAINING = ("pretrain", "finetune")  # commands that save when asked to stop
-CHECKED = ("probe", "validate")  # commands whose arguments one process checks before several start
+CHECKED = ("probe", "validate", "words", "doctor")  # commands whose arguments one process checks before several start
 
 
 def options_parser(command: str) -> Parser:

@@ -144,6 +144,11 @@ def test_processes_share_out_the_cores(
         (["probe", "RUN/none", "data.shards=s", "data.validation=v"], "none is neither a run.dir, nor weights"),
         (["validate", "RUN/none"], "none is not a run: it does not have a config.yaml"),
         (["validate", "RUN", "data.flip=maybe"], "data.flip=maybe: "),
+        (["words", "s", "RUN/words", "--words", "1"], "--words must be from 2 to 65,536"),
+        (["words", "s", "RUN/words", "target.kind=pixels"], "target.kind=pixels has no effect here"),
+        (["words", "s", "RUN/words", "data.flip=maybe"], "data.flip=maybe: "),
+        (["doctor", "demo", "data.shards=s", "optim.lr=fast"], "optim.lr=fast: "),
+        (["doctor", "demo", "--finetune", "data.shards=s"], "demo"),
     ],
 )
 def test_wrong_usage_is_refused_before_processes_start(
