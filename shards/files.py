@@ -57,11 +57,10 @@ def sha256_of(path: Path) -> str:
 
 
 def arrow_file(path: Path, mode: str = "rb") -> pa.NativeFile:
-    """Open a file for Arrow: a regular one, where it is read. A writer has to close it.
+    """Open a regular file for Arrow, to read or to write it. A writer has to close it.
 
-    Arrow would read a name as UTF-8 whatever the locale. It also reads in threads of its own, which would abort
-    the process if one of them released a Python file while the interpreter ends:
-    https://github.com/apache/arrow/issues/34314.
+    Arrow would read a name as UTF-8 whatever the locale, and must not read a Python file: one of its threads that
+    releases the file while the interpreter ends aborts the process (https://github.com/apache/arrow/issues/34314).
 
     Raises OSError as `open_regular` does.
     """

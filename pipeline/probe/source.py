@@ -58,7 +58,7 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     Args:
         run: `run.dir`.
         found: the checkpoint; None: the state at the start of the run, without `model.init`.
-        overrides: overrides of its recipe; for another `data.image_size`, positions are resampled.
+        overrides: overrides of its recipe; for another `data.image_size`, learned positions are resampled.
 
     Raises:
         ConfigError: an override is wrong.

@@ -148,7 +148,7 @@ def test_processes_share_out_the_cores(
         (["words", "s", "RUN/words", "target.kind=pixels"], "target.kind=pixels has no effect here"),
         (["words", "s", "RUN/words", "data.flip=maybe"], "data.flip=maybe: "),
         (["doctor", "demo", "data.shards=s", "optim.lr=fast"], "optim.lr=fast: "),
-        (["doctor", "demo", "--finetune", "data.shards=s"], "demo"),
+        (["doctor", "demo", "--finetune", "data.shards=s"], "no recipe 'demo': give one of "),
     ],
 )
 def test_wrong_usage_is_refused_before_processes_start(
