@@ -72,7 +72,8 @@ def training_batches(
 
     Yields:
         For each step a `Batch`, which has the decoded uint8 inputs (B, 3, H, W) and the ids of the samples, and an
-        `Example`, which has the normalised inputs in fp32, the mask, and the targets of the masked patches.
+        `Example`, which has the augmented and normalised inputs in fp32, the mask, and the targets of the masked
+        patches. Clips are (B, 3, frames, H, W), and images of a `data.mixture` with videos (B, 3, 1, H, W).
 
     Raises:
         ConfigError: the recipe is not valid, or a file for the target cannot be used.
@@ -82,13 +83,13 @@ def training_batches(
     plain = recipe.model_copy(update={"engine": PLAIN})
     with torch.device("meta"):  # only the grids of the model matter
         model = build_model(plain)
-    examples = build_examples(plain, model, torch.float32, where)
     inputs = recipe.optim.batch_size // recipe.masks
     part = Part(inputs, inputs, recipe.run.seed, where)
     data: TrainingData = (StreamData if recipe.data.mode == "stream" else ExactData)(recipe.data, part)
     try:
+        examples = build_examples(plain, model, torch.float32, where, single_frames=len(data.media) > 1)
         for batch in data.batches(first_step, sys.maxsize if steps is None else steps):
-            yield batch, examples.example(batch.inputs, batch.keys, recipe.masks)
+            yield batch, examples.training_example(batch.inputs, batch.keys, recipe.masks, recipe.augment)
     finally:
         data.close()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.layout import Mask, mask_of_all
+from pipeline.augmentation import Augment, augmented
 from pipeline.masks.masker import Masker
 from pipeline.pixels import Statistics, normalise
 from pipeline.random import derive
@@ -78,6 +79,16 @@ class ExampleMaker:
         normalised, targets = self._described(inputs, mask_of_all(len(inputs), layout, inputs.device))
         view, cell = mask.indices // layout.cells, mask.indices % layout.cells
         return Example(normalised, mask, targets[view // repeats * layout.cells + cell])
+
+    def training_example(self, inputs: Tensor, keys: Tensor, repeats: int, augment: Augment) -> Example:
+        """Make the example that a training step learns from: of augmented inputs, whatever their kind; see `example`.
+
+        Args:
+            inputs, keys, repeats: see `example`.
+            augment: how the inputs are varied.
+        """
+        varied = augmented(inputs, keys, augment)
+        return self.of(varied).example(varied, keys, repeats)
 
     def targets(self, inputs: Tensor) -> Tensor:
         """Compute the targets of all patches: (B, rows, columns, ...), for clips (B, frames, rows, columns, ...)."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from launching import CHECKOUT, losses, pretrain, small_recipe, trace
+from mixing import mixed
 from PIL import Image
 from resuming import OLD
 from scripting import run_script
@@ -39,6 +40,32 @@ def test_batches_are_those_of_a_run(shards: Path, tmp_path: Path) -> None:
     assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
     assert torch.equal(example.inputs, api.normalise(batch.inputs, torch.float32))
     assert torch.equal(example.targets, api.hog_target(batch.inputs).flatten(0, 1)[example.mask.indices])
+
+
+def test_batches_are_augmented_as_those_of_a_run(shards: Path, tmp_path: Path) -> None:
+    settings = ("augment.brightness=0.4", "augment.grey=0.5", "mask.repeats=2", "engine.precision=fp32")
+    pretrain(shards, tmp_path / "run", *settings, "run.max_steps=1")
+    recipe = small_recipe(shards, tmp_path / "run", *settings)
+    ((_, example),) = api.training_batches(recipe, steps=1)
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe)
+    with torch.no_grad():
+        loss = torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets)
+    assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
+
+
+def test_batches_of_images_and_videos(shards: Path, video_shards: Path, tmp_path: Path) -> None:
+    settings = (mixed({"clips": video_shards, "photos": shards}), "data.image_size=64", "data.frames=4")
+    pretrain("null", tmp_path / "run", *settings, "run.max_steps=3", "engine.precision=fp32")
+    recipe = small_recipe("null", tmp_path / "run", *settings)
+    found = list(api.training_batches(recipe, steps=3))
+    assert {batch.inputs.shape[2] for batch, _ in found} == {1, 4}
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe)
+    _, example = found[0]
+    with torch.no_grad():
+        loss = torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets)
+    assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
 
 
 def test_any_batch_is_had_at_once(shards: Path, tmp_path: Path) -> None:

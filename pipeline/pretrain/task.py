@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from pipeline.augmentation import Augment, augmented
+from pipeline.augmentation import Augment
 from pipeline.build import build_examples, build_model, start_from_init
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
@@ -39,8 +39,7 @@ class MaskedPrediction:
 
     def prepare(self, batch: Batch) -> tuple[Example, Tensor]:
         """Return the example of a micro-batch, and the weights of its views."""
-        inputs = augmented(batch.inputs, batch.keys, self._augment)
-        example = self._examples.of(inputs).example(inputs, batch.keys, self._masks)
+        example = self._examples.training_example(batch.inputs, batch.keys, self._masks, self._augment)
         return example, batch.weights.repeat_interleave(self._masks)
 
     def losses(self, engine: Predictor, prepared: tuple[Example, Tensor]) -> tuple[Tensor, Tensor]:
@@ -86,7 +85,7 @@ class Pretraining(MaskedPrediction):
         images = recipe.data.validation_images
         if images and len(self._data.media) == 1:
             raise ConfigError(
-                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set it to null"
             )
         for setting, shards, name in (
             ("validation", recipe.data.validation, ""),
@@ -120,6 +119,8 @@ class Pretraining(MaskedPrediction):
             return None, "labels are not streamed"
         data = cast(ListedData, self._data)
         training = data.of_medium(validation.medium) if len(data.media) > 1 else data.manifest
+        if recipe.data.mixture is not None and not training.classes:
+            return None, "the data sets of data.mixture have no labels, or not the same classes"
         try:
             return RunProbe(recipe, self.model.encoder, training, validation.manifest, self._world, phases), None
         except ConfigError as error:
