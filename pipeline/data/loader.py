@@ -13,6 +13,7 @@ from pipeline.data.batch import Batch, Batcher
 from pipeline.data.cache.node import NodeCache
 from pipeline.data.data_sets import DataSets
 from pipeline.data.errors import DataError
+from pipeline.data.quarantine import TooManyBad
 from pipeline.data.reader import Reader, Sample
 from pipeline.data.request import Request
 from pipeline.data.settings import Data
@@ -33,7 +34,7 @@ class Loader:
         cache: this node's cache of remote shards.
         traffic: counts the requests of remote storage.
         repeats: inputs per sample in the requests.
-        sets: the data sets that `manifest` joins; None: it is that of one.
+        sets: the data sets of a run, which `manifest` joins; None: it is of samples that are not trained on.
         single_frames: whether images become clips of one frame, whatever `data.frames` is.
 
     Attributes:
@@ -55,10 +56,12 @@ class Loader:
         sets: DataSets | None = None,
         single_frames: bool = False,
     ) -> None:
-        check_kind(manifest, data, single_frames)
+        joined = sets is not None and sets.of_both_media
+        check_kind(manifest, data, single_frames, joined)
         self._reader = Reader(manifest, data.read_threads, data.requests, data.deadline, cache, traffic)
         self._cache = cache
-        remedy = sets.remedy if sets else f"run `maskfeat-shards verify {manifest.root}` and restore what it names"
+        self._trains = sets is not None
+        remedy = sets.remedy if sets else f"run `maskfeat-shards verify` on {manifest.root} and restore what it names"
         numbers = sets.numbers if sets else None
         self._batcher = Batcher(data, micro_batch, device, remedy, repeats, manifest.media, manifest.video, numbers)
         self.notes = self._batcher.notes
@@ -67,9 +70,15 @@ class Loader:
         """Yield batches in the order of the requests. Finish one iteration before you start another.
 
         Raises:
-            DataError: too many samples cannot be read or decoded, or the storage is unreachable.
+            TooManyBad: too many training samples in a row cannot be read or decoded.
+            DataError: likewise of other samples, or the storage is unreachable.
         """
-        return self._batcher.batches(self._read(iter(requests)))
+        try:
+            yield from self._batcher.batches(self._read(iter(requests)))
+        except TooManyBad as error:
+            if self._trains:
+                raise
+            raise DataError(str(error)) from error  # which does not go to a run's quarantine
 
     def counters(self) -> dict[str, float]:
         """Return the counters of remote storage and the cache in this process; empty for local shards."""
@@ -91,16 +100,17 @@ class Loader:
             yield request, samples.result()
 
 
-def check_kind(manifest: Manifest, data: Data, single_frames: bool = False) -> None:
+def check_kind(manifest: Manifest, data: Data, single_frames: bool = False, joined: bool = False) -> None:
     """Raise DataError where the samples do not give inputs of the kind in the settings.
 
     Args:
         manifest: the manifest of a data set, or of several mixed ones.
         data: the settings.
         single_frames: see `Loader`.
+        joined: whether it joins data sets of images and data sets of videos.
     """
     root, clip = printable_url(manifest.root), data.clip
-    if len(manifest.media) > 1 and not single_frames:
+    if len(manifest.media) > 1 and not joined:
         kinds = " and ".join(f"{kind}s" for kind in sorted(manifest.media))
         raise DataError(f"{root}: has {kinds}, but a batch has only one kind: build a data set of each")
     if manifest.video is not None and clip is None:

@@ -171,7 +171,7 @@ class Data(Section):
         """Raise ValueError where the data sets or their weights are ambiguous."""
         if self.validation_images is not None and (self.mixture is None or self.labelled):
             raise ValueError(
-                "data.validation_images is for pre-training on a data.mixture of images and videos: set data.validation"
+                "data.validation_images is for pre-training on a data.mixture of images and videos: set it to null"
             )
         if self.mixture is None:
             return

@@ -157,16 +157,17 @@ def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, s
     if data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
 
-    def load_training() -> tuple[Manifest, bool]:
+    def load_training() -> Manifest:
         sets = DataSets(data)
-        return sets.manifest, sets.of_both_media
+        check_kind(sets.manifest, data, sets.of_both_media, sets.of_both_media)
+        return sets.manifest
 
-    training = _opened(load_training, data)
+    training = _opened(load_training)
     opened = {"data.shards" if data.mixture is None else "data.mixture": training}
     of_both_media = isinstance(training, Manifest) and len(training.media) > 1
     for setting in ("validation", "validation_images"):
         if shards := getattr(data, setting):
-            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, of_both_media), data)
+            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, data, of_both_media))
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
@@ -177,18 +178,18 @@ def _read(recipe: TrainingRecipe) -> str:
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
-def _load_validation(shards: str, of_both_media: bool) -> tuple[Manifest, bool]:
-    return Manifest.load(shards), of_both_media
+def _load_validation(shards: str, data: Data, of_both_media: bool) -> Manifest:
+    manifest = Manifest.load(shards)
+    check_kind(manifest, data, of_both_media)
+    return manifest
 
 
-def _opened(load: Callable[[], tuple[Manifest, bool]], data: Data) -> Manifest | str:
-    """Return a manifest, or why its samples cannot be used. `load` also returns `single_frames` of `check_kind`."""
+def _opened(load: Callable[[], Manifest]) -> Manifest | str:
+    """Return a manifest, or why its samples cannot be used."""
     try:
-        manifest, single_frames = load()
-        check_kind(manifest, data, single_frames)
+        return load()
     except (ShardError, DataError) as error:
         return str(error)
-    return manifest
 
 
 def _data_rates(

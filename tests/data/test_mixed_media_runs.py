@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from launching import (
     trace,
     train,
 )
+from making_videos import encoded, film
 from mixing import grey_shards, mixed
 from scripting import run_script
 
@@ -26,6 +28,7 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import join
 from pipeline.data.errors import DataError
 from pipeline.data.mixture import mixture_of
+from pipeline.doctor.examine import inputs_of
 from pipeline.measure import measure
 from pipeline.pretrain.evaluate import MEAN_BATCHES, Validation, best_constant
 from pipeline.settings import ConfigError
@@ -188,6 +191,20 @@ def test_what_cannot_be_trained_on_both_is_one_line(
         options = [override.replace("VIDEOS", videos) for override in overrides]
         pretrain("null", tmp_path / "run", mixed(sets, WEIGHTS), *CLIPS, *options)
     assert message.replace("VIDEOS", videos) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_validation_set_of_both_media_is_one_line(sets: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    shutil.copy(next(sets["photos"].with_name("bright").glob("*.png")), tmp_path / "both")
+    (tmp_path / "both" / "1.mp4").write_bytes(encoded(film(12)))
+    build(tmp_path / "both", tmp_path / "shards", workers=1)
+    options = (mixed(sets, WEIGHTS), *CLIPS, f"data.validation={tmp_path / 'shards'}")
+    message = f"{tmp_path / 'shards'}: has images and videos, but a batch has only one kind: build a data set of each"
+    with pytest.raises(DataError) as error:
+        pretrain("null", tmp_path / "run", *options)
+    assert str(error.value) == message
+    training, validation = inputs_of(small_recipe("null", tmp_path, *options))[0]
+    assert isinstance(training, Manifest) and validation == message
 
 
 def test_a_mixture_of_one_medium_has_no_images_beside_it(sets: dict[str, Path], tmp_path: Path) -> None:

@@ -144,6 +144,9 @@ def test_validation_images_that_are_all_bad_end_the_run(shards: Path, tmp_path: 
         tar.write_bytes(bytes(tar.stat().st_size))
     with pytest.raises(DataError, match=f"{copy}: none of the validation samples can be used"):
         pretrain(shards, tmp_path / "run", "run.max_steps=1", f"data.validation={copy}", "data.bad_in_a_row=1000")
+    with pytest.raises(DataError, match=rf"4 bad samples in a row, .*run `maskfeat-shards verify` on {copy} and"):
+        pretrain(shards, tmp_path / "other", "run.max_steps=1", f"data.validation={copy}", "data.bad_in_a_row=4")
+    assert not list(tmp_path.glob("*/quarantine*"))  # which have training samples, by their ids
 
 
 def test_a_missing_data_set_ends_the_run_with_one_line(shards: Path, tmp_path: Path) -> None:
