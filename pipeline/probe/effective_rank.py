@@ -1,5 +1,7 @@
 """Measure the number of directions that features span."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,11 @@ def effective_rank(features: Tensor) -> float:
 
     Args:
         features: (n, width).
+
+    Returns:
+        The rank, or nan if a feature is not finite.
     """
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features.double())
     return float(torch.special.entr(values / values.sum()).sum().exp())

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import statistics
 import time
 from typing import Any
 
@@ -76,6 +77,8 @@ class RunProbe:
     def measure(self, engine: Engine) -> Metrics:
         """Return both accuracies in [0, 1], `attended_tokens`, `effective_rank`, and the seconds that this took.
 
+        `attended_tokens` is that of the last block, and `attended_tokens_median` the median of all blocks.
+
         Raises:
             DataError: too many samples in a row are bad, or the storage is unreachable.
         """
@@ -94,7 +97,8 @@ class RunProbe:
         return {
             "probe_linear": linear,
             "probe_knn": knn,
-            "attended_tokens": tokens,
+            "attended_tokens": tokens[-1],
+            "attended_tokens_median": statistics.median_low(tokens),
             "effective_rank": rank,
             "probe_seconds": time.perf_counter() - started,
         }
@@ -107,27 +111,29 @@ class RunProbe:
             if name in own:
                 own[name].copy_(weight)
 
-    def _features(self, crops: KeptCrops, looked_at: Int64s | None = None) -> tuple[Features, float]:
-        """Return this rank's features of the last block, and how many tokens queries attend to there.
+    def _features(self, crops: KeptCrops, looked_at: Int64s | None = None) -> tuple[Features, list[float]]:
+        """Return this rank's features of the last block, and how many tokens queries attend to, in each block.
 
         Args:
             crops: this rank's crops.
-            looked_at: ids of the samples whose attention is measured, over all ranks; None: the result is nan.
+            looked_at: ids of the samples whose attention is measured, over all ranks; None: the results are nan.
         """
-        last, chosen = self._encoder.depth - 1, set([] if looked_at is None else looked_at.tolist())
+        depth, chosen = self._encoder.depth, set([] if looked_at is None else looked_at.tolist())
+        last = depth - 1
         ids: list[Tensor] = [torch.empty(0, dtype=torch.int64)]
         values: list[Tensor] = [torch.empty(0, self._encoder.block_widths[last], device=self._world.device)]
-        entropy = torch.zeros(2, dtype=torch.float64, device=self._world.device)  # its sum, and the number of samples
+        # Sums over the samples of the entropy in each block, and the number of samples
+        entropy = torch.zeros(depth + 1, dtype=torch.float64, device=self._world.device)
         for of_batch, inputs in crops.batches():
             with self._phases("validation"):
                 values += encode(self._encoder, inputs, [last], "mean", self._dtype, self._statistics)
                 ids.append(of_batch)
                 for place in [place for place, sample in enumerate(of_batch.tolist()) if sample in chosen]:
-                    weights = attention_weights(self._encoder, inputs[place : place + 1], self._statistics)[-1]
-                    entropy += entropy.new_tensor([math.log(attended_tokens(weights)), 1])
+                    weights = attention_weights(self._encoder, inputs[place : place + 1], self._statistics)
+                    entropy += entropy.new_tensor([*(math.log(attended_tokens(block)) for block in weights), 1])
         features = Features(torch.cat(ids).to(self._world.device), torch.cat(values))
-        total, count = self._world.sum(entropy).tolist()
-        return features, math.exp(total / count) if count else math.nan
+        *totals, count = self._world.sum(entropy).tolist()
+        return features, [math.exp(total / count) if count else math.nan for total in totals]
 
     def _of_all(self, own: Features) -> Features:
         """Gather the features of all ranks, in the order of their ids."""
@@ -146,14 +152,14 @@ def described(metrics: Metrics) -> str:
 
 
 def collapse(metrics: Metrics) -> str | None:
-    """Return a warning for the operator if attention has collapsed, see `attended_tokens`."""
-    tokens = metrics["attended_tokens"]
+    """Return a warning for the operator if attention has collapsed in most blocks, see `attended_tokens`."""
+    tokens = metrics["attended_tokens_median"]
     if not tokens < COLLAPSED:
         return None
     return (
-        f"warning: attention has collapsed: a query of the last block attends to {tokens:.2g} tokens on average. Such "
-        "an encoder learns badly from here on, also in fine-tuning, although its loss may fall: stop this run, and "
-        "start another with a lower optim.lr, such as half or a quarter (see docs/explanation/results.md)"
+        f"warning: attention has collapsed: in half of the blocks, a query attends to at most {tokens:.2g} tokens. "
+        "Such an encoder learns badly from here on, also in fine-tuning, although its loss may fall: stop this run, "
+        "and start another with a lower optim.lr, such as half or a quarter (see docs/explanation/results.md)"
     )
 
 

@@ -69,7 +69,10 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
     if found and not any(name.endswith("mask_token") for name in found.shapes):
         raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
     torch.manual_seed(recipe.run.seed)  # as in the run
-    model = build_model(recipe, predicted_width(weights) if weights else None)  # without loading a teacher
+    built, width = recipe, predicted_width(weights) if weights else None  # without loading a teacher
+    if found and recipe.model.decoder:  # which may not fit another size, and is not probed
+        built, width = recipe.model_copy(update={"model": recipe.model.model_copy(update={"decoder": None})}), 1
+    model = build_model(built, width)
     if found and weights:
         prefix = "encoder."
         tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -46,6 +46,7 @@ PROBES = {
     "probe_knn": "probes/knn",
     "probe_seconds": "probes/seconds",
     "attended_tokens": "probes/attended_tokens",
+    "attended_tokens_median": "probes/attended_tokens_median",
     "effective_rank": "probes/effective_rank",
 }
 

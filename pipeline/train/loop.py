@@ -94,7 +94,8 @@ class Training:
 
     def _train(self, preemption: Preemption) -> Outcome:
         if self.first_step < self.end:
-            self.task.before_first_step(self.engine, self.first_step, self.report)
+            with self.log.meter.clock.stopped():
+                self.task.before_first_step(self.engine, self.first_step, self.report)
         steps = max(0, self.end - self.first_step)
         batches = self.log.noted(self.data.batches(self.first_step, steps * self.stepper.micro_batches))
         for step in range(self.first_step, self.end):

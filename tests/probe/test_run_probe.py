@@ -10,6 +10,7 @@ import pytest
 import torch
 from labelled import CLASSES, labelled_shards
 from launching import assert_same_weights, launch, losses, metrics, pretrain, small_recipe
+from mixing import mixed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model.maskfeat import MaskFeat
@@ -32,7 +33,11 @@ from pipeline.probe.run_probe import RunProbe, collapse
 from shards.manifest import Manifest
 
 PROBED = ("run.probe_every=2", "run.max_steps=4")
-NUMBERS = ("probe_linear", "probe_knn", "attended_tokens", "effective_rank")
+NUMBERS = ("probe_linear", "probe_knn", "attended_tokens", "attended_tokens_median", "effective_rank")
+VISIBLE = (
+    *("model.decoder=light", "model.decoder_width=32", "model.position_init=fixed"),
+    *("mask.kind=random", "mask.ratio=0.5", "mask.repeats=2"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +87,19 @@ def by_script(run: Path, validation: Path, out: Path) -> dict[str, float]:
         "probe_linear": layer["linear"]["top1"],
         "probe_knn": layer["neighbours"][0]["top1"],
         "attended_tokens": report["attended_tokens"][-1],
+        "attended_tokens_median": sorted(report["attended_tokens"])[(len(report["attended_tokens"]) - 1) // 2],
         "effective_rank": effective_rank(of_validation.values),
     }
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_a_probe_finds_what_the_script_finds(stage: int, labelled: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "variant"), [(0, ()), (2, ()), (2, VISIBLE)])
+def test_a_probe_finds_what_the_script_finds(
+    stage: int, variant: tuple[str, ...], labelled: dict[str, Path], tmp_path: Path
+) -> None:
     """The script reads the checkpoint, which has the fp32 weights and not those that the run computes with."""
     data, precision = f"data.validation={labelled['validation']}", "engine.precision=bf16"
-    pretrain(
-        labelled["train"], tmp_path / "run", data, precision, f"engine.zero_stage={stage}", *PROBED, "optim.lr=0.1"
-    )
+    options = [data, precision, f"engine.zero_stage={stage}", *PROBED, *variant, "optim.lr=0.1"]
+    pretrain(labelled["train"], tmp_path / "run", *options)
     found = probes(tmp_path / "run")[4]
     for name, value in by_script(tmp_path / "run", labelled["validation"], tmp_path / "out").items():
         assert found[name] == pytest.approx(value, rel=1e-6), name
@@ -181,38 +188,51 @@ def test_the_effective_rank_counts_directions() -> None:
     assert effective_rank(torch.tensor(features).float()) == pytest.approx(
         np.exp(-(shares * np.log(shares)).sum()), 1e-4
     )
+    for number in (
+        math.nan,
+        math.inf,
+    ):  # as where activations overflow, which is no reason to end a run
+        assert math.isnan(effective_rank(torch.tensor([[1.0, 2.0], [number, 1.0]])))
 
 
+@pytest.mark.parametrize("blocks", [(0, 1, 2), (0, 1)])
 def test_a_collapse_of_attention_is_told(
-    labelled: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    blocks: tuple[int, ...],
+    labelled: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Queries and keys that are thousands of times as large make every softmax one-hot."""
+    """Queries and keys that are thousands of times as large make a softmax one-hot, here in all or most blocks."""
     build = pretraining.build_model
 
     def collapsed(recipe: Recipe) -> MaskFeat:
         model = build(recipe)
         with torch.no_grad():
-            for block in model.encoder.blocks:
+            for block in (model.encoder.blocks[number] for number in blocks):
                 block.attn.qkv.weight[:64] *= 1000
         return model
 
     monkeypatch.setattr(pretraining, "build_model", collapsed)
-    pretrain(labelled["train"], tmp_path / "run", f"data.validation={labelled['validation']}", *PROBED)
-    assert all(found["attended_tokens"] < 1.5 for found in probes(tmp_path / "run").values())
+    deeper = "model.options={embed_dim: 32, depth: 3, num_heads: 1}"
+    pretrain(labelled["train"], tmp_path / "run", f"data.validation={labelled['validation']}", *PROBED, deeper)
+    for found in probes(tmp_path / "run").values():
+        assert found["attended_tokens_median"] < 1.5 and (found["attended_tokens"] < 1.5) == (2 in blocks)
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: attention")]
     assert len(warnings) == 2 and "lower optim.lr" in warnings[0]
 
 
 def test_attention_that_is_spread_is_not_warned_of(run: Path) -> None:
     assert all(collapse(found) is None for found in probes(run).values())
-    assert collapse({"attended_tokens": 1.99}) and not collapse({"attended_tokens": 2.0})
-    assert not collapse({"attended_tokens": math.nan})
+    assert collapse({"attended_tokens_median": 1.99}) and not collapse({"attended_tokens_median": 2.0})
+    assert not collapse({"attended_tokens_median": math.nan})
 
 
 @pytest.mark.parametrize(
     ("missing", "why"),
     [
         ("labels", "have no label"),
+        ("classes", "the data sets of data.mixture have no labels, or not the same classes"),
         ("validation", "data.validation is not set"),
         ("samples", "are too few"),
     ],
@@ -220,8 +240,9 @@ def test_attention_that_is_spread_is_not_warned_of(run: Path) -> None:
 def test_a_run_that_cannot_be_probed_says_so_once_and_trains(
     missing: str, why: str, labelled: dict[str, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training = shards if missing == "labels" else labelled["train"]
+    training = {"labels": shards, "classes": "null"}.get(missing, labelled["train"])
     given = {
+        "classes": [f"data.validation={labelled['validation']}", mixed({"a": labelled["train"], "b": shards})],
         "labels": [f"data.validation={shards}"],
         "validation": [],
         "samples": [f"data.validation={labelled['validation']}", "run.probe_samples=19"],

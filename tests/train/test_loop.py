@@ -1,7 +1,9 @@
 """Training in this process: resumed equals undisturbed at every ZeRO stage and precision, and what a run leaves."""
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pipeline.cluster.phases import Phases
 from pipeline.data.plan import Plan
 from pipeline.examples import Example, ExampleMaker
 from pipeline.pretrain.evaluate import MEAN_BATCHES
+from pipeline.pretrain.task import Pretraining
 from pipeline.settings import ConfigError
 from pipeline.train.resume import check_identity
 from shards.manifest import Manifest
@@ -32,6 +35,19 @@ def test_resumed_equals_undisturbed_bit_for_bit(shards: Path, tmp_path: Path, st
     assert [line["step"] for line in parts] == [1, 2, 3, 4, 5, 6]
     for key in ("loss", "grad_norm", "lr", "skipped_steps"):
         assert [line[key] for line in parts] == [line[key] for line in whole], key
+
+
+def test_the_first_speed_is_that_of_training(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the baselines and the untrained encoder's probe before it, which here take a minute by the clock."""
+    before, clock = Pretraining.before_first_step, time.perf_counter
+
+    def slow(*arguments: Any) -> None:
+        before(*arguments)
+        monkeypatch.setattr("pipeline.report.pace.time.perf_counter", lambda: clock() + 60)
+
+    monkeypatch.setattr(Pretraining, "before_first_step", slow)
+    pretrain(shards, tmp_path, "run.max_steps=1")
+    assert metrics(tmp_path)[0]["images_per_second"] > 16 / 60
 
 
 def test_logs_do_not_depend_on_where_a_run_was_interrupted(shards: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs that encode visible patches only: killed, resumed, on other ranks and stages, with several masks of a crop."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import timm
 import torch
 from launching import (
     assert_same_weights,
+    finetune_recipe,
     last_checkpoint,
     launch,
     launch_and_kill,
@@ -19,9 +21,10 @@ from launching import (
 from safetensors.torch import load_file
 from scripting import run_script
 
-from pipeline.build import build_examples, build_model, compile_forward, predicted_width
+from pipeline.build import build_examples, build_model, compile_forward, predicted_width, start_from_init
 from pipeline.cluster.world import join
 from pipeline.data.augment import mask_keys
+from pipeline.finetune.build import build_classifier
 from pipeline.measure import measure
 from pipeline.probe.source import of_run
 from pipeline.trained import load_model, recipe_of
@@ -69,9 +72,15 @@ def test_a_killed_run_resumes_bit_for_bit(
 def test_other_ranks_and_stages_learn_the_same(
     variant: tuple[str, ...], shards: Path, undisturbed: Path, tmp_path: Path, ranks: int
 ) -> None:
-    launch(shards, tmp_path / "run", *variant, "run.max_steps=6", "engine.zero_stage=3", ranks=ranks)
-    for step, loss in losses(undisturbed).items():
-        assert losses(tmp_path / "run")[step] == pytest.approx(loss, rel=1e-5)
+    options = [*variant, "run.max_steps=6", "run.save_every=3"]
+    launch(shards, tmp_path / "run", *options, "engine.zero_stage=3", ranks=ranks)
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-5)
+    checkpoint = Path("checkpoints/step-00000003")
+    shutil.copytree(tmp_path / "run" / checkpoint, tmp_path / "other" / checkpoint)
+    pretrain(shards, tmp_path / "other", *options, "engine.zero_stage=0")  # one rank, from any number
+    resumed = losses(tmp_path / "other")
+    assert sorted(resumed) == [4, 5, 6]
+    assert resumed == pytest.approx({step: losses(undisturbed)[step] for step in resumed}, rel=1e-5)
 
 
 def test_a_step_reads_fewer_samples_than_it_learns_from(variant: tuple[str, ...], undisturbed: Path) -> None:
@@ -99,6 +108,12 @@ def test_the_export_is_the_trained_encoder_with_its_positions(
         visible = torch.arange(16).expand(2, -1)
         seen = model.view.encode_visible(images, visible, [3])[0].mean(1)
     torch.testing.assert_close(network(images), seen, atol=1e-5, rtol=1e-4)
+    init = f"model.init={tmp_path / 'weights'}"
+    tuned = finetune_recipe("unread", "unread", tmp_path, *(option for option in COMMON[:2]), init)
+    classifier = build_classifier(tuned, 3)
+    start_from_init(classifier, tuned)
+    started = classifier.view.network.state_dict()
+    assert all(torch.equal(started[name], trained[name]) for name in trained if not name.startswith("norm."))
 
 
 def test_a_run_is_measured_and_probed_as_any_other(undisturbed: Path) -> None:
@@ -111,6 +126,14 @@ def test_a_run_is_measured_and_probed_as_any_other(undisturbed: Path) -> None:
     torch.manual_seed(0)
     as_started = build_model(recipe_of(found)).encoder.state_dict()
     assert all(torch.equal(tensor, as_started[name]) for name, tensor in untrained.items())
+
+
+def test_a_run_is_probed_at_sizes_that_its_decoder_does_not_fit(undisturbed: Path) -> None:
+    found = last_checkpoint(undisturbed)
+    source = of_run(undisturbed, found, ["data.image_size=80"])  # a grid of 5x5, in which there are no squares of 2x2
+    trained, probed = load_model(found, recipe_of(found)).encoder.state_dict(), source.encoder.network.state_dict()
+    assert source.encoder.token_layout.shape == (5, 5)
+    assert all(torch.equal(probed[name], trained[name]) for name in trained if name != "pos_embed")
 
 
 def test_a_light_decoder_needs_no_teacher_to_be_measured_or_probed(shards: Path, tmp_path: Path) -> None:
@@ -144,7 +167,7 @@ def test_views_of_a_crop_have_masks_of_their_own_and_the_targets_of_the_crop(sha
 
 
 def test_a_bad_image_costs_all_of_its_views_and_no_other(shards: Path, tmp_path: Path) -> None:
-    """The image's bytes are damaged in this process when they are read."""
+    """By the weights of a batch, in which an image that cannot be decoded counts 0."""
     from pipeline.data.batch import Batch
     from pipeline.pretrain.task import MaskedPrediction
 
