@@ -154,8 +154,9 @@ def model_card(
 
 
 def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
+    each = f", {recipe.masks} masks of each crop" if recipe.masks > 1 else ""
     rows = {
-        "steps": f"{steps_of(facts, recipe)}: {facts.step * recipe.optim.batch_size:,} in all",
+        "steps": f"{steps_of(facts, recipe)}: {facts.step * recipe.optim.batch_size:,} in all{each}",
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
     told = [line for line in logged(run) if line["step"] <= facts.step]
@@ -190,8 +191,8 @@ def inputs_of(size: ImageSize, frames: int | None) -> str:
 
 
 def steps_of(facts: Facts, recipe: TrainingRecipe) -> str:
-    """Describe how many steps a checkpoint has seen, and how many samples."""
-    return f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.data.inputs}"
+    """Describe how many steps a checkpoint has seen, and how many inputs."""
+    return f"{facts.step:,} of {recipe.optim.batch_size:,} {recipe.inputs}"
 
 
 def clip_of(data: Data, statistics: Statistics) -> str:

@@ -21,6 +21,7 @@ from pipeline.recipe_files import RECIPES as RECIPES
 from pipeline.sections import Engine, Model, Optim, PretrainRun, Run
 from pipeline.settings import ConfigError as ConfigError
 from pipeline.settings import Free, Section
+from pipeline.targets.hog.scales import HogScales
 from pipeline.targets.registry import checked
 from pipeline.targets.settings import TargetSettings
 from shards.secrets import masked_values
@@ -61,10 +62,15 @@ class TrainingRecipe(Section):
         """The number of model inputs per sample: its crops or clips, each under all of its masks."""
         return self.data.repeats * self.masks
 
-    def micro_batch(self, world_size: int) -> int:
-        """Return the images that a rank computes at once: `engine.micro_batch` or, to divide its share, fewer.
+    @property
+    def inputs(self) -> str:
+        """The word for what a step counts: `images`, `clips`, or `views` where each has several masks."""
+        return self.data.inputs if self.masks == 1 else "views"
 
-        It is a multiple of `views`, so that a sample is read for one micro-batch only.
+    def micro_batch(self, world_size: int) -> int:
+        """Return the inputs that a rank computes at once: `engine.micro_batch` or, to divide its share, fewer.
+
+        It is a multiple of `views` and at least that, so that a sample is read for one micro-batch only.
 
         Raises:
             ConfigError: the batch cannot be divided evenly.
@@ -97,7 +103,9 @@ class Recipe(TrainingRecipe):
 
     @model_validator(mode="after")
     def _has_a_target(self) -> Self:
-        checked(self.target)
+        target = checked(self.target)
+        if self.model.decoder == "local" and not issubclass(target, HogScales):
+            raise ValueError("model.decoder=local predicts patches at four scales: set target.kind=hog_scales")
         return self
 
     @model_validator(mode="after")

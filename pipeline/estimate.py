@@ -191,10 +191,11 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
         "target.teacher": recipe.target.teacher,
         "ranks": 1,
         "model.decoder": recipe.model.decoder,
+        "mask.repeats": recipe.masks,
     }
     if recipe.model.decoder:
         wanted |= {"model.decoder_width": recipe.model.decoder_width, "mask.ratio": recipe.mask.ratio}
-    unsaid = {"data.frames": None, "model.decoder": None}  # missing in files of earlier versions
+    unsaid = {"data.frames": None, "model.decoder": None, "mask.repeats": 1}  # missing in files of earlier versions
     try:
         figures = [f for f in parse_json(file.read_bytes())["figures"] if f["unit"] in ("images/s", "clips/s")]
         found = [f for f in figures if wanted.items() <= (unsaid | f["settings"]).items()]
@@ -205,9 +206,10 @@ def measured_rate(file: Path, recipe: Recipe) -> float:
     if not found:
         frames = f", {recipe.data.frames} frames," if recipe.data.frames else ""
         decoder = ", decoder and mask.ratio" if recipe.model.decoder else ""
+        repeats = f" and mask.repeats={recipe.masks}" if recipe.masks > 1 else ""
         raise ConfigError(
             f"--rates {file} does not have a rate of {recipe.model.name} at {recipe.data.size.setting} px{frames} in "
-            f"{recipe.engine.precision} with this target{decoder}: measure it with "
+            f"{recipe.engine.precision} with this target{decoder}{repeats}: measure it with "
             f"`scripts/bench.py step RECIPE --json {file}`"
         )
     same_stage = [f for f in found if f["settings"]["engine.zero_stage"] == recipe.engine.zero_stage]
@@ -240,7 +242,9 @@ def costs(recipe: Recipe) -> Costs:
 
 
 def input_flops(recipe: Recipe, model: MaskFeat, masked: int) -> int:
-    """Count the FLOP to train on one input, `masked` of whose patches are described, with those of a teacher.
+    """Count the FLOP to train on one input, `masked` of whose patches are described, with its share of a teacher's.
+
+    A teacher describes an image once for all of its masks.
 
     Raises:
         ConfigError: the target cannot be.
@@ -249,4 +253,4 @@ def input_flops(recipe: Recipe, model: MaskFeat, masked: int) -> int:
         teacher = macs(recipe.target, predictions_of(model.view))
     except TargetError as error:
         raise ConfigError(str(error)) from error
-    return training_flops(model, masked) + 2 * teacher
+    return training_flops(model, masked) + 2 * teacher // recipe.masks

@@ -168,8 +168,8 @@ class Engine(Section):
     """Let GPUs round the factors of fp32 products and convolutions to TensorFloat-32 (10 bits of mantissa instead of
     23), for which they have faster hardware. It matters under `engine.precision=fp32`; false: full fp32."""
     micro_batch: Count | None = None
-    """Largest number of images that a rank computes at once; gradients are accumulated over its share of the batch;
-    null: the whole share at once."""
+    """Largest number of images that a rank computes at once, and at least `data.repeats` x `mask.repeats`; gradients
+    are accumulated over its share of the batch; null: the whole share at once."""
     compile: Literal["none", "target", "all"] = "all"
     """Parts that torch.compile compiles: `none`, the HOG `target`, or `all` (target and model; not at ZeRO 3)."""
     activation_checkpointing: bool = False

@@ -163,24 +163,24 @@ def figures_of(
 
 def tell_of_one_gpu(recipe: Recipe, figures: dict[str, Any], share: str) -> None:
     """Print the model, and one GPU's rate, its need of CPUs, and its memory."""
-    one, many = ("an image", "images") if recipe.data.clip is None else ("a clip", "clips")
+    decoded = "an image" if recipe.data.clip is None else "a clip"
+    one = decoded if recipe.masks == 1 else "a view"
     rate = figures["inputs_per_second_per_gpu"]
     frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
     parameters = f"{figures['parameters'] / 1e6:.1f}M parameters"
     cores, decoding = figures["decoding_cores_per_gpu"], figures["decode_milliseconds"]
     say(f"model     {parameters}, {figures['flop_per_input'] / 1e9:.1f} GFLOP {one}, forward and backward")
-    say(f"one GPU   {rate:,.0f} {many}/s{frames}, {share}")
-    say(f"decoding  {cores:,.1f} CPU cores a GPU at {decoding:.3g} ms {one}; by a GPU: not measured yet")
+    say(f"one GPU   {rate:,.0f} {recipe.inputs}/s{frames}, {share}")
+    say(f"decoding  {cores:,.1f} CPU cores a GPU at {decoding:.3g} ms {decoded}; by a GPU: not measured yet")
 
 
 def tell_of_the_run(recipe: Recipe, figures: dict[str, Any]) -> None:
     """Print the schedule, its duration on each number of GPUs, and the bytes read and written."""
     views, batch = recipe.views, recipe.optim.batch_size
-    many, kind = ("images", "images") if recipe.data.clip is None else ("clips", "videos")
+    many, kind = recipe.inputs, "images" if recipe.data.clip is None else "videos"
     made_of = f", {views} of each of {batch // views:,} {kind}" if views > 1 else ""
-    seen = many if recipe.masks == 1 else "views"
     say(f"data      {figures['samples']:,} {kind}; --samples N for another number")
-    say(f"schedule  {figures['steps']:,} steps of {batch:,} {seen}{made_of}, ZeRO {figures['zero_stage']}")
+    say(f"schedule  {figures['steps']:,} steps of {batch:,} {many}{made_of}, ZeRO {figures['zero_stage']}")
     columns = {  # each with its value, what it is divided by, and its format
         "GPUs": ("gpus", 1, ","),
         f"{many} each": ("inputs_per_gpu", 1, ","),

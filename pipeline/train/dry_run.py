@@ -21,7 +21,7 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
         ShardError, DataError: a data set cannot be used.
     """
     micro_batch = recipe.micro_batch(ranks)
-    batch, inputs = recipe.optim.batch_size, recipe.data.inputs
+    batch, inputs = recipe.optim.batch_size, recipe.inputs
     micro_batches = batch // (micro_batch * ranks)
     if recipe.data.mode == "stream":
         yield "data", "a stream of tars, which is not read here"

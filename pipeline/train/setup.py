@@ -203,7 +203,7 @@ def _size(recipe: TrainingRecipe, world: World, task: Task, data: TrainingData) 
     samples = next(iter(data.media)) + "s" if len(data.media) == 1 else "images and videos"
     return (
         f"{parameters / 1e6:.1f}M parameters, {data.samples:,} {samples}, {world.size} ranks x "
-        f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.data.inputs} per step, "
+        f"{micro_batches(recipe, world)} x {recipe.micro_batch(world.size)} {recipe.inputs} per step, "
         f"ZeRO {recipe.engine.zero_stage}, {recipe.engine.precision}"
     )
 

@@ -38,6 +38,7 @@ SETTINGS = (  # settings that a rate depends on
     "model.decoder",
     "model.decoder_width",
     "mask.ratio",
+    "mask.repeats",
     "data.image_size",
     "data.frames",
     "target.kind",
@@ -88,7 +89,7 @@ class Loop:
         mode: mode of `torch.compile`; None: its default.
 
     Attributes:
-        images: images per step, over all ranks.
+        images: images per step, over all ranks; with `mask.repeats`, one for each mask.
         flops: FLOP of training on one image.
         loss: loss of this rank's last micro-batch, float32 on the device.
     """
@@ -114,7 +115,7 @@ class Loop:
         if isinstance(self.engine, Engine):
             set_weights(self.engine, exact)
         phases = Phases(recipe.run.dir, world.rank, recipe.run.deadline)  # names phases for profiles only
-        task = MaskedPrediction(self.examples, augment=recipe.augment)
+        task = MaskedPrediction(self.examples, recipe.masks, recipe.augment)
         self._stepper = Stepper(task, self.engine, world, phases, recipe.run.seed, self.micro_batches)
         self._steps = 0
 
@@ -142,7 +143,7 @@ def _as_batches(pixels: Iterator[Pixels]) -> Iterator[Batch]:
 
 def resident(recipe: Recipe, world: World) -> Iterator[Pixels]:
     """Yield one micro-batch of random pixels repeatedly, in the decoder's memory format."""
-    size, micro, frames = recipe.data.size, recipe.micro_batch(world.size), recipe.data.frames
+    size, micro, frames = recipe.data.size, recipe.micro_batch(world.size) // recipe.masks, recipe.data.frames
     shape, generator = (micro, 3, frames or 1, *size), torch.Generator().manual_seed(world.rank)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(world.device)
     images = images.squeeze(2) if frames is None else images
@@ -236,7 +237,7 @@ def inputs_of(recipe: Recipe) -> str:
 
 def _examples(loop: Loop, times: int, batches: Iterator[Pixels]) -> int:
     for _ in range(times):
-        loop.examples.example(*next(batches))
+        loop.examples.example(*next(batches), loop.recipe.masks)
     synchronise(loop.world.device)
     return times * loop.images // loop.micro_batches
 

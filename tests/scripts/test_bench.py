@@ -12,7 +12,10 @@ from ranks import Ranks
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.build import build_model
+from pipeline.cluster.world import join
 from pipeline.config import load_recipe
+from pipeline.report.pace import Clock
+from pipeline.train.setup import open_data
 
 BENCH = CHECKOUT / "scripts" / "bench.py"
 SMALL = (
@@ -69,6 +72,26 @@ def test_a_step_on_two_ranks_beside_plain_pytorch(tmp_path: Path) -> None:
     assert found[""]["achieved"] == pytest.approx(plain["value"], abs=1e-5)
     assert found["images/s"]["settings"]["ranks"] == 2
     assert json.loads(out.read_text())["machine"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_several_masks_of_an_image_are_counted_as_views(scripts: None, shards: Path) -> None:
+    """Four views a step are two images, from shards as from memory, and the rate is one of two masks."""
+    from benchmarks.end_to_end import pixels
+    from benchmarks.step import Loop, resident, settings_of, step_recipe
+
+    world = join()
+    recipe = step_recipe(["demo", *SMALL, "mask.repeats=2", f"data.shards={shards}"], 4, world)
+    loop, data = Loop(recipe, world), open_data(recipe, world)
+    for batches in (resident(recipe, world), pixels(data.batches(0, 1), Clock(world.device))):
+        images, keys = next(batches)
+        assert images.shape == (2, 3, 32, 32) and keys.shape == (2,)
+        assert loop.steps(1, iter([(images, keys)])) == 4
+        example = loop.examples.example(images, keys, recipe.masks)
+        with torch.no_grad():
+            predictions = loop.engine.predict(example.inputs, example.mask)
+        assert len(example.mask.cells) == 4 and len(predictions) == len(example.targets)
+    data.close()
+    assert settings_of(recipe, world)["mask.repeats"] == 2
 
 
 def test_the_host_time_of_a_step_is_told_by_part(scripts: None, shards: Path) -> None:

@@ -99,14 +99,16 @@ def test_a_teacher_looks_at_each_image_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ViT-S/16 takes 4.6 GMAC; what it costs more is all that differs from the same model with pixels to predict."""
-    gflop = {}
-    for target in (["kind=pixels"], ["kind=features", "teacher=vit_small_patch16_224"]):
-        settings = [f"target.{setting}" for setting in target]
-        monkeypatch.setattr(sys, "argv", ["estimate.py", "vit_base_300e", *settings, "--gpus", "8"])
-        assert main() == 0
-        gflop[target[0]] = float(re.search(r"([\d.]+) GFLOP an image", capsys.readouterr().out)[1])
     heads = 6 * 78 * 768 * (384 - 768) / 1e9  # of the student: as wide as what is predicted
-    assert gflop["kind=features"] - gflop["kind=pixels"] - heads == pytest.approx(2 * 4.6, rel=0.01)
+    for masks, one in ((1, "an image"), (4, "a view")):
+        gflop = {}
+        for target in (["kind=pixels"], ["kind=features", "teacher=vit_small_patch16_224"]):
+            settings = [f"target.{setting}" for setting in target] + [f"mask.repeats={masks}"]
+            monkeypatch.setattr(sys, "argv", ["estimate.py", "vit_base_300e", *settings, "--gpus", "8"])
+            assert main() == 0
+            gflop[target[0]] = float(re.search(rf"([\d.]+) GFLOP {one},", capsys.readouterr().out)[1])
+        teacher = gflop["kind=features"] - gflop["kind=pixels"] - heads
+        assert teacher == pytest.approx(2 * 4.6 / masks, abs=0.11)  # of figures with one decimal
 
 
 @pytest.mark.parametrize("teacher", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
@@ -267,6 +269,7 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
         figure(8000, "clips/s", data__frames=16),
         figure(9000, model__decoder="light", model__decoder_width=256, mask__ratio=0.5),
         figure(7000, model__decoder="light", model__decoder_width=256, mask__ratio=0.75),
+        figure(9000, mask__repeats=4),
         {"unit": "images/s", "achieved": 9000, "settings": {}},
     ]
     file = tmp_path / "rates.json"
@@ -275,6 +278,9 @@ def test_rates_come_from_what_the_benchmark_wrote(tmp_path: Path) -> None:
     assert measured_rate(file, recipe("vit_base_300e", "engine.zero_stage=2")) == 4200
     assert measured_rate(file, recipe("vit_base_300e", "data.frames=16")) == 8000
     assert measured_rate(file, recipe("vit_base_300e", "model.decoder=light", "mask.ratio=0.75")) == 7000
+    assert measured_rate(file, recipe("vit_base_300e", "mask.repeats=4")) == 9000
+    with pytest.raises(ConfigError, match=r"with this target and mask\.repeats=2: measure it"):
+        measured_rate(file, recipe("vit_base_300e", "mask.repeats=2"))
     with pytest.raises(ConfigError, match=r"with this target, decoder and mask\.ratio: measure it"):
         measured_rate(file, recipe("vit_base_300e", "model.decoder=light", "model.decoder_width=64", "mask.ratio=0.75"))
     with pytest.raises(
@@ -344,6 +350,7 @@ def test_views_and_the_images_that_they_are_made_of(
     monkeypatch.setattr(sys, "argv", ["estimate.py", *command])
     assert main() == 0
     said = capsys.readouterr().out
+    assert "GFLOP a view, forward" in said and "one GPU   1,000 views/s" in said and "views each" in said
     assert "decoding  0.5 CPU cores a GPU at 2 ms an image" in said
     assert "schedule  12,800 steps of 64 views, 8 of each of 8 images, ZeRO 1" in said
     row = next(line.split() for line in said.splitlines() if line.startswith("    1 "))
