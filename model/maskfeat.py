@@ -74,7 +74,7 @@ class MaskFeat(nn.Module):
             mask: bool (B, rows, columns), or for clips (B, frames, rows, columns), True where hidden from the model, on
             a grid that divides that of the tokens; or a `Mask`, with which shapes are static and nothing waits for the
             device. There may be several consecutive masks of each input. A model with a decoder needs equally many
-            hidden cells in each.
+            hidden cells in each; this is checked except for a `Mask`.
 
         Returns:
             (masked, target_width), mask by mask; within a mask frame by frame, row-major.
@@ -86,6 +86,8 @@ class MaskFeat(nn.Module):
             raise ValueError(f"{len(hidden.cells)} masks for {len(inputs)} inputs")
         if self.decoder is not None:
             masked = len(hidden.indices) // len(hidden.cells)
+            if not isinstance(mask, Mask) and bool((mask.flatten(1).sum(1) != mask[0].sum()).any()):
+                raise ValueError("a model with a decoder needs masks that hide equally many cells")
             visible = visible_cells(spread(hidden.cells, view.token_layout), masked)
             encoded = view.encode_visible(inputs, visible, self.decoder.taps)
             described: Tensor = self.decoder(encoded, visible, hidden.indices, view.token_layout.cells)

@@ -172,6 +172,16 @@ def test_products_are_counted(decoder: str, frames: int | None) -> None:
     assert counter.get_total_flops() == 2 * forward_macs(model, 12)
 
 
+@pytest.mark.parametrize("decoder", ["light", "local"])
+def test_masks_that_hide_different_numbers_are_refused(decoder: str) -> None:
+    """Otherwise hidden patches of one image would be encoded, and visible ones of another left out."""
+    model, images = small(decoder), torch.randn(2, 3, 64, 64)
+    mask = torch.cat([random_mask(1, 10), random_mask(1, 14)])
+    with pytest.raises(ValueError, match="masks that hide equally many cells"):
+        model(images, mask)
+    assert small(None)(images, mask).shape == (24, 108)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     odd = encoder_of(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=0, **SMALL))
     with pytest.raises(ValueError, match=r"grid of 3x3: change data\.image_size"):
