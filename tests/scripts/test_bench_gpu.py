@@ -65,10 +65,10 @@ def test_all_of_it_runs_small_on_a_cpu(shards: Path, tmp_path: Path) -> None:
     assert all(check["passed"] for check in checks.values())
     for kind in ("4:2:0", "4:4:4", "grey", "progressive", "CMYK", "EXIF 1", "EXIF 3", "EXIF 6", "EXIF 8"):
         assert f"pixels of JPEG {kind}, hw_decoder_load=1" in checks
-    assert sum(name.startswith("kernel") for name in checks) == 24 + 4  # of images and of clips
+    assert sum(name.startswith("kernel") for name in checks) == 24 + 12 + 4  # of images, of scales and of clips
     assert {f"frames of {name}" for name in ENCODINGS} < checks.keys()
     assert {"rescue of a bad video, cut off", "masks of the kernel of cubes"} < checks.keys()
-    assert sum(name.startswith("no wait") for name in checks) == 3
+    assert sum(name.startswith("no wait") for name in checks) == 4
     figures = {figure["name"]: figure for figure in content["figures"]}
     for name, figure in figures.items():
         if name.startswith("loss"):

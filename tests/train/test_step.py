@@ -114,11 +114,15 @@ class CountWaits(TorchDispatchMode):
         return call
 
 
-@pytest.mark.parametrize("settings", ["0 fp32", "1 bf16", "2 bf16"])
+@pytest.mark.parametrize("settings", ["0 fp32", "1 bf16", "2 bf16", "1 bf16 light", "2 bf16 local"])
 def test_nothing_waits_for_the_device_between_logs(shards: Path, tmp_path: Path, settings: str) -> None:
     """A run of four times as many steps to its only log waits as often."""
-    stage, precision = settings.split()
+    stage, precision, *variant = settings.split()
     options = [f"engine.zero_stage={stage}", f"engine.precision={precision}", "engine.micro_batch=8"]
+    for decoder in variant:
+        target = "hog_scales" if decoder == "local" else "hog"
+        options += [f"model.decoder={decoder}", "model.decoder_width=32", f"target.kind={target}", "mask.kind=random"]
+        options += ["mask.repeats=2", "model.options={embed_dim: 32, depth: 4, num_heads: 1}"]
     waits = []
     for steps in (3, 12):
         with CountWaits() as mode:

@@ -1,19 +1,22 @@
-"""Item 4: check that a compiled model learns as an eager one, and a resumed run continues as an undisturbed one."""
+"""Item 4: check that compiled models learn as eager ones, and that a resumed run equals an undisturbed one."""
 
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.kernel import ROUNDING
 from benchmarks.gpu.results import Bench, Check, Result
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.waiting import never_waits
 from benchmarks.step import Loop, resident
 from pipeline.checkpoints.checkpoint import folder_of
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.preemption import Preemption
 from pipeline.cluster.world import join
+from pipeline.config import Recipe
 from pipeline.pretrain.task import Pretraining
 from pipeline.train.setup import set_up
 
@@ -23,9 +26,21 @@ CLOSE = 1e-3  # relative difference of losses: a GPU sums gradients in varying o
 
 def compiled_loss(bench: Bench) -> Iterator[Result]:
     """Compare the losses of three steps, compiled and eager."""
+    yield _compiled_and_eager("compiled loss equals eager loss", bench.scale, bench.scale.small)
+
+
+def visible_only(bench: Bench) -> Iterator[Result]:
+    """Check a model that encodes visible patches only: its compiled loss, and that its steps do not wait."""
+    scale = bench.scale
+    yield _compiled_and_eager("compiled loss equals eager loss, visible patches only", scale, scale.visible)
+    loop = Loop(scale.visible(f"engine.compile={scale.compiled}"), join())
+    yield Check("no wait for the device in a step, visible patches only", *never_waits(loop))
+
+
+def _compiled_and_eager(name: str, scale: Scale, recipe: Callable[..., Recipe]) -> Check:
     world, losses = join(), dict[str, list[float]]()
-    for how, setting in (("compiled", bench.scale.compiled), ("eager", bench.scale.eager)):
-        loop = Loop(bench.scale.small(f"engine.compile={setting}"), world)
+    for how, setting in (("compiled", scale.compiled), ("eager", scale.eager)):
+        loop = Loop(recipe(f"engine.compile={setting}"), world)
         batches = resident(loop.recipe, world)
         losses[how] = []
         for _ in range(3):
@@ -33,7 +48,7 @@ def compiled_loss(bench: Bench) -> Iterator[Result]:
             losses[how].append(float(loop.loss))
     compiled, eager = losses.values()
     right = all(abs(a - b) <= ROUNDING * b for a, b in zip(compiled, eager, strict=True))
-    yield Check("compiled loss equals eager loss", right, dict(losses))
+    return Check(name, right, dict(losses))
 
 
 def resumed_run(bench: Bench) -> Iterator[Result]:

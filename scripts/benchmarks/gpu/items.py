@@ -6,8 +6,8 @@ from functools import partial
 
 from benchmarks.gpu.clip_kernels import clip_kernel, clip_kernel_time, cubes
 from benchmarks.gpu.clip_rates import clip_rates
-from benchmarks.gpu.equality import compiled_loss, resumed_run
-from benchmarks.gpu.kernel import augmented_pixels, fused_kernel, kernel_time
+from benchmarks.gpu.equality import compiled_loss, resumed_run, visible_only
+from benchmarks.gpu.kernel import augmented_pixels, fused_kernel, kernel_time, scales_kernel
 from benchmarks.gpu.loaders import decoding, loaders, masks_alone
 from benchmarks.gpu.machine import machine_facts
 from benchmarks.gpu.pixels import bad_image, by_kind, decodes_itself
@@ -57,6 +57,7 @@ PROCESSES = [
         50,
         [
             Part(2, "kernel", fused_kernel),
+            Part(2, "kernel of scales", scales_kernel),
             Part(2, "time of the kernel", kernel_time),
             Part(2, "augmentation", augmented_pixels),
         ],
@@ -69,6 +70,7 @@ PROCESSES = [
             Part(4, "resumed run", resumed_run),
         ],
     ),
+    Process(60, [Part(4, "visible patches only", visible_only)]),
     Process(170, [Part(5, "ViT-B", base), Part(6, "ViT-B from shards", partial(from_shards, load=0))]),
     Process(80, [Part(7, "loaders", loaders), Part(7, "masks", masks_alone)]),
     Process(150, [Part(8, "ViT-L", large)]),

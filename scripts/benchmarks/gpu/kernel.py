@@ -1,4 +1,4 @@
-"""Item 2: check the fused kernel and the augmentation on the device against references, and time the kernel."""
+"""Item 2: check the fused kernels and the augmentation on the device against references, and time a kernel."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -10,11 +10,13 @@ from torch import Tensor
 from benchmarks.gpu.results import Bench, Check, LeftOut, Result
 from benchmarks.gpu.waiting import recorded_waits
 from benchmarks.targets import hog
+from model.layout import Layout, mask_of_all
 from pipeline.data.augment import sample_keys
 from pipeline.finetune.erasing import random_erasing
 from pipeline.finetune.randaugment import TRANSFORMS, rand_augment
 from pipeline.pixels import IMAGENET, normalise
 from pipeline.targets.hog import hog_target
+from pipeline.targets.hog.scales import hog_scales
 
 ROUNDING = 2**-8  # rounding of bf16
 
@@ -37,13 +39,44 @@ def fused_kernel(bench: Bench) -> Iterator[Result]:
                     there, mask.to(scale.device), mask.numel(), patch, *IMAGENET, dtype, target_dtype=dtype
                 )
             )
-            # One rounding of values up to 1, and up to 3; Triton's interpreter truncates instead
-            once = 0 if dtype == torch.float32 else ROUNDING * (1 + scale.dry)
-            off, off_image = float((target - exact).abs().max()), float((normalised - image).abs().max())
-            flat = bool(torch.equal(target == 0, exact == 0))
-            right = off <= 1e-5 + once and off_image <= 1e-5 + 3 * once and flat
-            numbers = {"target off by": off, "image off by": off_image, "zero where the reference is": flat}
-            yield Check(f"kernel, {patch}-pixel patches, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}", right, numbers)
+            name = f"kernel, {patch}-pixel patches, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}"
+            once = _rounding(dtype, scale.dry)
+            yield _equal(name, (target, exact, once), (normalised, image, 3 * once))
+
+
+def scales_kernel(bench: Bench) -> Iterator[Result]:
+    """Compare the kernel of HOG at four scales likewise; its targets are always float32."""
+    from pipeline.targets.hog.scales_triton import normalised_and_scales
+
+    scale = bench.scale
+    for patch, (kind, picture) in product((8, 16, 32), _pictures(scale.check_size).items()):
+        rows, columns = (side // (2 * patch) * 2 for side in scale.check_size)
+        if 0 in (rows, columns):
+            continue  # the pictures of a trial are smaller than 2x2 such patches
+        pixels = picture[..., : rows * patch, : columns * patch].contiguous()
+        exact, image = hog_scales(pixels, patch).flatten(0, 1), normalise(pixels, torch.float32)
+        mask = mask_of_all(len(pixels), Layout(1, rows, columns), scale.device)
+        for layout, dtype in product((torch.contiguous_format, torch.channels_last), (torch.float32, torch.bfloat16)):
+            there = pixels.to(scale.device).contiguous(memory_format=layout)
+            normalised, target = (
+                out.cpu().float() for out in normalised_and_scales(there, mask, patch, *IMAGENET, dtype)
+            )
+            name = f"kernel of scales, {patch}-pixel patches, {kind}, {str(layout)[6:]}, {str(dtype)[6:]}"
+            yield _equal(name, (target, exact, 0), (normalised, image, 3 * _rounding(dtype, scale.dry)))
+
+
+def _rounding(dtype: torch.dtype, dry: bool) -> float:
+    """Return the error of rounding a value up to 1; Triton's interpreter truncates instead."""
+    return 0 if dtype == torch.float32 else ROUNDING * (1 + dry)
+
+
+def _equal(name: str, targets: tuple[Tensor, Tensor, float], images: tuple[Tensor, Tensor, float]) -> Check:
+    """Compare targets and normalised images with references, each up to an error beside 1e-5."""
+    (target, exact, once), (normalised, image, rounding) = targets, images
+    off, off_image = float((target - exact).abs().max()), float((normalised - image).abs().max())
+    flat = bool(torch.equal(target == 0, exact == 0))
+    right = off <= 1e-5 + once and off_image <= 1e-5 + rounding and flat
+    return Check(name, right, {"target off by": off, "image off by": off_image, "zero where the reference is": flat})
 
 
 def _pictures(size: tuple[int, int]) -> dict[str, Tensor]:

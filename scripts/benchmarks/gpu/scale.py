@@ -72,6 +72,18 @@ class Scale:
         """Return two blocks of ViT-B with 32 images."""
         return self._recipe("vit_base_300e", _TINY, 32, "model.options={depth: 2}", *overrides)
 
+    def visible(self, *overrides: str) -> Recipe:
+        """Return two blocks of ViT-B that encode visible patches only: 16 images, two masks of each, four scales."""
+        return self.small(
+            "model.decoder=light",
+            "model.position_init=fixed",
+            "target.kind=hog_scales",
+            "mask.kind=random",
+            "mask.ratio=0.75",
+            "mask.repeats=2",
+            *overrides,
+        )
+
     def mvit(self, *overrides: str) -> Recipe:
         """Return MViTv2-S with 32 clips."""
         return self._recipe("mvit_small_300e_k400", _TINY_MVIT, self.clips, *overrides)
@@ -83,7 +95,7 @@ class Scale:
     def _recipe(self, name: str, tiny: tuple[str, ...], inputs: int, *overrides: str) -> Recipe:
         if self.dry:
             name, *small = tiny
-            inputs, overrides = 2, (*(o for o in overrides if not o.startswith("model.")), *small)
+            inputs, overrides = 2, (*(o for o in overrides if not o.startswith("model.options")), *small)
         batch = ["data.shards=none", f"optim.batch_size={inputs}", "engine.micro_batch=null", "data.lanes=1"]
         return load_recipe(name, [*batch, *overrides])
 
