@@ -6,8 +6,9 @@
 # two decoders that encode visible patches only, for as many more epochs as they are faster. It probes every block of
 # these encoders and of an untrained one, fine-tunes from them and from scratch with SEEDS seeds for a fifth of EPOCHS,
 # and prints a table. On CPUs the model is a small ViT at 96 pixels, which takes about four hours on two cores for 3,000
-# images. On GPUs it is a ViT-S at 224 pixels, every variant for EPOCHS (200) epochs, as in the public Imagenette
-# benchmark of stable-pretraining. A second call resumes where the first ended.
+# images. On GPUs it is a ViT-S at 224 pixels, every variant for EPOCHS (200) epochs, with the encoder, image size and
+# number of epochs of the public Imagenette benchmark of stable-pretraining; fine-tuning takes 100 epochs there. A second
+# call with the same EPOCHS resumes where the first ended.
 set -euo pipefail
 if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
   sed -n 's/^# //p;/^set/q' "$0"
@@ -20,6 +21,14 @@ data=$1 out=${2:-reproduction} seeds=${4:-2}
 [ -d "$data/train" ] || { echo "error: there is no $data/train: DATA has to contain train/CLASS/* and other such folders" >&2; exit 2; }
 data=$(realpath "$data") out=$(realpath -m "$out")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+epochs=${3:-$([ "$gpus" = 0 ] && echo 100 || echo 200)}
+if [ -e "$out/epochs" ] && [ "$(<"$out/epochs")" != "$epochs" ]; then
+  echo "error: $out has results of $(<"$out/epochs") epochs: give this number of epochs, or another OUT" >&2
+  exit 2
+fi
+mkdir -p "$out"
+echo "$epochs" >"$out/epochs"
 step() { printf '\n== %s\n' "$*"; }
 
 step "shards"
@@ -77,16 +86,18 @@ study() {
   python scripts/compare.py "$out"
 }
 
-if [ "$(python -c 'import torch; print(torch.cuda.device_count())')" = 0 ]; then
+tenth() { echo "$(($1 / 10)).$(($1 % 10))"; } # of a number of epochs, to warm up
+if [ "$gpus" = 0 ]; then
+  slow="" warmup=""
   command -v "${CXX:-g++}" >/dev/null || slow=engine.compile=none
-  epochs=${3:-100}
+  ((epochs > 10)) || warmup=optim.warmup_epochs=$(tenth "$epochs") # the recipes have 5 epochs
   tuned=$((epochs < 5 ? 1 : epochs / 5))
-  study "$epochs" 6 "${slow:-}" "optim.epochs=$tuned optim.warmup_epochs=$((tuned / 10)).$((tuned % 10))"
+  study "$epochs" 6 "$slow $warmup" "optim.epochs=$tuned optim.warmup_epochs=$(tenth "$tuned")"
 else
   in_the_time_of_ten=([hog]=10 [pixels]=10 [light]=10 [local]=10)
   for kind in light local; do variants[$kind]+=" model.decoder_width=256"; done
   vit="model.name=vit_small_patch16_224 model.options={} data.image_size=224 data.decode_threads=4 optim.batch_size=256 \
     engine.precision=bf16 engine.zero_stage=1 engine.compile=all"
-  study "${3:-200}" 12 "$vit optim.warmup_epochs=20 optim.lr=5.0e-4" \
+  study "$epochs" 12 "$vit optim.warmup_epochs=$(tenth "$epochs") optim.lr=5.0e-4" \
     "$vit optim.epochs=100 optim.warmup_epochs=5 optim.lr=1.0e-3"
 fi

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from launching import CHECKOUT
 
+from pipeline.config import load, load_recipe
+from pipeline.finetune.config import FinetuneRecipe
+
 SCRIPTS = sorted([*(CHECKOUT / "scripts").glob("*.sh"), CHECKOUT / "scripts" / "launch" / "pretrain.sbatch"])
 ODD = "a b; touch proof $(touch proof) *"  # for a folder
 
@@ -24,7 +27,7 @@ name = os.path.basename(sys.argv[0])
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
 if sys.argv[1:2] == ["-c"]:
-    print(0)
+    print(os.environ["GPUS"])
 elif name == "python":
     exec(os.environ.get("DO", ""))
 """
@@ -48,7 +51,7 @@ def checkout(tmp_path: Path) -> Path:
     return checkout
 
 
-def start(checkout: Path, script: str, *arguments: str, do: str = "") -> "subprocess.Popen[str]":
+def start(checkout: Path, script: str, *arguments: str, do: str = "", gpus: int = 0) -> "subprocess.Popen[str]":
     """Start a script in the checkout; it is done with the real bash and coreutils, and all else by the stand-in."""
     environment = {
         "PATH": f"{checkout / '.venv' / 'bin'}{os.pathsep}/usr/bin{os.pathsep}/bin",
@@ -56,6 +59,7 @@ def start(checkout: Path, script: str, *arguments: str, do: str = "") -> "subpro
         "CALLS": str(checkout / "calls"),
         "SLURM_JOB_ID": "7",
         "DO": do,
+        "GPUS": str(gpus),
     }
     command = ["bash", str(checkout / "scripts" / script), *arguments]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -124,6 +128,48 @@ def test_the_reproduction_where_paths_have_spaces(checkout: Path) -> None:
     assert ["maskfeat", "finetune", "small", *tuned] in made
     assert made[-1] == ["python", "scripts/compare.py", str(out)]
     assert not list(checkout.rglob("proof"))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "epochs", "runs", "warm_up"),
+    [
+        (0, "5", {"hog": 5, "light": 13, "local": 9}, "0.5"),
+        (0, "1", {"hog": 1, "light": 2, "local": 1}, "0.1"),
+        (1, "20", {"hog": 20, "light": 20, "local": 20}, "2.0"),
+        (1, None, {"hog": 200, "light": 200, "local": 200}, "20.0"),
+    ],
+)
+def test_the_reproduction_at_any_length_on_any_machine(
+    checkout: Path, gpus: int, epochs: str | None, runs: dict[str, int], warm_up: str
+) -> None:
+    """Each recipe that it composes is valid."""
+    (checkout / "data" / "train" / "a").mkdir(parents=True)
+    reproduction = start(checkout, "reproduce_small.sh", "data", "out", *([epochs, "1"] if epochs else []), gpus=gpus)
+    _, errors = reproduction.communicate(timeout=60)
+    assert reproduction.returncode == 0, errors
+    made = calls(checkout)
+    for kind, count in runs.items():
+        (command,) = (
+            call for call in made if call[1] == "pretrain" and f"run.dir={checkout}/out/pretrain/{kind}" in call
+        )
+        recipe = load_recipe(command[2], command[3:])
+        assert recipe.optim.epochs == count and f"optim.warmup_epochs={warm_up}" in command
+        assert recipe.data.image_size == (224 if gpus else 96)
+    tuned = [load(FinetuneRecipe, call[2], call[3:]) for call in made if call[1] == "finetune"]
+    assert {recipe.optim.epochs for recipe in tuned} == {100.0 if gpus else 1.0}
+    layers = {len(call[call.index("--layer") + 1 : call.index("--out")]) for call in made if "--layer" in call}
+    assert layers <= {12, 13} if gpus else layers <= {6, 7}
+
+
+def test_the_reproduction_keeps_to_its_number_of_epochs(checkout: Path) -> None:
+    (checkout / "data" / "train" / "a").mkdir(parents=True)
+    assert start(checkout, "reproduce_small.sh", "data", "out", "30", "1").wait(60) == 0
+    made = len(calls(checkout))
+    other = start(checkout, "reproduce_small.sh", "data", "out")
+    _, errors = other.communicate(timeout=60)
+    assert other.returncode == 2 and [call[1] for call in calls(checkout)[made:]] == ["-c"]
+    assert errors == f"error: {checkout}/out has results of 30 epochs: give this number of epochs, or another OUT\n"
+    assert start(checkout, "reproduce_small.sh", "data", "out", "30", "2").wait(60) == 0
 
 
 @pytest.mark.parametrize(
