@@ -60,15 +60,22 @@ class Pretraining:
 
     Attributes:
         epochs: epochs of the whole run.
+        batch_size: images per step.
         images_per_second: the rate that a tenth of the log lines reach, since other work may run beside the others.
         losses: validation losses, divided by that of predicting the mean target.
         probes: top-1 of the linear probe on the last block, on a part of the images.
     """
 
     epochs: float
+    batch_size: int
     images_per_second: float
     losses: Curve
     probes: Curve
+
+    @property
+    def step_ms(self) -> float:
+        """The milliseconds of a step at that rate."""
+        return 1000 * self.batch_size / self.images_per_second
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Variant:
             "name": self.name,
             "epochs": self.run.epochs if self.run else None,
             "images_per_second": self.run.images_per_second if self.run else None,
+            "step_ms": self.run.step_ms if self.run else None,
             "last_block": asdict(self.blocks[-1]),
             "chosen_block": asdict(self.chosen),
             "fine_tuned": {seed: max(curve.items())[1] for seed, curve in self.fine_tuned.items()},
@@ -107,6 +115,7 @@ class Variant:
             self.name,
             f"{self.run.epochs:g}" if self.run else "",
             f"{self.run.images_per_second:.0f}" if self.run else "",
+            f"{self.run.step_ms:.0f}" if self.run else "",
             *percent(last.linear, last.neighbours),
             f"{chosen.index}",
             *percent(chosen.linear, chosen.neighbours),
@@ -142,6 +151,7 @@ def pretrained(run: Path) -> Pretraining:
     end, mean = max(losses), read_baselines(run)["mean"]
     return Pretraining(
         recipe["optim"]["epochs"],
+        recipe["optim"]["batch_size"],
         float(np.quantile(rates, 0.9)),
         {step / end: loss / mean for step, loss in losses.items()},
         {step / end: top1 for step, top1 in probes.items()},
@@ -200,7 +210,10 @@ def show(rows: list[list[str]]) -> None:
     """Print the table."""
     columns = ("linear", "k-NN", "block", "linear", "k-NN", "fine-tuned", "each seed")
     table = Table(
-        "pre-training", "epochs", "images/s", *columns, box=SIMPLE_HEAD, title="top-1 (%)", collapse_padding=True
+        *("pre-training", "epochs", "images/s", "ms/step", *columns),
+        box=SIMPLE_HEAD,
+        title="top-1 (%)",
+        collapse_padding=True,
     )
     for row in rows:
         table.add_row(*row)

@@ -277,7 +277,9 @@ def test_compare_reads_what_probes_and_runs_wrote(
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     probes_and_tuning = ["62.5", "12.5", "0", "50.0", "12.5", "100.0", "100.0"]
     assert rows["none"] == probes_and_tuning
-    assert rows["HOG"][0] == "20" and rows["HOG"][2:] == probes_and_tuning
+    epochs, rate, step_ms, *accuracies = rows["HOG"]
+    assert epochs == "20" and accuracies == probes_and_tuning
+    assert abs(1000 * 16 / float(rate) - float(step_ms)) <= 1  # of 16 images
     assert Image.open(tmp_path / "results.png").size == (1320, 960)
 
 

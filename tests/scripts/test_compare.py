@@ -12,25 +12,26 @@ from compare import Block, Pretraining, Variant
 def test_the_figures_are_those_of_the_table() -> None:
     """The block is chosen on held-out samples, and fine-tuning counts at its last step."""
     blocks = [Block(0, 0.3, 0.25, 0.4), Block(1, 0.35, 0.2, 0.38)]
-    run = Pretraining(epochs=100, images_per_second=87.5, losses={1.0: 0.9}, probes={1.0: 0.5})
+    run = Pretraining(epochs=100, batch_size=70, images_per_second=87.5, losses={1.0: 0.9}, probes={1.0: 0.5})
     variant = Variant("HOG", run, blocks, {"0": {10: 0.7, 20: 0.6}, "1": {20: 0.5}})
     assert variant.figures == {
         "name": "HOG",
         "epochs": 100,
         "images_per_second": 87.5,
+        "step_ms": 800,
         "last_block": {"index": 1, "linear": 0.35, "neighbours": 0.2, "held_out": 0.38},
         "chosen_block": {"index": 0, "linear": 0.3, "neighbours": 0.25, "held_out": 0.4},
         "fine_tuned": {"0": 0.6, "1": 0.5},
     }
-    assert variant.row == ["HOG", "100", "88", "35.0", "20.0", "0", "30.0", "25.0", "55.0", "60.0, 50.0"]
+    assert variant.row == ["HOG", "100", "88", "800", "35.0", "20.0", "0", "30.0", "25.0", "55.0", "60.0, 50.0"]
 
 
 def test_without_pretraining_there_is_no_pace() -> None:
     figures = Variant("none", None, [Block(0, 0.3, 0.25, 0.4)], {"0": {20: 0.5}}).figures
-    assert (figures["epochs"], figures["images_per_second"]) == (None, None)
+    assert {figures[name] for name in ("epochs", "images_per_second", "step_ms")} == {None}
 
 
 def test_without_fine_tuning_its_cells_are_empty() -> None:
     variant = Variant("none", None, [Block(0, 0.3, 0.25, 0.4)], {})
-    assert variant.row == ["none", "", "", "30.0", "25.0", "0", "30.0", "25.0", "", ""]
+    assert variant.row == ["none", "", "", "", "30.0", "25.0", "0", "30.0", "25.0", "", ""]
     assert variant.figures["fine_tuned"] == {}
