@@ -164,5 +164,19 @@ class DataSets:
         return part.names(first, min(first + _NAMES, len(part)), _PATIENCE)
 
 
+def check_validation_images(data: Data, of_both_media: bool) -> None:
+    """Raise DataError where `data.validation_images` is set and a run is not on images and videos."""
+    if data.validation_images and not of_both_media:
+        raise DataError(
+            "data.validation_images is for pre-training on a data.mixture of images and videos: set it to null"
+        )
+
+
+def check_are_images(validation: Manifest) -> None:
+    """Raise DataError where the samples of `data.validation_images` are not images."""
+    if validation.video is not None:
+        raise DataError(f"data.validation_images={validation.root} has videos: set data.validation to them")
+
+
 def _kinds(manifest: Manifest) -> str:
     return " and ".join(f"{kind}s" for kind in sorted(manifest.media))

@@ -18,7 +18,7 @@ from pipeline.cluster.launchers import place
 from pipeline.cluster.preflight import agreement, exchange
 from pipeline.cluster.world import World, lost_a_rank
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.data.data_sets import DataSets
+from pipeline.data.data_sets import DataSets, check_are_images, check_validation_images
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
@@ -167,7 +167,8 @@ def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, s
     of_both_media = isinstance(training, Manifest) and len(training.media) > 1
     for setting in ("validation", "validation_images"):
         if shards := getattr(data, setting):
-            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, data, of_both_media))
+            images = setting == "validation_images"
+            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, data, of_both_media, images))
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
@@ -178,9 +179,13 @@ def _read(recipe: TrainingRecipe) -> str:
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
 
 
-def _load_validation(shards: str, data: Data, of_both_media: bool) -> Manifest:
+def _load_validation(shards: str, data: Data, of_both_media: bool, images: bool) -> Manifest:
+    if images:
+        check_validation_images(data, of_both_media)
     manifest = Manifest.load(shards)
     check_kind(manifest, data, of_both_media)
+    if images:
+        check_are_images(manifest)
     return manifest
 
 

@@ -12,6 +12,7 @@ from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
+from pipeline.data.data_sets import check_are_images, check_validation_images
 from pipeline.data.training_data import ListedData, TrainingData
 from pipeline.estimate import input_flops
 from pipeline.examples import Example, ExampleMaker
@@ -82,21 +83,17 @@ class Pretraining(MaskedPrediction):
     def _open_validations(self, phases: Phases) -> list[Validation]:
         """Return the validation sets of the run; a run on images and videos has two."""
         recipe, world, found = self._recipe, self._world, list[Validation]()
-        images = recipe.data.validation_images
-        if images and len(self._data.media) == 1:
-            raise ConfigError(
-                "data.validation_images is for pre-training on a data.mixture of images and videos: set it to null"
-            )
+        check_validation_images(recipe.data, len(self._data.media) > 1)
         for setting, shards, name in (
             ("validation", recipe.data.validation, ""),
-            ("validation_images", images, IMAGES),
+            ("validation_images", recipe.data.validation_images, IMAGES),
         ):
             if shards is None:
                 continue
             micro_batch = recipe.micro_batch(world.size)
             made = Validation(shards, recipe.data, recipe.run, micro_batch, world, self._examples, phases, name)
-            if name and made.medium != "image":
-                raise ConfigError(f"data.{setting}={shards} has videos: set data.validation to them")
+            if name:
+                check_are_images(made.manifest)
             self.inputs[f"data.{setting} (manifest)"] = made.identity
             found.append(made)
         return found

@@ -1,15 +1,19 @@
 """Describe what a run would do, from its recipe and the records of its data sets, without decoding or writing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline.checkpoints import checkpoint
-from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.data.data_sets import DataSets
+from pipeline.data.data_sets import DataSets, check_are_images, check_validation_images
+from pipeline.data.loader import check_kind
+from pipeline.data.settings import Data
 from pipeline.estimate import costs, state_bytes
 from pipeline.train.engine import total_steps
 from pipeline.train.hints import hints
+from pipeline.train.resume import check_run, identity
 from shards.manifest import Manifest
+from shards.terminal import note
 from shards.text import counted
 
 
@@ -19,40 +23,65 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
     Raises:
         ConfigError: the batch cannot be divided evenly, or the model cannot be built.
         ShardError, DataError: a data set cannot be used.
+        CheckpointError: `run.dir` has another run, or all of its checkpoints are damaged.
     """
     micro_batch = recipe.micro_batch(ranks)
-    batch, inputs = recipe.optim.batch_size, recipe.inputs
+    data, batch, inputs = recipe.data, recipe.optim.batch_size, recipe.inputs
     micro_batches = batch // (micro_batch * ranks)
-    if recipe.data.mode == "stream":
+    known: dict[str, Any] = {}
+    if data.mode == "stream":
         yield "data", "a stream of tars, which is not read here"
     else:
-        training = DataSets(recipe.data)
-        samples = len(training.manifest)
+        training = DataSets(data)
+        check_kind(training.manifest, data, training.of_both_media, training.of_both_media)
+        samples, known = len(training.manifest), training.identity
         yield "data", f"{counted(samples, training.manifest.noun)} in {counted(len(training.manifest.counts), 'shard')}"
         for line in training.notes:
             yield "", line
-    if recipe.data.validation:
-        validation = Manifest.load(recipe.data.validation)
-        yield "validation", counted(len(validation), validation.noun)
+        for validation in _validation(data, training.of_both_media):
+            yield "validation", counted(len(validation), validation.noun)
     yield "batch", f"{batch:,} {inputs}: {counted(ranks, 'rank')} x {micro_batches:,} x {micro_batch:,}"
-    if recipe.data.mode != "stream":
+    if data.mode != "stream":
         steps_per_epoch = samples * recipe.views / batch
         steps = total_steps(recipe.optim, steps_per_epoch)
         yield "schedule", f"{steps:,} steps, {steps_per_epoch:,.1f} an epoch"
         end = min(steps, recipe.run.max_steps or steps)
-        for line in hints(recipe.run, recipe.optim, steps_per_epoch, end, recipe.data.validation is not None):
+        for line in hints(recipe.run, recipe.optim, steps_per_epoch, end, data.validation is not None):
             yield "note", line
     if isinstance(recipe, Recipe):
+        known |= {"target.kind": recipe.target.kind}
         cost = costs(recipe)
         memory = state_bytes(recipe, cost.size, ranks) + micro_batch * cost.activations
         yield "model", f"{cost.size.parameters / 1e6:.1f}M parameters, {cost.flops * batch / 1e12:,.2f} TFLOP a step"
         yield "memory", f"about {memory / 1e9:.2f} GB a rank for weights, optimizer and activations, by arithmetic"
-    yield "run.dir", _progress(recipe)
+    yield "run.dir", _progress(recipe, known)
 
 
-def _progress(recipe: TrainingRecipe) -> str:
+def _validation(data: Data, of_both_media: bool) -> Iterator[Manifest]:
+    """Yield the manifests of the validation sets. Raises as `dry_run`."""
+    check_validation_images(data, of_both_media)
+    for shards in (data.validation, data.validation_images):
+        if shards is None:
+            continue
+        manifest = Manifest.load(shards)
+        check_kind(manifest, data, of_both_media)
+        if shards == data.validation_images:
+            check_are_images(manifest)
+        yield manifest
+
+
+def _progress(recipe: TrainingRecipe, known: dict[str, Any]) -> str:
+    """Return where the run starts, by its identity as far as it is known without building its target."""
     run = recipe.run.dir
-    try:
-        return f"{run}: resumes after step {checkpoint.chosen(run, None).facts.step:,}"
-    except CheckpointError:
+    found = checkpoint.newest(run / "checkpoints", report=note)
+    if found is None:
         return f"{run}: starts at step 0"
+    own = identity(recipe, known)
+    listed = recipe.data.mode != "stream"
+    unknown = {
+        key: value
+        for key, value in found.facts.identity.items()
+        if key not in own and not (listed and key.startswith("data."))
+    }
+    check_run(found, recipe, unknown | own)
+    return f"{run}: resumes after step {found.facts.step:,}"

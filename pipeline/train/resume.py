@@ -87,31 +87,42 @@ def find_checkpoint(
     Raises:
         CheckpointError: there are some and none is valid, or they belong to another run.
     """
-    identity, known = world.from_first(identity), defaults(recipe)
+    identity = world.from_first(identity)
     parts = ("weight", *OPTIMIZERS[recipe.optim.name].states, *(() if average is None else (AVERAGE,)))
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     shapes = {f"{part}/{name}": shape for name, shape in trained.items() for part in parts}
 
-    def check_run(found: Checkpoint) -> None:
-        kind = kind_of(found.facts.recipe)
-        if kind != recipe.run.kind:
-            raise CheckpointError(
-                f"{found.folder} belongs to another run (run.kind was {kind}, now {recipe.run.kind}): choose another "
-                "run.dir"
-            )
-        check_identity(found, identity, known)
-
     def check(found: Checkpoint) -> None:
         try:
-            check_run(found)
+            check_run(found, recipe, identity)
         except CheckpointError:
             return  # of another run: refused below, not skipped
         check_contents(found, shapes)
 
     found = checkpoint.newest(recipe.run.dir / "checkpoints", tell, world, check)
     if found:
-        check_run(found)
+        check_run(found, recipe, identity)
     return found
+
+
+def check_run(found: Checkpoint, recipe: TrainingRecipe, identity: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to the run of a recipe.
+
+    Args:
+        found: the checkpoint.
+        recipe: the recipe.
+        identity: that of the run, see `identity`.
+
+    Raises:
+        CheckpointError: it does not; the message names the differences.
+    """
+    kind = kind_of(found.facts.recipe)
+    if kind != recipe.run.kind:
+        raise CheckpointError(
+            f"{found.folder} belongs to another run (run.kind was {kind}, now {recipe.run.kind}): choose another "
+            "run.dir"
+        )
+    check_identity(found, identity, defaults(recipe))
 
 
 def check_identity(found: Checkpoint, identity: dict[str, Any], defaults: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import SMALL, losses, pretrain
+from mixing import grey_shards, mixed
 
+from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.commands.pretrain import main
 from pipeline.config import load_recipe
 
@@ -35,6 +37,63 @@ def test_it_agrees_with_the_run(
     capsys.readouterr()
     assert run(monkeypatch, "demo", *settings, "--dry-run") == 0
     assert f"run.dir     {tmp_path}/run: resumes after step {steps}\n" in capsys.readouterr().out
+
+
+def test_another_run_in_the_folder_is_refused_as_by_the_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever differs: a setting, the target, the weights of a mixture; not what a run may change."""
+    grey = grey_shards(tmp_path, "grey", range(100, 120))
+    folder = f"run.dir={tmp_path / 'run'}"
+    mixture = mixed({"a": shards, "b": grey}, {"a": 1, "b": 3})
+    settings = [*SMALL, "data.shards=null", mixture, folder]
+    pretrain("null", tmp_path / "run", mixture, "run.max_steps=1")
+    capsys.readouterr()
+    refused = {
+        ("mask.ratio=0.5",): "mask.ratio was 0.4, now 0.5",
+        ("target.kind=pixels",): "target.kind was hog, now pixels",
+        ("data.mixture.b.weight=2",): "data.mixture.b (share) was 3/4, now 2/3",
+        ("data.mixture=null", f"data.shards={shards}"): "data.mixture.a (manifest) was ",
+    }
+    for changed, why in refused.items():
+        assert run(monkeypatch, "demo", *settings, *changed, "--dry-run") == 1
+        told = capsys.readouterr().err
+        assert "belongs to another run" in told and why in told and told.count("\n") == 1
+        with pytest.raises(CheckpointError) as error:
+            pretrain("null", tmp_path / "run", mixture, *changed)
+        assert why in str(error.value)
+    assert run(monkeypatch, "demo", *settings, "engine.zero_stage=0", "run.max_steps=9", "--dry-run") == 0
+    assert f"{tmp_path}/run: resumes after step 1\n" in capsys.readouterr().out
+    for state in (tmp_path / "run" / "checkpoints").glob("*/*.safetensors"):
+        state.write_bytes(b"")
+    assert run(monkeypatch, "demo", *settings, "--dry-run") == 1
+    assert "resumes" not in capsys.readouterr().out
+
+
+def test_images_beside_videos_are_named_and_checked(
+    shards: Path,
+    video_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    both = [mixed({"a": shards, "b": video_shards}), "data.shards=null", "data.image_size=64", "data.frames=4"]
+    settings = [*SMALL, *both, f"run.dir={tmp_path / 'run'}", f"data.validation={video_shards}", "--dry-run"]
+    assert run(monkeypatch, "demo", *settings, f"data.validation_images={shards}") == 0
+    said = capsys.readouterr().out
+    assert "validation  22 videos\n" in said and "validation  90 images\n" in said
+    for changed, why in (
+        ((f"data.validation_images={video_shards}",), f"data.validation_images={video_shards} has videos"),
+        (("data.validation_images=nowhere",), "nowhere: no such folder"),
+        (
+            (f"data.validation_images={shards}", mixed({"b": video_shards})),
+            "data.validation_images is for pre-training on a data.mixture of images and videos: set it to null",
+        ),
+        (("data.frames=null", mixed({"b": video_shards})), "has videos: set data.frames"),
+    ):
+        assert run(monkeypatch, "demo", *settings, *changed) == 1
+        told = capsys.readouterr().err
+        assert why in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(
