@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from pipeline.overrides import Kind, annotations, apply, unknown
+from pipeline.overrides import Kind, annotations, apply, fields_of, unknown
 from pipeline.recipe_files import RECIPES, read_recipe, shown
 from pipeline.record import to_be_given
 from pipeline.settings import ConfigError
@@ -62,9 +62,14 @@ def _unknown_section(kind: Kind, section: str) -> str:
 
 def _explain(kind: Kind, problem: Any) -> str:
     location, wrong = problem["loc"], problem["type"]
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in location if part != "[key]")
     if wrong == "extra_forbidden" and len(location) == 2:
         return unknown(kind, key)
+    if wrong == "extra_forbidden" and (fields := fields_of(annotations(kind)[".".join(location[:2])])):
+        near = difflib.get_close_matches(str(location[-1])[:100], fields, n=1)
+        return f"unknown key {shown(key)}: " + (
+            f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}"
+        )
     if wrong == "extra_forbidden":
         known = ", ".join(getattr(annotations(kind)[".".join(location[:2])], "__annotations__", ()))
         if not known:
@@ -72,6 +77,8 @@ def _explain(kind: Kind, problem: Any) -> str:
         return f"{shown(key)}={shown(problem['input'])}: not an option that works here, which are {known}"
     if wrong == "missing" and len(location) == 2:
         return f"{key} is missing: set it in the recipe or give {key}=VALUE"
+    if wrong == "missing" and isinstance(location[-1], str):
+        return f"{shown(key)} is missing: set it"
     if wrong == "value_error" and len(location) < 2:  # of a section or the whole recipe; it names its keys
         return str(problem["ctx"]["error"])
     message = str(problem["ctx"]["error"]) if wrong == "value_error" else problem["msg"]

@@ -102,6 +102,15 @@ def annotations(kind: Kind) -> dict[str, Any]:
     return found
 
 
+def fields_of(annotation: Any) -> list[str]:
+    """Return the keys of the settings that a mapping has as its values, such as `data.mixture`; none for others."""
+    arguments = get_args(annotation)
+    for argument in arguments:
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            return list(argument.model_fields)
+    return next((found for argument in arguments if (found := fields_of(argument))), [])
+
+
 def unknown(kind: Kind, key: str) -> str:
     """Return the message for an unknown key."""
     known = list(annotations(kind))

@@ -1,9 +1,20 @@
 """Settings of the data: the samples, their order, and their crops."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ByteSize,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from model.size import ImageSize, Sides
@@ -33,9 +44,24 @@ class MixedSet(Section):
     weight: float | None = Field(None, ge=1e-6, le=1e9)
     """Share of the samples, relative to those of the other data sets; null, in all of them: its number of samples."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_mapping(cls, given: object) -> object:
+        if not isinstance(given, Mapping | MixedSet):
+            raise ValueError("a data set is written as {shards: FOLDER OR URL}, with a weight if the others have one")
+        return given
+
 
 Side = Annotated[int, Field(gt=0, le=8192)]
-SetName = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]  # part of the names of metrics
+
+
+def _set_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,64}", name):  # it is part of the names of metrics
+        raise ValueError("the name of a data set has up to 64 letters, digits and _ . -")
+    return name
+
+
+SetName = Annotated[str, AfterValidator(_set_name)]
 
 
 class Data(Section):
@@ -46,7 +72,7 @@ class Data(Section):
     mode: Literal["exact", "stream"] = "exact"
     """`exact`: a data set with a manifest; `stream`: tars without one, see
     docs/explanation/data.md#without-a-manifest-datamodestream."""
-    mixture: Free[dict[SetName, MixedSet] | None] = Field(None, min_length=1)
+    mixture: Free[dict[SetName, MixedSet] | None] = None
     """Instead of `data.shards`, several data sets: `{NAME: {shards: FOLDER OR URL, weight: 3}, ...}`, see
     docs/explanation/data.md#several-data-sets. Without weights each counts by its samples."""
     shards: Free[Place | None] = None
@@ -175,6 +201,8 @@ class Data(Section):
             )
         if self.mixture is None:
             return
+        if not self.mixture:
+            raise ValueError("data.mixture={} has no data set: give at least one, or null")
         if self.shards is not None:
             raise ValueError("data.shards and data.mixture exclude each other: set one of them to null")
         if self.mode == "stream":
