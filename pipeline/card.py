@@ -16,7 +16,8 @@ from pipeline.config import Recipe, TrainingRecipe
 from pipeline.data.settings import Data
 from pipeline.files import entries
 from pipeline.pixels import Statistics
-from pipeline.pretrain.baselines import read_baselines
+from pipeline.pretrain.baselines import IMAGES, file_of, read_baselines
+from pipeline.report.result import BASELINES
 from pipeline.targets.registry import TARGETS
 from shards.secrets import masked_values
 from shards.text import counted
@@ -80,8 +81,8 @@ _CARD = """\
 
 A vision transformer of {parameters:.1f} million parameters for {inputs}, pre-trained by
 predicting {targets} of masked patches
-([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). It has no classifier. Its feature of {one} is the mean of its
-{grid} patch tokens, {width} numbers; no loss reached the output of its class token.
+([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). {encoding}It has no classifier. Its feature of {one} is
+the mean of its {grid} patch tokens, {width} numbers; no loss reached the output of its class token.
 
 {use}
 ## Training
@@ -107,6 +108,11 @@ Exported with torch {torch} and timm {timm}.
   year      = {{2022}},
 }}
 ```
+"""
+
+_VISIBLE = """\
+In training it encoded the visible patches only, and a small decoder predicted the others
+([He et al., 2022](https://arxiv.org/abs/2111.06377), [Wang et al., 2023](https://arxiv.org/abs/2303.05251)).
 """
 
 
@@ -140,6 +146,7 @@ def model_card(
         name=name,
         parameters=sum(parameter.numel() for parameter in encoder.parameters()) / 1e6,
         inputs=inputs_of(size, frames),
+        encoding=_VISIBLE if recipe.model.decoder else "",
         one="an image" if frames is None else "a clip",
         grid=view.prediction_layout,
         width=view.width,
@@ -160,20 +167,24 @@ def _training(run: Path, facts: Facts, recipe: Recipe) -> dict[str, str]:
         "computed in": f"{recipe.engine.precision}, weights and moments in fp32",
     }
     told = [line for line in logged(run) if line["step"] <= facts.step]
+    if any("loss/image" in line for line in told):
+        rows["inputs"] = "clips of videos, and images as clips of one frame, in steps of one kind each"
     if told:
         rows[f"training loss at step {told[-1]['step']:,}"] = number(told[-1].get("loss"), ".4f")
     validated = [line for line in told if "val_loss" in line]
     if validated:
         rows[f"validation loss at step {validated[-1]['step']:,}"] = number(validated[-1]["val_loss"], ".4f")
-    if validated and (baselines := read_baselines(run)):
-        named = {
-            "zero": "predicting zero",
-            "mean": "predicting the training set's mean target",
-            "copy": "copying the nearest visible frame",
-            "untrained": "the untrained model",
-        }
-        rows |= {f"validation loss of {named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
+        rows |= _beside(read_baselines(run), "")
+        if (loss := validated[-1].get(f"val_{IMAGES}_loss")) is not None:  # in a mixture of images and videos
+            rows[f"validation loss of images at step {validated[-1]['step']:,}"] = number(loss, ".4f")
+            rows |= _beside(read_baselines(run, file_of(IMAGES)), "images, ")
     return rows
+
+
+def _beside(baselines: dict[str, Any], of: str) -> dict[str, str]:
+    """Return the rows of losses to compare with."""
+    named = BASELINES | {"untrained": "the untrained model"}
+    return {f"validation loss of {of}{named[key]}": number(baselines[key], ".4f") for key in named if key in baselines}
 
 
 def front(entries: dict[str, Any], frames: int | None) -> str:

@@ -57,8 +57,10 @@ def main() -> int:
         told = f"{number(measured.get('attended_tokens'), '.3g')} tokens attended to"
         say(f"probes         step {measured['step']}: {told}{_scores(measured, 'probe_')}")
     pictures = sorted((run / "pictures").glob("*.png"))
-    if pictures:
-        say(f"picture        {pictures[-1]}")
+    steps = [picture.stem.split("-")[1] for picture in pictures]
+    for step, picture in zip(steps, pictures, strict=True):
+        if step == steps[-1]:  # a mixture of images and videos has one of each
+            say(f"picture        {picture}")
     if animations := sorted((run / "pictures").glob("*.gif")):
         say(f"animation      {animations[-1]}")
     say(f"curves         tensorboard --logdir {shlex.quote(str(run))}")

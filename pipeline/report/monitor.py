@@ -60,6 +60,7 @@ class Monitor:
     ) -> None:
         self._folder, self._schedule, self._boards, self._writing = folder, schedule, boards, writing
         self._progress = Progress(schedule)
+        self._views = recipe.get("mask", {}).get("repeats", 1) > 1  # a step counts the masks of its inputs
         self._latest: Metrics = {}  # value of each metric
         self._baselines: Metrics = {}
         step = schedule.first
@@ -106,7 +107,7 @@ class Monitor:
         for board in self._boards:
             board.scalars(step, metrics | self._progress.numbers(step, seconds_left))
         self._latest |= metrics
-        line = _line(metrics, step / self._schedule.steps_per_epoch, seconds_left)
+        line = _line(metrics, step / self._schedule.steps_per_epoch, seconds_left, self._views)
         self._bar.update(self._task, description=line)
         if self._bar.disable:
             self.say(f"step {step}/{self._schedule.end}  {line}")
@@ -181,16 +182,18 @@ def _stem(step: int, name: str) -> str:
     return f"step-{step:08d}{dash}{of}"
 
 
-def _line(metrics: Metrics, epoch: float, seconds_left: float | None) -> str:
+def _line(metrics: Metrics, epoch: float, seconds_left: float | None, views: bool = False) -> str:
     parts = [f"loss {metrics['loss']:.4f}"]
     if "val_loss" in metrics:
         parts.append(f"val {metrics['val_loss']:.4f}")
+    if "val_images_loss" in metrics:
+        parts.append(f"val of images {metrics['val_images_loss']:.4f}")
     if "val_top1" in metrics:
         parts.append(f"top-1 {metrics['val_top1']:.1%}")
     parts += [
         f"lr {metrics['lr']:.1e}",
         f"grad {metrics['grad_norm']:.3f}",
-        _speed(metrics),
+        _speed(metrics, views),
         f"data {metrics['data_wait']:.0%}",
         f"epoch {epoch:.2f}",
     ]
@@ -199,8 +202,8 @@ def _line(metrics: Metrics, epoch: float, seconds_left: float | None) -> str:
     return "  ".join(parts)
 
 
-def _speed(metrics: Metrics) -> str:
+def _speed(metrics: Metrics, views: bool) -> str:
     inputs = metrics["images_per_second"]
     if "frames_per_second" not in metrics:
-        return f"{inputs:,.0f} img/s"
-    return f"{inputs:,.1f} clips/s ({metrics['frames_per_second']:,.0f} frames/s)"
+        return f"{inputs:,.0f} {'views' if views else 'img'}/s"
+    return f"{inputs:,.1f} {'views' if views else 'clips'}/s ({metrics['frames_per_second']:,.0f} frames/s)"

@@ -45,9 +45,11 @@ def result(
     ]
     if "loss" in metrics:
         lines.append(f"training loss {metrics['loss']:.4f}")
-    if "val_loss" in metrics:
-        beside = "".join(f"; {BASELINES[name]} {baselines[name]:.4f}" for name in BASELINES if name in baselines)
-        lines.append(f"validation loss {metrics['val_loss']:.4f}{beside}")
+    for of, prefix in (("", ""), (" of images", "images_")):  # the latter in a mixture of images and videos
+        if (metric := f"val_{prefix}loss") in metrics:
+            named = {name: baselines[prefix + name] for name in BASELINES if prefix + name in baselines}
+            beside = "".join(f"; {BASELINES[name]} {loss:.4f}" for name, loss in named.items())
+            lines.append(f"validation loss{of} {metrics[metric]:.4f}{beside}")
     if accuracies := [f"{name} {metrics[metric]:.1%}" for metric, name in ACCURACIES.items() if metric in metrics]:
         lines.append(f"accuracy: {', '.join(accuracies)}")
     return [*lines, f"checkpoint: {run / 'checkpoints' / f'step-{end:08d}'}"]

@@ -125,10 +125,17 @@ def test_each_medium_is_validated(
         assert line[name] < known["untrained"] < 1
     pictures = {path.name for path in (run / "pictures").iterdir()}
     assert pictures == {f"step-0000000{step}{name}" for step in (0, 6) for name in (".png", ".gif", "-images.png")}
+    assert f"val of images {line['val_images_loss']:.4f}" in capsys.readouterr().out
     assert run_script(monkeypatch, "export.py", run, tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "images as clips of one frame" in card
+    assert f"| validation loss of images at step 6 | {line['val_images_loss']:.4f} |" in card
+    assert f"| validation loss of images, predicting zero | {of_images['zero']:.4f} |" in card
     capsys.readouterr()
     assert run_script(monkeypatch, "report.py", run) == 0
     told = capsys.readouterr().out
+    for name in (".png", ".gif", "-images.png"):
+        assert f"{run}/pictures/step-00000006{name}\n" in told
     _, of_clips, of_photos = re.split("validation loss(?: of images)? ", told)
     assert f"{line['val_loss']:.4f}" in of_clips and f"{line['val_images_loss']:.4f}" in of_photos
     assert "copying the nearest visible frame" in of_clips and "copying" not in of_photos
@@ -210,5 +217,5 @@ def test_a_validation_set_of_both_media_is_one_line(sets: dict[str, Path], tmp_p
 def test_a_mixture_of_one_medium_has_no_images_beside_it(sets: dict[str, Path], tmp_path: Path) -> None:
     overrides = (mixed({"clips": sets["clips"]}), *CLIPS, f"data.validation_images={sets['photos']}")
     assert small_recipe("null", tmp_path, *overrides).data.validation_images
-    with pytest.raises(ConfigError, match=r"^data\.validation_images is for pre-training on a data\.mixture of images"):
+    with pytest.raises(DataError, match=r"^data\.validation_images is for pre-training on a data\.mixture of images"):
         pretrain("null", tmp_path / "run", *overrides)

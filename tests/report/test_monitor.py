@@ -52,16 +52,19 @@ def test_a_bad_sample_is_told_as_it_is_named(screen: io.StringIO, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("rates", "told"),
+    ("rates", "masks", "told"),
     [
-        ({"images_per_second": 1234.5}, "1,234 img/s"),
-        ({"images_per_second": 12.25, "frames_per_second": 196.0}, "12.2 clips/s (196 frames/s)"),
+        ({"images_per_second": 1234.5}, 1, "1,234 img/s"),
+        ({"images_per_second": 1234.5}, 2, "1,234 views/s"),
+        ({"images_per_second": 12.25, "frames_per_second": 196.0}, 1, "12.2 clips/s (196 frames/s)"),
+        ({"images_per_second": 12.25, "frames_per_second": 196.0}, 2, "12.2 views/s (196 frames/s)"),
     ],
 )
-def test_speed_is_that_of_images_or_of_clips_and_their_frames(
-    rates: dict[str, float], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_speed_is_that_of_images_or_of_clips_and_their_frames_or_of_their_views(
+    rates: dict[str, float], masks: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monitor = open_monitor(tmp_path, "a test", small_recipe("x", tmp_path).plain(), Schedule(0, 10, 16, 4))
+    recipe = small_recipe("x", tmp_path, f"mask.repeats={masks}").plain()
+    monitor = open_monitor(tmp_path, "a test", recipe, Schedule(0, 10, 16, 4))
     monitor.log(3, {"loss": 0.5, "lr": 1e-3, "grad_norm": 1.0, "data_wait": 0.25} | rates)
     monitor.close()
     assert f"grad 1.000  {told}  data 25%" in capsys.readouterr().out

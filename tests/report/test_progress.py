@@ -53,6 +53,13 @@ def test_a_complete_run_says_what_it_has_come_to() -> None:
         "accuracy: k-NN probe 25.0%",
         "checkpoint: runs/a/checkpoints/step-00008000",
     ]
+    both = metrics | {"val_images_loss": 0.03}
+    *_, of_images, _, _ = result(
+        Schedule(0, 10, 16, 4), 5, both, baselines | {"images_mean": 0.04, "images_zero": 0.1}, Path("a")
+    )
+    assert of_images == (
+        "validation loss of images 0.0300; predicting zero 0.1000; predicting the training set's mean target 0.0400"
+    )
     first, *_ = result(Schedule(0, 10, 16, 4), 5, {}, {}, Path("runs/a"))
     assert first == "complete: 10 steps, 2.5 epochs, 160 samples, 5 s"
 

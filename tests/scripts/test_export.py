@@ -129,6 +129,16 @@ def test_the_card_says_what_the_run_was(run: Path, tmp_path: Path, monkeypatch: 
     assert str(run) not in last  # cards are published, paths are not
 
 
+def test_the_card_of_a_run_that_encoded_visible_patches(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visible = ("model.decoder=light", "model.decoder_width=32", "mask.kind=random", "mask.ratio=0.5", "mask.repeats=4")
+    pretrain(shards, tmp_path / "run", *visible, "run.max_steps=2")
+    card = ModelCard.load(export(monkeypatch, tmp_path / "run", tmp_path / "out") / "README.md").text
+    assert "| steps | 2 of 16 views: 32 in all, 4 masks of each crop |" in card
+    assert "it encoded the visible patches only" in card and "arxiv.org/abs/2303.05251" in card
+
+
 def test_a_card_of_a_run_that_left_only_checkpoints(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
     card = (export(monkeypatch, tmp_path / "run", tmp_path / "out") / "README.md").read_text()
