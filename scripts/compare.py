@@ -218,7 +218,7 @@ def show(rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False, markup=False)
-    console.width = max(100, console.width)  # narrower, the columns' names would be cut
+    console.width = max(console.width, Console(width=10_000).measure(table).maximum)  # narrower, it would be cut
     console.print(table)
     say("probes of the last block, and of the block whose linear probe is best on held-out training images")
 
@@ -252,8 +252,9 @@ def draw(path: Path, variants: list[Variant]) -> None:
 
 
 def line(axes: Axes, points: Curve, scale: float, **style: Any) -> None:
-    """Draw a curve with its values times `scale`."""
-    axes.plot(list(points), [scale * value for value in points.values()], **style)
+    """Draw a curve, or a dot where it has only one point, with its values times `scale`."""
+    dot = {"marker": "."} if len(points) == 1 else {}
+    axes.plot(list(points), [scale * value for value in points.values()], **dot | style)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ declare -A variants=(
 declare -A in_the_time_of_ten=([hog]=10 [pixels]=10 [light]=26 [local]=19)
 names=(hog pixels light local)
 
+probed() { compgen -G "$out/probe/$1/*.json" >/dev/null; }
+
 # study EPOCHS BLOCKS PRETRAINING FINETUNING: train and compare; the last two are settings, in one string each
 study() {
   local epochs=$1 blocks=$2 kind seed init variant pretraining finetuning layers
@@ -68,10 +70,12 @@ study() {
     [ -e "$out/weights/$kind/model.safetensors" ] ||
       maskfeat export "$out/pretrain/$kind" "$out/weights/$kind"
     step "probes, $kind"
-    maskfeat probe "$out/pretrain/$kind" "${sets[@]}" --layer "${layers[@]}" --out "$out/probe/$kind"
+    probed "$kind" ||
+      maskfeat probe "$out/pretrain/$kind" "${sets[@]}" --layer "${layers[@]}" --out "$out/probe/$kind"
   done
   step "probes, untrained"
-  maskfeat probe "$out/pretrain/hog" "${sets[@]}" --layer "${layers[@]}" --untrained --out "$out/probe/scratch"
+  probed scratch ||
+    maskfeat probe "$out/pretrain/hog" "${sets[@]}" --layer "${layers[@]}" --untrained --out "$out/probe/scratch"
   for ((seed = 0; seed < seeds; seed++)); do
     for kind in scratch "${names[@]}"; do
       step "fine-tuning, $kind, seed $seed"

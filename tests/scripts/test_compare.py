@@ -2,11 +2,12 @@
 
 import sys
 
+import pytest
 from launching import CHECKOUT
 
 sys.path.insert(0, str(CHECKOUT / "scripts"))  # as for a script there
 
-from compare import Block, Pretraining, Variant
+from compare import Block, Pretraining, Variant, line, plt, show
 
 
 def test_the_figures_are_those_of_the_table() -> None:
@@ -35,3 +36,21 @@ def test_without_fine_tuning_its_cells_are_empty() -> None:
     variant = Variant("none", None, [Block(0, 0.3, 0.25, 0.4)], {})
     assert variant.row == ["none", "", "", "", "30.0", "25.0", "0", "30.0", "25.0", "", ""]
     assert variant.figures["fine_tuned"] == {}
+
+
+def test_the_table_is_whole_on_any_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    show([["HOG", "100", "88", "800", "35.0", "20.0", "0", "30.0", "25.0", "55.0", ", ".join(["55.0"] * 30)]])
+    said = capsys.readouterr().out
+    assert "pre-training" in said and "…" not in said and ", ".join(["55.0"] * 30) in said
+
+
+def test_one_point_is_a_dot_and_more_are_a_line() -> None:
+    _, axes = plt.subplots()
+    for points, marker in (({1.0: 0.5}, "."), ({0.5: 0.5, 1.0: 0.75}, "None")):
+        line(axes, points, 100)
+        assert axes.lines[-1].get_marker() == marker
+    assert list(axes.lines[-1].get_ydata()) == [50, 75]
+    plt.close()

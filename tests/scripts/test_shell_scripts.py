@@ -161,7 +161,7 @@ def test_the_reproduction_at_any_length_on_any_machine(
     assert layers <= {12, 13} if gpus else layers <= {6, 7}
 
 
-def test_the_reproduction_keeps_to_its_number_of_epochs(checkout: Path) -> None:
+def test_the_reproduction_resumes_with_its_number_of_epochs(checkout: Path) -> None:
     (checkout / "data" / "train" / "a").mkdir(parents=True)
     assert start(checkout, "reproduce_small.sh", "data", "out", "30", "1").wait(60) == 0
     made = len(calls(checkout))
@@ -169,7 +169,13 @@ def test_the_reproduction_keeps_to_its_number_of_epochs(checkout: Path) -> None:
     _, errors = other.communicate(timeout=60)
     assert other.returncode == 2 and [call[1] for call in calls(checkout)[made:]] == ["-c"]
     assert errors == f"error: {checkout}/out has results of 30 epochs: give this number of epochs, or another OUT\n"
+    probes = checkout / "out" / "probe" / "light"
+    probes.mkdir(parents=True)
+    (probes / "step-1.json").touch()
+    made = len(calls(checkout))
     assert start(checkout, "reproduce_small.sh", "data", "out", "30", "2").wait(60) == 0
+    probed = [call[2] for call in calls(checkout)[made:] if call[1] == "probe"]
+    assert probed == [f"{checkout}/out/pretrain/{kind}" for kind in ("hog", "pixels", "local", "hog")]
 
 
 @pytest.mark.parametrize(
