@@ -83,7 +83,12 @@ def classifier(weights: Weights) -> Any:
     return network
 
 
-def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalisation | None = None) -> list[str]:
+def fill(
+    model: MaskFeat | Classifier,
+    weights: Weights,
+    normalisation: Normalisation | None = None,
+    encoder_only: bool = False,
+) -> list[str]:
     """Overwrite a model's initial weights with other weights.
 
     Parts that an encoder or a classifier cannot provide are not changed: the mask token, the prediction head and, where
@@ -94,6 +99,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
 
     Args:
         normalisation: that of the model's inputs; None: that of the weights' training.
+        encoder_only: whether nothing but the encoder is used; the notes then leave out other parts of the model.
 
     Returns:
         Notes on the parts that were changed or not copied, a phrase each.
@@ -129,7 +135,7 @@ def fill(model: MaskFeat | Classifier, weights: Weights, normalisation: Normalis
     rewritten, note = renormalised(weights, normalisation)
     _copy(replace(weights, tensors=weights.tensors | others | rewritten), model, keys, ignored)
 
-    anew = [name for name in state if name not in keys]
+    anew = [name for name in state if name not in keys and (name.startswith("encoder.") or not encoder_only)]
     passed_over = [key for key in weights.tensors if key not in keys.values()]
     notes = [f"{_some(anew)} start anew"] if anew else []
     notes += [f"{_some(passed_over)} passed over"] if passed_over else []

@@ -184,6 +184,9 @@ def _data_sets(
             raise typer.BadParameter("give --medium as often as DIR, in the same order, or not at all")
         if media and media != sorted(media):
             raise typer.BadParameter("give all data sets of images before those of videos")
+        for root in roots:
+            if roots.count(root) > 1:
+                raise typer.BadParameter(f"{printable_url(root)} is given twice: give it once, with a larger weight")
         counts, sizes = zip(*(shards_of(root) for root in roots), strict=True)
         return ShardSizes([*counts], [*sizes], whole(weights or [int(of_set.sum()) for of_set in counts]), media)
     if roots or weights or media or samples is None or size is None or shards is None:

@@ -107,6 +107,8 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(figures, indent=1))
         return 0
+    if not arguments.samples and any(one.startswith(("data.shards=", "data.mixture")) for one in arguments.overrides):
+        note("note: data sets are not read: give the number of samples with --samples")
     how = "measured" if arguments.images_per_second or arguments.rates else "assumed"
     share = f"{how}: {rate * cost.flops / (arguments.peak * 1e12):.1%} of {arguments.peak:g} TFLOP/s"
     tell_of_one_gpu(recipe, figures, share)

@@ -111,7 +111,7 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     recipe = load_recipe(_PLAIN, [*told, *overrides])
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe, 1)  # the head is not used
-    notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics))
+    notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics), encoder_only=True)
     return Source(recipe, model.eval().view, notes)
 
 

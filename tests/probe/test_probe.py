@@ -241,6 +241,7 @@ def test_exported_weights_are_those_of_the_run(run: Path, tmp_path: Path) -> Non
         )
         again = of_weights(str(tmp_path), False, ["data.shards=unused"])
         assert again.identity() == source.identity() and again.recipe.data.image_size == 32
+        assert not [note for note in again.notes if "start anew" in note]  # parts that no probe uses
     larger = of_weights(str(tmp_path), False, ["data.shards=unused", "data.image_size=64"])
     assert larger.encoder.network.patch_embed.grid_size == (4, 4) and "pos_embed resampled to 4x4" in larger.notes[-1]
 
