@@ -36,7 +36,7 @@ def make_set(folder: Path, seed: int = 0, page: int = 1) -> Path:
     return folder
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -80,7 +80,7 @@ def test_another_process_takes_over_from_an_owner_killed_in_the_middle_of_a_shar
             assert len(list(node_folder.glob(f"*/{stuck:06d}-*.partial"))) == 1
             begin(other)
             owner.kill()
-            until(lambda: shards_in(node_folder, manifest) == ALL, seconds=10)
+            until(lambda: shards_in(node_folder, manifest) == ALL, seconds=30)
             assert_right(node_folder, manifest, remote_set)
         assert sorted(fetches(server.requests)) == sorted([*ALL, stuck])
 
