@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.dlpack import from_dlpack
 
-from model.size import ImageSize
+from model.size import ImageSize, Sides
 from pipeline.data.decode import queues
 from pipeline.data.decode.gpu import Choice, Outcome, choose, examine, remembered, selftest
 from pipeline.data.decode.graphs import Crops as Crops
@@ -37,7 +37,7 @@ class GpuDecoder(GraphDecoder):
 
     Args:
         batch_size: the most images per batch.
-        size: size that crops are resized to.
+        size: size that crops are resized to: the side of a square, or height and width.
         device, threads: see `GraphDecoder`.
         decoding: the decoder options of the graph.
         repeats: crops per image.
@@ -46,13 +46,14 @@ class GpuDecoder(GraphDecoder):
     def __init__(
         self,
         batch_size: int,
-        size: ImageSize,
+        size: Sides,
         device: torch.device,
         threads: int,
         decoding: Decoding,
         repeats: int = 1,
     ) -> None:
-        super().__init__(batch_size, (*size, 3), device, threads, image_nodes(decoding, size, repeats), readable)
+        sides = ImageSize.of(size)
+        super().__init__(batch_size, (*sides, 3), device, threads, image_nodes(decoding, sides, repeats), readable)
 
 
 class CpuDecoder:
@@ -60,13 +61,13 @@ class CpuDecoder:
 
     Args:
         batch_size: the most images per batch.
-        size: size that crops are resized to.
+        size: size that crops are resized to: the side of a square, or height and width.
         threads: threads that decode, and then resize, a batch together.
         repeats: crops per image.
     """
 
-    def __init__(self, batch_size: int, size: ImageSize, threads: int, repeats: int = 1) -> None:
-        self._size = size
+    def __init__(self, batch_size: int, size: Sides, threads: int, repeats: int = 1) -> None:
+        self._size = ImageSize.of(size)
         nodes = image_nodes(repeats=repeats)
         self._graph, self._alone = (Graph(most, threads, None, nodes) for most in (batch_size, 1))
         self._resizing = ThreadPoolExecutor(threads, thread_name_prefix="resize")
