@@ -179,3 +179,10 @@ def test_the_documentation_lists_recipes_as_they_are() -> None:
         optim = load_recipe(name, [SHARDS]).optim
         peak = optim.lr * optim.batch_size / 256
         assert (optim.epochs, optim.batch_size, peak) == (float(epochs), int(batch), pytest.approx(float(rate))), name
+
+
+def test_the_local_decoder_takes_the_target_of_its_scales_only() -> None:
+    """Also where the width of another target could be divided among its cells, as that of this teacher (22 x 64)."""
+    teacher = ("target.kind=features", "target.teacher=vit_giant_patch14_clip_224")
+    with pytest.raises(ConfigError, match=r"^model\.decoder=local predicts patches at four scales: set target\.kind="):
+        load_recipe("small_visible", ["data.shards=unread", "model.decoder=local", *teacher])
