@@ -26,18 +26,22 @@ def test_all_names_are_there_and_nothing_else_is_promised() -> None:
     assert [name for name in api.__all__ if f"`{name}`" not in page and f"`{name}(" not in page] == []
 
 
+def first_loss(recipe: api.Recipe, example: api.Example) -> float:
+    """Return the loss of the seed's weights, which a run's first step has."""
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe)
+    with torch.no_grad():
+        return torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets).item()
+
+
 def test_batches_are_those_of_a_run(shards: Path, tmp_path: Path) -> None:
     """Ids in their order, and the loss of the run's first step, whose weights are the seed's."""
     pretrain(shards, tmp_path / "run", "run.max_steps=3", "run.trace_samples=true", "engine.precision=fp32")
     recipe = small_recipe(shards, tmp_path / "run")
     found = list(api.training_batches(recipe, steps=3))
     assert {step: batch.request.ids.tolist() for step, (batch, _) in enumerate(found)} == trace(tmp_path / "run")
-    torch.manual_seed(recipe.run.seed)
-    model = build_model(recipe)
     batch, example = found[0]
-    with torch.no_grad():
-        loss = torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets)
-    assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
+    assert first_loss(recipe, example) == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
     assert torch.equal(example.inputs, api.normalise(batch.inputs, torch.float32))
     assert torch.equal(example.targets, api.hog_target(batch.inputs).flatten(0, 1)[example.mask.indices])
 
@@ -47,11 +51,7 @@ def test_batches_are_augmented_as_those_of_a_run(shards: Path, tmp_path: Path) -
     pretrain(shards, tmp_path / "run", *settings, "run.max_steps=1")
     recipe = small_recipe(shards, tmp_path / "run", *settings)
     ((_, example),) = api.training_batches(recipe, steps=1)
-    torch.manual_seed(recipe.run.seed)
-    model = build_model(recipe)
-    with torch.no_grad():
-        loss = torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets)
-    assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
+    assert first_loss(recipe, example) == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
 
 
 def test_batches_of_images_and_videos(shards: Path, video_shards: Path, tmp_path: Path) -> None:
@@ -60,12 +60,8 @@ def test_batches_of_images_and_videos(shards: Path, video_shards: Path, tmp_path
     recipe = small_recipe("null", tmp_path / "run", *settings)
     found = list(api.training_batches(recipe, steps=3))
     assert {batch.inputs.shape[2] for batch, _ in found} == {1, 4}
-    torch.manual_seed(recipe.run.seed)
-    model = build_model(recipe)
     _, example = found[0]
-    with torch.no_grad():
-        loss = torch.nn.functional.mse_loss(model(example.inputs, example.mask), example.targets)
-    assert loss.item() == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
+    assert first_loss(recipe, example) == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
 
 
 def test_any_batch_is_had_at_once(shards: Path, tmp_path: Path) -> None:

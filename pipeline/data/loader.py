@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data.batch import Batch, Batcher
 from pipeline.data.cache.node import NodeCache
-from pipeline.data.data_sets import DataSets
+from pipeline.data.data_sets import DataSets, check_are_images, check_validation_images
 from pipeline.data.errors import DataError
 from pipeline.data.quarantine import TooManyBad
 from pipeline.data.reader import Reader, Sample
@@ -120,3 +120,28 @@ def check_kind(manifest: Manifest, data: Data, single_frames: bool = False, join
             f"{root}: has images, and data.frames={clip.frames} asks for clips of videos: give videos, or set "
             "data.frames=1 to train a video model on images"
         )
+
+
+def open_training(data: Data) -> DataSets:
+    """Return the training sets of the settings. Raises ShardError or DataError where a run cannot use them."""
+    sets = DataSets(data)
+    check_kind(sets.manifest, data, sets.of_both_media, sets.of_both_media)
+    return sets
+
+
+def open_validation(shards: str, data: Data, of_both_media: bool, images: bool) -> Manifest:
+    """Return the manifest of a validation set. Raises ShardError or DataError where a run cannot use it.
+
+    Args:
+        shards: its folder or URL.
+        data: the settings.
+        of_both_media: whether the run is on images and videos.
+        images: whether it is that of `data.validation_images`.
+    """
+    if images:
+        check_validation_images(data, of_both_media)
+    manifest = Manifest.load(shards)
+    check_kind(manifest, data, of_both_media)
+    if images:
+        check_are_images(manifest)
+    return manifest

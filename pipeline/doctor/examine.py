@@ -18,11 +18,10 @@ from pipeline.cluster.launchers import place
 from pipeline.cluster.preflight import agreement, exchange
 from pipeline.cluster.world import World, lost_a_rank
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.data.data_sets import DataSets, check_are_images, check_validation_images
 from pipeline.data.decode.gpu import LIMIT
 from pipeline.data.errors import DataError
 from pipeline.data.labels import labels_of
-from pipeline.data.loader import check_kind
+from pipeline.data.loader import open_training, open_validation
 from pipeline.data.settings import Data
 from pipeline.doctor import diagnosis, measure
 from pipeline.doctor.diagnosis import Vitals
@@ -157,18 +156,13 @@ def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, s
     if data.mode == "stream":
         return [""], {"data.shards": _read(recipe)}
 
-    def load_training() -> Manifest:
-        sets = DataSets(data)
-        check_kind(sets.manifest, data, sets.of_both_media, sets.of_both_media)
-        return sets.manifest
-
-    training = _opened(load_training)
+    training = _opened(lambda: open_training(data).manifest)
     opened = {"data.shards" if data.mixture is None else "data.mixture": training}
     of_both_media = isinstance(training, Manifest) and len(training.media) > 1
     for setting in ("validation", "validation_images"):
         if shards := getattr(data, setting):
             images = setting == "validation_images"
-            opened[f"data.{setting}"] = _opened(partial(_load_validation, shards, data, of_both_media, images))
+            opened[f"data.{setting}"] = _opened(partial(open_validation, shards, data, of_both_media, images))
     return list(opened.values()), {
         name: found if isinstance(found, str) else found.identity for name, found in opened.items()
     }
@@ -177,16 +171,6 @@ def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, s
 def _read(recipe: TrainingRecipe) -> str:
     """Name the inputs, without secrets."""
     return "data.mixture" if recipe.data.shards is None else masked(recipe.data.shards)
-
-
-def _load_validation(shards: str, data: Data, of_both_media: bool, images: bool) -> Manifest:
-    if images:
-        check_validation_images(data, of_both_media)
-    manifest = Manifest.load(shards)
-    check_kind(manifest, data, of_both_media)
-    if images:
-        check_are_images(manifest)
-    return manifest
 
 
 def _opened(load: Callable[[], Manifest]) -> Manifest | str:

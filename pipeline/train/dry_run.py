@@ -5,14 +5,11 @@ from typing import Any
 
 from pipeline.checkpoints import checkpoint
 from pipeline.config import Recipe, TrainingRecipe
-from pipeline.data.data_sets import DataSets, check_are_images, check_validation_images
-from pipeline.data.loader import check_kind
-from pipeline.data.settings import Data
+from pipeline.data.loader import open_training, open_validation
 from pipeline.estimate import costs, state_bytes
 from pipeline.train.engine import total_steps
 from pipeline.train.hints import hints
 from pipeline.train.resume import check_run, identity
-from shards.manifest import Manifest
 from shards.terminal import note
 from shards.text import counted
 
@@ -32,14 +29,15 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
     if data.mode == "stream":
         yield "data", "a stream of tars, which is not read here"
     else:
-        training = DataSets(data)
-        check_kind(training.manifest, data, training.of_both_media, training.of_both_media)
+        training = open_training(data)
         samples, known = len(training.manifest), training.identity
         yield "data", f"{counted(samples, training.manifest.noun)} in {counted(len(training.manifest.counts), 'shard')}"
         for line in training.notes:
             yield "", line
-        for validation in _validation(data, training.of_both_media):
-            yield "validation", counted(len(validation), validation.noun)
+        for shards, images in ((data.validation, False), (data.validation_images, True)):
+            if shards is not None:
+                validation = open_validation(shards, data, training.of_both_media, images)
+                yield "validation", counted(len(validation), validation.noun)
     yield "batch", f"{batch:,} {inputs}: {counted(ranks, 'rank')} x {micro_batches:,} x {micro_batch:,}"
     if data.mode != "stream":
         steps_per_epoch = samples * recipe.views / batch
@@ -55,19 +53,6 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
         yield "model", f"{cost.size.parameters / 1e6:.1f}M parameters, {cost.flops * batch / 1e12:,.2f} TFLOP a step"
         yield "memory", f"about {memory / 1e9:.2f} GB a rank for weights, optimizer and activations, by arithmetic"
     yield "run.dir", _progress(recipe, known)
-
-
-def _validation(data: Data, of_both_media: bool) -> Iterator[Manifest]:
-    """Yield the manifests of the validation sets. Raises as `dry_run`."""
-    check_validation_images(data, of_both_media)
-    for shards in (data.validation, data.validation_images):
-        if shards is None:
-            continue
-        manifest = Manifest.load(shards)
-        check_kind(manifest, data, of_both_media)
-        if shards == data.validation_images:
-            check_are_images(manifest)
-        yield manifest
 
 
 def _progress(recipe: TrainingRecipe, known: dict[str, Any]) -> str:

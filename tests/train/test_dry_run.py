@@ -42,7 +42,7 @@ def test_it_agrees_with_the_run(
 def test_another_run_in_the_folder_is_refused_as_by_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever differs: a setting, the target, the weights of a mixture; not what a run may change."""
+    """Change a setting, the target, or the weights or data sets of a mixture; then what a run may change."""
     grey = grey_shards(tmp_path, "grey", range(100, 120))
     folder = f"run.dir={tmp_path / 'run'}"
     mixture = mixed({"a": shards, "b": grey}, {"a": 1, "b": 3})
