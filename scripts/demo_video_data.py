@@ -71,11 +71,11 @@ def windows(start: int, stop: int, length: int, step: int) -> Iterator[range]:
 
 
 def write(path: Path, frames: Frames) -> None:
-    """Write frames as H.264 that decodes fast."""
+    """Write frames as H.264 that decodes fast, in the same bytes every time."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        stream.options = {"crf": "18", "tune": "fastdecode", "bf": "0", "g": "16"}
+        stream.options = {"crf": "18", "tune": "fastdecode", "mbtree": "0", "bf": "0", "g": "16"}
         stream.thread_count = 1
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -15,7 +15,8 @@ from PIL import Image
 
 os.environ.setdefault("SVT_LOG", "1")  # the encoder of AV1 says nothing but errors
 
-QUIET: dict[str, dict[str, str]] = {
+OPTIONS: dict[str, dict[str, str]] = {
+    "libx264": {"mbtree": "0"},
     "libx265": {"x265-params": "log-level=none:pools=none:frame-threads=1"},
     "libvpx-vp9": {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "8"},
     "libvpx": {"cpu-used": "8"},
@@ -63,7 +64,7 @@ def encoded(
         stream.pix_fmt, stream.thread_count = pix_fmt, 1
         stream.time_base = stream.codec_context.time_base = base
         given = {name.replace("_", "-"): str(value) for name, value in options.items()}
-        stream.options = QUIET.get(codec, {}) | given
+        stream.options = OPTIONS.get(codec, {}) | given
         for number, picture in enumerate(pixels):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = number if stamps is None else stamps[number]

@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.data.reader import Reader
 from shards.build import build
 from shards.manifest import Manifest
+from shards.media.video_encoding import OPTIONS
 
 RATE = 30  # frames per second
 STEP = 2  # pixels per frame that a crop moves to the right
@@ -40,7 +41,7 @@ class Encoding:
     stamps: str = "constant"
 
 
-STORED = Encoding(options={"preset": "veryfast", "tune": "fastdecode", "bf": "0", "g": "16", "sc_threshold": "0"})
+STORED = Encoding(options=OPTIONS)
 ENCODINGS = {
     "H.264 as --resize writes it": STORED,
     "H.264, B frames": Encoding(options={"g": "24", "bf": "3"}),
