@@ -93,7 +93,7 @@ def kinds() -> dict[str, bytes]:
     uneven = np.cumsum(np.random.default_rng(2).choice([20, 40, 40, 90], 50)).tolist()
     return {
         "B frames.mp4": encoded(pixels, g=12, bf=3),
-        "open GOP.mp4": encoded(pixels, g=12, bf=3, x264_params="open-gop=1"),
+        "open GOP.mp4": encoded(pixels, g=12, bf=3, x264_params="open-gop=1:b-adapt=0"),
         "no B frames.mkv": encoded(pixels, container="matroska", g=16, bf=0),
         "one key frame.mov": encoded(pixels, container="mov", g=250),
         "uneven.mp4": encoded(pixels, stamps=uneven, g=12, bf=2),
