@@ -82,7 +82,7 @@ _CARD = """\
 A vision transformer of {parameters:.1f} million parameters for {inputs}, pre-trained by
 predicting {targets} of masked patches
 ([Wei et al., 2022](https://arxiv.org/abs/2112.09133)). {encoding}It has no classifier. Its feature of {one} is
-the mean of its {grid} patch tokens, {width} numbers; no loss reached the output of its class token.
+the mean of its {grid} patch tokens, {width} numbers{unused}.
 
 {use}
 ## Training
@@ -131,6 +131,7 @@ def model_card(
     recipe, encoder = Recipe.model_validate(facts.recipe), model.encoder
     view, target = model.view, TARGETS[recipe.target.kind]
     size, frames, name = recipe.data.size, recipe.data.frames, recipe.model.name
+    class_token = any(parameter.endswith(("cls_token", "class_token")) for parameter, _ in encoder.named_parameters())
     use = (_USE_OF_IMAGES if frames is None else _USE_OF_CLIPS).format(
         size=size,
         patches=view.prediction_layout.cells,
@@ -150,6 +151,7 @@ def model_card(
         one="an image" if frames is None else "a clip",
         grid=view.prediction_layout,
         width=view.width,
+        unused="; no loss reached the output of its class token" if class_token else "",
         use=use,
         targets=target.described,
         loss=target.loss_name(recipe.target),

@@ -76,24 +76,32 @@ def read_model(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Mas
         ConfigError: an override is wrong.
         WeightsError: the files are missing or damaged, or do not match.
     """
-    config, weights = folder / CONFIG, folder / WHOLE_MODEL
+    recipe, width = stated(folder, overrides)
+    model, weights = build_model(recipe, width), folder / WHOLE_MODEL
+    found = read(weights)
+    if found.layout is not OURS:
+        raise WeightsError(f"{weights} does not fit {CONFIG} beside it: it is not a whole model")
+    restore(model, found)
+    return recipe, model.eval()
+
+
+def stated(folder: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, int]:
+    """Read the description of a whole model: a recipe with its settings, and predicted values per patch.
+
+    Args and errors are those of `read_model`.
+    """
+    config = folder / CONFIG
     try:
-        stated = parse_json(config.read_bytes())
-        if stated["format"] != "maskfeat" or stated["version"] != VERSION:
-            raise ValueError(f"format {stated['format']!r}, version {stated['version']!r}")
-        settings, width = stated["settings"], int(stated["target_width"])
+        found = parse_json(config.read_bytes())
+        if found["format"] != "maskfeat" or found["version"] != VERSION:
+            raise ValueError(f"format {found['format']!r}, version {found['version']!r}")
+        settings, width = found["settings"], int(found["target_width"])
         if unknown := set(settings) - set(_KEYS):
             raise ValueError(f"unknown setting {min(unknown)}")
-        settings |= {f"model.{key}": list(map(float, stated[key])) for key in ("mean", "std")}
+        settings |= {f"model.{key}": list(map(float, found[key])) for key in ("mean", "std")}
         own = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
     except OSError as error:
         raise WeightsError(f"{config} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise WeightsError(f"{config} does not describe a MaskFeat of this version ({error})") from error
-    recipe = load_recipe(_BASE, [f"run.dir={folder}", f"data.shards={folder}", *own, *overrides])
-    model = build_model(recipe, width)
-    found = read(weights)
-    if found.layout is not OURS:
-        raise WeightsError(f"{weights} does not fit {config.name} beside it: it is not a whole model")
-    restore(model, found)
-    return recipe, model.eval()
+    return load_recipe(_BASE, [f"run.dir={folder}", f"data.shards={folder}", *own, *overrides]), width

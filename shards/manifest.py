@@ -121,8 +121,8 @@ class Manifest:
         """Join data sets. Return the whole, and the data sets with their columns as views of its memory.
 
         Samples and shards of the second data set are numbered after those of the first, and so on. The whole is not
-        stored: its `root` names all parts, and its rows are read from them. If the classes of the parts differ, it has
-        none.
+        stored: its `root` names all parts, and its rows are read from them. Its classes are those of the parts that
+        have labels; if these differ, it has none.
         """
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _OF_SAMPLES
@@ -133,8 +133,9 @@ class Manifest:
             for part, (begin, end) in zip(parts, pairwise(samples), strict=True)
         ]
         shards = np.cumsum([0, *(len(part.counts) for part in parts[:-1])]).tolist()
-        classes = parts[0].classes
-        if any(part.classes != classes for part in parts):
+        lists = [part.classes for part in parts if part.classes]
+        classes = lists[0] if lists else []
+        if any(of_part != classes for of_part in lists):
             classes = []
             columns["label"] = np.full_like(columns["label"], -1)
         media = frozenset[str]().union(*(part.media for part in parts))

@@ -25,7 +25,7 @@ from pipeline.build import build_examples
 from pipeline.checkpoints.checkpoint import CheckpointError
 from pipeline.pixels import normalise
 from pipeline.predict.reconstruction import reconstruct
-from pipeline.probe.source import of_weights
+from pipeline.probe.source import of_run, of_weights
 from pipeline.settings import ConfigError
 from pipeline.trained import load_model, open_trained, recipe_of
 from pipeline.whole_model import CONFIG, read_model
@@ -225,6 +225,21 @@ def test_a_probe_reads_the_whole_model(tmp_path: Path, monkeypatch: pytest.Monke
     trained, untrained = (of_weights(str(only), without, ["data.shards=unused"]) for without in (False, True))
     assert trained.identity() != untrained.identity()
     assert trained.encoder.depth == untrained.encoder.depth == 1 and not untrained.encoder.network.training
+
+
+def test_a_probe_reads_the_whole_model_at_a_size_that_its_decoder_does_not_fit(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = (*DECODERS["a local decoder"], "model.position_init=random", "data.image_size=64", "mask.kind=random")
+    pretrain(shards, tmp_path / "run", *learned, "run.max_steps=2", "mask.ratio=0.5")
+    only = exported(monkeypatch, tmp_path / "run", tmp_path / "only", "maskfeat")
+    larger = ["data.image_size=80"]  # a grid of 5x5
+    for untrained in (False, True):
+        found = None if untrained else last_checkpoint(tmp_path / "run")
+        want = of_run(tmp_path / "run", found, larger).encoder.network.state_dict()
+        got = of_weights(str(only), untrained, ["data.shards=unused", *larger]).encoder.network.state_dict()
+        assert got["pos_embed"].shape[1] == 26 and got.keys() == want.keys()
+        assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_paths_are_not_exported(whole: Path) -> None:

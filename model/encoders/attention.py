@@ -35,15 +35,25 @@ def softmaxes(compute: Callable[[], object]) -> list[Tensor]:
 def timm_softmaxes(blocks: Iterable[Any], compute: Callable[[], object]) -> list[Tensor]:
     """Return those of a timm transformer, with fused attention switched off, which does not expose its weights.
 
+    Of a block with several attentions, as in parallel or differential ones, they are joined as if they were more heads.
+
     Args:
         blocks: the blocks that `compute` runs.
+
+    Raises:
+        ValueError: the blocks do not have equally many attentions.
     """
-    layers = [block.attn for block in blocks]
+    blocks = list(blocks)
+    layers = [layer for block in blocks for layer in block.modules() if hasattr(layer, "fused_attn")]
     fused = [layer.fused_attn for layer in layers]
     try:
         for layer in layers:
             layer.fused_attn = False
-        return softmaxes(compute)
+        found = softmaxes(compute)
     finally:
         for layer, was in zip(layers, fused, strict=True):
             layer.fused_attn = was
+    each, rest = divmod(len(found), len(blocks))
+    if rest or not each:
+        raise ValueError("the attention of this encoder's blocks cannot be read")
+    return [torch.cat(found[start : start + each], dim=1) for start in range(0, len(found), each)]

@@ -120,15 +120,18 @@ class TimmEncoder:
 
     def pooled_blocks(self, inputs: Tensor, blocks: Sequence[int], pool: Pool) -> list[Tensor]:
         """See `Encoder`."""
-        tokens = self.network.forward_intermediates(
+        of_class = pool == "class"
+        if of_class and self.network.cls_token is None:
+            raise ValueError("this encoder does not have a class token: use the mean of its patch tokens (--pool mean)")
+        outputs = self.network.forward_intermediates(
             inputs,
             indices=list(blocks),
-            return_prefix_tokens=True,
+            return_prefix_tokens=of_class,
             norm=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        return [patches.float().mean(1) if pool == "mean" else prefix[:, 0].float() for patches, prefix in tokens]
+        return [output[1][:, 0].float() if of_class else output.float().mean(1) for output in outputs]
 
     def attention(self, inputs: Tensor) -> list[Tensor]:
         """See `Encoder`."""

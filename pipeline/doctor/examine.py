@@ -146,8 +146,9 @@ def _model(recipe: TrainingRecipe, opened: list[Manifest | str]) -> nn.Module:
     manifests = [found for found in opened if isinstance(found, Manifest)]
     if len(manifests) < 2:
         return build_classifier(recipe, 0)
-    labels_of(*manifests)
-    return build_classifier(recipe, len(manifests[0].classes))
+    training, validation = manifests
+    labels_of(training, validation)
+    return build_classifier(recipe, len(training.classes))
 
 
 def inputs_of(recipe: TrainingRecipe) -> tuple[list[Manifest | str], dict[str, str]]:

@@ -117,7 +117,7 @@ class Pretraining(MaskedPrediction):
         data = cast(ListedData, self._data)
         training = data.of_medium(validation.medium) if len(data.media) > 1 else data.manifest
         if recipe.data.mixture is not None and not training.classes:
-            return None, "the data sets of data.mixture have no labels, or not the same classes"
+            return None, "the data sets of data.mixture have no labels, or different classes"
         try:
             return RunProbe(recipe, self.model.encoder, training, validation.manifest, self._world, phases), None
         except ConfigError as error:
@@ -141,9 +141,7 @@ class Pretraining(MaskedPrediction):
         if self._unprobed:
             report.say(f"note: run.probe_every: the encoder is not probed: {self._unprobed}")
         self._measure_constants(engine, done, report)
-        if self._probe and not done:
-            metrics = self._probe.measure(engine)
-            report.say(f"probes of the untrained encoder: {described(metrics)}")
+        if not done and (metrics := self._measure_probe("of the untrained encoder", engine, report)):
             report.baselines(0, {name: metrics[name] for name in ("probe_linear", "probe_knn")})
 
     def _measure_constants(self, engine: Engine, done: int, report: Report) -> None:
@@ -182,12 +180,21 @@ class Pretraining(MaskedPrediction):
 
     def probe(self, engine: Engine, done: int, report: Report) -> Metrics:
         """Evaluate the frozen encoder by labels, and warn where its attention has collapsed."""
+        metrics = self._measure_probe(f"after step {done}", engine, report)
+        if metrics and (warning := collapse(metrics)):
+            report.say(warning)
+        return metrics
+
+    def _measure_probe(self, when: str, engine: Engine, report: Report) -> Metrics:
+        """Return the results of the probe; none where there is no probe, or too few samples are good."""
         if self._probe is None:
             return {}
-        metrics = self._probe.measure(engine)
-        report.say(f"probes after step {done}: {described(metrics)}")
-        if warning := collapse(metrics):
-            report.say(warning)
+        try:
+            metrics = self._probe.measure(engine)
+        except ConfigError as error:
+            report.say(f"note: run.probe_every: no probes {when}: {error}")
+            return {}
+        report.say(f"probes {when}: {described(metrics)}")
         return metrics
 
 
@@ -195,7 +202,7 @@ def _next_commands(recipe: Recipe) -> list[str]:
     """Return the commands that export a complete run's encoder and, with data sets that may have labels, probe it."""
     run, data = recipe.run.dir, recipe.data
     commands = [["maskfeat", "export", str(run), f"weights/{run.name}"]]
-    if data.shards and data.validation:
+    if data.shards and data.validation and data.mode != "stream":
         sets = (f"data.shards={data.shards}", f"data.validation={data.validation}")
         commands.append(["maskfeat", "probe", str(run), *map(masked, sets)])
     return [shlex.join(command) for command in commands]

@@ -32,7 +32,9 @@ from pipeline.data.settings import Clip
 from pipeline.device import DTYPES
 from pipeline.files import output
 from pipeline.pixels import IMAGENET, Statistics, normalise
+from pipeline.probe.attention import attention_weights
 from pipeline.progress_bar import tracked
+from pipeline.settings import ConfigError
 from shards.files import fsync, sha256_of
 from shards.manifest import Manifest
 
@@ -99,6 +101,16 @@ def encode(
     """
     with torch.no_grad(), torch.autocast(inputs.device.type, dtype, enabled=dtype != torch.float32):
         return encoder.pooled_blocks(normalise(inputs, torch.float32, statistics), layers, pool)
+
+
+def check_encoder(encoder: Encoder, pool: Pool = "mean") -> None:
+    """Try on one input whether an encoder on the CPU can be probed. Raises ConfigError where it cannot."""
+    inputs = torch.zeros(1, *encoder.input_shape, dtype=torch.uint8)
+    try:
+        encode(encoder, inputs, [encoder.depth - 1], pool, torch.float32)
+        attention_weights(encoder, inputs)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def compute(

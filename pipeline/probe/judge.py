@@ -110,8 +110,8 @@ def judge(
     total, kept_out = (int(count) for count in world.sum(counts).tolist())
     if not (max(settings.k) <= total and 0 < kept_out < total):
         raise ConfigError(
-            f"{total:,} training images, {kept_out:,} of them held out, are too few for --k {max(settings.k)} or "
-            f"--held-out {settings.held_out:g}"
+            f"{total:,} good training samples, {kept_out:,} of them held out, are too few for {max(settings.k)} "
+            f"neighbours (--k of `maskfeat probe`) and a held-out share of {settings.held_out:g} (--held-out)"
         )
 
     # All ranks have the neighbours of all validation images

@@ -14,7 +14,7 @@ from pipeline.device import to_device
 from pipeline.probe.features import at_once
 from shards.manifest import Manifest
 
-MOST_KEPT = 4 * 2**30  # bytes per rank; further samples are read again each time
+MOST_KEPT = 2 * 2**30  # bytes of a data set per rank; further samples are read again each time
 
 
 class KeptCrops:

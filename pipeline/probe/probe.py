@@ -19,7 +19,7 @@ from pipeline.config import Recipe
 from pipeline.data.data_sets import DataSets
 from pipeline.data.labels import labels_of
 from pipeline.files import Writing, output
-from pipeline.probe.features import View, compute, load
+from pipeline.probe.features import View, check_encoder, compute, load
 from pipeline.probe.judge import Judgement, Settings, judge
 from pipeline.probe.look import look
 from pipeline.probe.pictures import Picture
@@ -76,6 +76,7 @@ def probe(asked: Asked, settings: Settings, world: World, as_json: bool = False)
     training, validation = DataSets(recipe.data, labelled=True).manifest, Manifest.load(place)
     labels = labels_of(training, validation)
     layers = _from_zero(asked.layers, encoder.depth, recipe.model.name)
+    check_encoder(encoder, asked.pool)
     if world.rank == 0:
         for line in source.notes:
             tell(f"note: {line}")

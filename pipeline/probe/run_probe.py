@@ -19,7 +19,7 @@ from pipeline.data.views import CENTRE
 from pipeline.device import DTYPES
 from pipeline.probe.attention import attended_tokens, attention_weights
 from pipeline.probe.effective_rank import effective_rank
-from pipeline.probe.features import Features, encode
+from pipeline.probe.features import Features, check_encoder, encode
 from pipeline.probe.judge import Settings, judge
 from pipeline.probe.kept_crops import KeptCrops
 from pipeline.probe.look import pictured_of
@@ -44,20 +44,20 @@ class RunProbe:
     Args:
         recipe: recipe of the run.
         network: its encoder's network, before an engine wraps it.
-        training, validation: data sets, of which `run.probe_samples` samples each are used, spread evenly.
+        training, validation: data sets, of which `run.probe_samples` labelled samples each are used, spread evenly.
         world, phases: those of the run.
 
     Raises:
-        ConfigError: samples have no labels, or are too few.
+        ConfigError: samples have no labels, or are too few, or the encoder cannot be probed.
     """
 
     def __init__(
         self, recipe: Recipe, network: Any, training: Manifest, validation: Manifest, world: World, phases: Phases
     ) -> None:
         self._world, self._phases = world, phases
-        self._labels, self._classes = labels_of(training, validation), len(training.classes)
+        self._labels, self._classes = labels_of(training, validation, partly=True), len(training.classes)
         self._settings = Settings(seed=recipe.run.seed)
-        banked, asked = (_spread(len(of), recipe.run.probe_samples) for of in (training, validation))
+        banked, asked = (_spread(labels, recipe.run.probe_samples) for labels in self._labels)
         self._check(banked)
         self._samples = len(banked) + len(asked)
         self._pictured = asked[pictured_of(len(asked))]
@@ -67,6 +67,7 @@ class RunProbe:
         )
         self._encoder = encoder_of(copy.deepcopy(network).eval().requires_grad_(False))
         self._dtype, self._statistics = DTYPES[recipe.engine.precision], recipe.model.statistics
+        check_encoder(self._encoder)
 
     def _check(self, ids: Int64s) -> None:
         """Raise ConfigError where there are too few training samples."""
@@ -80,6 +81,7 @@ class RunProbe:
         `attended_tokens` is that of the last block, and `attended_tokens_median` the median of all blocks.
 
         Raises:
+            ConfigError: too few of the training samples are good.
             DataError: too many samples in a row are bad, or the storage is unreachable.
         """
         started = time.perf_counter()
@@ -87,13 +89,13 @@ class RunProbe:
             self._take_weights(engine)
         bank, _ = self._features(self._bank)
         own, tokens = self._features(self._queries, self._pictured)
+        self._encoder.network.cpu()
         with self._phases("validation"):
             queries = self._of_all(own)
             samples, labels = self._samples, self._labels
             judged = judge(bank, queries, samples, labels, self._classes, self._settings, self._world)
             (knn, _), (_, linear, _) = judged.neighbours[self._settings.k[0]], judged.linear[judged.chosen]
             rank = effective_rank(queries.values)
-        self._encoder.network.cpu()
         return {
             "probe_linear": linear,
             "probe_knn": knn,
@@ -163,7 +165,8 @@ def collapse(metrics: Metrics) -> str | None:
     )
 
 
-def _spread(samples: int, most: int) -> Int64s:
-    """Return the ids of at most `most` samples, spread evenly over all, ascending."""
-    count = min(samples, most)
-    return np.arange(count, dtype=np.int64) * samples // count
+def _spread(labels: Int64s, most: int) -> Int64s:
+    """Return the ids of at most `most` samples with a label, spread evenly over all of these, ascending."""
+    ids = np.flatnonzero(labels >= 0)
+    count = min(len(ids), most)
+    return ids[np.arange(count) * len(ids) // count]

@@ -2,26 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from model.convert import fill
 from model.encoders.encoder import Encoder
 from model.geometry import Architecture, geometry
 from model.size import ImageSize
 from model.weights import TIMM, Normalisation, Weights, WeightsError, read
+from model.weights_file import WHOLE_MODEL
 from pipeline.build import build_model, predicted_width
 from pipeline.checkpoints.checkpoint import Checkpoint
 from pipeline.config import Recipe, load_recipe
 from pipeline.recipe_files import read_settings
 from pipeline.record import kind_of
 from pipeline.settings import ConfigError
-from pipeline.whole_model import CONFIG, read_model
+from pipeline.whole_model import CONFIG, stated
 from shards.files import parse_json
 
 _PLAIN = "vit_base_300e"  # the recipe for weights without a run: its sections data and model have only defaults
@@ -64,20 +67,14 @@ def of_run(run: Path, found: Checkpoint | None, overrides: Sequence[str]) -> Sou
         ConfigError: an override is wrong.
         WeightsError: the checkpoint does not match the recipe.
     """
-    recipe = _recipe_of_run(run, overrides)
-    weights = found.weights() if found else None
+    recipe, recorded = _recipe_of_run(run, overrides), _recipe_of_run(run, [])
     if found and not any(name.endswith("mask_token") for name in found.shapes):
         raise WeightsError(f"{found.folder} is not of pre-training: it has no mask token; choose another --step")
-    torch.manual_seed(recipe.run.seed)  # as in the run
-    built, width = recipe, predicted_width(weights) if weights else None  # without loading a teacher
-    if found and recipe.model.decoder:  # which may not fit another size, and is not probed
-        built, width = recipe.model_copy(update={"model": recipe.model.model_copy(update={"decoder": None})}), 1
-    model = build_model(built, width)
-    if found and weights:
-        prefix = "encoder."
-        tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        fill(model, Weights(found.folder, TIMM, tensors, image_size=_trained_on(found)))
-    return Source(recipe, model.eval().view, [])
+    place, weights, size = run, None, recorded.data.size
+    if found:
+        place, weights, size = found.folder, found.weights(), _trained_on(found)
+    width = predicted_width(weights) if weights else None  # without loading a teacher
+    return Source(recipe, _encoder_of(recipe, size, weights, width, place), [])
 
 
 def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Source:
@@ -94,11 +91,9 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     """
     path = Path(weights)
     if (path / CONFIG).is_file():
-        recipe, whole = read_model(path, overrides)
-        if untrained:
-            torch.manual_seed(recipe.run.seed)
-            whole = build_model(recipe, whole.target_width).eval()
-        return Source(recipe, whole.view, [])
+        (recipe, width), (recorded, _) = stated(path, overrides), stated(path)
+        whole = None if untrained else read(path / WHOLE_MODEL).tensors
+        return Source(recipe, _encoder_of(recipe, recorded.data.size, whole, width, path), [])
     if path.exists():
         loaded = read(path)
         told = _settings(loaded) + _statistics(loaded)
@@ -113,6 +108,39 @@ def of_weights(weights: str, untrained: bool, overrides: Sequence[str]) -> Sourc
     model = build_model(recipe, 1)  # the head is not used
     notes = [] if untrained else fill(model, loaded, Normalisation(*recipe.model.statistics), encoder_only=True)
     return Source(recipe, model.eval().view, notes)
+
+
+def _encoder_of(
+    recipe: Recipe, size: ImageSize, weights: Mapping[str, Tensor] | None, width: int | None, place: Path
+) -> Encoder:
+    """Return the encoder of a pre-training model, for evaluation on the CPU.
+
+    Args:
+        recipe: a recipe, perhaps with another size than that of training.
+        size: the size of the training inputs.
+        weights: the model's weights; None: those at the start of its run, without `model.init`.
+        width: predicted values per patch; None: see the recipe.
+        place: where the weights are from.
+
+    Raises:
+        ConfigError: the model cannot be built.
+        WeightsError: the weights do not match the recipe.
+    """
+    torch.manual_seed(recipe.run.seed)  # as in the run
+    if recipe.model.decoder:  # which may not fit another size, and is not probed
+        if weights is None:
+            weights = build_model(_updated(recipe, "data", image_size=size), width).state_dict()
+        recipe, width = _updated(recipe, "model", decoder=None), 1
+    model = build_model(recipe, width)
+    if weights:
+        prefix = "encoder."
+        tensors = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        fill(model, Weights(place, TIMM, tensors, image_size=size))
+    return model.eval().view
+
+
+def _updated(recipe: Recipe, section: str, **settings: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=settings)})
 
 
 def stated_recipe(source: str, overrides: Sequence[str]) -> Recipe | None:

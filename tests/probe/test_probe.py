@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,12 @@ from pipeline.data.labels import held_out, labels_of
 from pipeline.metrics import hits
 from pipeline.pixels import IMAGENET, normalise
 from pipeline.probe.attention import attended_tokens, attention_weights, looked_at
-from pipeline.probe.features import View, compute, encode, load
+from pipeline.probe.features import View, check_encoder, compute, encode, load
 from pipeline.probe.linear import fit
 from pipeline.probe.neighbours import nearest, votes
 from pipeline.probe.probe import default_folder
 from pipeline.probe.source import of_run, of_weights
+from pipeline.settings import ConfigError
 from shards.manifest import Manifest
 
 CPU = torch.device("cpu")
@@ -146,6 +148,40 @@ def test_layers_are_those_of_timm(name: str) -> None:
         torch.testing.assert_close(
             encode(encoder_of(encoder), images, [1, 3], "mean", torch.float32), [x.mean(1) for x in theirs]
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "attentions"),
+    [
+        ("vit_tiny_patch16_224", {"class_token": False}, 1),
+        ("vit_tiny_patch16_224", {"class_token": False, "reg_tokens": 2}, 1),
+        ("vit_tiny_patch16_224", {"reg_tokens": 2}, 1),
+        ("vit_base_patch16_siglip_224", {}, 1),
+        ("vit_medium_patch16_gap_240", {}, 1),
+        ("vit_base_patch16_dinov3", {}, 1),
+        ("vit_base_patch16_xp_224", {}, 1),  # attention beside the MLP
+        ("vit_small_patch16_18x2_224", {}, 2),  # two attentions beside each other
+        ("vit_dpwee_patch16_reg1_gap_256", {}, 2),  # the difference of two attentions
+    ],
+)
+def test_encoders_with_other_tokens_and_blocks_are_probed(name: str, options: dict[str, Any], attentions: int) -> None:
+    torch.manual_seed(0)
+    encoder = encoder_of(build_encoder(name, 32, embed_dim=48, depth=2, num_heads=3, **options).eval())
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        tokens = encoder.network.forward_features(normalise(images, torch.float32))
+    check_encoder(encoder)
+    (pooled,) = encode(encoder, images, [1], "mean", torch.float32)
+    torch.testing.assert_close(pooled, tokens[:, encoder.prefix :].mean(1))
+    for weights in attention_weights(encoder, images):
+        assert weights.shape == (2, 3 * attentions, *[encoder.prefix + 4] * 2)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    if encoder.network.cls_token is None:
+        with pytest.raises(ConfigError, match="does not have a class token"):
+            check_encoder(encoder, "class")
+    else:
+        check_encoder(encoder, "class")
+        torch.testing.assert_close(encode(encoder, images, [1], "class", torch.float32), [tokens[:, 0]])
 
 
 def test_attention_is_what_queries_and_keys_make_it() -> None:

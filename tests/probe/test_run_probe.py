@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from launching import assert_same_weights, launch, losses, metrics, pretrain, sm
 from mixing import mixed
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model.encoders.timm_vit import TimmEncoder
 from model.maskfeat import MaskFeat
 from pipeline.build import build_model
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World, join
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
+from pipeline.data.data_sets import DataSets
 from pipeline.data.loader import Loader
 from pipeline.data.request import Request
 from pipeline.data.views import CENTRE
@@ -232,7 +235,7 @@ def test_attention_that_is_spread_is_not_warned_of(run: Path) -> None:
     ("missing", "why"),
     [
         ("labels", "have no label"),
-        ("classes", "the data sets of data.mixture have no labels, or not the same classes"),
+        ("classes", "the data sets of data.mixture have no labels, or different classes"),
         ("validation", "data.validation is not set"),
         ("samples", "are too few"),
     ],
@@ -242,7 +245,10 @@ def test_a_run_that_cannot_be_probed_says_so_once_and_trains(
 ) -> None:
     training = {"labels": shards, "classes": "null"}.get(missing, labelled["train"])
     given = {
-        "classes": [f"data.validation={labelled['validation']}", mixed({"a": labelled["train"], "b": shards})],
+        "classes": [
+            f"data.validation={labelled['validation']}",
+            mixed({"a": labelled["train"], "b": labelled["validation"]}),
+        ],
         "labels": [f"data.validation={shards}"],
         "validation": [],
         "samples": [f"data.validation={labelled['validation']}", "run.probe_samples=19"],
@@ -261,3 +267,47 @@ def test_so_many_samples_are_used(labelled: dict[str, Path], tmp_path: Path, wor
     banked = [of for ids, _ in found._bank.batches() for of in ids.tolist()]
     asked = [of for ids, _ in found._queries.batches() for of in ids.tolist()]
     assert banked == list(range(0, 120, 4)) and asked == list(range(20))
+
+
+def test_samples_without_a_label_are_left_out(
+    labelled: dict[str, Path], shards: Path, tmp_path: Path, world: World
+) -> None:
+    """Also in the validation set, and where a whole data set of a mixture has none."""
+    recipe = small_recipe("null", tmp_path, mixed({"a": shards, "b": labelled["train"]}), "run.probe_every=1")
+    training, validation = DataSets(recipe.data).manifest, Manifest.load(labelled["validation"])
+    first, classes = len(training) - 120, validation.classes
+    assert training.classes == [*CLASSES] and (training.label[:first] == -1).all()
+    some = np.array([label if sample not in (3, 17) else -1 for sample, label in enumerate(validation.label)])
+    validation = replace(validation, label=some.astype(validation.label.dtype))
+    found = RunProbe(recipe, build_model(recipe).encoder, training, validation, world, Phases(tmp_path, 0, 600))
+    banked, asked = ([of for ids, _ in kept.batches() for of in ids.tolist()] for kept in (found._bank, found._queries))
+    assert banked == list(range(first, first + 120)) and asked == [of for of in range(20) if of not in (3, 17)]
+    named = [training.classes[label] for label in found._labels[1][asked]]
+    assert named == [classes[label] for label in validation.label[asked]]
+
+
+@pytest.mark.parametrize("wrong", ["samples", "encoder"])
+def test_a_probe_that_fails_is_a_note_and_the_run_continues(
+    wrong: str,
+    labelled: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Say each time that too few training samples are good, and once that the encoder cannot be probed."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("this attention cannot be read: set run.probe_every=null")
+
+    if wrong == "encoder":
+        monkeypatch.setattr(TimmEncoder, "attention", refuse)
+    else:
+        every = KeptCrops.batches
+        monkeypatch.setattr(KeptCrops, "batches", lambda crops: [(ids[:5], of[:5]) for ids, of in every(crops)][:1])
+    pretrain(labelled["train"], tmp_path / "run", f"data.validation={labelled['validation']}", *PROBED)
+    notes = [line for line in capsys.readouterr().out.splitlines() if "run.probe_every" in line]
+    if wrong == "encoder":
+        assert len(notes) == 1 and "the encoder is not probed: this attention cannot be read" in notes[0]
+    else:
+        assert len(notes) == 3 and "no probes after step 4: 5 good training samples" in notes[-1]
+    assert len(losses(tmp_path / "run")) == 4 and not probes(tmp_path / "run")

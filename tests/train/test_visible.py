@@ -96,6 +96,7 @@ def test_the_export_is_the_trained_encoder_with_its_positions(
 ) -> None:
     assert run_script(monkeypatch, "export.py", undisturbed, tmp_path / "weights") == 0
     exported = load_file(tmp_path / "weights/model.safetensors")
+    assert "no loss reached the output of its class token" in (tmp_path / "weights/README.md").read_text()
     found = last_checkpoint(undisturbed)
     model = load_model(found, recipe_of(found))
     trained = model.encoder.state_dict()
@@ -134,6 +135,11 @@ def test_a_run_is_probed_at_sizes_that_its_decoder_does_not_fit(undisturbed: Pat
     trained, probed = load_model(found, recipe_of(found)).encoder.state_dict(), source.encoder.network.state_dict()
     assert source.encoder.token_layout.shape == (5, 5)
     assert all(torch.equal(probed[name], trained[name]) for name in trained if name != "pos_embed")
+    started, untrained = (
+        of_run(undisturbed, None, size).encoder.network.state_dict() for size in ([], ["data.image_size=80"])
+    )
+    assert torch.equal(untrained["pos_embed"], probed["pos_embed"])
+    assert all(torch.equal(untrained[name], started[name]) for name in started if name != "pos_embed")
 
 
 def test_a_light_decoder_needs_no_teacher_to_be_measured_or_probed(shards: Path, tmp_path: Path) -> None:
