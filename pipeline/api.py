@@ -83,6 +83,7 @@ def training_batches(
     plain = recipe.model_copy(update={"engine": PLAIN})
     with torch.device("meta"):  # only the grids of the model matter
         model = build_model(plain)
+    plain.micro_batch(1)  # refuses a batch that a run refuses
     inputs = recipe.optim.batch_size // recipe.masks
     part = Part(inputs, inputs, recipe.run.seed, where)
     data: TrainingData = (StreamData if recipe.data.mode == "stream" else ExactData)(recipe.data, part)

@@ -119,6 +119,10 @@ class Recipe(TrainingRecipe):
         return self.mask.repeats
 
 
+# The last overrides of a recipe whose data sets are not read; of a mixture with videos, all inputs then are clips
+NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
     """Load a recipe of pre-training; see `load`."""
     return load(Recipe, recipe, overrides)

@@ -201,7 +201,7 @@ def end_to_end(
     from pipeline.cluster.world import join
 
     world = join()
-    recipe = step_recipe([*(settings or []), f"data.shards={shards}"], images, world)
+    recipe = step_recipe(settings or [], images, world, shards)
     figures = end_to_end(Loop(recipe, world), _steps(steps))
     if world.rank == 0:
         publish(figures, json)

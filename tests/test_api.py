@@ -64,6 +64,12 @@ def test_batches_of_images_and_videos(shards: Path, video_shards: Path, tmp_path
     assert first_loss(recipe, example) == pytest.approx(losses(tmp_path / "run")[1], rel=1e-5)
 
 
+@pytest.mark.parametrize("repeats", [("mask.repeats=3",), ("mask.repeats=4", "data.repeats=3"), ("mask.repeats=20",)])
+def test_a_batch_that_a_run_refuses_is_refused(repeats: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a multiple of"):
+        next(api.training_batches(small_recipe(shards, tmp_path, *repeats)))
+
+
 def test_any_batch_is_had_at_once(shards: Path, tmp_path: Path) -> None:
     recipe = small_recipe(shards, tmp_path, "mask.repeats=2")
     endless = api.training_batches(recipe)

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import NO_DATA, Recipe, load_recipe
 from pipeline.estimate import (
     Cluster,
     Costs,
@@ -38,8 +38,6 @@ from pipeline.settings import ConfigError
 from shards.terminal import Parser, note, prepare, say
 
 IMAGES, IMAGE_BYTES = 1_281_167, 110e3
-# No data set is read; in a mixture of images and videos, all inputs count as clips
-_NO_DATA = ("data.mixture=null", "data.validation_images=null", "data.shards=not read here")
 VIDEOS, VIDEO_BYTES = 240_000, 1e6
 
 
@@ -90,7 +88,7 @@ def main() -> int:
         if not (0 < value < math.inf or (name == "latency" and value == 0)):
             parser.error(f"--{name.replace('_', '-')} {value:g} is not a number above 0")
     try:
-        recipe = load_recipe(arguments.recipe, [*_NO_DATA, *arguments.overrides])
+        recipe = load_recipe(arguments.recipe, [*arguments.overrides, *NO_DATA])
         cost = costs(recipe)
         rate = arguments.images_per_second or arguments.mfu * arguments.peak * 1e12 / cost.flops
         if arguments.rates:
@@ -168,7 +166,7 @@ def tell_of_one_gpu(recipe: Recipe, figures: dict[str, Any], share: str) -> None
     decoded = "an image" if recipe.data.clip is None else "a clip"
     one = decoded if recipe.masks == 1 else "a view"
     rate = figures["inputs_per_second_per_gpu"]
-    frames = "" if recipe.data.frames is None else f", {rate * recipe.data.frames:,.0f} frames/s"
+    frames = "" if recipe.data.frames is None else f", {rate / recipe.masks * recipe.data.frames:,.0f} frames/s"
     parameters = f"{figures['parameters'] / 1e6:.1f}M parameters"
     cores, decoding = figures["decoding_cores_per_gpu"], figures["decode_milliseconds"]
     say(f"model     {parameters}, {figures['flop_per_input'] / 1e9:.1f} GFLOP {one}, forward and backward")

@@ -50,7 +50,9 @@ def dry_run(recipe: TrainingRecipe, ranks: int) -> Iterator[tuple[str, str]]:
         known |= {"target.kind": recipe.target.kind}
         cost = costs(recipe)
         memory = state_bytes(recipe, cost.size, ranks) + micro_batch * cost.activations
-        yield "model", f"{cost.size.parameters / 1e6:.1f}M parameters, {cost.flops * batch / 1e12:,.2f} TFLOP a step"
+        flops = cost.flops * batch
+        work = f"{flops / 1e12:,.2f} TFLOP" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP"
+        yield "model", f"{cost.size.parameters / 1e6:.1f}M parameters, {work} a step"
         yield "memory", f"about {memory / 1e9:.2f} GB a rank for weights, optimizer and activations, by arithmetic"
     yield "run.dir", _progress(recipe, known)
 

@@ -31,6 +31,7 @@ class TrainingLog:
         not_finite: records steps without a finite gradient.
         batch_size: inputs per step.
         views: inputs per sample that is read.
+        masks: inputs per crop or clip.
         frames: frames per clip; None: inputs are images.
         flops: FLOP to train on one input.
         trace: trace of the run's samples; None: no trace.
@@ -52,13 +53,15 @@ class TrainingLog:
         not_finite: NonFinite,
         batch_size: int,
         views: int,
+        masks: int,
         frames: int | None,
         flops: int,
         trace: SampleTrace | None,
     ) -> None:
         self._world, self._data, self._engine, self._saver, self._report = world, data, engine, saver, report
         self._bad, self._not_finite, self._trace = bad, not_finite, trace
-        self._batch_size, self._views, self._frames, self._flops = batch_size, views, frames, flops
+        self._batch_size, self._frames, self._flops = batch_size, frames, flops
+        self._views, self._masks = views, masks
         self._of_mixture = Counter[str]()  # samples since the last log, by metric
         self._seen = Counter[str]()  # inputs since then, and their frames; of a step all ranks have equally many
         self._stragglers = Stragglers()
@@ -125,7 +128,7 @@ class TrainingLog:
             "grad_norm": self._engine.grad_norm(),
             "lr": self._engine.learning_rate,
             "images_per_second": rate,
-            **({} if self._frames is None else {"frames_per_second": rate * self._mean_frames()}),
+            **({} if self._frames is None else {"frames_per_second": rate / self._masks * self._mean_frames()}),
             **({} if self._views == 1 else {"samples_per_second": rate / self._views}),
             **({} if share is None else {"mfu": share}),
             "data_wait": total["data_wait"] / self._world.size,

@@ -109,6 +109,7 @@ def set_up(recipe: AnyRecipe, world: World, phases: Phases, make_task: MakeTask[
         not_finite=not_finite,
         batch_size=batch_size,
         views=recipe.views,
+        masks=recipe.masks,
         frames=recipe.data.frames,
         flops=task.flops,
         trace=trace,

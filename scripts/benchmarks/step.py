@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from model.flops import training_flops
 from pipeline.build import build_examples, build_model, compile_forward
 from pipeline.cluster.phases import Phases
 from pipeline.cluster.world import World
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import NO_DATA, Recipe, load_recipe
 from pipeline.data.batch import Batch
 from pipeline.data.request import Request
 from pipeline.device import DTYPES
@@ -53,13 +54,14 @@ SETTINGS = (  # settings that a rate depends on
 Pixels = tuple[Tensor, Tensor]
 
 
-def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe:
+def step_recipe(settings: list[str], images: int | None, world: World, shards: Path | None = None) -> Recipe:
     """Return a recipe with one micro-batch per step.
 
     Args:
         settings: the recipe's name, if not the default (a large model on a GPU, a small one on a CPU), and overrides.
         images: images per rank; None: 256 on a GPU, 16 on a CPU.
         world: the processes.
+        shards: a data set to read, instead of those of the recipe; None: none is read.
 
     Raises:
         ConfigError: see `load_recipe`.
@@ -68,8 +70,9 @@ def step_recipe(settings: list[str], images: int | None, world: World) -> Recipe
     named = bool(settings) and "=" not in settings[0]
     name = settings[0] if named else "vit_base_300e" if gpu else "demo"
     batch = (images or (256 if gpu else 16)) * world.size
-    own = ["data.shards=none", f"optim.batch_size={batch}", "engine.micro_batch=null"]
-    return load_recipe(name, [*own, *settings[named:]])
+    own = [f"optim.batch_size={batch}", "engine.micro_batch=null"]
+    read = [f"data.shards={shards}"] if shards else []
+    return load_recipe(name, [*own, *settings[named:], *NO_DATA, *read])
 
 
 def settings_of(recipe: Recipe, world: World) -> dict[str, Any]:

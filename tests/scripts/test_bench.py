@@ -80,7 +80,7 @@ def test_several_masks_of_an_image_are_counted_as_views(scripts: None, shards: P
     from benchmarks.step import Loop, resident, settings_of, step_recipe
 
     world = join()
-    recipe = step_recipe(["demo", *SMALL, "mask.repeats=2", f"data.shards={shards}"], 4, world)
+    recipe = step_recipe(["demo", *SMALL, "mask.repeats=2"], 4, world, shards)
     loop, data = Loop(recipe, world), open_data(recipe, world)
     for batches in (resident(recipe, world), pixels(data.batches(0, 1), Clock(world.device))):
         images, keys = next(batches)
@@ -92,6 +92,16 @@ def test_several_masks_of_an_image_are_counted_as_views(scripts: None, shards: P
         assert len(example.mask.cells) == 4 and len(predictions) == len(example.targets)
     data.close()
     assert settings_of(recipe, world)["mask.repeats"] == 2
+
+
+def test_a_step_of_a_recipe_with_a_mixture_is_measured_without_its_data(scripts: None, tmp_path: Path) -> None:
+    from benchmarks.step import step_recipe
+
+    recipe = tmp_path / "mixture.yaml"
+    recipe.write_text("base: small\ndata: {mixture: {a: {shards: x}, b: {shards: y}}}\n")
+    for settings in ([str(recipe), "data.mixture.a.weight=3"], ["small", "data.mixture={a: {shards: x}}"]):
+        found = step_recipe(settings, 4, join())
+        assert found.optim.batch_size == 4 and found.data.mixture is None
 
 
 def test_the_host_time_of_a_step_is_told_by_part(scripts: None, shards: Path) -> None:

@@ -358,10 +358,18 @@ def test_views_and_the_images_that_they_are_made_of(
     assert "read      1.0 TB of images in all" in said
 
 
-def test_data_sets_are_not_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_sets_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for options, notes in (([], 1), (["--samples", "3000"], 0)):
         assert run_script(monkeypatch, "estimate.py", "small", "data.shards=nowhere", *options) == 0
         assert capsys.readouterr().err.count("note: data sets are not read: give the number of samples") == notes
+    recipe = tmp_path / "mixture.yaml"
+    recipe.write_text("base: small\ndata: {mixture: {a: {shards: x}, b: {shards: y}}}\n")
+    mixtures = (("small", "data.mixture={a: {shards: x}, b: {shards: y}}"), (recipe, "data.mixture.a.weight=3"))
+    for command in mixtures:
+        assert run_script(monkeypatch, "estimate.py", *command) == 0
+        assert "note: data sets are not read" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
