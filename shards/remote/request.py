@@ -118,14 +118,15 @@ def request(
     """Call a method of the URL's file system until it succeeds, with `before` and the file's name as arguments.
 
     An attempt is cancelled after 30 seconds, or a quarter of a shorter `deadline`. `extra` seconds are added to both.
-    Raises StorageError: the request was refused, or had not succeeded within `deadline` seconds.
+    Raises StorageError: the request was refused, or had not succeeded within `deadline` seconds; the reason is that of
+    the last attempt that had all of its time.
     """
     traffic = Traffic() if traffic is None else traffic
     begun = time.monotonic()
-    end = begun + deadline + extra
+    end, longest, what = begun + deadline + extra, extra + min(_ATTEMPT, deadline / 4), ""
     for attempt in itertools.count():
         now = time.monotonic()
-        limit = min(extra + min(_ATTEMPT, deadline / 4), end - now)
+        limit = min(longest, end - now)
         try:
             filesystem, path = locate(url)
             answer = _call(filesystem, method, limit, *before, path, **options)
@@ -133,7 +134,9 @@ def request(
             traffic.count(seconds=time.monotonic() - now, retry=attempt > 0, failure=True)
             raise
         except Exception as error:  # every protocol has its own errors, few of which are OSErrors
-            number, what = _diagnosis(error)
+            number, found = _diagnosis(error)
+            if number != errno.ETIMEDOUT or limit == longest or not what:
+                what = found
             pause = _JITTER.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))
             ended = time.monotonic()
             failure = number != errno.ETIMEDOUT or ended + pause >= end

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from servers import S3, HttpServer, http_server
 
 from shards import storage
+from shards.remote import request
 from shards.storage import StorageError, Traffic, read
 
 SECRET = "not-for-your-eyes"
@@ -65,6 +67,31 @@ def test_what_passes_is_tried_again(server: HttpServer, fault: str) -> None:
     assert counted.pop("seconds") > (8.0 if fault == "stall" else 0.0)  # two attempts of a quarter of the deadline
     assert counted == {"requests": 3, "retries": 2, "failures": 0, "bytes": 50_000}
     assert server.requests == [("/data", "bytes=1000-50999")] * 3
+
+
+@pytest.mark.parametrize(("status", "why"), [(503, "503 Service Unavailable; tried for 1 s"), (403, "403 Forbidden")])
+def test_the_reason_is_not_that_the_deadline_cut_an_attempt_short(
+    status: int, why: str, server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal is one also then."""
+    now, limits = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def fail(filesystem: object, method: str, limit: float, *arguments: object, **options: object) -> None:
+        limits.append(limit)
+        if limit < 0.25 and status == 503:
+            raise TimeoutError
+        error = OSError("no")
+        error.status = 503 if limit == 0.25 else status  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(request, "_call", fail)
+    monkeypatch.setattr(request, "_JITTER", SimpleNamespace(uniform=lambda *_: 0.3))
+    monkeypatch.setattr(request, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    error = given_up(lambda: read(f"{server.url}/data", deadline=1.0), within=20.0)
+    assert error.strerror == why and limits == [0.25, 0.25, 0.25, pytest.approx(0.1)]
 
 
 @pytest.mark.parametrize("fault", PASSING)

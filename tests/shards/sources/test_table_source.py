@@ -291,7 +291,7 @@ def test_images_of_an_object_store_are_read_and_missing_ones_rejected(tmp_path: 
 def test_urls_that_do_not_answer_are_told_from_those_that_refuse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shards.making.shard._DEADLINE", 1.0)
+    monkeypatch.setattr("shards.making.shard._DEADLINE", 4.0)
     images = make_tree(tmp_path / "images", 3, ())
     with http_server(images) as server:
         server.fail(503, times=100, match="000")
@@ -302,7 +302,7 @@ def test_urls_that_do_not_answer_are_told_from_those_that_refuse(
         build(source, tmp_path / "out", workers=1)
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet", columns=["reason", "detail"]).to_pylist()
     assert rejects == [
-        {"reason": "unreachable", "detail": "503 Service Unavailable; tried for 1 s"},
+        {"reason": "unreachable", "detail": "503 Service Unavailable; tried for 4 s"},
         {"reason": "unreadable", "detail": "403 Forbidden"},
     ]
 
