@@ -10,7 +10,7 @@ import numpy as np
 from av.packet import Packet
 from making_images import encoded as encoded_image
 from making_images import picture
-from making_videos import encoded, film, kinds
+from making_videos import OPTIONS, encoded, film, kinds
 
 Odd = dict[str, tuple[bytes, str]]  # by name: the file, and `kept`, `encoded` or the reason for its rejection
 PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n"
@@ -99,7 +99,7 @@ def with_sound(pixels: np.ndarray | None, container: str = "mp4") -> bytes:
         if pixels is not None:
             stream = target.add_stream("libx264", rate=25)
             stream.height, stream.width = pixels.shape[1:3]
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt, stream.options, stream.thread_count = "yuv420p", OPTIONS["libx264"], 1
             for image in pixels:
                 target.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             target.mux(stream.encode(None))

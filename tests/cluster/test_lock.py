@@ -66,9 +66,9 @@ def test_a_holder_that_says_nonsense_is_one_error(tmp_path: Path, world: World) 
 def test_a_run_that_is_about_to_end_is_waited_for(
     tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process = holder(tmp_path, 2)
+    process = holder(tmp_path, 5)
     hold(tmp_path, world, 30)
-    process.join(5)
+    process.join(15)
     assert process.exitcode == 0
     (said,) = capsys.readouterr().out.splitlines()
     assert said == f"note: run.dir={tmp_path} is in use by pid {process.pid} on {socket.gethostname()}: " + (
@@ -93,9 +93,9 @@ def test_a_second_run_leaves_the_first_alone(shards: Path, tmp_path: Path) -> No
     run = tmp_path / "run"
     first = start(shards, run, "run.save_every=2", "optim.epochs=2000")
     first.until(lambda: any(run.glob("checkpoints/step-*")))
-    settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", "run.deadline=4", "run.max_steps=1"]
+    settings = [*SMALL, f"data.shards={shards}", f"run.dir={run}", "run.deadline=20", "run.max_steps=1"]
     second = Ranks(2, ["demo", *settings], tmp_path / "second-said", free_port())
-    assert second.wait(60) == [1, 1]
+    assert second.wait(120) == [1, 1]
     assert second.said().count("error: ") == 1 and f"is in use by pid {first.pids[0]} on" in second.said()
     first.signal(0, signal.SIGTERM)
     assert first.wait(60) == [75, 75], first.said()

@@ -22,7 +22,7 @@ def ranks_of(run: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            arguments = (process / "cmdline").read_bytes().decode().split("\0")
+            arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
         except OSError:
             continue
         if f"run.dir={run}" in arguments and not any("deepspeed" in argument for argument in arguments):
@@ -32,12 +32,12 @@ def ranks_of(run: Path) -> list[int]:
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
     """Use the real launcher, which starts the same run as `launch`."""
-    options = ["run.max_steps=40", "run.trace_samples=true"]
+    options = ["optim.epochs=2000", "run.trace_samples=true"]
     run = tmp_path / "run"
     process = subprocess.Popen(
         **command(shards, run, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -46,12 +46,13 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(shards: Path, tmp_pa
     os.kill(ranks[1], signal.SIGTERM)
     asked = time.monotonic()
     output, _ = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 25
+    assert time.monotonic() - asked < 50
     assert process.returncode == 75 and "as asked; the same command resumes" in output
     assert not ranks_of(run)
 
     stopped = newest(run / "checkpoints", report=print)
-    assert stopped and 5 <= stopped.facts.step < 40
+    assert stopped and stopped.facts.step >= 5
+    options.append(f"run.max_steps={stopped.facts.step + 10}")
     launch(shards, run, *options)
     launch(shards, tmp_path / "whole", *options)
     assert losses(run) == losses(tmp_path / "whole")

@@ -272,7 +272,7 @@ def test_a_signal_reaches_the_processes_and_not_their_launcher(
     def interrupt() -> None:
         while not (tmp_path / "began").exists():
             time.sleep(0.05)
-        time.sleep(0.2)
+        time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)

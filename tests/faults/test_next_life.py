@@ -19,7 +19,7 @@ import torch
 from launching import assert_same_weights, last_checkpoint, launch, start
 from ranks import Ranks
 
-OPTIONS = ["run.max_steps=16", "run.save_every=4", "run.trace_samples=true", "run.deadline=12"]
+OPTIONS = ["run.max_steps=32", "run.save_every=4", "run.trace_samples=true", "run.deadline=12"]
 CLIPS = ["data.image_size=64", "data.frames=4", "data.sampling=stride", "data.stride=2", "data.repeats=2"]
 
 
@@ -171,5 +171,5 @@ def taken(run: Path) -> dict[int, tuple[list[int], list[list[int]]]]:
 
 def assert_equal(run: Path, undisturbed: Path) -> None:
     assert traces(run) == traces(undisturbed) and len(traces(run)) == 2
-    assert last_checkpoint(run).facts.step == last_checkpoint(undisturbed).facts.step == 16
+    assert last_checkpoint(run).facts.step == last_checkpoint(undisturbed).facts.step == 32
     assert_same_weights(run, undisturbed)

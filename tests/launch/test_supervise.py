@@ -251,7 +251,7 @@ def test_a_killed_rank_and_a_signal_cost_nothing(shards: Path, tmp_path: Path) -
         wait_until(lambda: lives(run) and reached(run) > lives(run)[0]["step"] + 5, supervisor)
         supervisor.send_signal(signal.SIGTERM)
         asked = time.monotonic()
-        assert supervisor.wait(60) == 75 and time.monotonic() - asked < 25
+        assert supervisor.wait(60) == 75 and time.monotonic() - asked < 50
         assert not ranks(run)
     finally:
         supervisor.kill()
@@ -274,7 +274,7 @@ def test_ranks_end_with_their_launcher(shards: Path, tmp_path: Path) -> None:
         launcher.wait(10)
         asked = time.monotonic()
         while ranks(run):
-            assert time.monotonic() - asked < 25
+            assert time.monotonic() - asked < 50
             time.sleep(0.02)
     finally:
         end_ranks(run, 0)

@@ -150,8 +150,10 @@ def test_a_board_that_cannot_be_opened_or_hangs_keeps_nobody_waiting(
         hanging.scalars(step, {})
     hanging.close()
     assert time.monotonic() - began < 5
+    said = capsys.readouterr().out.splitlines()
     released.set()
-    assert capsys.readouterr().out.splitlines() == [
+    hanging._thread.join(60)
+    assert said == [
         "warning: one board cannot be used, training continues without it: not logged in",
         "warning: another does not keep up, training continues: what is new is not shown there",
         "warning: another does not answer: it does not show the end of this run",

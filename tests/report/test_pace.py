@@ -1,6 +1,7 @@
 """A rank's own work, and which rank delays the others."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,25 +9,36 @@ import torch
 from pipeline.report.pace import Clock, Stragglers
 
 
-def test_own_time_is_waiting_for_data_and_work_but_not_the_rest() -> None:
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let time pass, on a clock of the test's own."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def passed(seconds: float) -> None:
+        now[0] += seconds
+
+    return passed
+
+
+def test_own_time_is_waiting_for_data_and_work_but_not_the_rest(sleep: Callable[[float], None]) -> None:
     clock = Clock(torch.device("cpu"))
     for _ in range(2):
         with clock.waiting():
-            time.sleep(0.01)
+            sleep(1)
         with clock.working():
-            time.sleep(0.02)
-        time.sleep(0.2)  # for other ranks
+            sleep(2)
+        sleep(20)  # for other ranks
         clock.steps += 1
-    assert 0.03 <= clock.own_seconds() < 0.2
-    assert 0.02 <= clock.wait < 0.2
-    assert clock.elapsed >= 0.46
+    assert (clock.own_seconds(), clock.wait, clock.elapsed) == (3, 2, 46)
 
 
-def test_time_that_is_stopped_does_not_count() -> None:
+def test_time_that_is_stopped_does_not_count(sleep: Callable[[float], None]) -> None:
     clock = Clock(torch.device("cpu"))
     with clock.stopped():
-        time.sleep(0.3)
-    assert clock.elapsed < 0.3
+        sleep(3)
+    sleep(1)
+    assert clock.elapsed == 1
 
 
 def test_ranks_that_stay_far_slower_than_the_median_are_named_once() -> None:

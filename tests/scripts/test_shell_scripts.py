@@ -249,7 +249,7 @@ sys.exit(75)
         while not (checkout / file).exists():
             assert batch.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(0.2)  # until its traps are set
+        time.sleep(1)  # until its traps are set
         batch.send_signal(number)
     assert batch.wait(30) == 75
     assert calls(checkout)[-1] == ["scontrol", "requeue", "7"]

@@ -65,6 +65,16 @@ def wait_for_records(out: Path, count: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
+def settled(out: Path) -> dict[Path, int]:
+    """Return the files and their times once nothing is written any more, since workers end by themselves."""
+    deadline, before = time.monotonic() + 60, None
+    while (files := {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.exists()}) != before:
+        assert time.monotonic() < deadline
+        before = files
+        time.sleep(0.5)
+    return files
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_in_the_midst_then_a_re_run_gives_the_same_bytes(
     workers: int, slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
@@ -74,12 +84,9 @@ def test_kill_9_in_the_midst_then_a_re_run_gives_the_same_bytes(
     wait_for_records(out, 5, process)
     process.kill()
     process.communicate()
-    time.sleep(0.3)  # workers end by themselves: nothing may be written any more
-    left = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    left = settled(out)
     assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
-    time.sleep(0.5)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == left
 
     damaged = sorted(kept)[0]
     damaged.write_bytes(damaged.read_bytes()[:-512])
